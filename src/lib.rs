@@ -1,1 +1,13 @@
-//! Tilewright.
+//! Tilewright: block-sparse attention kernels, generated, compiled at run time and tuned on the GPU at hand.
+#![deny(missing_docs)]
+
+extern crate self as tilewright;
+
+mod error;
+pub mod select;
+pub mod tensor;
+
+pub use error::Error;
+pub use select::{Selection, top_k, top_p};
+pub use tensor::Tensor;
+pub use tilewright_codegen::DType;

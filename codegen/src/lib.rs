@@ -1,1 +1,3 @@
 //! The generator behind tilewright.
+pub mod dtype;
+pub use dtype::DType;

@@ -1,0 +1,93 @@
+//! The rule that picks key blocks: top-k, top-p, or their union.
+//!
+//! ```
+//! use tilewright::{top_k, top_p};
+//! let rule = top_k(0.03) | top_p(0.2);
+//! assert_eq!((rule.k(), rule.p()), (Some(0.03), Some(0.2)));
+//! assert!((top_k(0.0) | top_p(0.2)).validate().is_err());
+//! ```
+//!
+//! With the row's `n` admissible blocks in descending order of their pooled probability P̄ (ties: lower index first),
+//! top-k takes the first `max(1, ceil(k · n))` and top-p the shortest prefix whose mass is at least `p`. Both are
+//! prefixes of one order, so their union is the longer of the two (SpargeAttention2, arXiv 2602.13515).
+
+/// A share outside its range.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SelectError {
+    /// `k` or `p` is not in (0, 1].
+    #[error("top-{name} is {found}, needed a share in (0, 1]: 0.03 keeps 3 %")]
+    Share {
+        /// `k` or `p`.
+        name: char,
+        /// The value.
+        found: f64,
+    },
+}
+
+/// Which key blocks a query block keeps. Made by [`top_k`], [`top_p`] and `|`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Selection {
+    k: Option<f64>,
+    p: Option<f64>,
+}
+
+/// Keep the `ceil(share · n)` best of `n` admissible blocks, at least one.
+pub fn top_k(share: f64) -> Selection {
+    Selection { k: Some(share), p: None }
+}
+
+/// Keep the shortest prefix of the best blocks whose probability mass is at least `mass`.
+pub fn top_p(mass: f64) -> Selection {
+    Selection { k: None, p: Some(mass) }
+}
+
+impl std::ops::BitOr for Selection {
+    type Output = Selection;
+
+    /// The union: the longer prefix of each row. A rule given on both sides keeps the larger share.
+    fn bitor(self, other: Selection) -> Selection {
+        let larger = |a: Option<f64>, b: Option<f64>| match (a, b) {
+            (Some(a), Some(b)) => Some(if b > a || b.is_nan() { b } else { a }),
+            (a, b) => a.or(b),
+        };
+        Selection { k: larger(self.k, other.k), p: larger(self.p, other.p) }
+    }
+}
+
+impl Selection {
+    /// The share of blocks top-k keeps.
+    pub fn k(&self) -> Option<f64> {
+        self.k
+    }
+
+    /// The mass top-p keeps.
+    pub fn p(&self) -> Option<f64> {
+        self.p
+    }
+
+    /// Checks that every share given is in (0, 1].
+    ///
+    /// # Errors
+    /// [`SelectError::Share`] otherwise; NaN is refused too.
+    pub fn validate(&self) -> Result<(), SelectError> {
+        for (name, share) in [('k', self.k), ('p', self.p)] {
+            if let Some(found) = share
+                && !(found > 0.0 && found <= 1.0)
+            {
+                return Err(SelectError::Share { name, found });
+            }
+        }
+        Ok(())
+    }
+
+    /// `k` as the kernels take it: 0 when there is no top-k (one block is kept all the same).
+    pub(crate) fn k_f32(&self) -> f32 {
+        self.k.unwrap_or(0.0) as f32
+    }
+
+    /// `p` as the kernels take it: 0 when there is no top-p.
+    pub(crate) fn p_f32(&self) -> f32 {
+        self.p.unwrap_or(0.0) as f32
+    }
+}

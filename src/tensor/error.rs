@@ -1,0 +1,73 @@
+//! What can be wrong with a tensor handed to the library.
+
+use crate::DType;
+
+/// A tensor that cannot be used as asked.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TensorError {
+    /// The data does not fill the shape.
+    #[error("{found} elements were given for shape {shape:?}, which needs {needed}: pass as many elements as the shape has")]
+    Length {
+        /// Elements given.
+        found: usize,
+        /// Elements the shape has.
+        needed: usize,
+        /// The shape.
+        shape: Vec<usize>,
+    },
+    /// The product of the dimensions does not fit in memory.
+    #[error("shape {shape:?} of {dtype} is larger than the address space: use a smaller shape")]
+    TooLarge {
+        /// The shape.
+        shape: Vec<usize>,
+        /// Its element type.
+        dtype: DType,
+    },
+    /// The element type is not the one asked for.
+    #[error("{what} has dtype {found}, needed {needed}: convert it first")]
+    DType {
+        /// Which tensor.
+        what: String,
+        /// Its element type.
+        found: DType,
+        /// What was needed.
+        needed: String,
+    },
+    /// The number of dimensions is wrong.
+    #[error("{what} has {found} dimensions (shape {shape:?}), needed {needed}: {layout}")]
+    Rank {
+        /// Which tensor.
+        what: String,
+        /// Its rank.
+        found: usize,
+        /// The rank needed.
+        needed: usize,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// What the dimensions mean.
+        layout: String,
+    },
+    /// Strides of another length than the shape, or that leave the storage.
+    #[error("strides {strides:?} do not fit shape {shape:?} over {elements} elements: {why}")]
+    Strides {
+        /// The strides, in elements.
+        strides: Vec<usize>,
+        /// The shape.
+        shape: Vec<usize>,
+        /// Elements in the storage.
+        elements: usize,
+        /// What does not fit.
+        why: &'static str,
+    },
+    /// The tensor lives on another device than the operation runs on.
+    #[error("{what} is on {found}, needed on {needed}: call `.to(&device)` first")]
+    Place {
+        /// Which tensor.
+        what: String,
+        /// Where it is.
+        found: String,
+        /// Where it should be.
+        needed: String,
+    },
+}

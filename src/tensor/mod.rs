@@ -1,0 +1,225 @@
+//! Tensors: a dtype, a shape, strides and a storage in host memory or on a GPU.
+//!
+//! ```
+//! use tilewright::Tensor;
+//! let t = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0], &[2, 3])?;
+//! assert_eq!(t.strides(), &[3, 1]);
+//! let transposed = t.permute(&[1, 0]);
+//! assert_eq!(transposed.to_vec::<f32>()?, [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+//! # Ok::<(), tilewright::Error>(())
+//! ```
+
+mod element;
+mod error;
+mod host;
+
+pub use element::{Element, Half};
+pub use error::TensorError;
+use host::HostBuffer;
+
+use crate::{DType, Error};
+use std::sync::Arc;
+
+/// A strided view of shared storage. Cloning is cheap and shares the storage.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    dtype: DType,
+    shape: Vec<usize>,
+    /// In elements.
+    strides: Vec<usize>,
+    storage: Storage,
+}
+
+/// Where the elements are.
+#[derive(Clone, Debug)]
+pub(crate) enum Storage {
+    /// Host memory.
+    Host(Arc<HostBuffer>),
+}
+
+/// Strides of a contiguous tensor: the last dimension is the fastest.
+pub fn contiguous_strides(shape: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1; shape.len()];
+    for i in (1..shape.len()).rev() {
+        strides[i - 1] = strides[i] * shape[i].max(1);
+    }
+    strides
+}
+
+fn element_count(shape: &[usize], dtype: DType) -> Result<usize, TensorError> {
+    shape
+        .iter()
+        .try_fold(1usize, |n, &dim| n.checked_mul(dim))
+        .filter(|n| n.checked_mul(dtype.size()).is_some_and(|bytes| bytes <= isize::MAX as usize))
+        .ok_or_else(|| TensorError::TooLarge { shape: shape.to_vec(), dtype })
+}
+
+impl Tensor {
+    /// A contiguous host tensor with a copy of `data`.
+    ///
+    /// # Errors
+    /// [`TensorError::Length`] unless `data` has as many elements as `shape`.
+    pub fn from_slice<E: Element>(data: &[E], shape: &[usize]) -> Result<Self, Error> {
+        let needed = element_count(shape, E::DTYPE)?;
+        if data.len() != needed {
+            return Err(TensorError::Length { found: data.len(), needed, shape: shape.to_vec() }.into());
+        }
+        Ok(Self::host(E::DTYPE, shape, HostBuffer::copy_of(bytemuck::cast_slice(data))))
+    }
+
+    /// A contiguous host tensor of `dtype` from its little-endian bytes, as a safetensors file holds them.
+    ///
+    /// # Errors
+    /// [`TensorError::Length`] unless there are exactly as many bytes as the shape needs.
+    pub fn from_bytes(dtype: DType, bytes: &[u8], shape: &[usize]) -> Result<Self, Error> {
+        let needed = element_count(shape, dtype)?;
+        if bytes.len() != needed * dtype.size() {
+            let found = bytes.len() / dtype.size();
+            return Err(TensorError::Length { found, needed, shape: shape.to_vec() }.into());
+        }
+        Ok(Self::host(dtype, shape, HostBuffer::copy_of(bytes)))
+    }
+
+    /// A contiguous host tensor of zeros.
+    ///
+    /// # Errors
+    /// [`TensorError::TooLarge`] when the shape does not fit in memory.
+    pub fn zeros(dtype: DType, shape: &[usize]) -> Result<Self, Error> {
+        let bytes = element_count(shape, dtype)? * dtype.size();
+        Ok(Self::host(dtype, shape, HostBuffer::zeroed(bytes)))
+    }
+
+    fn host(dtype: DType, shape: &[usize], buffer: HostBuffer) -> Self {
+        Tensor {
+            dtype,
+            shape: shape.to_vec(),
+            strides: contiguous_strides(shape),
+            storage: Storage::Host(Arc::new(buffer)),
+        }
+    }
+
+    /// The same storage seen with another shape and strides (in elements).
+    ///
+    /// # Errors
+    /// [`TensorError::Strides`] when a view would leave the storage or the lengths differ.
+    pub fn with_strides(&self, shape: &[usize], strides: &[usize]) -> Result<Self, Error> {
+        let elements = self.storage_elements();
+        let fail = |why| {
+            let (strides, shape) = (strides.to_vec(), shape.to_vec());
+            Err(TensorError::Strides { strides, shape, elements, why }.into())
+        };
+        if shape.len() != strides.len() {
+            return fail("give one stride for every dimension");
+        }
+        let last = shape.iter().zip(strides).try_fold(0usize, |last, (&dim, &stride)| {
+            dim.saturating_sub(1).checked_mul(stride).and_then(|step| last.checked_add(step))
+        });
+        let empty = shape.contains(&0);
+        if !empty && !last.is_some_and(|last| last < elements) {
+            return fail("the last element would lie outside the storage");
+        }
+        Ok(Tensor { shape: shape.to_vec(), strides: strides.to_vec(), ..self.clone() })
+    }
+
+    /// The same storage with its dimensions reordered; `order` names each dimension once.
+    ///
+    /// A `[batch, seq, heads, d]` (BSHD) tensor becomes `[batch, heads, seq, d]` with `permute(&[0, 2, 1, 3])`, without a copy.
+    pub fn permute(&self, order: &[usize]) -> Self {
+        debug_assert_eq!(order.len(), self.shape.len());
+        Tensor {
+            shape: order.iter().map(|&i| self.shape[i]).collect(),
+            strides: order.iter().map(|&i| self.strides[i]).collect(),
+            ..self.clone()
+        }
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The dimensions.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The distance between neighbours along each dimension, in elements.
+    pub fn strides(&self) -> &[usize] {
+        &self.strides
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether the elements lie densely in row-major order.
+    pub fn is_contiguous(&self) -> bool {
+        let dense = contiguous_strides(&self.shape);
+        self.shape.iter().zip(self.strides.iter().zip(&dense)).all(|(&dim, (a, b))| dim == 1 || a == b)
+    }
+
+    fn storage_elements(&self) -> usize {
+        match &self.storage {
+            Storage::Host(buffer) => buffer.len() / self.dtype.size(),
+        }
+    }
+
+    /// The whole storage of a host tensor, to be indexed with [`strides`](Self::strides).
+    ///
+    /// # Errors
+    /// [`TensorError::DType`] when the elements are not `E`; [`TensorError::Place`] when it is on a GPU.
+    pub fn host_elements<E: Element>(&self) -> Result<&[E], Error> {
+        self.expect_dtype(E::DTYPE)?;
+        match &self.storage {
+            Storage::Host(buffer) => Ok(bytemuck::cast_slice(buffer.bytes())),
+        }
+    }
+
+    /// The elements in row-major order, copied (from the GPU too).
+    ///
+    /// # Errors
+    /// [`TensorError::DType`] when the elements are not `E`; a device error when the copy fails.
+    pub fn to_vec<E: Element>(&self) -> Result<Vec<E>, Error> {
+        let all = self.host_elements::<E>()?;
+        if self.is_contiguous() {
+            return Ok(all[..self.elements()].to_vec());
+        }
+        let mut out = Vec::with_capacity(self.elements());
+        self.for_each_offset(|offset| out.push(all[offset]));
+        Ok(out)
+    }
+
+    /// The elements as `f32` in row-major order; half types widen exactly.
+    ///
+    /// # Errors
+    /// As [`to_vec`](Self::to_vec); integer tensors are refused.
+    pub fn to_f32_vec(&self) -> Result<Vec<f32>, Error> {
+        match self.dtype {
+            DType::F16 => Ok(self.to_vec::<half::f16>()?.into_iter().map(Half::widen).collect()),
+            DType::Bf16 => Ok(self.to_vec::<half::bf16>()?.into_iter().map(Half::widen).collect()),
+            _ => self.to_vec::<f32>(),
+        }
+    }
+
+    fn for_each_offset(&self, mut visit: impl FnMut(usize)) {
+        let mut index = vec![0usize; self.shape.len()];
+        for _ in 0..self.elements() {
+            visit(index.iter().zip(&self.strides).map(|(i, s)| i * s).sum());
+            for axis in (0..index.len()).rev() {
+                index[axis] += 1;
+                if index[axis] < self.shape[axis] {
+                    break;
+                }
+                index[axis] = 0;
+            }
+        }
+    }
+
+    fn expect_dtype(&self, needed: DType) -> Result<(), TensorError> {
+        if self.dtype == needed {
+            return Ok(());
+        }
+        Err(TensorError::DType { what: "the tensor".into(), found: self.dtype, needed: needed.to_string() })
+    }
+}
