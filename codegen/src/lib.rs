@@ -1,3 +1,40 @@
-//! The generator behind tilewright.
-pub mod dtype;
+//! The generator behind tilewright: from kernel declarations and device functions to specialised CUDA sources, Rust
+//! bindings and the tuning space. It needs no CUDA and no GPU.
+//!
+//! The flow, one way only: [`KernelSource`] (a folder) → [`dsl::Kernel`] (its declaration) → [`KernelSpec`] (*what* is
+//! computed) → [`Candidate`]s (*how*: a [`Schedule`] with its [`Budget`]; pruned ones are [`Rejection`]s) → [`Variant`]
+//! (the rendered source with its fingerprint). [`Generator`] walks it; [`emit()`] does so in a user's `build.rs`.
+//!
+//! ```no_run
+//! // build.rs
+//! fn main() -> Result<(), tilewright_codegen::Error> {
+//!     tilewright_codegen::emit("kernels/")
+//! }
+//! ```
+
+mod arch;
+mod bindings;
+mod budget;
+pub mod dsl;
+mod dtype;
+mod emit;
+mod error;
+mod generator;
+pub mod lower;
+mod params;
+mod render;
+mod schedule;
+mod source;
+mod spec;
+mod variant;
+
+pub use arch::{Arch, Family, Limits};
+pub use budget::{Budget, Candidate, Candidates, Reason, Rejection};
 pub use dtype::DType;
+pub use emit::{emit, generated};
+pub use error::Error;
+pub use generator::Generator;
+pub use schedule::Schedule;
+pub use source::KernelSource;
+pub use spec::{KernelSpec, Value};
+pub use variant::Variant;

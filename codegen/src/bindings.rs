@@ -1,0 +1,250 @@
+//! Rust text for a declaration: the `Params` struct, the arguments and their checked binding.
+
+use crate::arch::Family;
+use crate::dsl::{Arg, ArgKind, DimRef, ElementType, Expr, Kernel, ScalarType};
+use crate::params::{FieldKind, ParamsLayout};
+use proc_macro2::{Literal, TokenStream};
+use quote::{format_ident, quote};
+
+/// The bindings of one kernel as formatted Rust, to stand in a module of the kernel's name.
+///
+/// `files` are the paths (relative to the file the text will stand in, or absolute) of the declaration and of each body,
+/// as `(path in the templates folder, path to include)`.
+pub(crate) fn bindings(kernel: &Kernel, declaration: &str, files: &[(String, String)]) -> String {
+    let layout = ParamsLayout::of(kernel);
+    let (source, params, args, bind) = (
+        source_static(kernel, declaration, files),
+        params_struct(kernel, &layout),
+        args_struct(kernel),
+        kernel_args_impl(kernel, &layout),
+    );
+    let file: syn::File = syn::parse2(quote!(#source #params #args #bind)).expect("the bindings are Rust");
+    prettyplease::unparse(&file)
+}
+
+fn source_static(kernel: &Kernel, declaration: &str, files: &[(String, String)]) -> TokenStream {
+    let name = &kernel.name;
+    let doc = format!(" The files of kernel `{name}`.");
+    let files = files.iter().map(|(path, include)| {
+        quote!((::std::borrow::Cow::Borrowed(#path), ::std::borrow::Cow::Borrowed(include_str!(#include))))
+    });
+    quote! {
+        #[doc = #doc]
+        pub static SOURCE: ::tilewright::codegen::KernelSource = ::tilewright::codegen::KernelSource {
+            name: ::std::borrow::Cow::Borrowed(#name),
+            declaration: ::std::borrow::Cow::Borrowed(include_str!(#declaration)),
+            files: ::std::borrow::Cow::Borrowed(&[#(#files),*]),
+        };
+    }
+}
+
+fn params_struct(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
+    let doc = format!(" What `{}` takes by value, member for member as its CUDA struct.", kernel.name);
+    let members = layout.fields.iter().map(|field| {
+        let name = format_ident!("{}", field.name);
+        let (ty, doc) = match &field.kind {
+            FieldKind::Pointer { .. } => (quote!(u64), format!(" Device pointer of `{}`.", field.name)),
+            FieldKind::Strides(count) => {
+                let count = Literal::usize_unsuffixed(*count);
+                (quote!([i64; #count]), " Strides in elements of all dimensions but the last.".to_owned())
+            }
+            FieldKind::Dim => (quote!(i32), format!(" Dimension `{}`.", field.name)),
+            FieldKind::Scalar(ScalarType::F32) => (quote!(f32), format!(" Scalar `{}`.", field.name)),
+            FieldKind::Scalar(ScalarType::I32) => (quote!(i32), format!(" Scalar `{}`.", field.name)),
+        };
+        quote!(#[doc = #doc] pub #name: #ty)
+    });
+    let size = Literal::usize_unsuffixed(layout.size);
+    let offsets = layout.fields.iter().map(|field| {
+        let (name, offset) = (format_ident!("{}", field.name), Literal::usize_unsuffixed(field.offset));
+        quote!(assert!(::std::mem::offset_of!(Params, #name) == #offset);)
+    });
+    quote! {
+        #[doc = #doc]
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug)]
+        pub struct Params { #(#members),* }
+        const _: () = {
+            assert!(::std::mem::size_of::<Params>() == #size);
+            #(#offsets)*
+        };
+    }
+}
+
+fn args_struct(kernel: &Kernel) -> TokenStream {
+    let doc = format!(" The arguments of `{}`.", kernel.name);
+    let more = kernel.doc.lines().map(|line| format!(" {line}"));
+    let members = kernel.args.iter().map(|arg| {
+        let name = format_ident!("{}", arg.name);
+        let (ty, doc) = match &arg.kind {
+            ArgKind::Tensor { element, dims, mutable, optional, .. } => {
+                let tensor = if *mutable {
+                    quote!(&'a mut ::tilewright::Tensor)
+                } else {
+                    quote!(&'a ::tilewright::Tensor)
+                };
+                let ty = if *optional { quote!(::std::option::Option<#tensor>) } else { tensor };
+                (ty, format!(" `{}` of {}.", shape_text(dims), element_text(element)))
+            }
+            ArgKind::Scalar(ScalarType::F32) => (quote!(f32), " By value.".to_owned()),
+            ArgKind::Scalar(ScalarType::I32) => (quote!(i32), " By value.".to_owned()),
+        };
+        quote!(#[doc = #doc] pub #name: #ty)
+    });
+    let lifetime = has_tensors(kernel).then(|| quote!(<'a>));
+    quote! {
+        #[doc = #doc]
+        #[doc = ""]
+        #(#[doc = #more])*
+        #[derive(Debug)]
+        pub struct Args #lifetime { #(#members),* }
+    }
+}
+
+fn has_tensors(kernel: &Kernel) -> bool {
+    kernel.args.iter().any(|arg| matches!(arg.kind, ArgKind::Tensor { .. }))
+}
+
+fn shape_text(dims: &[DimRef]) -> String {
+    let dims: Vec<String> = dims
+        .iter()
+        .map(|dim| if dim.broadcast { format!("{} or 1", dim.name) } else { dim.name.clone() })
+        .collect();
+    format!("[{}]", dims.join(", "))
+}
+
+fn element_text(element: &ElementType) -> String {
+    match element {
+        ElementType::Fixed(dtype) => dtype.to_string(),
+        ElementType::Param(param) => format!("the spec's `{param}`"),
+    }
+}
+
+fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
+    let name = &kernel.name;
+    let lifetime = has_tensors(kernel).then(|| quote!(<'_>));
+    let tensors = kernel.args.iter().filter_map(bind_tensor);
+    let constants = used_constants(kernel).into_iter().map(|name| {
+        let ident = format_ident!("{}", name.to_lowercase());
+        quote!(let #ident = binder.constant(candidate, #name)?;)
+    });
+    let derived_names: Vec<&str> = kernel.derived.iter().map(|derived| derived.name.as_str()).collect();
+    let dims = kernel.dims().into_iter().filter(|dim| !derived_names.contains(dim)).map(|dim| {
+        let ident = format_ident!("{dim}");
+        quote!(let #ident = binder.dim(#dim);)
+    });
+    let derived = kernel.derived.iter().map(|derived| {
+        let (ident, name) = (format_ident!("{}", derived.name), &derived.name);
+        let (value, text) = (derived.value.to_rust(), derived.value.to_string());
+        quote!(let #ident = binder.derive(#name, #value, #text)?;)
+    });
+    let requires = kernel.requires.iter().map(|require| {
+        let (condition, text, message) =
+            (require.condition.to_rust(), require.condition.to_string(), &require.message);
+        let values = require.condition.names().into_iter().map(|name| {
+            let ident = format_ident!("{}", name.to_lowercase());
+            quote!((#name, #ident))
+        });
+        quote!(binder.require(#condition, #text, &[#(#values),*], #message)?;)
+    });
+    let members = layout.fields.iter().map(|field| {
+        let ident = format_ident!("{}", field.name);
+        match &field.kind {
+            FieldKind::Pointer { .. } => quote!(#ident: #ident.pointer),
+            FieldKind::Strides(_) => {
+                let tensor = format_ident!("{}", field.name.trim_end_matches("_stride"));
+                quote!(#ident: #tensor.strides)
+            }
+            FieldKind::Dim => quote!(#ident: binder.int(#ident)?),
+            FieldKind::Scalar(_) => quote!(#ident: self.#ident),
+        }
+    });
+    let grids = kernel.bodies.iter().map(|body| {
+        let family = match body.family {
+            Family::Sm80 => quote!(Sm80),
+            Family::Sm90 => quote!(Sm90),
+        };
+        let tune = body
+            .tune
+            .iter()
+            .filter(|param| body.launch.grid.iter().any(|axis| axis.names().contains(&param.name.as_str())));
+        let tune = tune.map(|param| {
+            let (ident, name) = (format_ident!("{}", param.name.to_lowercase()), &param.name);
+            quote!(let #ident = binder.constant(candidate, #name)?;)
+        });
+        let axes = body.launch.grid.iter().map(Expr::to_rust);
+        quote! {
+            ::tilewright::codegen::Family::#family => {
+                #(#tune)*
+                [#(#axes),*]
+            }
+        }
+    });
+    // A kernel that has every family needs no fallback arm; the enum is non-exhaustive, so there is always one.
+    quote! {
+        impl ::tilewright::launch::KernelArgs for Args #lifetime {
+            const KERNEL: &'static str = #name;
+            type Params = Params;
+
+            fn bind(
+                &self,
+                candidate: &::tilewright::codegen::Candidate,
+            ) -> ::std::result::Result<::tilewright::launch::Bound<Params>, ::tilewright::launch::BindError> {
+                let mut binder = ::tilewright::launch::Binder::new(Self::KERNEL, candidate)?;
+                #(#tensors)*
+                #(#constants)*
+                #(#dims)*
+                #(#derived)*
+                #(#requires)*
+                let grid = match candidate.schedule.family {
+                    #(#grids)*
+                    other => return Err(binder.no_body(other)),
+                };
+                let params = Params { #(#members),* };
+                binder.finish(params, grid)
+            }
+        }
+    }
+}
+
+fn bind_tensor(arg: &Arg) -> Option<TokenStream> {
+    let ArgKind::Tensor { element, dims, mutable, optional, align } = &arg.kind else {
+        return None;
+    };
+    let (ident, name) = (format_ident!("{}", arg.name), &arg.name);
+    let dtype = match element {
+        ElementType::Fixed(dtype) => {
+            let variant = format_ident!("{}", format!("{dtype:?}"));
+            quote!(::tilewright::DType::#variant)
+        }
+        ElementType::Param(param) => quote!(binder.dtype(candidate, #param)?),
+    };
+    let dims = dims.iter().map(|dim| {
+        let name = &dim.name;
+        if dim.broadcast {
+            quote!(::tilewright::launch::Dim::broadcast(#name))
+        } else {
+            quote!(::tilewright::launch::Dim::exact(#name))
+        }
+    });
+    let align = Literal::usize_unsuffixed(*align);
+    let tensor = match (optional, mutable) {
+        (true, true) => quote!(self.#ident.as_deref()),
+        (true, false) => quote!(self.#ident),
+        (false, true) => quote!(Some(&*self.#ident)),
+        (false, false) => quote!(Some(self.#ident)),
+    };
+    Some(quote! {
+        let dtype = #dtype;
+        let #ident = binder.tensor(#name, #tensor, dtype, #align, [#(#dims),*])?;
+    })
+}
+
+/// Integer specialisation parameters that dimensions, requirements or a grid mention.
+fn used_constants(kernel: &Kernel) -> Vec<&str> {
+    let exprs = (kernel.derived.iter().map(|derived| &derived.value))
+        .chain(kernel.requires.iter().map(|require| &require.condition))
+        .chain(kernel.bodies.iter().flat_map(|body| &body.launch.grid));
+    let used: Vec<&str> = exprs.flat_map(Expr::names).collect();
+    kernel.specialize.iter().map(|param| param.name.as_str()).filter(|name| used.contains(name)).collect()
+}

@@ -1,0 +1,205 @@
+//! What a candidate needs of the machine, and why others were rejected.
+
+use crate::arch::{Arch, Limits};
+use crate::dsl::{Body, EvalError, Expr, Kernel};
+use crate::schedule::Schedule;
+use crate::spec::{KernelSpec, Value};
+use crate::{DType, Error};
+use serde::Serialize;
+use std::fmt;
+use std::sync::Arc;
+
+/// What a candidate needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Budget {
+    /// Threads a block.
+    pub threads: i64,
+    /// Dynamic shared memory a block, bytes.
+    pub smem_bytes: i64,
+    /// Estimated registers a thread; 0 when the declaration gives no estimate. ptxas has the last word.
+    pub registers: i64,
+}
+
+/// A spec with a schedule that fits an architecture.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// What is computed.
+    pub spec: Arc<KernelSpec>,
+    /// How.
+    pub schedule: Schedule,
+    /// What it needs.
+    pub budget: Budget,
+}
+
+/// A schedule that was pruned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Rejection {
+    /// The schedule.
+    pub schedule: Schedule,
+    /// Why it was pruned.
+    pub reason: Reason,
+}
+
+/// Why a schedule was pruned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Reason {
+    /// A condition of `where` does not hold.
+    Constraint {
+        /// The condition.
+        condition: String,
+        /// Its names' values: `BLOCK_Q = 64, WARPS = 8`.
+        values: String,
+    },
+    /// It needs more shared memory than a block may have.
+    SharedMemory {
+        /// Bytes needed.
+        needed: i64,
+        /// Bytes a block can have.
+        limit: i64,
+    },
+    /// Its estimate is over what a thread may have, or a block's threads over what a multiprocessor has.
+    Registers {
+        /// Registers a thread, estimated.
+        needed: i64,
+        /// Registers a thread can have.
+        limit: i64,
+    },
+    /// It has too many threads, or none.
+    Threads {
+        /// Threads needed.
+        needed: i64,
+        /// Threads a block can have.
+        limit: i64,
+    },
+    /// An expression has no value: a division by zero, say.
+    Undefined {
+        /// What went wrong.
+        message: String,
+    },
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::Constraint { condition, values } => write!(f, "{condition} does not hold ({values})"),
+            Reason::SharedMemory { needed, limit } => {
+                write!(f, "shared memory: {needed} bytes, limit {limit}")
+            }
+            Reason::Registers { needed, limit } => {
+                write!(f, "registers: about {needed} a thread, limit {limit}")
+            }
+            Reason::Threads { needed, limit } => write!(f, "threads: {needed} a block, limit {limit}"),
+            Reason::Undefined { message } => f.write_str(message),
+        }
+    }
+}
+
+/// The tuning space of a spec on an architecture, pruned.
+#[derive(Debug, Clone)]
+pub struct Candidates {
+    /// What fits, the preferred first.
+    pub accepted: Vec<Candidate>,
+    /// What does not, and why.
+    pub rejected: Vec<Rejection>,
+}
+
+impl Candidate {
+    /// An integer the source is specialised with: of the spec or of the schedule.
+    pub fn constant(&self, name: &str) -> Option<i64> {
+        self.spec.int(name).or_else(|| self.schedule.get(name))
+    }
+
+    /// The element type of a dtype parameter.
+    pub fn dtype(&self, name: &str) -> Option<DType> {
+        self.spec.dtype(name)
+    }
+
+    /// A readable name that is a C identifier: kernel, family, specialisation, schedule, device functions.
+    pub fn name(&self) -> String {
+        let short = |name: &str| name.to_lowercase().replace("block_", "").replace('_', "");
+        let mut name = format!("{}_{}", self.spec.kernel(), self.schedule.family);
+        for (param, value) in self.spec.values() {
+            match value {
+                Value::DType(dtype) => name += &format!("_{dtype}"),
+                Value::Int(int) => name += &format!("_{}{int}", short(param)),
+            }
+        }
+        for (param, value) in &self.schedule.values {
+            name += &format!("_{}{value}", short(param));
+        }
+        for function in self.spec.functions().iter().filter_map(|(_, function)| function.as_ref()) {
+            name += &format!("_{}", function.name());
+        }
+        name
+    }
+}
+
+/// Enumerates the schedules of every body that runs on `arch`, the newest family first, and prunes them.
+pub(crate) fn candidates(kernel: &Kernel, spec: &Arc<KernelSpec>, arch: Arch) -> Result<Candidates, Error> {
+    let mut bodies: Vec<&Body> = kernel.bodies.iter().filter(|body| arch.runs(body.family)).collect();
+    bodies.sort_by_key(|body| std::cmp::Reverse(body.family));
+    if bodies.is_empty() {
+        let families: Vec<&str> = kernel.bodies.iter().map(|body| body.family.name()).collect();
+        return Err(Error::NoBody {
+            kernel: kernel.name.clone(),
+            arch: arch.to_string(),
+            families: families.join(", "),
+        });
+    }
+    let mut found = Candidates { accepted: Vec::new(), rejected: Vec::new() };
+    for body in bodies {
+        for schedule in Schedule::enumerate(body) {
+            match budget(body, spec, &schedule, &arch.limits()) {
+                Ok(budget) => found.accepted.push(Candidate { spec: spec.clone(), schedule, budget }),
+                Err(reason) => found.rejected.push(Rejection { schedule, reason }),
+            }
+        }
+    }
+    if found.accepted.is_empty() {
+        let reasons: Vec<String> =
+            found.rejected.iter().map(|r| format!("{}: {}", r.schedule, r.reason)).collect();
+        return Err(Error::NoCandidate {
+            kernel: kernel.name.clone(),
+            arch: arch.to_string(),
+            reasons: reasons.join("; "),
+        });
+    }
+    Ok(found)
+}
+
+fn budget(body: &Body, spec: &KernelSpec, schedule: &Schedule, limits: &Limits) -> Result<Budget, Reason> {
+    let value_of = |name: &str| spec.int(name).or_else(|| schedule.get(name));
+    let eval = |expr: &Expr| {
+        expr.eval(&value_of).map_err(|error: EvalError| Reason::Undefined { message: error.to_string() })
+    };
+    for constraint in &body.constraints {
+        if eval(&constraint.condition)? == 0 {
+            let values: Vec<String> = constraint
+                .condition
+                .names()
+                .into_iter()
+                .filter_map(|name| value_of(name).map(|value| format!("{name} = {value}")))
+                .collect();
+            return Err(Reason::Constraint {
+                condition: constraint.condition.to_string(),
+                values: values.join(", "),
+            });
+        }
+    }
+    let threads = eval(&body.launch.threads)?;
+    if threads < 1 || threads > limits.threads_per_block {
+        return Err(Reason::Threads { needed: threads, limit: limits.threads_per_block });
+    }
+    let smem_bytes = eval(&body.smem_bytes)?;
+    if smem_bytes > limits.smem_per_block {
+        return Err(Reason::SharedMemory { needed: smem_bytes, limit: limits.smem_per_block });
+    }
+    let registers = eval(&body.registers)?;
+    let limit = limits.registers_per_thread.min(limits.registers_per_sm / threads);
+    if registers > limit {
+        return Err(Reason::Registers { needed: registers, limit });
+    }
+    Ok(Budget { threads, smem_bytes, registers })
+}

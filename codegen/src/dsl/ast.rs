@@ -1,0 +1,194 @@
+//! The declaration as data.
+
+use super::Expr;
+use crate::DType;
+use crate::arch::Family;
+use crate::lower::FunctionKind;
+
+/// A kernel: its arguments, what it is specialised over and how each architecture family runs it.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    /// The function's name; also the folder's.
+    pub name: String,
+    /// The doc comment.
+    pub doc: String,
+    /// Arguments in order.
+    pub args: Vec<Arg>,
+    /// Specialisation parameters in order.
+    pub specialize: Vec<SpecParam>,
+    /// The values whose sources are shipped; a parameter not named ships its first value.
+    pub ship: Vec<SpecParam>,
+    /// Device functions the kernel calls.
+    pub functions: Vec<FunctionSlot>,
+    /// Dimensions computed from others.
+    pub derived: Vec<Derived>,
+    /// What must hold at a launch.
+    pub requires: Vec<Require>,
+    /// One body for each architecture family.
+    pub bodies: Vec<Body>,
+}
+
+/// One argument.
+#[derive(Debug, Clone)]
+pub struct Arg {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub kind: ArgKind,
+}
+
+/// A tensor or a scalar.
+#[derive(Debug, Clone)]
+pub enum ArgKind {
+    /// A strided tensor with unit stride on its last dimension.
+    Tensor {
+        /// The element type.
+        element: ElementType,
+        /// Named dimensions.
+        dims: Vec<DimRef>,
+        /// Whether the kernel writes it.
+        mutable: bool,
+        /// Whether it may be absent (a null pointer).
+        optional: bool,
+        /// `#[align(n)]`: bytes the pointer and every stride are a multiple of; the element's size when not given.
+        align: usize,
+    },
+    /// A number passed by value.
+    Scalar(ScalarType),
+}
+
+/// The element type of a tensor argument.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ElementType {
+    /// Always this type.
+    Fixed(DType),
+    /// The value of a specialisation parameter.
+    Param(String),
+}
+
+/// A dimension of a tensor argument.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DimRef {
+    /// The dimension's name.
+    pub name: String,
+    /// `name | 1`: an extent of 1 is repeated (stride 0).
+    pub broadcast: bool,
+}
+
+/// The type of a scalar argument.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScalarType {
+    /// `f32` / `float`.
+    F32,
+    /// `i32` / `int`.
+    I32,
+}
+
+/// A specialisation parameter: a variant is made for a value of it.
+#[derive(Debug, Clone)]
+pub struct SpecParam {
+    /// Its name, also the name of the C++ constant or type.
+    pub name: String,
+    /// The values allowed.
+    pub values: SpecValues,
+}
+
+/// Values of a specialisation parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SpecValues {
+    /// Element types.
+    DTypes(Vec<DType>),
+    /// Integers.
+    Ints(Vec<i64>),
+}
+
+/// A device function the body calls as `f.<name>(…)`.
+#[derive(Debug, Clone)]
+pub struct FunctionSlot {
+    /// The member's name.
+    pub name: String,
+    /// What kind of function fits.
+    pub kind: FunctionKind,
+}
+
+/// `let name = expr;`
+#[derive(Debug, Clone)]
+pub struct Derived {
+    /// The dimension's name.
+    pub name: String,
+    /// Its value.
+    pub value: Expr,
+}
+
+/// `require expr, "message";`
+#[derive(Debug, Clone)]
+pub struct Require {
+    /// What must be true.
+    pub condition: Expr,
+    /// What to do when it is not.
+    pub message: String,
+}
+
+/// How one architecture family runs the kernel.
+#[derive(Debug, Clone)]
+pub struct Body {
+    /// The family; the template is `<kernel>/<family>.cu`.
+    pub family: Family,
+    /// The tuning space, values in order of preference.
+    pub tune: Vec<TuneParam>,
+    /// What a schedule must satisfy.
+    pub constraints: Vec<Constraint>,
+    /// Dynamic shared memory in bytes; none given means 0.
+    pub smem_bytes: Expr,
+    /// Estimated registers a thread; none given means no estimate (0).
+    pub registers: Expr,
+    /// The launch.
+    pub launch: Launch,
+}
+
+/// A tuning parameter.
+#[derive(Debug, Clone)]
+pub struct TuneParam {
+    /// Its name, also the name of the C++ constant.
+    pub name: String,
+    /// Its values, the preferred first.
+    pub values: Vec<i64>,
+}
+
+/// A condition of `where`.
+#[derive(Debug, Clone)]
+pub struct Constraint {
+    /// What must be true.
+    pub condition: Expr,
+}
+
+/// Grid and block.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// Blocks along x, y, z.
+    pub grid: [Expr; 3],
+    /// Threads a block.
+    pub threads: Expr,
+}
+
+impl Kernel {
+    /// The specialisation parameter of that name.
+    pub fn spec_param(&self, name: &str) -> Option<&SpecParam> {
+        self.specialize.iter().find(|param| param.name == name)
+    }
+
+    /// Names of all dimensions in the order `Params` holds them: first appearance in the arguments, then derived ones.
+    pub fn dims(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::new();
+        let in_args = self.args.iter().flat_map(|arg| match &arg.kind {
+            ArgKind::Tensor { dims, .. } => dims.as_slice(),
+            ArgKind::Scalar(_) => &[],
+        });
+        for name in in_args.map(|dim| dim.name.as_str()).chain(self.derived.iter().map(|d| d.name.as_str())) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+    }
+}

@@ -1,0 +1,355 @@
+//! Integer expressions of declarations: constraints, budgets, launch grids, derived dimensions.
+
+use proc_macro2::TokenStream;
+use quote::{format_ident, quote};
+use std::fmt;
+use syn::spanned::Spanned;
+
+/// An integer expression; conditions are 0 or 1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expr {
+    /// A literal.
+    Int(i64),
+    /// A parameter or a dimension.
+    Name(String),
+    /// A binary operation.
+    Binary(Op, Box<Expr>, Box<Expr>),
+    /// `ceil_div(a, b)`, `min(a, b)` or `max(a, b)`.
+    Call(Function, Box<Expr>, Box<Expr>),
+    /// `if c { a } else { b }`
+    If(Box<Expr>, Box<Expr>, Box<Expr>),
+}
+
+/// Binary operators.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Op {
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Rem,
+    Lt,
+    Le,
+    Gt,
+    Ge,
+    Eq,
+    Ne,
+    And,
+    Or,
+}
+
+/// Functions an expression can call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Function {
+    CeilDiv,
+    Min,
+    Max,
+}
+
+/// Why an expression has no value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum EvalError {
+    #[error("`{0}` has no value here")]
+    Unknown(String),
+    #[error("`{0}` divides by zero or overflows")]
+    Arithmetic(String),
+}
+
+impl Op {
+    fn symbol(self) -> &'static str {
+        match self {
+            Op::Add => "+",
+            Op::Sub => "-",
+            Op::Mul => "*",
+            Op::Div => "/",
+            Op::Rem => "%",
+            Op::Lt => "<",
+            Op::Le => "<=",
+            Op::Gt => ">",
+            Op::Ge => ">=",
+            Op::Eq => "==",
+            Op::Ne => "!=",
+            Op::And => "&&",
+            Op::Or => "||",
+        }
+    }
+
+    fn is_condition(self) -> bool {
+        !matches!(self, Op::Add | Op::Sub | Op::Mul | Op::Div | Op::Rem)
+    }
+
+    fn apply(self, a: i64, b: i64) -> Option<i64> {
+        Some(match self {
+            Op::Add => a.checked_add(b)?,
+            Op::Sub => a.checked_sub(b)?,
+            Op::Mul => a.checked_mul(b)?,
+            Op::Div => a.checked_div(b)?,
+            Op::Rem => a.checked_rem(b)?,
+            Op::Lt => (a < b).into(),
+            Op::Le => (a <= b).into(),
+            Op::Gt => (a > b).into(),
+            Op::Ge => (a >= b).into(),
+            Op::Eq => (a == b).into(),
+            Op::Ne => (a != b).into(),
+            Op::And | Op::Or => unreachable!("short-circuit operators are evaluated by Expr::eval"),
+        })
+    }
+}
+
+impl Function {
+    fn name(self) -> &'static str {
+        match self {
+            Function::CeilDiv => "ceil_div",
+            Function::Min => "min",
+            Function::Max => "max",
+        }
+    }
+
+    fn apply(self, a: i64, b: i64) -> Option<i64> {
+        match self {
+            Function::CeilDiv => a.checked_add(b.checked_sub(1)?)?.checked_div(b),
+            Function::Min => Some(a.min(b)),
+            Function::Max => Some(a.max(b)),
+        }
+    }
+}
+
+impl Expr {
+    /// Whether the value is a condition (0 or 1).
+    pub fn is_condition(&self) -> bool {
+        matches!(self, Expr::Binary(op, ..) if op.is_condition())
+    }
+
+    /// The value, with names looked up by `value_of`.
+    ///
+    /// # Errors
+    /// [`EvalError`] for a name without a value, an overflow or a division by zero.
+    pub fn eval(&self, value_of: &dyn Fn(&str) -> Option<i64>) -> Result<i64, EvalError> {
+        let arithmetic = |value: Option<i64>| value.ok_or_else(|| EvalError::Arithmetic(self.to_string()));
+        match self {
+            Expr::Int(value) => Ok(*value),
+            Expr::Name(name) => value_of(name).ok_or_else(|| EvalError::Unknown(name.clone())),
+            Expr::Binary(Op::And, a, b) => Ok(i64::from(a.eval(value_of)? != 0 && b.eval(value_of)? != 0)),
+            Expr::Binary(Op::Or, a, b) => Ok(i64::from(a.eval(value_of)? != 0 || b.eval(value_of)? != 0)),
+            Expr::Binary(op, a, b) => arithmetic(op.apply(a.eval(value_of)?, b.eval(value_of)?)),
+            Expr::Call(function, a, b) => arithmetic(function.apply(a.eval(value_of)?, b.eval(value_of)?)),
+            Expr::If(c, a, b) => (if c.eval(value_of)? != 0 { a } else { b }).eval(value_of),
+        }
+    }
+
+    /// Every name in the expression, in order of appearance.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names = Vec::new();
+        self.visit_names(&mut |name| {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        });
+        names
+    }
+
+    fn visit_names<'a>(&'a self, visit: &mut impl FnMut(&'a str)) {
+        match self {
+            Expr::Int(_) => {}
+            Expr::Name(name) => visit(name),
+            Expr::Binary(_, a, b) | Expr::Call(_, a, b) => {
+                a.visit_names(visit);
+                b.visit_names(visit);
+            }
+            Expr::If(c, a, b) => {
+                c.visit_names(visit);
+                a.visit_names(visit);
+                b.visit_names(visit);
+            }
+        }
+    }
+
+    /// The expression as Rust over `i64` variables named by `variable`.
+    pub(crate) fn to_rust(&self) -> TokenStream {
+        match self {
+            Expr::Int(value) => {
+                let literal = proc_macro2::Literal::i64_unsuffixed(*value);
+                quote!(#literal)
+            }
+            Expr::Name(name) => {
+                let ident = format_ident!("{}", name.to_lowercase());
+                quote!(#ident)
+            }
+            Expr::Binary(op, a, b) => {
+                let (a, b) = (a.to_operand(), b.to_operand());
+                let symbol: TokenStream = op.symbol().parse().expect("an operator is a token");
+                quote!(#a #symbol #b)
+            }
+            Expr::Call(Function::CeilDiv, a, b) => {
+                let (a, b) = (a.to_operand(), b.to_operand());
+                quote!((#a + #b - 1) / #b)
+            }
+            Expr::Call(function, a, b) => {
+                let (a, b, name) = (a.to_operand(), b.to_rust(), format_ident!("{}", function.name()));
+                quote!(#a.#name(#b))
+            }
+            Expr::If(c, a, b) => {
+                let (c, a, b) = (c.to_rust(), a.to_rust(), b.to_rust());
+                quote!(if #c { #a } else { #b })
+            }
+        }
+    }
+
+    /// As [`to_rust`](Self::to_rust), in parentheses where it could bind differently beside an operator.
+    fn to_operand(&self) -> TokenStream {
+        let tokens = self.to_rust();
+        match self {
+            Expr::Int(_) | Expr::Name(_) | Expr::Call(Function::Min | Function::Max, ..) => tokens,
+            _ => quote!((#tokens)),
+        }
+    }
+}
+
+impl fmt::Display for Expr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let operand = |e: &Expr| match e {
+            Expr::Binary(..) | Expr::If(..) => format!("({e})"),
+            _ => e.to_string(),
+        };
+        match self {
+            Expr::Int(value) => write!(f, "{value}"),
+            Expr::Name(name) => f.write_str(name),
+            Expr::Binary(op, a, b) => write!(f, "{} {} {}", operand(a), op.symbol(), operand(b)),
+            Expr::Call(function, a, b) => write!(f, "{}({a}, {b})", function.name()),
+            Expr::If(c, a, b) => write!(f, "if {c} {{ {a} }} else {{ {b} }}"),
+        }
+    }
+}
+
+impl TryFrom<&syn::Expr> for Expr {
+    type Error = syn::Error;
+
+    fn try_from(expr: &syn::Expr) -> syn::Result<Self> {
+        let unsupported = |what: &str| {
+            Err(syn::Error::new(
+                expr.span(),
+                format!(
+                    "{what}: declarations have integers, names, + - * / %, comparisons, && ||, if/else, ceil_div, min and max"
+                ),
+            ))
+        };
+        match expr {
+            syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Int(int), .. }) => {
+                Ok(Expr::Int(int.base10_parse()?))
+            }
+            syn::Expr::Path(path) => match path.path.get_ident() {
+                Some(ident) => Ok(Expr::Name(ident.to_string())),
+                None => unsupported("a path is no value here"),
+            },
+            syn::Expr::Paren(paren) => Expr::try_from(&*paren.expr),
+            syn::Expr::Group(group) => Expr::try_from(&*group.expr),
+            syn::Expr::Binary(binary) => {
+                let op = match binary.op {
+                    syn::BinOp::Add(_) => Op::Add,
+                    syn::BinOp::Sub(_) => Op::Sub,
+                    syn::BinOp::Mul(_) => Op::Mul,
+                    syn::BinOp::Div(_) => Op::Div,
+                    syn::BinOp::Rem(_) => Op::Rem,
+                    syn::BinOp::Lt(_) => Op::Lt,
+                    syn::BinOp::Le(_) => Op::Le,
+                    syn::BinOp::Gt(_) => Op::Gt,
+                    syn::BinOp::Ge(_) => Op::Ge,
+                    syn::BinOp::Eq(_) => Op::Eq,
+                    syn::BinOp::Ne(_) => Op::Ne,
+                    syn::BinOp::And(_) => Op::And,
+                    syn::BinOp::Or(_) => Op::Or,
+                    _ => return unsupported("this operator is not supported"),
+                };
+                let (left, right) = (Expr::try_from(&*binary.left)?, Expr::try_from(&*binary.right)?);
+                Ok(Expr::Binary(op, left.into(), right.into()))
+            }
+            syn::Expr::Call(call) => {
+                let name = match &*call.func {
+                    syn::Expr::Path(path) => path.path.get_ident().map(ToString::to_string),
+                    _ => None,
+                };
+                let function = match name.as_deref() {
+                    Some("ceil_div") => Function::CeilDiv,
+                    Some("min") => Function::Min,
+                    Some("max") => Function::Max,
+                    _ => return unsupported("this function is not known"),
+                };
+                let [a, b] = call.args.iter().collect::<Vec<_>>()[..] else {
+                    return unsupported("the function takes two arguments");
+                };
+                Ok(Expr::Call(function, Expr::try_from(a)?.into(), Expr::try_from(b)?.into()))
+            }
+            syn::Expr::If(branch) => {
+                let (Some(then), Some(other)) =
+                    (tail(&branch.then_branch), branch.else_branch.as_ref().map(|(_, other)| &**other))
+                else {
+                    return unsupported("an `if` needs one expression in each branch and an `else`");
+                };
+                let other = match other {
+                    syn::Expr::Block(block) => match tail(&block.block) {
+                        Some(other) => other,
+                        None => return unsupported("a branch is one expression"),
+                    },
+                    other => other,
+                };
+                Ok(Expr::If(
+                    Expr::try_from(&*branch.cond)?.into(),
+                    Expr::try_from(then)?.into(),
+                    Expr::try_from(other)?.into(),
+                ))
+            }
+            _ => unsupported("this expression is not supported"),
+        }
+    }
+}
+
+/// The block's only expression.
+fn tail(block: &syn::Block) -> Option<&syn::Expr> {
+    match &block.stmts[..] {
+        [syn::Stmt::Expr(expr, None)] => Some(expr),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Expr {
+        Expr::try_from(&syn::parse_str::<syn::Expr>(text).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn evaluates() {
+        let value_of = |name: &str| match name {
+            "D" => Some(128),
+            "n" => Some(65),
+            _ => None,
+        };
+        for (text, expected) in [
+            ("2 * D * (64 + 2 * 64)", 49152),
+            ("ceil_div(n, 64)", 2),
+            ("min(n, D) + max(1, 2)", 67),
+            ("D % 16 == 0 && n > 64", 1),
+            ("n < 0 || D != 128", 0),
+            ("if n > 64 { 7 } else { 9 }", 7),
+        ] {
+            let expr = parse(text);
+            assert_eq!(expr.eval(&value_of), Ok(expected), "{text}");
+            assert_eq!(parse(&expr.to_string()), expr, "{text} prints as it parses");
+        }
+        assert_eq!(parse("x + 1").eval(&value_of), Err(EvalError::Unknown("x".into())));
+        assert_eq!(parse("1 / (n - 65)").eval(&value_of), Err(EvalError::Arithmetic("1 / (n - 65)".into())));
+    }
+
+    #[test]
+    fn refuses_what_it_does_not_know() {
+        for text in ["a << 1", "f(1)", "a.b", "a::b", "[1]", "if a { 1 }", "max(1)", "1.5"] {
+            let expr = syn::parse_str::<syn::Expr>(text).unwrap();
+            assert!(Expr::try_from(&expr).is_err(), "{text}");
+        }
+    }
+}

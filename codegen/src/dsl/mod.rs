@@ -1,0 +1,31 @@
+//! The kernel declaration language: what a `kernel! { … }` block says, parsed and checked.
+//!
+//! ```
+//! use tilewright_codegen::dsl::Kernel;
+//! let kernel = Kernel::parse("scale/kernel.rs", r#"
+//!     kernel! {
+//!         /// Multiplies every element.
+//!         fn scale(x: Tensor<T, [rows, columns]>, y: mut Tensor<T, [rows, columns]>, factor: f32)
+//!         specialize { T: [f16, bf16], BLOCK: [128, 256] }
+//!         let blocks = ceil_div(columns, BLOCK);
+//!         body sm80 {
+//!             tune { WARPS: [4, 8] }
+//!             where { BLOCK % (32 * WARPS) == 0 || WARPS == 8 }
+//!             launch { grid = [blocks, rows, 1], threads = 32 * WARPS }
+//!         }
+//!     }
+//! "#)?;
+//! assert_eq!(kernel.name, "scale");
+//! # Ok::<(), tilewright_codegen::Error>(())
+//! ```
+
+mod ast;
+mod check;
+mod expr;
+mod parse;
+
+pub use ast::{
+    Arg, ArgKind, Body, Constraint, Derived, DimRef, ElementType, FunctionSlot, Kernel, Launch, Require,
+    ScalarType, SpecParam, SpecValues, TuneParam,
+};
+pub use expr::{EvalError, Expr};

@@ -1,0 +1,449 @@
+//! From tokens to [`Kernel`].
+
+use super::{
+    Arg, ArgKind, Body, Constraint, Derived, DimRef, ElementType, Expr, FunctionSlot, Kernel, Launch,
+    Require, ScalarType, SpecParam, SpecValues, TuneParam, check,
+};
+use crate::arch::Family;
+use crate::lower::FunctionKind;
+use crate::{DType, Error};
+use syn::ext::IdentExt;
+use syn::parse::{Parse, ParseStream};
+use syn::punctuated::Punctuated;
+use syn::{Ident, LitInt, LitStr, Result, Token, braced, bracketed, parenthesized};
+
+mod kw {
+    syn::custom_keyword!(specialize);
+    syn::custom_keyword!(ship);
+    syn::custom_keyword!(functions);
+    syn::custom_keyword!(require);
+    syn::custom_keyword!(body);
+    syn::custom_keyword!(tune);
+    syn::custom_keyword!(launch);
+    syn::custom_keyword!(grid);
+    syn::custom_keyword!(threads);
+}
+
+impl Kernel {
+    /// Parses and checks the text of a `kernel.rs`, which holds one `kernel! { … }`.
+    ///
+    /// # Errors
+    /// [`Error::Declaration`] with the position of the offending token; `file` is the name it is reported under.
+    pub fn parse(file: &str, text: &str) -> std::result::Result<Kernel, Error> {
+        parse_file(text).map_err(|error| Error::declaration(file, &error))
+    }
+}
+
+fn parse_file(text: &str) -> Result<Kernel> {
+    let file = syn::parse_file(text)?;
+    let mut kernels = file.items.iter().map(|item| match item {
+        syn::Item::Macro(item) if item.mac.path.is_ident("kernel") => Ok(&item.mac),
+        other => {
+            Err(syn::Error::new_spanned(other, "a kernel.rs holds one `kernel! { … }` and nothing else"))
+        }
+    });
+    let Some(kernel) = kernels.next() else {
+        return Err(syn::Error::new(
+            proc_macro2::Span::call_site(),
+            "no `kernel! { … }` in the file: declare one",
+        ));
+    };
+    if let Some(second) = kernels.next() {
+        return Err(syn::Error::new_spanned(&second?.path, "a second kernel: give it a folder of its own"));
+    }
+    let kernel = kernel?.parse_body::<Spanned<Kernel>>()?;
+    check::check(&kernel.value, &kernel.spans)?;
+    Ok(kernel.value)
+}
+
+/// A value with the names' positions, which the checks report.
+struct Spanned<T> {
+    value: T,
+    spans: Spans,
+}
+
+/// Where each name was written, in order; and each expression.
+#[derive(Default)]
+pub(super) struct Spans {
+    names: Vec<(String, proc_macro2::Span)>,
+    exprs: Vec<(Expr, proc_macro2::Span)>,
+}
+
+impl Spans {
+    fn name(&mut self, ident: &Ident) -> String {
+        let name = ident.unraw().to_string();
+        self.names.push((name.clone(), ident.span()));
+        name
+    }
+
+    fn expr(&mut self, input: ParseStream) -> Result<Expr> {
+        let expr: syn::Expr = input.parse()?;
+        let parsed = Expr::try_from(&expr)?;
+        self.exprs.push((parsed.clone(), syn::spanned::Spanned::span(&expr)));
+        Ok(parsed)
+    }
+
+    /// The last place a name was written: the repetition, where there is one.
+    pub(super) fn of(&self, name: &str) -> proc_macro2::Span {
+        let found = self.names.iter().rev().find(|(known, _)| known == name);
+        found.map_or_else(proc_macro2::Span::call_site, |(_, span)| *span)
+    }
+
+    /// Where an expression was written.
+    pub(super) fn of_expr(&self, expr: &Expr) -> proc_macro2::Span {
+        let found = self.exprs.iter().find(|(known, _)| known == expr);
+        found.map_or_else(proc_macro2::Span::call_site, |(_, span)| *span)
+    }
+}
+
+impl Parse for Spanned<Kernel> {
+    fn parse(input: ParseStream) -> Result<Self> {
+        let mut spans = Spans::default();
+        let doc = parse_doc(input)?;
+        input.parse::<Token![fn]>()?;
+        let name = spans.name(&input.parse()?);
+        let list;
+        parenthesized!(list in input);
+        let mut args = Vec::new();
+        while !list.is_empty() {
+            args.push(parse_arg(&list, &mut spans)?);
+            if !list.is_empty() {
+                list.parse::<Token![,]>()?;
+            }
+        }
+        let mut kernel = Kernel {
+            name,
+            doc,
+            args,
+            specialize: Vec::new(),
+            ship: Vec::new(),
+            functions: Vec::new(),
+            derived: Vec::new(),
+            requires: Vec::new(),
+            bodies: Vec::new(),
+        };
+        while !input.is_empty() {
+            parse_section(input, &mut kernel, &mut spans)?;
+        }
+        Ok(Spanned { value: kernel, spans })
+    }
+}
+
+fn parse_doc(input: ParseStream) -> Result<String> {
+    let mut lines = Vec::new();
+    for attr in input.call(syn::Attribute::parse_outer)? {
+        match &attr.meta {
+            syn::Meta::NameValue(syn::MetaNameValue { path, value, .. }) if path.is_ident("doc") => {
+                if let syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(text), .. }) = value {
+                    lines.push(text.value().trim().to_owned());
+                }
+            }
+            _ => return Err(syn::Error::new_spanned(attr, "only doc comments stand before a kernel")),
+        }
+    }
+    Ok(lines.join("\n"))
+}
+
+fn parse_section(input: ParseStream, kernel: &mut Kernel, spans: &mut Spans) -> Result<()> {
+    let next = input.lookahead1();
+    if next.peek(kw::specialize) {
+        input.parse::<kw::specialize>()?;
+        kernel.specialize.extend(parse_braced_list(input, spans, parse_spec_param)?);
+    } else if next.peek(kw::ship) {
+        input.parse::<kw::ship>()?;
+        kernel.ship.extend(parse_braced_list(input, spans, parse_spec_param)?);
+    } else if next.peek(kw::functions) {
+        input.parse::<kw::functions>()?;
+        kernel.functions.extend(parse_braced_list(input, spans, parse_function_slot)?);
+    } else if next.peek(Token![let]) {
+        input.parse::<Token![let]>()?;
+        let name = spans.name(&input.parse()?);
+        input.parse::<Token![=]>()?;
+        kernel.derived.push(Derived { name, value: spans.expr(input)? });
+        input.parse::<Token![;]>()?;
+    } else if next.peek(kw::require) {
+        input.parse::<kw::require>()?;
+        let condition = spans.expr(input)?;
+        let message = if input.parse::<Option<Token![,]>>()?.is_some() {
+            input.parse::<LitStr>()?.value()
+        } else {
+            String::new()
+        };
+        input.parse::<Token![;]>()?;
+        kernel.requires.push(Require { condition, message });
+    } else if next.peek(kw::body) {
+        input.parse::<kw::body>()?;
+        kernel.bodies.push(parse_body(input, spans)?);
+    } else {
+        return Err(next.error());
+    }
+    Ok(())
+}
+
+fn parse_braced_list<T>(
+    input: ParseStream,
+    spans: &mut Spans,
+    item: fn(ParseStream, &mut Spans) -> Result<T>,
+) -> Result<Vec<T>> {
+    let content;
+    braced!(content in input);
+    let mut items = Vec::new();
+    while !content.is_empty() {
+        items.push(item(&content, spans)?);
+        if !content.is_empty() {
+            content.parse::<Token![,]>()?;
+        }
+    }
+    Ok(items)
+}
+
+fn parse_arg(input: ParseStream, spans: &mut Spans) -> Result<Arg> {
+    let align = parse_align(input)?;
+    let name = spans.name(&input.parse()?);
+    input.parse::<Token![:]>()?;
+    let mutable = input.parse::<Option<Token![mut]>>()?.is_some();
+    let head: Ident = input.parse()?;
+    let kind = match head.to_string().as_str() {
+        "Option" => {
+            input.parse::<Token![<]>()?;
+            let inner_mutable = input.parse::<Option<Token![mut]>>()?.is_some();
+            let tensor: Ident = input.parse()?;
+            if tensor != "Tensor" {
+                return Err(syn::Error::new(tensor.span(), "only a `Tensor<…>` can be optional"));
+            }
+            let kind = parse_tensor(input, spans, (mutable || inner_mutable, true, align))?;
+            input.parse::<Token![>]>()?;
+            kind
+        }
+        "Tensor" => parse_tensor(input, spans, (mutable, false, align))?,
+        _ if mutable => {
+            return Err(syn::Error::new(
+                head.span(),
+                "only a tensor can be `mut`: scalars are passed by value",
+            ));
+        }
+        "f32" => ArgKind::Scalar(ScalarType::F32),
+        "i32" => ArgKind::Scalar(ScalarType::I32),
+        other => {
+            let message = format!(
+                "`{other}` is no argument type: use Tensor<T, [dims]>, Option<Tensor<…>>, f32 or i32"
+            );
+            return Err(syn::Error::new(head.span(), message));
+        }
+    };
+    Ok(Arg { name, kind })
+}
+
+/// `#[align(16)]`, or 1.
+fn parse_align(input: ParseStream) -> Result<usize> {
+    let mut align = 1;
+    for attr in input.call(syn::Attribute::parse_outer)? {
+        if !attr.path().is_ident("align") {
+            return Err(syn::Error::new_spanned(attr, "an argument can only have `#[align(bytes)]`"));
+        }
+        let bytes: LitInt = attr.parse_args()?;
+        align = bytes.base10_parse()?;
+        if !usize::is_power_of_two(align) || align > 256 {
+            return Err(syn::Error::new(bytes.span(), "an alignment is a power of two up to 256"));
+        }
+    }
+    Ok(align)
+}
+
+fn parse_tensor(
+    input: ParseStream,
+    spans: &mut Spans,
+    (mutable, optional, align): (bool, bool, usize),
+) -> Result<ArgKind> {
+    input.parse::<Token![<]>()?;
+    let element: Ident = input.parse()?;
+    let element = match DType::from_name(&element.to_string()) {
+        Some(dtype) => ElementType::Fixed(dtype),
+        None => ElementType::Param(spans.name(&element)),
+    };
+    input.parse::<Token![,]>()?;
+    let list;
+    let bracket = bracketed!(list in input);
+    let dims = Punctuated::<DimToken, Token![,]>::parse_terminated(&list)?;
+    if dims.is_empty() {
+        return Err(syn::Error::new(bracket.span.join(), "a tensor needs at least one dimension"));
+    }
+    let dims = dims
+        .into_iter()
+        .map(|dim| DimRef { name: spans.name(&dim.name), broadcast: dim.broadcast })
+        .collect();
+    input.parse::<Token![>]>()?;
+    Ok(ArgKind::Tensor { element, dims, mutable, optional, align })
+}
+
+/// `name` or `name | 1`
+struct DimToken {
+    name: Ident,
+    broadcast: bool,
+}
+
+impl Parse for DimToken {
+    fn parse(input: ParseStream) -> Result<Self> {
+        let name = input.parse()?;
+        let broadcast = input.parse::<Option<Token![|]>>()?.is_some();
+        if broadcast {
+            let one: LitInt = input.parse()?;
+            if one.base10_digits() != "1" {
+                return Err(syn::Error::new(one.span(), "only an extent of 1 is repeated: write `name | 1`"));
+            }
+        }
+        Ok(DimToken { name, broadcast })
+    }
+}
+
+fn parse_spec_param(input: ParseStream, spans: &mut Spans) -> Result<SpecParam> {
+    let name = spans.name(&input.parse()?);
+    input.parse::<Token![:]>()?;
+    if input.peek(syn::token::Bracket) {
+        let ahead = input.fork();
+        let list;
+        bracketed!(list in ahead);
+        if list.peek(Ident) {
+            let list;
+            bracketed!(list in input);
+            let names = Punctuated::<Ident, Token![,]>::parse_terminated(&list)?;
+            let dtypes = names
+                .iter()
+                .map(|ident| {
+                    DType::from_name(&ident.to_string()).ok_or_else(|| {
+                        let known = DType::ALL.map(DType::name).join(", ");
+                        syn::Error::new(ident.span(), format!("`{ident}` is no dtype: use one of {known}"))
+                    })
+                })
+                .collect::<Result<Vec<_>>>()?;
+            return Ok(SpecParam { name, values: SpecValues::DTypes(dtypes) });
+        }
+    }
+    Ok(SpecParam { name, values: SpecValues::Ints(parse_ints(input)?) })
+}
+
+/// `[1, 2]` or `1..=3`
+fn parse_ints(input: ParseStream) -> Result<Vec<i64>> {
+    let int = |input: ParseStream| input.parse::<LitInt>()?.base10_parse::<i64>();
+    if input.peek(syn::token::Bracket) {
+        let list;
+        let bracket = bracketed!(list in input);
+        let values = Punctuated::<LitInt, Token![,]>::parse_terminated(&list)?;
+        if values.is_empty() {
+            return Err(syn::Error::new(bracket.span.join(), "at least one value is needed"));
+        }
+        return values.iter().map(LitInt::base10_parse).collect();
+    }
+    let start = int(input)?;
+    let range = input.parse::<Token![..=]>()?;
+    let end = int(input)?;
+    if end < start {
+        return Err(syn::Error::new_spanned(range, format!("{start}..={end} is empty")));
+    }
+    Ok((start..=end).collect())
+}
+
+fn parse_function_slot(input: ParseStream, spans: &mut Spans) -> Result<FunctionSlot> {
+    let name = spans.name(&input.parse()?);
+    input.parse::<Token![:]>()?;
+    let kind: Ident = input.parse()?;
+    let kind = match kind.to_string().as_str() {
+        "ScoreMod" => FunctionKind::ScoreMod,
+        "MaskMod" => FunctionKind::MaskMod,
+        other => {
+            let message = format!("`{other}` is no device function: use ScoreMod or MaskMod");
+            return Err(syn::Error::new(kind.span(), message));
+        }
+    };
+    Ok(FunctionSlot { name, kind })
+}
+
+fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> {
+    let family: Ident = input.parse()?;
+    let family = Family::from_name(&family.to_string()).ok_or_else(|| {
+        let known = Family::ALL.map(Family::name).join(", ");
+        syn::Error::new(family.span(), format!("`{family}` is no architecture family: use one of {known}"))
+    })?;
+    let content;
+    let brace = braced!(content in input);
+    let (mut tune, mut constraints, mut smem_bytes, mut registers, mut launch) =
+        (Vec::new(), Vec::new(), Expr::Int(0), Expr::Int(0), None);
+    while !content.is_empty() {
+        let next = content.lookahead1();
+        if next.peek(kw::tune) {
+            content.parse::<kw::tune>()?;
+            tune.extend(parse_braced_list(&content, spans, |input, spans| {
+                let name = spans.name(&input.parse()?);
+                input.parse::<Token![:]>()?;
+                Ok(TuneParam { name, values: parse_ints(input)? })
+            })?);
+        } else if next.peek(Token![where]) {
+            content.parse::<Token![where]>()?;
+            for clause in parse_braced_list(&content, spans, parse_clause)? {
+                match clause {
+                    Clause::Smem(value) => smem_bytes = value,
+                    Clause::Registers(value) => registers = value,
+                    Clause::Condition(condition) => constraints.push(Constraint { condition }),
+                }
+            }
+        } else if next.peek(kw::launch) {
+            content.parse::<kw::launch>()?;
+            launch = Some(parse_launch(&content, spans)?);
+        } else {
+            return Err(next.error());
+        }
+    }
+    let Some(launch) = launch else {
+        let message = "a body needs `launch { grid = [x, y, z], threads = n }`";
+        return Err(syn::Error::new(brace.span.join(), message));
+    };
+    Ok(Body { family, tune, constraints, smem_bytes, registers, launch })
+}
+
+enum Clause {
+    Smem(Expr),
+    Registers(Expr),
+    Condition(Expr),
+}
+
+fn parse_clause(input: ParseStream, spans: &mut Spans) -> Result<Clause> {
+    if input.peek(Ident) && input.peek2(Token![=]) && !input.peek2(Token![==]) {
+        let name: Ident = input.parse()?;
+        input.parse::<Token![=]>()?;
+        return match name.to_string().as_str() {
+            "smem_bytes" => Ok(Clause::Smem(spans.expr(input)?)),
+            "registers" => Ok(Clause::Registers(spans.expr(input)?)),
+            other => {
+                let message = format!("`{other}` is no budget: use smem_bytes or registers, or a condition");
+                Err(syn::Error::new(name.span(), message))
+            }
+        };
+    }
+    Ok(Clause::Condition(spans.expr(input)?))
+}
+
+fn parse_launch(input: ParseStream, spans: &mut Spans) -> Result<Launch> {
+    let content;
+    braced!(content in input);
+    content.parse::<kw::grid>()?;
+    content.parse::<Token![=]>()?;
+    let list;
+    let bracket = bracketed!(list in content);
+    let mut grid = Vec::new();
+    while !list.is_empty() {
+        grid.push(spans.expr(&list)?);
+        if !list.is_empty() {
+            list.parse::<Token![,]>()?;
+        }
+    }
+    let grid: [Expr; 3] = grid.try_into().map_err(|grid: Vec<Expr>| {
+        let message = format!("a grid has 3 dimensions [x, y, z], found {}", grid.len());
+        syn::Error::new(bracket.span.join(), message)
+    })?;
+    content.parse::<Token![,]>()?;
+    content.parse::<kw::threads>()?;
+    content.parse::<Token![=]>()?;
+    let threads = spans.expr(&content)?;
+    content.parse::<Option<Token![,]>>()?;
+    Ok(Launch { grid, threads })
+}

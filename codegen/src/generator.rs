@@ -1,0 +1,113 @@
+//! One kernel, from its files to candidates and sources.
+
+use crate::Error;
+use crate::arch::Arch;
+use crate::budget::{self, Candidate, Candidates};
+use crate::dsl::{Kernel, SpecValues};
+use crate::render::Renderer;
+use crate::source::KernelSource;
+use crate::spec::{KernelSpec, Value};
+use crate::variant::Variant;
+use std::sync::Arc;
+
+/// A parsed kernel with its templates.
+pub struct Generator {
+    kernel: Kernel,
+    renderer: Renderer,
+}
+
+impl Generator {
+    /// Parses a kernel's declaration and templates.
+    ///
+    /// # Errors
+    /// [`Error::Declaration`] or [`Error::Template`] with the place of the mistake; [`Error::Spec`] when the folder and
+    /// the kernel have different names, or a body has no template.
+    pub fn new(source: &KernelSource) -> Result<Self, Error> {
+        let kernel = Kernel::parse(&format!("{}/kernel.rs", source.name), &source.declaration)?;
+        let fail = |message: String| Err(Error::Spec { kernel: kernel.name.clone(), message });
+        if kernel.name != source.name {
+            return fail(format!("its folder is named `{}`: give both one name", source.name));
+        }
+        for body in &kernel.bodies {
+            let path = format!("{}/{}.cu", kernel.name, body.family);
+            if !source.files.iter().any(|(known, _)| *known == path) {
+                return fail(format!("`body {}` is declared but {path} is missing: write it", body.family));
+            }
+        }
+        let renderer = Renderer::new(source)?;
+        Ok(Generator { kernel, renderer })
+    }
+
+    /// The declaration.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// A spec of this kernel. See [`KernelSpec::new`].
+    ///
+    /// # Errors
+    /// [`Error::Spec`] for a value the declaration does not allow.
+    pub fn spec(&self, values: &[(&str, Value)]) -> Result<KernelSpec, Error> {
+        KernelSpec::new(&self.kernel, values)
+    }
+
+    /// The tuning space of `spec` on `arch`: what fits, the preferred first, and what does not, with the reason.
+    ///
+    /// # Errors
+    /// [`Error::NoBody`] or [`Error::NoCandidate`] when nothing can run there.
+    pub fn candidates(&self, spec: &Arc<KernelSpec>, arch: Arch) -> Result<Candidates, Error> {
+        budget::candidates(&self.kernel, spec, arch)
+    }
+
+    /// Renders a candidate.
+    ///
+    /// # Errors
+    /// [`Error::Template`] when the body does not render.
+    pub fn render(&self, candidate: &Candidate) -> Result<Variant, Error> {
+        self.renderer.render(&self.kernel, candidate)
+    }
+
+    /// The specs whose sources are committed: every combination of the declaration's `ship` values.
+    ///
+    /// # Errors
+    /// As [`spec`](Self::spec).
+    pub fn shipped_specs(&self) -> Result<Vec<Arc<KernelSpec>>, Error> {
+        let mut points: Vec<Vec<(&str, Value)>> = vec![Vec::new()];
+        for param in &self.kernel.specialize {
+            let shipped = self.kernel.ship.iter().find(|shipped| shipped.name == param.name);
+            let values: Vec<Value> = match &shipped.unwrap_or(param).values {
+                SpecValues::DTypes(all) => all.iter().map(|&dtype| Value::DType(dtype)).collect(),
+                SpecValues::Ints(all) => all.iter().map(|&int| Value::Int(int)).collect(),
+            };
+            let values = if shipped.is_some() { &values[..] } else { &values[..1] };
+            points = points
+                .into_iter()
+                .flat_map(|point| {
+                    values.iter().map(move |&value| {
+                        let mut longer = point.clone();
+                        longer.push((param.name.as_str(), value));
+                        longer
+                    })
+                })
+                .collect();
+        }
+        points.iter().map(|point| self.spec(point).map(Arc::new)).collect()
+    }
+
+    /// The variants whose sources are committed: for each shipped spec, what is preferred on each shipped architecture.
+    ///
+    /// # Errors
+    /// As [`candidates`](Self::candidates) and [`render`](Self::render).
+    pub fn shipped(&self) -> Result<Vec<Variant>, Error> {
+        let mut variants: Vec<Variant> = Vec::new();
+        for spec in self.shipped_specs()? {
+            for arch in Arch::SHIPPED {
+                let preferred = &self.candidates(&spec, arch)?.accepted[0];
+                if !variants.iter().any(|variant| variant.name == preferred.name()) {
+                    variants.push(self.render(preferred)?);
+                }
+            }
+        }
+        Ok(variants)
+    }
+}

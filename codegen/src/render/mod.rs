@@ -1,0 +1,169 @@
+//! From a candidate to its source: the generated prelude and the body template.
+
+use crate::budget::Candidate;
+use crate::dsl::{ElementType, Kernel, ScalarType};
+use crate::lower::{self, DeviceFunction, FunctionKind};
+use crate::params::{FieldKind, ParamsLayout};
+use crate::spec::Value;
+use crate::variant::Variant;
+use crate::{Error, source::KernelSource};
+use serde::Serialize;
+use tera::{Context, Delimiters, Tera};
+
+include!(concat!(env!("OUT_DIR"), "/headers.rs"));
+
+const PRELUDE: &str = "prelude";
+
+/// The templates of one kernel, ready to render.
+pub(crate) struct Renderer {
+    tera: Tera,
+}
+
+#[derive(Serialize)]
+struct Named<T> {
+    name: String,
+    value: T,
+}
+
+#[derive(Serialize)]
+struct FieldText {
+    name: String,
+    declaration: String,
+    offset: usize,
+}
+
+#[derive(Serialize)]
+struct SlotText {
+    name: String,
+    r#type: &'static str,
+    present: bool,
+    source: String,
+}
+
+impl Renderer {
+    /// Parses the kernel's templates and the shared headers.
+    pub(crate) fn new(source: &KernelSource) -> Result<Self, Error> {
+        let mut tera = Tera::new();
+        let fail = |error: tera::Error| Error::Template {
+            template: source.name.to_string(),
+            message: report(&error),
+        };
+        // CUDA and PTX use `{{`, `{%0` and `{#`; none of these pairs occurs in them.
+        tera.set_delimiters(Delimiters {
+            block_start: "<%".into(),
+            block_end: "%>".into(),
+            variable_start: "$(".into(),
+            variable_end: ")$".into(),
+            comment_start: "<#".into(),
+            comment_end: "#>".into(),
+        })
+        .map_err(fail)?;
+        let own = source.files.iter().map(|(path, text)| (path.as_ref(), text.as_ref()));
+        // A kernel's own file wins over a shared header of the same path.
+        let shared =
+            HEADERS.iter().copied().filter(|(path, _)| !source.files.iter().any(|(own, _)| own == path));
+        let all: Vec<(&str, &str)> =
+            shared.chain(own).chain([(PRELUDE, include_str!("prelude.cu"))]).collect();
+        tera.add_raw_templates(all).map_err(fail)?;
+        Ok(Renderer { tera })
+    }
+
+    /// Renders one candidate into a self-contained source.
+    pub(crate) fn render(&self, kernel: &Kernel, candidate: &Candidate) -> Result<Variant, Error> {
+        let name = candidate.name();
+        let context = context(kernel, candidate, &name);
+        let body = format!("{}/{}.cu", kernel.name, candidate.schedule.family);
+        let render = |template: &str| {
+            self.tera
+                .render(template, &context)
+                .map_err(|error| Error::Template { template: template.to_owned(), message: report(&error) })
+        };
+        let mut source = render(PRELUDE)?;
+        source += &render(&body)?;
+        Ok(Variant::new(name, source, candidate.clone()))
+    }
+}
+
+/// The engine's message with its causes, which hold the line and the name.
+fn report(error: &tera::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text += &format!(": {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+fn context(kernel: &Kernel, candidate: &Candidate, variant: &str) -> Context {
+    let spec = &candidate.spec;
+    let mut types = Vec::new();
+    let mut constants = Vec::new();
+    for (name, value) in spec.values() {
+        match value {
+            Value::DType(dtype) => types.push(Named { name: name.clone(), value: dtype.cuda() }),
+            Value::Int(int) => constants.push(Named { name: name.clone(), value: *int }),
+        }
+    }
+    constants.extend(
+        candidate.schedule.values.iter().map(|(name, value)| Named { name: name.clone(), value: *value }),
+    );
+    constants.push(Named { name: "THREADS".into(), value: candidate.budget.threads });
+
+    let layout = ParamsLayout::of(kernel);
+    let fields: Vec<FieldText> = layout
+        .fields
+        .iter()
+        .map(|field| FieldText {
+            name: field.name.clone(),
+            declaration: declaration(&field.name, &field.kind),
+            offset: field.offset,
+        })
+        .collect();
+    let functions: Vec<SlotText> = kernel
+        .functions
+        .iter()
+        .zip(spec.functions())
+        .map(|(slot, (_, function))| SlotText {
+            name: slot.name.clone(),
+            r#type: functor(slot.kind),
+            present: function.is_some(),
+            source: function.as_ref().map_or_else(|| DeviceFunction::absent(slot.kind), |f| f.cuda()),
+        })
+        .collect();
+
+    let mut context = Context::new();
+    context.insert("variant", variant);
+    context.insert("kernel", &kernel.name);
+    context.insert("family", candidate.schedule.family.name());
+    context.insert("types", &types);
+    context.insert("constants", &constants);
+    context.insert("fields", &fields);
+    context.insert("params_size", &layout.size);
+    context.insert("functions", &functions);
+    context.insert("device_prelude", lower::DEVICE_PRELUDE);
+    context
+}
+
+fn functor(kind: FunctionKind) -> &'static str {
+    match kind {
+        FunctionKind::ScoreMod => "ScoreMod",
+        FunctionKind::MaskMod => "MaskMod",
+    }
+}
+
+fn declaration(name: &str, kind: &FieldKind) -> String {
+    match kind {
+        FieldKind::Pointer { element, mutable } => {
+            let element = match element {
+                ElementType::Fixed(dtype) => dtype.cuda(),
+                ElementType::Param(param) => param,
+            };
+            let constness = if *mutable { "" } else { "const " };
+            format!("{constness}{element}* {name}")
+        }
+        FieldKind::Strides(count) => format!("long long {name}[{count}]"),
+        FieldKind::Dim | FieldKind::Scalar(ScalarType::I32) => format!("int {name}"),
+        FieldKind::Scalar(ScalarType::F32) => format!("float {name}"),
+    }
+}

@@ -1,0 +1,131 @@
+//! What is computed: a kernel with a value for every specialisation parameter and its device functions.
+
+use crate::dsl::{Kernel, SpecValues};
+use crate::lower::DeviceFunction;
+use crate::{DType, Error};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::sync::Arc;
+
+/// The value of a specialisation parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Value {
+    /// An element type.
+    DType(DType),
+    /// An integer.
+    Int(i64),
+}
+
+impl From<DType> for Value {
+    fn from(dtype: DType) -> Value {
+        Value::DType(dtype)
+    }
+}
+
+impl From<i64> for Value {
+    fn from(int: i64) -> Value {
+        Value::Int(int)
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::DType(dtype) => dtype.fmt(f),
+            Value::Int(int) => int.fmt(f),
+        }
+    }
+}
+
+/// *What* is computed. See the crate documentation for the vocabulary.
+#[derive(Debug, Clone)]
+pub struct KernelSpec {
+    kernel: String,
+    /// In the declaration's order.
+    values: Vec<(String, Value)>,
+    /// One for each slot of the declaration.
+    functions: Vec<(String, Option<Arc<DeviceFunction>>)>,
+}
+
+impl KernelSpec {
+    /// A spec of `kernel` with a value for each of its specialisation parameters.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] when a value is missing, unknown or not among those the declaration allows.
+    pub fn new(kernel: &Kernel, values: &[(&str, Value)]) -> Result<Self, Error> {
+        let fail = |message: String| Err(Error::Spec { kernel: kernel.name.clone(), message });
+        if let Some((unknown, _)) = values.iter().find(|(name, _)| kernel.spec_param(name).is_none()) {
+            let known: Vec<&str> = kernel.specialize.iter().map(|param| param.name.as_str()).collect();
+            return fail(format!("`{unknown}` is no parameter: it has {}", known.join(", ")));
+        }
+        let mut chosen = Vec::with_capacity(kernel.specialize.len());
+        for param in &kernel.specialize {
+            let Some((_, value)) = values.iter().find(|(name, _)| *name == param.name) else {
+                return fail(format!("no value for `{}`: give one", param.name));
+            };
+            let (allowed, list) = match (&param.values, value) {
+                (SpecValues::DTypes(all), Value::DType(dtype)) => (all.contains(dtype), join(all)),
+                (SpecValues::Ints(all), Value::Int(int)) => (all.contains(int), join(all)),
+                (SpecValues::DTypes(all), Value::Int(_)) => (false, join(all)),
+                (SpecValues::Ints(all), Value::DType(_)) => (false, join(all)),
+            };
+            if !allowed {
+                return fail(format!("{} = {value} is not supported: use one of {list}", param.name));
+            }
+            chosen.push((param.name.clone(), *value));
+        }
+        let functions = kernel.functions.iter().map(|slot| (slot.name.clone(), None)).collect();
+        Ok(KernelSpec { kernel: kernel.name.clone(), values: chosen, functions })
+    }
+
+    /// The same spec with a device function in one of the kernel's slots.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] when the kernel has no such slot.
+    pub fn with_function(mut self, slot: &str, function: Arc<DeviceFunction>) -> Result<Self, Error> {
+        match self.functions.iter_mut().find(|(name, _)| name == slot) {
+            Some((_, place)) => *place = Some(function),
+            None => {
+                let message = format!("it calls no device function `{slot}`: declare it in `functions`");
+                return Err(Error::Spec { kernel: self.kernel, message });
+            }
+        }
+        Ok(self)
+    }
+
+    /// The kernel's name.
+    pub fn kernel(&self) -> &str {
+        &self.kernel
+    }
+
+    /// The specialisation, in the declaration's order.
+    pub fn values(&self) -> &[(String, Value)] {
+        &self.values
+    }
+
+    /// The device functions by slot; `None` where the slot is empty.
+    pub fn functions(&self) -> &[(String, Option<Arc<DeviceFunction>>)] {
+        &self.functions
+    }
+
+    /// The integer of that name.
+    pub fn int(&self, name: &str) -> Option<i64> {
+        self.values.iter().find_map(|(known, value)| match value {
+            Value::Int(int) if known == name => Some(*int),
+            _ => None,
+        })
+    }
+
+    /// The element type of that name.
+    pub fn dtype(&self, name: &str) -> Option<DType> {
+        self.values.iter().find_map(|(known, value)| match value {
+            Value::DType(dtype) if known == name => Some(*dtype),
+            _ => None,
+        })
+    }
+}
+
+fn join<T: ToString>(all: &[T]) -> String {
+    all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
