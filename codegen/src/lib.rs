@@ -1,1 +1,2 @@
 //! The generator behind tilewright.
+pub mod lower;
