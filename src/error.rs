@@ -14,7 +14,9 @@ pub enum Error {
     #[error(transparent)]
     Select(#[from] SelectError),
     /// A user's score or mask function panicked on the CPU (an index out of range, a division by zero, an overflow).
-    #[error("device function `{name}` panicked: {message}; the GPU would read 0 or wrap instead: guard the expression")]
+    #[error(
+        "device function `{name}` panicked: {message}; the GPU would read 0 or wrap instead: guard the expression"
+    )]
     DeviceFunction {
         /// The function.
         name: String,

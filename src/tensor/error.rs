@@ -7,7 +7,9 @@ use crate::DType;
 #[non_exhaustive]
 pub enum TensorError {
     /// The data does not fill the shape.
-    #[error("{found} elements were given for shape {shape:?}, which needs {needed}: pass as many elements as the shape has")]
+    #[error(
+        "{found} elements were given for shape {shape:?}, which needs {needed}: pass as many elements as the shape has"
+    )]
     Length {
         /// Elements given.
         found: usize,

@@ -1,0 +1,225 @@
+//! Device functions: small Rust functions that also run on the GPU.
+//!
+//! A score function changes an attention score, a mask function decides whether a query sees a key. Both stay
+//! ordinary Rust functions; this module reads their syntax tree, checks its types and prints it as a CUDA
+//! functor. Arguments after the leading ones are *captures*: they become fields of the functor.
+//!
+//! ```
+//! use tilewright_codegen::lower::{CaptureValue, DeviceFunction, FunctionKind, Value};
+//!
+//! let source = "fn softcap(score: f32, b: i32, h: i32, q: i32, kv: i32, cap: f32) -> f32 {
+//!     cap * (score / cap).tanh()
+//! }";
+//! let softcap = DeviceFunction::from_source(FunctionKind::ScoreMod, source)?;
+//! assert!(softcap.cuda().contains("return c_cap * tanhf((v_score / c_cap));"));
+//!
+//! let captures = [CaptureValue::F32(30.0)];
+//! let capped = softcap.eval(1000.0, 0, 0, 0, 0, &captures)?;
+//! assert_eq!(capped, Value::F32(30.0));
+//! assert_eq!(softcap.pack(&captures, &[])?, 30.0f32.to_le_bytes());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # The subset
+//!
+//! * `let` with or without a type; a later `let` may reuse a name. No `mut`, no assignment, no loops.
+//! * `if` / `else` and blocks as expressions; the value of the function is its last expression, or
+//!   `return …;` as its last statement.
+//! * `f32`, `i32`, `u32`, `i64`, `usize` and `bool`, literals of them, `f32::INFINITY`, `i32::MAX` and so on.
+//! * `+ - * / %`, comparisons, `&& || !`, `& | ^` on bools and integers, `as`.
+//! * `exp`, `exp2`, `ln`, `log2`, `tanh`, `sqrt`, `sin`, `cos`, `floor`, `ceil`, `powi`, `abs`, `min`, `max`, as
+//!   methods (`x.exp()`) or paths (`f32::exp(x)`).
+//! * `doc[i]` and `doc.len()` of a slice capture.
+//!
+//! Anything else is a [`syn::Error`] at the token that is not supported, which says what to write instead.
+//!
+//! # Meaning
+//!
+//! What Rust computes without panicking, the GPU computes too. Where a debug build of Rust would panic, the GPU
+//! goes on: integer arithmetic wraps, integer division and remainder by zero give 0, an index out of range
+//! reads the type's zero. `usize` is 64 bits wide, so a negative number cast to it is an index out of range.
+//! Casts from `f32` saturate, NaN gives 0.
+//!
+//! [`DeviceFunction::eval`] is this meaning, run on the host. A compiled kernel agrees with it bit for bit,
+//! except that `exp`, `exp2`, `ln`, `log2`, `tanh`, `sin` and `cos` may differ in their last bits, and that
+//! the compiler may fuse `a * b + c` into one rounding unless it is given `--fmad=false`.
+
+mod captures;
+mod cuda;
+mod eval;
+mod expr;
+mod infer;
+mod ir;
+mod parse;
+mod reject;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+
+pub use captures::{Capture, CaptureError, CaptureLayout, CaptureType, CaptureValue, FieldLayout};
+pub use cuda::DEVICE_PRELUDE;
+pub use eval::{EvalError, Value};
+pub use ir::Type;
+
+/// What a device function is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FunctionKind {
+    /// `fn(score: f32, b: i32, h: i32, q: i32, kv: i32, captures…) -> f32`: the score that replaces `score`.
+    ScoreMod,
+    /// `fn(b: i32, h: i32, q: i32, kv: i32, captures…) -> bool`: whether query `q` sees key `kv`.
+    MaskMod,
+}
+
+impl FunctionKind {
+    /// The attribute that marks such a function.
+    pub fn attribute(self) -> &'static str {
+        match self {
+            Self::ScoreMod => "score_mod",
+            Self::MaskMod => "mask_mod",
+        }
+    }
+
+    /// The name of the CUDA functor.
+    pub fn functor(self) -> &'static str {
+        match self {
+            Self::ScoreMod => "ScoreMod",
+            Self::MaskMod => "MaskMod",
+        }
+    }
+
+    /// The parameters before the captures. Their names are free, their order and types are not.
+    pub fn leading(self) -> &'static [(&'static str, Type)] {
+        const ALL: &[(&str, Type)] =
+            &[("score", Type::F32), ("b", Type::I32), ("h", Type::I32), ("q", Type::I32), ("kv", Type::I32)];
+        match self {
+            Self::ScoreMod => ALL,
+            Self::MaskMod => &ALL[1..],
+        }
+    }
+
+    /// The leading parameters as Rust writes them.
+    pub(crate) fn leading_text(self) -> String {
+        let parameters = self.leading().iter().map(|(name, ty)| format!("{name}: {}", ty.name()));
+        parameters.collect::<Vec<_>>().join(", ")
+    }
+
+    /// The type of the function's value.
+    pub fn returns(self) -> Type {
+        match self {
+            Self::ScoreMod => Type::F32,
+            Self::MaskMod => Type::Bool,
+        }
+    }
+}
+
+/// A checked device function.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeviceFunction {
+    name: String,
+    kind: FunctionKind,
+    captures: Vec<Capture>,
+    body: ir::Body,
+}
+
+/// Brackets may nest this deep in a source text: the syntax is read by recursion.
+const MAX_BRACKETS: usize = 200;
+
+impl DeviceFunction {
+    /// Checks a function. Attributes on the function itself are not looked at.
+    ///
+    /// # Errors
+    /// At the first token that is outside the subset or has the wrong type.
+    pub fn parse(kind: FunctionKind, item: &syn::ItemFn) -> syn::Result<Self> {
+        parse::function(kind, item)
+    }
+
+    /// Reads and checks a function from text, such as [`source_text`] makes.
+    ///
+    /// # Errors
+    /// As [`DeviceFunction::parse`], and if the text is not one Rust function.
+    pub fn from_source(kind: FunctionKind, source: &str) -> syn::Result<Self> {
+        let mut open = 0usize;
+        for character in source.chars() {
+            match character {
+                '(' | '[' | '{' => open += 1,
+                ')' | ']' | '}' => open = open.saturating_sub(1),
+                _ => {}
+            }
+            if open > MAX_BRACKETS {
+                let message = format!("brackets may nest {MAX_BRACKETS} deep in a device function");
+                return Err(syn::Error::new(proc_macro2::Span::call_site(), message));
+            }
+        }
+        Self::parse(kind, &syn::parse_str(source)?)
+    }
+
+    /// The function's name in Rust.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What the function is for.
+    pub fn kind(&self) -> FunctionKind {
+        self.kind
+    }
+
+    /// The captures, in the order of the parameters.
+    pub fn captures(&self) -> &[Capture] {
+        &self.captures
+    }
+
+    /// The functor: `struct ScoreMod { … };` or `struct MaskMod { … };`, with assertions that its layout is
+    /// [`DeviceFunction::layout`]. It needs [`DEVICE_PRELUDE`] above it.
+    pub fn cuda(&self) -> String {
+        cuda::functor(self)
+    }
+
+    /// The functor of a function that is not there: the score as it is, or every key kept.
+    pub fn absent(kind: FunctionKind) -> String {
+        cuda::absent(kind)
+    }
+
+    /// Where the functor keeps the captures.
+    pub fn layout(&self) -> CaptureLayout {
+        CaptureLayout::of(&self.captures)
+    }
+
+    /// The functor's bytes. `device_pointers` are the addresses of the slice captures' contents on the device,
+    /// one for each slice, in order; an empty slice may have any address.
+    ///
+    /// # Errors
+    /// If the values or the pointers are not those of the declared captures.
+    pub fn pack(&self, captures: &[CaptureValue], device_pointers: &[u64]) -> Result<Vec<u8>, CaptureError> {
+        captures::pack(&self.name, &self.captures, captures, device_pointers)
+    }
+
+    /// Runs the function on the host with the meaning of the CUDA text. A mask function ignores `score`.
+    ///
+    /// # Errors
+    /// If the values are not those of the declared captures.
+    pub fn eval(
+        &self,
+        score: f32,
+        b: i32,
+        h: i32,
+        q: i32,
+        kv: i32,
+        captures: &[CaptureValue],
+    ) -> Result<Value, EvalError> {
+        eval::run(self, score, [b, h, q, kv], captures)
+    }
+}
+
+/// The text of a device function, without attributes and visibility: what [`DeviceFunction::from_source`] reads
+/// back. It depends on the tokens alone, not on the layout of the user's file.
+pub fn source_text(item: &syn::ItemFn) -> String {
+    let bare = syn::ItemFn { attrs: Vec::new(), vis: syn::Visibility::Inherited, ..item.clone() };
+    prettyplease::unparse(&syn::File {
+        shebang: None,
+        frontmatter: None,
+        attrs: Vec::new(),
+        items: vec![syn::Item::Fn(bare)],
+    })
+}
+
+#[cfg(test)]
+mod tests;
