@@ -12,28 +12,40 @@ use quote::{format_ident, quote};
 /// as `(path in the templates folder, path to include)`.
 pub(crate) fn bindings(kernel: &Kernel, declaration: &str, files: &[(String, String)]) -> String {
     let layout = ParamsLayout::of(kernel);
+    let has_fixed = |arg: &Arg| matches!(arg.kind, ArgKind::Tensor { element: ElementType::Fixed(_), .. });
+    let dtype = kernel.args.iter().any(has_fixed).then(|| quote!(DType,));
+    let tensors = has_tensors(kernel).then(|| (quote!(Tensor), quote!(Dim,)));
+    let (tensor, dim) = tensors.unzip();
+    let imports = quote! {
+        use ::std::borrow::Cow;
+        use ::std::mem::{offset_of, size_of};
+        use ::tilewright::codegen::{Candidate, Family, KernelSource};
+        use ::tilewright::launch::{BindError, Binder, Bound, #dim KernelArgs};
+        use ::tilewright::{#dtype #tensor};
+    };
     let (source, params, args, bind) = (
         source_static(kernel, declaration, files),
         params_struct(kernel, &layout),
         args_struct(kernel),
         kernel_args_impl(kernel, &layout),
     );
-    let file: syn::File = syn::parse2(quote!(#source #params #args #bind)).expect("the bindings are Rust");
+    let file: syn::File =
+        syn::parse2(quote!(#imports #source #params #args #bind)).expect("the bindings are Rust");
     prettyplease::unparse(&file)
 }
 
 fn source_static(kernel: &Kernel, declaration: &str, files: &[(String, String)]) -> TokenStream {
     let name = &kernel.name;
     let doc = format!(" The files of kernel `{name}`.");
-    let files = files.iter().map(|(path, include)| {
-        quote!((::std::borrow::Cow::Borrowed(#path), ::std::borrow::Cow::Borrowed(include_str!(#include))))
-    });
+    let files = files
+        .iter()
+        .map(|(path, include)| quote!((Cow::Borrowed(#path), Cow::Borrowed(include_str!(#include)))));
     quote! {
         #[doc = #doc]
-        pub static SOURCE: ::tilewright::codegen::KernelSource = ::tilewright::codegen::KernelSource {
-            name: ::std::borrow::Cow::Borrowed(#name),
-            declaration: ::std::borrow::Cow::Borrowed(include_str!(#declaration)),
-            files: ::std::borrow::Cow::Borrowed(&[#(#files),*]),
+        pub static SOURCE: KernelSource = KernelSource {
+            name: Cow::Borrowed(#name),
+            declaration: Cow::Borrowed(include_str!(#declaration)),
+            files: Cow::Borrowed(&[#(#files),*]),
         };
     }
 }
@@ -57,7 +69,7 @@ fn params_struct(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
     let size = Literal::usize_unsuffixed(layout.size);
     let offsets = layout.fields.iter().map(|field| {
         let (name, offset) = (format_ident!("{}", field.name), Literal::usize_unsuffixed(field.offset));
-        quote!(assert!(::std::mem::offset_of!(Params, #name) == #offset);)
+        quote!(assert!(offset_of!(Params, #name) == #offset);)
     });
     quote! {
         #[doc = #doc]
@@ -65,7 +77,7 @@ fn params_struct(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
         #[derive(Clone, Copy, Debug)]
         pub struct Params { #(#members),* }
         const _: () = {
-            assert!(::std::mem::size_of::<Params>() == #size);
+            assert!(size_of::<Params>() == #size);
             #(#offsets)*
         };
     }
@@ -78,12 +90,8 @@ fn args_struct(kernel: &Kernel) -> TokenStream {
         let name = format_ident!("{}", arg.name);
         let (ty, doc) = match &arg.kind {
             ArgKind::Tensor { element, dims, mutable, optional, .. } => {
-                let tensor = if *mutable {
-                    quote!(&'a mut ::tilewright::Tensor)
-                } else {
-                    quote!(&'a ::tilewright::Tensor)
-                };
-                let ty = if *optional { quote!(::std::option::Option<#tensor>) } else { tensor };
+                let tensor = if *mutable { quote!(&'a mut Tensor) } else { quote!(&'a Tensor) };
+                let ty = if *optional { quote!(Option<#tensor>) } else { tensor };
                 (ty, format!(" `{}` of {}.", shape_text(dims), element_text(element)))
             }
             ArgKind::Scalar(ScalarType::F32) => (quote!(f32), " By value.".to_owned()),
@@ -174,7 +182,7 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
         });
         let axes = body.launch.grid.iter().map(Expr::to_rust);
         quote! {
-            ::tilewright::codegen::Family::#family => {
+            Family::#family => {
                 #(#tune)*
                 [#(#axes),*]
             }
@@ -182,15 +190,15 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
     });
     // A kernel that has every family needs no fallback arm; the enum is non-exhaustive, so there is always one.
     quote! {
-        impl ::tilewright::launch::KernelArgs for Args #lifetime {
+        impl KernelArgs for Args #lifetime {
             const KERNEL: &'static str = #name;
             type Params = Params;
 
             fn bind(
                 &self,
-                candidate: &::tilewright::codegen::Candidate,
-            ) -> ::std::result::Result<::tilewright::launch::Bound<Params>, ::tilewright::launch::BindError> {
-                let mut binder = ::tilewright::launch::Binder::new(Self::KERNEL, candidate)?;
+                candidate: &Candidate,
+            ) -> Result<Bound<Params>, BindError> {
+                let mut binder = Binder::new(Self::KERNEL, candidate)?;
                 #(#tensors)*
                 #(#constants)*
                 #(#dims)*
@@ -215,17 +223,13 @@ fn bind_tensor(arg: &Arg) -> Option<TokenStream> {
     let dtype = match element {
         ElementType::Fixed(dtype) => {
             let variant = format_ident!("{}", format!("{dtype:?}"));
-            quote!(::tilewright::DType::#variant)
+            quote!(DType::#variant)
         }
         ElementType::Param(param) => quote!(binder.dtype(candidate, #param)?),
     };
     let dims = dims.iter().map(|dim| {
         let name = &dim.name;
-        if dim.broadcast {
-            quote!(::tilewright::launch::Dim::broadcast(#name))
-        } else {
-            quote!(::tilewright::launch::Dim::exact(#name))
-        }
+        if dim.broadcast { quote!(Dim::broadcast(#name)) } else { quote!(Dim::exact(#name)) }
     });
     let align = Literal::usize_unsuffixed(*align);
     let tensor = match (optional, mutable) {

@@ -1,8 +1,7 @@
 kernel! {
     /// Means of runs of BLOCK consecutive rows, over the rows that exist: the last run is often short.
-    /// Every row of `x` starts at a multiple of 16 bytes.
     fn pool(
-        x: Tensor<T, [batch, heads, seq, head_dim]>,
+        #[align(16)] x: Tensor<T, [batch, heads, seq, head_dim]>,
         mean: mut Tensor<f32, [batch, heads, blocks, head_dim]>,
     )
     specialize { T: [f16, bf16], D: [64, 96, 128, 256], BLOCK: [64, 128] }

@@ -1,9 +1,9 @@
 kernel! {
     /// The logit of every pair of blocks: the product of the two means times `scale`, in f32 throughout. A NaN becomes
-    /// -inf and the rest is clamped to ±3e38. Every row of the means starts at a multiple of 16 bytes.
+    /// -inf and the rest is clamped to ±3e38.
     fn score(
-        q_mean: Tensor<f32, [batch, heads, q_blocks, head_dim]>,
-        k_mean: Tensor<f32, [batch, kv_heads, kv_blocks, head_dim]>,
+        #[align(16)] q_mean: Tensor<f32, [batch, heads, q_blocks, head_dim]>,
+        #[align(16)] k_mean: Tensor<f32, [batch, kv_heads, kv_blocks, head_dim]>,
         logits: mut Tensor<f32, [batch, heads, q_blocks, kv_blocks]>,
         scale: f32,
     )

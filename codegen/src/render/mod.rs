@@ -140,6 +140,7 @@ fn context(kernel: &Kernel, candidate: &Candidate, variant: &str) -> Context {
     context.insert("constants", &constants);
     context.insert("fields", &fields);
     context.insert("params_size", &layout.size);
+    context.insert("calls_functions", &functions.iter().any(|slot| slot.present));
     context.insert("functions", &functions);
     context.insert("device_prelude", lower::DEVICE_PRELUDE);
     context

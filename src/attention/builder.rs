@@ -1,0 +1,90 @@
+//! Describing an attention.
+
+use super::{Attention, HeadDim, Pipeline, Rule};
+use crate::device::Device;
+use crate::tensor::TensorError;
+use crate::{BlockSize, DType, Error, MaskMod, ScoreMod, Selection};
+use std::sync::Arc;
+
+/// Collects what an attention computes; [`build`](Self::build) makes it for a device.
+#[must_use = "call `.build(&device)`"]
+pub struct AttentionBuilder {
+    head_dim: HeadDim,
+    dtype: DType,
+    blocks: BlockSize,
+    selection: Option<Selection>,
+    scale: Option<f32>,
+    score_mod: Option<Arc<dyn ScoreMod>>,
+    mask_mod: Option<Arc<dyn MaskMod>>,
+}
+
+impl AttentionBuilder {
+    pub(super) fn new(head_dim: HeadDim, dtype: DType) -> Self {
+        AttentionBuilder {
+            head_dim,
+            dtype,
+            blocks: BlockSize::default(),
+            selection: None,
+            scale: None,
+            score_mod: None,
+            mask_mod: None,
+        }
+    }
+
+    /// Keeps only the blocks this rule selects. Without one, every block the mask function admits is kept.
+    pub fn select(mut self, selection: Selection) -> Self {
+        self.selection = Some(selection);
+        self
+    }
+
+    /// The sparse block; 128 queries by 64 keys when not given.
+    pub fn blocks(mut self, blocks: BlockSize) -> Self {
+        self.blocks = blocks;
+        self
+    }
+
+    /// The factor of the products of q and k; `1 / sqrt(head_dim)` when not given.
+    pub fn scale(mut self, scale: f32) -> Self {
+        self.scale = Some(scale);
+        self
+    }
+
+    /// Changes every scaled score before the softmax. The selection looks at the scores without it.
+    pub fn score_mod(mut self, function: impl ScoreMod) -> Self {
+        self.score_mod = Some(Arc::new(function));
+        self
+    }
+
+    /// Says which keys a query may attend to, element by element. Blocks it drops as a whole are never looked at, and
+    /// blocks it keeps as a whole do not pay for it.
+    pub fn mask_mod(mut self, function: impl MaskMod) -> Self {
+        self.mask_mod = Some(Arc::new(function));
+        self
+    }
+
+    /// Makes the attention for a device. On a GPU this compiles the kernels that are not loaded yet.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] unless the dtype is f16 or bf16, [`Error::Select`] for a share outside (0, 1],
+    /// [`Error::Function`] when a device function does not lower; on a GPU the errors of [`launch::load`](crate::launch::load).
+    pub fn build(self, device: &Device) -> Result<Attention, Error> {
+        if !matches!(self.dtype, DType::F16 | DType::Bf16) {
+            let needed = "f16 or bf16: cast q, k and v to one of them".to_owned();
+            return Err(TensorError::DType { what: "the attention".into(), found: self.dtype, needed }.into());
+        }
+        if let Some(selection) = &self.selection {
+            selection.validate()?;
+        }
+        let rule = Rule {
+            head_dim: self.head_dim,
+            dtype: self.dtype,
+            blocks: self.blocks,
+            selection: self.selection,
+            scale: self.scale.unwrap_or_else(|| self.head_dim.default_scale()),
+            score_mod: self.score_mod,
+            mask_mod: self.mask_mod,
+        };
+        let pipeline = device.as_cuda().map(|device| Pipeline::new(device, &rule)).transpose()?;
+        Ok(Attention { device: device.clone(), rule, pipeline })
+    }
+}

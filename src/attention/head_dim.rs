@@ -1,0 +1,89 @@
+//! Head dimensions the kernels take.
+
+use std::fmt;
+
+/// A head dimension: a multiple of 8 up to 256. Those between 64, 96, 128 and 256 run in the next larger tile, padded
+/// inside the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HeadDim(usize);
+
+/// A head dimension no kernel takes, or not the one built for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HeadDimError {
+    /// Not a multiple of 8 between 8 and 256.
+    #[error("head dimension {found}, needed a multiple of 8 from 8 to 256: pad q, k and v with zeros to the next multiple")]
+    Unsupported {
+        /// The dimension.
+        found: usize,
+    },
+    /// The tensors have another one than the attention.
+    #[error("the tensors have head dimension {found}, this attention was built for {needed}: build one for {found}")]
+    Differs {
+        /// The tensors'.
+        found: usize,
+        /// The attention's.
+        needed: usize,
+    },
+}
+
+impl HeadDim {
+    /// 64: CogVideoX.
+    pub const D64: HeadDim = HeadDim(64);
+    /// 96.
+    pub const D96: HeadDim = HeadDim(96);
+    /// 128: Wan, HunyuanVideo.
+    pub const D128: HeadDim = HeadDim(128);
+    /// 256.
+    pub const D256: HeadDim = HeadDim(256);
+
+    /// Widths of the kernels' tiles, smallest first.
+    const TILES: [usize; 4] = [64, 96, 128, 256];
+
+    /// Any supported dimension.
+    ///
+    /// # Errors
+    /// [`HeadDimError::Unsupported`] unless it is a multiple of 8 from 8 to 256.
+    pub fn new(dim: usize) -> Result<Self, HeadDimError> {
+        if dim == 0 || dim > 256 || !dim.is_multiple_of(8) {
+            return Err(HeadDimError::Unsupported { found: dim });
+        }
+        Ok(HeadDim(dim))
+    }
+
+    /// The dimension.
+    pub const fn get(self) -> usize {
+        self.0
+    }
+
+    /// The tile it runs in: the smallest that holds it.
+    pub fn tile(self) -> usize {
+        Self::TILES.into_iter().find(|&tile| tile >= self.0).unwrap_or(256)
+    }
+
+    /// The usual factor of the scores, `1 / sqrt(d)`.
+    pub fn default_scale(self) -> f32 {
+        1.0 / (self.0 as f32).sqrt()
+    }
+}
+
+impl fmt::Display for HeadDim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_hold_their_dimensions() {
+        for (dim, tile) in [(8, 64), (64, 64), (72, 96), (80, 96), (104, 128), (128, 128), (136, 256), (256, 256)] {
+            assert_eq!(HeadDim::new(dim).unwrap().tile(), tile, "{dim}");
+        }
+        for dim in [0, 4, 100, 257, 264, usize::MAX] {
+            assert_eq!(HeadDim::new(dim), Err(HeadDimError::Unsupported { found: dim }));
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Block-sparse attention: build once for a head dimension and dtype, then call.
+//!
+//! ```
+//! use tilewright::{Attention, DType, Device, HeadDim, Output, Tensor, top_k, top_p};
+//! # let values: Vec<half::bf16> = (0..2 * 300 * 64).map(|i| half::bf16::from_f32((i as f32 * 0.37).sin())).collect();
+//! # let (q, k, v) = (&values, &values, &values);
+//! let attention = Attention::builder(HeadDim::D64, DType::Bf16)
+//!     .select(top_k(0.05) | top_p(0.2))
+//!     .build(&Device::cpu())?;
+//! let shape = [1, 2, 300, 64]; // batch, heads, tokens, head dimension
+//! let (q, k, v) = (Tensor::from_slice(q, &shape)?, Tensor::from_slice(k, &shape)?, Tensor::from_slice(v, &shape)?);
+//! let Output { out, lse, mask } = attention.forward(&q, &k, &v)?;
+//! assert_eq!((out.shape(), lse.shape()), (&shape[..], &shape[..3]));
+//! println!("{:.1} % of the blocks dropped", 100.0 * mask.sparsity()?);
+//! # Ok::<(), tilewright::Error>(())
+//! ```
+
+mod builder;
+mod gpu;
+mod head_dim;
+
+pub use builder::AttentionBuilder;
+pub use head_dim::{HeadDim, HeadDimError};
+
+use crate::device::Device;
+use crate::launch::Kernel;
+use crate::operands::Shape;
+use crate::tensor::TensorError;
+use crate::{BlockMask, BlockSize, DType, Error, MaskMod, ScoreMod, Selection, Tensor, cpu};
+use gpu::Pipeline;
+use std::sync::Arc;
+
+/// What an attention computes, on one device.
+pub struct Attention {
+    device: Device,
+    rule: Rule,
+    /// The kernels; absent on the CPU.
+    pipeline: Option<Pipeline>,
+}
+
+/// The parts of an attention that do not depend on the device.
+struct Rule {
+    head_dim: HeadDim,
+    dtype: DType,
+    blocks: BlockSize,
+    selection: Option<Selection>,
+    scale: f32,
+    score_mod: Option<Arc<dyn ScoreMod>>,
+    mask_mod: Option<Arc<dyn MaskMod>>,
+}
+
+/// What [`Attention::forward`] returns.
+#[derive(Debug)]
+pub struct Output {
+    /// `[batch, heads, seq_q, head_dim]`, the dtype of q. Rows with nothing to attend to are 0.
+    pub out: Tensor,
+    /// `[batch, heads, seq_q]` f32: the natural logarithm of the sum of exponentials of each row's kept scores; -inf for
+    /// a row with nothing to attend to.
+    pub lse: Tensor,
+    /// The blocks that were kept.
+    pub mask: BlockMask,
+}
+
+impl Attention {
+    /// Starts describing an attention over half-precision tensors (`F16` or `Bf16`).
+    pub fn builder(head_dim: HeadDim, dtype: DType) -> AttentionBuilder {
+        AttentionBuilder::new(head_dim, dtype)
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The sparse block.
+    pub fn blocks(&self) -> BlockSize {
+        self.rule.blocks
+    }
+
+    /// The factor of the products of q and k.
+    pub fn scale(&self) -> f32 {
+        self.rule.scale
+    }
+
+    /// The loaded kernels, in the order they run; none on the CPU.
+    pub fn kernels(&self) -> Vec<&Kernel> {
+        self.pipeline.as_ref().map(Pipeline::kernels).unwrap_or_default()
+    }
+
+    /// Selects blocks, then attends to them. Nothing is copied to the host.
+    ///
+    /// q is `[batch, heads, seq_q, head_dim]`, k and v `[batch, kv_heads, seq_kv, head_dim]`; any strides with unit
+    /// stride on the last dimension, so a `[batch, seq, heads, head_dim]` tensor needs only a
+    /// [`permute`](Tensor::permute). `heads` is a multiple of `kv_heads`.
+    ///
+    /// NaN and infinities are values: a NaN in a row of q makes that row of `out` and `lse` NaN and lets its query block
+    /// keep its first blocks; a NaN in a row of k ranks its key block last, and every query that still attends to the
+    /// block gets NaN; a NaN in v reaches the queries that attend to its key block.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] or [`Error::Bind`] for tensors that do not fit; a device error when the GPU fails.
+    pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Output, Error> {
+        self.check(q, k, Some(v))?;
+        let mask = self.mask_unchecked(q, k)?;
+        let (out, lse) = self.attend_unchecked(q, k, v, &mask)?;
+        Ok(Output { out, lse, mask })
+    }
+
+    /// The block mask that [`forward`](Self::forward) would use.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn mask(&self, q: &Tensor, k: &Tensor) -> Result<BlockMask, Error> {
+        self.check(q, k, None)?;
+        self.mask_unchecked(q, k)
+    }
+
+    /// Attends to the blocks of a mask of one's own: returns `out` and `lse` as in [`Output`].
+    ///
+    /// The mask function, where there is one, is applied within the blocks of [`BlockMask::kv`] and not within those of
+    /// [`BlockMask::full_kv`].
+    ///
+    /// # Errors
+    /// [`Error::Mask`] when the mask is for other sizes or blocks; otherwise as [`forward`](Self::forward).
+    pub fn attend_with(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: &BlockMask) -> Result<(Tensor, Tensor), Error> {
+        let shape = self.check(q, k, Some(v))?;
+        mask.check_fits(shape.batch, shape.heads, shape.seq_q, shape.seq_kv)?;
+        mask.check_blocks(self.rule.blocks)?;
+        self.attend_unchecked(q, k, v, mask)
+    }
+
+    fn mask_unchecked(&self, q: &Tensor, k: &Tensor) -> Result<BlockMask, Error> {
+        let rule = &self.rule;
+        match &self.pipeline {
+            Some(pipeline) => pipeline.mask(rule, q, k),
+            None => cpu::mask(q, k, rule.selection.as_ref(), rule.scale, rule.blocks, rule.mask_mod.as_deref()),
+        }
+    }
+
+    fn attend_unchecked(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        mask: &BlockMask,
+    ) -> Result<(Tensor, Tensor), Error> {
+        let rule = &self.rule;
+        match &self.pipeline {
+            Some(pipeline) => pipeline.attend(rule, q, k, v, mask),
+            None => cpu::attend(q, k, v, mask, rule.scale, rule.score_mod.as_deref(), rule.mask_mod.as_deref()),
+        }
+    }
+
+    fn check(&self, q: &Tensor, k: &Tensor, v: Option<&Tensor>) -> Result<Shape, Error> {
+        let rule = &self.rule;
+        if q.dtype() != rule.dtype {
+            let needed = format!("{}, which this attention was built for", rule.dtype);
+            return Err(TensorError::DType { what: "q".into(), found: q.dtype(), needed }.into());
+        }
+        let shape = Shape::of(q, k, v)?;
+        if shape.d != rule.head_dim.get() {
+            return Err(HeadDimError::Differs { found: shape.d, needed: rule.head_dim.get() }.into());
+        }
+        for (what, tensor) in [("q", Some(q)), ("k", Some(k)), ("v", v)] {
+            let Some(tensor) = tensor else { continue };
+            tensor.expect_place(what, &self.device)?;
+        }
+        Ok(shape)
+    }
+}

@@ -1,0 +1,256 @@
+//! The checks between tensors and a kernel's `Params`. Generated bindings call them; nobody else needs to.
+
+use super::BindError;
+use crate::codegen::{Candidate, Family};
+use crate::{DType, Tensor};
+
+/// A dimension as a tensor argument declares it.
+#[derive(Debug, Clone, Copy)]
+pub struct Dim {
+    name: &'static str,
+    broadcast: bool,
+}
+
+impl Dim {
+    /// `name`: the extent is the dimension's.
+    pub const fn exact(name: &'static str) -> Self {
+        Dim { name, broadcast: false }
+    }
+
+    /// `name | 1`: an extent of 1 is repeated.
+    pub const fn broadcast(name: &'static str) -> Self {
+        Dim { name, broadcast: true }
+    }
+}
+
+/// A tensor argument as `Params` holds it: an address and `S` strides in elements.
+#[derive(Debug, Clone, Copy)]
+pub struct BoundTensor<const S: usize> {
+    /// The device address; 0 when the argument is absent.
+    pub pointer: u64,
+    /// Strides of all dimensions but the last; 0 where an extent of 1 is repeated.
+    pub strides: [i64; S],
+}
+
+/// Arguments that passed the checks.
+#[derive(Debug, Clone, Copy)]
+pub struct Bound<P> {
+    /// What the kernel takes by value.
+    pub params: P,
+    /// Blocks along x, y, z.
+    pub grid: [u32; 3],
+}
+
+/// An extent with the argument that set it.
+struct Extent {
+    dim: &'static str,
+    value: i64,
+    arg: &'static str,
+}
+
+/// Collects dimensions from the arguments and checks that they agree.
+pub struct Binder {
+    kernel: &'static str,
+    extents: Vec<Extent>,
+    /// The first tensor argument and where it lives.
+    place: Option<String>,
+}
+
+impl Binder {
+    /// Starts the checks of one launch.
+    ///
+    /// # Errors
+    /// [`BindError::Candidate`] when the candidate is of another kernel.
+    pub fn new(kernel: &'static str, candidate: &Candidate) -> Result<Self, BindError> {
+        if candidate.spec.kernel() != kernel {
+            let found = format!("of `{}`", candidate.spec.kernel());
+            return Err(BindError::Candidate { kernel, found });
+        }
+        Ok(Binder { kernel, extents: Vec::with_capacity(12), place: None })
+    }
+
+    /// An integer the candidate is specialised with.
+    ///
+    /// # Errors
+    /// [`BindError::Candidate`] when it has none of that name.
+    pub fn constant(&self, candidate: &Candidate, name: &str) -> Result<i64, BindError> {
+        candidate.constant(name).ok_or_else(|| self.lacks(name))
+    }
+
+    /// An element type the candidate is specialised with.
+    ///
+    /// # Errors
+    /// [`BindError::Candidate`] when it has none of that name.
+    pub fn dtype(&self, candidate: &Candidate, name: &str) -> Result<DType, BindError> {
+        candidate.dtype(name).ok_or_else(|| self.lacks(name))
+    }
+
+    fn lacks(&self, name: &str) -> BindError {
+        BindError::Candidate { kernel: self.kernel, found: format!("without a value for `{name}`") }
+    }
+
+    /// Checks one tensor: place, element type, rank, unit stride, alignment, extents.
+    ///
+    /// # Errors
+    /// The [`BindError`] of the first check that fails.
+    pub fn tensor<const N: usize, const S: usize>(
+        &mut self,
+        arg: &'static str,
+        tensor: Option<&Tensor>,
+        dtype: DType,
+        align: usize,
+        dims: [Dim; N],
+    ) -> Result<BoundTensor<S>, BindError> {
+        const { assert!(S + 1 == N, "a stride for every dimension but the last") };
+        let kernel = self.kernel;
+        let Some(tensor) = tensor else {
+            return Ok(BoundTensor { pointer: 0, strides: [0; S] });
+        };
+        if tensor.dtype() != dtype {
+            return Err(BindError::DType { kernel, arg, found: tensor.dtype(), needed: dtype });
+        }
+        if tensor.shape().len() != N {
+            let dims = dims.map(|dim| dim.name).join(", ");
+            return Err(BindError::Rank { kernel, arg, shape: tensor.shape().to_vec(), dims });
+        }
+        let pointer = self.place(arg, tensor)?;
+        if tensor.strides()[N - 1] != 1 && tensor.shape()[N - 1] != 1 {
+            return Err(BindError::UnitStride { kernel, arg, found: tensor.strides()[N - 1] });
+        }
+        let misaligned = |what, found: u64| {
+            (!found.is_multiple_of(align as u64)).then_some(BindError::Alignment {
+                kernel,
+                arg,
+                what,
+                found,
+                needed: align,
+            })
+        };
+        if let Some(error) = misaligned("the address", pointer) {
+            return Err(error);
+        }
+        let mut strides = [0; S];
+        for (axis, dim) in dims.iter().enumerate() {
+            let (extent, stride) = (tensor.shape()[axis], tensor.strides()[axis]);
+            let Some(value) = i32::try_from(extent).ok().filter(|&extent| extent > 0) else {
+                return Err(BindError::Extent { kernel, dim: dim.name, arg, found: extent });
+            };
+            let repeated = dim.broadcast && value == 1;
+            if !repeated {
+                self.bind(dim.name, value.into(), arg)?;
+            }
+            // A stride along an extent of 1 is never taken, whatever it says.
+            if axis < S && extent > 1 {
+                if let Some(error) = misaligned("a stride", (stride * dtype.size()) as u64) {
+                    return Err(error);
+                }
+                strides[axis] = stride as i64;
+            }
+        }
+        Ok(BoundTensor { pointer, strides })
+    }
+
+    fn place(&mut self, arg: &'static str, tensor: &Tensor) -> Result<u64, BindError> {
+        let found = tensor.place();
+        let wrong = |needed: &str, found: &str| BindError::Place {
+            kernel: self.kernel,
+            arg,
+            found: found.to_owned(),
+            needed: needed.to_owned(),
+        };
+        let Some(pointer) = tensor.device_pointer() else {
+            return Err(wrong("a CUDA device", &found));
+        };
+        match &self.place {
+            Some(first) if *first != found => return Err(wrong(first, &found)),
+            Some(_) => {}
+            None => self.place = Some(found),
+        }
+        Ok(pointer)
+    }
+
+    fn bind(&mut self, dim: &'static str, value: i64, arg: &'static str) -> Result<(), BindError> {
+        match self.extents.iter().find(|extent| extent.dim == dim) {
+            Some(first) if first.value != value => Err(BindError::Disagree {
+                kernel: self.kernel,
+                dim,
+                first: first.value,
+                first_arg: first.arg,
+                second: value,
+                second_arg: arg,
+            }),
+            Some(_) => Ok(()),
+            None => {
+                self.extents.push(Extent { dim, value, arg });
+                Ok(())
+            }
+        }
+    }
+
+    /// A dimension's extent; 0 when only absent arguments have it, 1 when every argument repeats it.
+    pub fn dim(&self, dim: &str) -> i64 {
+        self.extents.iter().find(|extent| extent.dim == dim).map_or(0, |extent| extent.value)
+    }
+
+    /// A derived dimension, checked against the arguments that have it.
+    ///
+    /// # Errors
+    /// [`BindError::Derived`] when one has another extent.
+    pub fn derive(&self, dim: &'static str, needed: i64, rule: &'static str) -> Result<i64, BindError> {
+        match self.extents.iter().find(|extent| extent.dim == dim && extent.value != needed) {
+            Some(&Extent { value, arg, .. }) => {
+                Err(BindError::Derived { kernel: self.kernel, dim, arg, found: value, needed, rule })
+            }
+            None => Ok(needed),
+        }
+    }
+
+    /// A requirement of the declaration.
+    ///
+    /// # Errors
+    /// [`BindError::Require`] with the values when it does not hold.
+    pub fn require(
+        &self,
+        holds: bool,
+        condition: &'static str,
+        values: &[(&str, i64)],
+        advice: &str,
+    ) -> Result<(), BindError> {
+        if holds {
+            return Ok(());
+        }
+        let values: Vec<String> = values.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+        let advice = if advice.is_empty() { String::new() } else { format!(": {advice}") };
+        Err(BindError::Require { kernel: self.kernel, condition, values: values.join(", "), advice })
+    }
+
+    /// The error for a candidate of a family the kernel has no body for.
+    pub fn no_body(&self, family: Family) -> BindError {
+        BindError::Candidate { kernel: self.kernel, found: format!("of family {family}, which has no body") }
+    }
+
+    /// An extent as `Params` holds it.
+    ///
+    /// # Errors
+    /// [`BindError::Extent`] when a derived extent does not fit 32 bits.
+    pub fn int(&self, value: i64) -> Result<i32, BindError> {
+        value.try_into().map_err(|_| BindError::Extent {
+            kernel: self.kernel,
+            dim: "a derived dimension",
+            arg: "the arguments",
+            found: value.unsigned_abs() as usize,
+        })
+    }
+
+    /// Checks the grid and hands everything over.
+    ///
+    /// # Errors
+    /// [`BindError::Grid`] when it is over CUDA's limits.
+    pub fn finish<P>(&self, params: P, grid: [i64; 3]) -> Result<Bound<P>, BindError> {
+        let limits = [i64::from(i32::MAX), 65535, 65535];
+        if grid.iter().zip(limits).any(|(&blocks, limit)| !(0..=limit).contains(&blocks)) {
+            return Err(BindError::Grid { kernel: self.kernel, grid });
+        }
+        Ok(Bound { params, grid: grid.map(|blocks| blocks as u32) })
+    }
+}

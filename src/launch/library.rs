@@ -1,0 +1,204 @@
+//! From specs to loaded kernels, each variant once a process.
+
+use super::{FunctionArgs, KernelArgs};
+use crate::Error;
+use crate::codegen::lower::DeviceFunction;
+use crate::codegen::{Arch, Candidate, Generator, KernelSource, Value, Variant};
+use crate::compile::{CompileJob, Cubin, PtxasReport, compile_all};
+use crate::device::{CudaDevice, LoadedKernel};
+use crate::toolchain::Toolchain;
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
+
+/// A kernel wanted: its source, a value for every specialisation parameter, its device functions.
+pub struct Request {
+    source: &'static KernelSource,
+    values: Vec<(&'static str, Value)>,
+    functions: Vec<(&'static str, Arc<DeviceFunction>)>,
+}
+
+impl Request {
+    /// A request for a kernel with nothing specialised yet.
+    pub fn new(source: &'static KernelSource) -> Self {
+        Request { source, values: Vec::new(), functions: Vec::new() }
+    }
+
+    /// Sets a specialisation parameter.
+    pub fn value(mut self, name: &'static str, value: impl Into<Value>) -> Self {
+        self.values.push((name, value.into()));
+        self
+    }
+
+    /// Puts a device function in a slot, when there is one.
+    pub fn function(mut self, slot: &'static str, function: Option<&Arc<DeviceFunction>>) -> Self {
+        self.functions.extend(function.map(|function| (slot, function.clone())));
+        self
+    }
+
+    /// The candidates of this request on an architecture, rendered lazily by the generator returned with them.
+    pub(crate) fn candidates(&self, arch: Arch) -> Result<(Generator, Vec<Candidate>), Error> {
+        let generator = Generator::new(self.source)?;
+        let mut spec = generator.spec(&self.values)?;
+        for (slot, function) in &self.functions {
+            spec = spec.with_function(slot, function.clone())?;
+        }
+        let accepted = generator.candidates(&Arc::new(spec), arch)?.accepted;
+        Ok((generator, accepted))
+    }
+}
+
+/// A loaded kernel with what was chosen and what ptxas reported.
+#[derive(Clone)]
+pub struct Kernel {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    variant: Variant,
+    report: PtxasReport,
+    compile_time: Duration,
+    loaded: LoadedKernel,
+    device: CudaDevice,
+}
+
+impl Kernel {
+    /// The variant: name, fingerprint, source, candidate.
+    pub fn variant(&self) -> &Variant {
+        &self.inner.variant
+    }
+
+    /// Registers, spills and shared memory as ptxas reported them.
+    pub fn report(&self) -> &PtxasReport {
+        &self.inner.report
+    }
+
+    /// How long NVRTC took.
+    pub fn compile_time(&self) -> Duration {
+        self.inner.compile_time
+    }
+
+    /// Blocks that fit a multiprocessor at once.
+    ///
+    /// # Errors
+    /// A driver error.
+    pub fn blocks_per_sm(&self) -> Result<u32, Error> {
+        let budget = &self.inner.variant.candidate.budget;
+        Ok(self.inner.loaded.blocks_per_sm(budget.threads as u32, budget.smem_bytes as u32)?)
+    }
+
+    /// Checks the arguments and puts the launch on the device's stream.
+    ///
+    /// # Errors
+    /// [`BindError`](super::BindError) for arguments the declaration does not allow; a device error when the driver refuses.
+    pub fn launch<A: KernelArgs>(&self, args: &A, functions: Option<&FunctionArgs>) -> Result<(), Error> {
+        let Inner { variant, loaded, device, .. } = &*self.inner;
+        let bound = args.bind(&variant.candidate)?;
+        let budget = &variant.candidate.budget;
+        // SAFETY: `Params` is a `repr(C)` struct whose size and offsets are asserted, without padding inside; every byte
+        // of it up to its size is read as plain memory only.
+        let params = unsafe {
+            std::slice::from_raw_parts((&raw const bound.params).cast::<u8>(), size_of::<A::Params>())
+        };
+        let with_functions = [params, functions.map_or(&[][..], FunctionArgs::bytes)];
+        let params = if functions.is_some() { &with_functions[..] } else { &with_functions[..1] };
+        // SAFETY: `bind` checked that the tensors are on this kind of device with the extents in `Params`; their storage
+        // is freed on the same stream, after this launch.
+        unsafe {
+            loaded.launch(device.stream(), bound.grid, budget.threads as u32, budget.smem_bytes as u32, params)?;
+        }
+        Ok(())
+    }
+}
+
+/// Every kernel loaded so far: a second `Attention` of the same spec compiles nothing.
+static LOADED: LazyLock<Mutex<HashMap<(usize, String), Kernel>>> = LazyLock::new(Mutex::default);
+
+/// Loads a kernel for each request: the preferred candidate that compiles without spills. All compile in parallel.
+///
+/// # Errors
+/// [`Error::Codegen`] for a spec the declaration does not allow, [`Error::Toolchain`] without NVRTC,
+/// [`Error::Compile`] when the source does not compile, [`Error::Spills`] when every candidate spills.
+pub fn load(device: &CudaDevice, requests: &[Request]) -> Result<Vec<Kernel>, Error> {
+    let arch: Arch = device.arch().parse()?;
+    let mut searches = requests
+        .iter()
+        .map(|request| {
+            let (generator, candidates) = request.candidates(arch)?;
+            Ok(Search { generator, candidates: candidates.into_iter(), found: None })
+        })
+        .collect::<Result<Vec<_>, Error>>()?;
+    while searches.iter().any(|search| search.found.is_none()) {
+        compile_round(device, &mut searches)?;
+    }
+    Ok(searches.into_iter().filter_map(|search| search.found).collect())
+}
+
+/// One request on its way to a kernel.
+struct Search {
+    generator: Generator,
+    candidates: std::vec::IntoIter<Candidate>,
+    found: Option<Kernel>,
+}
+
+/// Tries the next candidate of every request that has no kernel yet.
+fn compile_round(device: &CudaDevice, searches: &mut [Search]) -> Result<(), Error> {
+    let ordinal = device.info().ordinal;
+    let mut waiting = Vec::new();
+    for search in searches.iter_mut().filter(|search| search.found.is_none()) {
+        let Some(candidate) = search.candidates.next() else {
+            let kernel = search.generator.kernel().name.clone();
+            return Err(Error::Spills { kernel, arch: device.arch().to_owned() });
+        };
+        let variant = search.generator.render(&candidate)?;
+        let known = lock().get(&(ordinal, variant.fingerprint.clone())).cloned();
+        match known {
+            Some(kernel) => search.found = Some(Kernel { inner: kernel.inner }),
+            None => waiting.push((search, variant)),
+        }
+    }
+    if waiting.is_empty() {
+        return Ok(());
+    }
+    let toolchain = toolchain()?;
+    device.check_toolchain(&toolchain)?;
+    let jobs = waiting
+        .iter()
+        .map(|(_, variant)| CompileJob {
+            name: variant.name.clone(),
+            source: variant.source.clone(),
+            arch: device.arch().to_owned(),
+        })
+        .collect();
+    let cubins = compile_all(&toolchain, jobs, |_| {});
+    for ((search, variant), cubin) in waiting.into_iter().zip(cubins) {
+        let cubin: Cubin = cubin?;
+        if cubin.report.spills() {
+            tracing::debug!(variant = variant.name, "spills: trying the next candidate");
+            continue;
+        }
+        let loaded = device.load(&cubin)?;
+        let key = (ordinal, variant.fingerprint.clone());
+        let Cubin { report, compile_time, .. } = cubin;
+        let inner = Inner { variant, report, compile_time, loaded, device: device.clone() };
+        let kernel = Kernel { inner: Arc::new(inner) };
+        lock().insert(key, kernel.clone());
+        search.found = Some(kernel);
+    }
+    Ok(())
+}
+
+fn lock() -> std::sync::MutexGuard<'static, HashMap<(usize, String), Kernel>> {
+    // A panic elsewhere cannot leave the map half-written: insert is its only change.
+    LOADED.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The process's toolchain, found (or installed, with a line on standard error) at the first compile.
+fn toolchain() -> Result<Toolchain, Error> {
+    static FOUND: Mutex<Option<Toolchain>> = Mutex::new(None);
+    let mut found = FOUND.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if found.is_none() {
+        *found = Some(Toolchain::find()?);
+    }
+    Ok(found.clone().expect("set above"))
+}

@@ -1,0 +1,44 @@
+//! Kernels on a GPU: chosen, rendered, compiled, loaded, and launched with checked arguments.
+//!
+//! A kernel's bindings (`generated/` here, `tilewright_codegen::emit` in a crate of your own) give a `SOURCE` and an
+//! `Args` struct; [`load`] makes [`Kernel`]s of specs and [`Kernel::launch`] runs one:
+//!
+//! ```no_run
+//! use tilewright::{DType, Device, Tensor, kernels::pool, launch};
+//! let device = Device::cuda(0)?;
+//! let x = Tensor::zeros(DType::Bf16, &[1, 12, 1000, 128])?.to(&device)?;
+//! let mut mean = Tensor::uninit(&device, DType::F32, &[1, 12, 8, 128])?;
+//! let request = launch::Request::new(&pool::SOURCE)
+//!     .value("T", DType::Bf16)
+//!     .value("D", 128)
+//!     .value("BLOCK", 128);
+//! let kernel = launch::load(device.as_cuda().unwrap(), &[request])?.remove(0);
+//! kernel.launch(&pool::Args { x: &x, mean: &mut mean }, None)?;
+//! # Ok::<(), tilewright::Error>(())
+//! ```
+
+mod bind;
+mod error;
+mod functions;
+mod library;
+
+pub use bind::{Binder, Bound, BoundTensor, Dim};
+pub use error::BindError;
+pub use functions::FunctionArgs;
+pub use library::{Kernel, Request, load};
+
+use crate::codegen::Candidate;
+
+/// The arguments of a kernel; generated from its declaration.
+pub trait KernelArgs {
+    /// The kernel's name.
+    const KERNEL: &'static str;
+    /// What it takes by value.
+    type Params: Copy;
+
+    /// Checks every argument against the declaration and the candidate's specialisation.
+    ///
+    /// # Errors
+    /// [`BindError`] names the argument, what was found and what was needed.
+    fn bind(&self, candidate: &Candidate) -> Result<Bound<Self::Params>, BindError>;
+}

@@ -1,0 +1,122 @@
+//! Tensors on a GPU: where they are, and copies to and from the host.
+
+use super::{Storage, Tensor, TensorError, contiguous_strides, element_count, host::HostBuffer};
+use crate::device::{CudaDevice, Device, DeviceBuffer};
+use crate::{DType, Error};
+use std::sync::Arc;
+
+/// GPU memory with the device it is on.
+#[derive(Debug)]
+pub(crate) struct CudaStorage {
+    device: CudaDevice,
+    buffer: DeviceBuffer,
+}
+
+impl CudaStorage {
+    pub(super) fn len(&self) -> usize {
+        self.buffer.len()
+    }
+
+    pub(super) fn download(&self) -> Result<Vec<u8>, Error> {
+        Ok(self.device.download(&self.buffer)?)
+    }
+}
+
+impl Tensor {
+    /// A contiguous tensor on `device` whose elements are whatever the memory held; zeros on the CPU.
+    ///
+    /// # Errors
+    /// [`TensorError::TooLarge`] when the shape does not fit in an address space, a device error when it does not fit
+    /// in the GPU's memory.
+    pub fn uninit(device: &Device, dtype: DType, shape: &[usize]) -> Result<Self, Error> {
+        let Device::Cuda(device) = device else { return Self::zeros(dtype, shape) };
+        let bytes = element_count(shape, dtype)? * dtype.size();
+        Ok(Self::on(device, dtype, shape, device.uninit(bytes)?))
+    }
+
+    fn on(device: &CudaDevice, dtype: DType, shape: &[usize], buffer: DeviceBuffer) -> Self {
+        let storage = Storage::Cuda(Arc::new(CudaStorage { device: device.clone(), buffer }));
+        Tensor { dtype, shape: shape.to_vec(), strides: contiguous_strides(shape), storage }
+    }
+
+    /// The same tensor on `device`: itself when it is there already, otherwise a copy with the same strides.
+    ///
+    /// # Errors
+    /// A device error when the copy fails.
+    pub fn to(&self, device: &Device) -> Result<Self, Error> {
+        if self.is_on(device) {
+            return Ok(self.clone());
+        }
+        let bytes;
+        let host: &[u8] = match &self.storage {
+            Storage::Host(buffer) => buffer.bytes(),
+            Storage::Cuda(storage) => {
+                bytes = storage.download()?;
+                &bytes
+            }
+        };
+        let storage = match device {
+            Device::Cpu => Storage::Host(Arc::new(HostBuffer::copy_of(host))),
+            Device::Cuda(cuda) => {
+                Storage::Cuda(Arc::new(CudaStorage { device: cuda.clone(), buffer: cuda.upload(host)? }))
+            }
+        };
+        Ok(Tensor { storage, ..self.clone() })
+    }
+
+    /// Sets every byte of the storage: tests poison outputs with it before a kernel writes them.
+    ///
+    /// # Errors
+    /// [`TensorError::Shared`] when another tensor shares the storage; a device error when the GPU refuses.
+    pub fn fill_bytes(&mut self, byte: u8) -> Result<(), Error> {
+        match &mut self.storage {
+            Storage::Host(buffer) => Arc::get_mut(buffer).ok_or(TensorError::Shared)?.fill(byte),
+            Storage::Cuda(storage) => {
+                let storage = Arc::get_mut(storage).ok_or(TensorError::Shared)?;
+                storage.device.fill(&mut storage.buffer, byte)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_on(&self, device: &Device) -> bool {
+        match (&self.storage, device) {
+            (Storage::Host(_), Device::Cpu) => true,
+            (Storage::Cuda(storage), Device::Cuda(device)) => {
+                storage.device.info().ordinal == device.info().ordinal
+            }
+            _ => false,
+        }
+    }
+
+    /// Where it is, for messages: `the CPU` or `cuda:0`.
+    pub(crate) fn place(&self) -> String {
+        match &self.storage {
+            Storage::Host(_) => place_of(&Device::Cpu),
+            Storage::Cuda(storage) => place_of(&Device::Cuda(storage.device.clone())),
+        }
+    }
+
+    /// The device address of the first element; `None` on the CPU.
+    pub(crate) fn device_pointer(&self) -> Option<u64> {
+        match &self.storage {
+            Storage::Host(_) => None,
+            Storage::Cuda(storage) => Some(storage.buffer.address()),
+        }
+    }
+
+    /// Refuses a tensor that is elsewhere than `device`.
+    pub(crate) fn expect_place(&self, what: &str, device: &Device) -> Result<(), TensorError> {
+        if self.is_on(device) {
+            return Ok(());
+        }
+        Err(TensorError::Place { what: what.to_owned(), found: self.place(), needed: place_of(device) })
+    }
+}
+
+fn place_of(device: &Device) -> String {
+    match device {
+        Device::Cpu => "the CPU".to_owned(),
+        Device::Cuda(cuda) => format!("cuda:{}", cuda.info().ordinal),
+    }
+}
