@@ -95,7 +95,7 @@ fn functor_text(
     for (field, (_, cuda_name)) in layout.fields.iter().zip(fields) {
         let _ = writeln!(
             text,
-            "static_assert(__builtin_offsetof({name}, {cuda_name}) == {}, \"{name}: layout differs from the host's\");",
+            "static_assert(TW_OFFSETOF({name}, {cuda_name}) == {}, \"{name}: layout differs from the host's\");",
             field.offset
         );
     }
