@@ -3,11 +3,19 @@
 
 extern crate self as tilewright;
 
+/// The CPU executor. Reached through the attention on `Device::cpu()`; public for the tests and benchmarks alone.
+#[doc(hidden)]
+pub mod cpu;
 mod error;
+pub mod function;
+pub mod mask;
+pub mod reference;
 pub mod select;
 pub mod tensor;
 
 pub use error::Error;
+pub use function::{DeviceFn, MaskMod, ScoreMod};
+pub use mask::{BlockIndex, BlockMask, BlockSize, DenseMap, MaskError};
 pub use select::{Selection, top_k, top_p};
 pub use tensor::Tensor;
 pub use tilewright_codegen::DType;
