@@ -1,8 +1,14 @@
 //! The one error type of the public API.
 
+use crate::attention::HeadDimError;
+use crate::codegen::lower::CaptureError;
+use crate::compile::CompileError;
+use crate::device::DeviceError;
+use crate::launch::BindError;
 use crate::mask::MaskError;
 use crate::select::SelectError;
 use crate::tensor::TensorError;
+use crate::toolchain::ToolchainError;
 
 /// Anything that can go wrong in a call. The message says what was found, what was needed and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +23,43 @@ pub enum Error {
     /// A block mask that cannot be made or used as asked.
     #[error(transparent)]
     Mask(#[from] MaskError),
+    /// A head dimension no kernel takes, or not the one built for.
+    #[error(transparent)]
+    HeadDim(#[from] HeadDimError),
+    /// Arguments that a kernel's declaration does not allow.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A declaration, a template or a spec that the generator refuses.
+    #[error(transparent)]
+    Codegen(#[from] crate::codegen::Error),
+    /// NVRTC is missing or cannot be used.
+    #[error(transparent)]
+    Toolchain(#[from] ToolchainError),
+    /// NVRTC refused a source.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// A GPU that cannot be used, or that failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// Captures that do not match a device function's parameters.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// Every schedule of a kernel spills registers.
+    #[error("kernel `{kernel}`: every schedule spills registers on {arch}: make its device functions smaller")]
+    Spills {
+        /// The kernel.
+        kernel: String,
+        /// The architecture.
+        arch: String,
+    },
+    /// A device function whose text is outside the supported subset of Rust.
+    #[error("device function `{name}` cannot run on a GPU: {message}")]
+    Function {
+        /// The function.
+        name: String,
+        /// What is not supported.
+        message: String,
+    },
     /// A user's score or mask function panicked on the CPU (an index out of range, a division by zero, an overflow).
     #[error(
         "device function `{name}` panicked: {message}; the GPU would read 0 or wrap instead: guard the expression"

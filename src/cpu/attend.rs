@@ -1,7 +1,7 @@
 //! Step 4: online softmax over the kept blocks.
 
 use super::gemm::{Matrix, product};
-use super::operands::{Rows, Shape, half_dtype_error};
+use crate::operands::{Rows, Shape, half_dtype_error};
 use super::softmax::RowState;
 use super::user_code::UserCode;
 use crate::mask::{BlockMask, BlockSize, HostLists};

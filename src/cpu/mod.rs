@@ -5,7 +5,7 @@
 
 mod attend;
 mod gemm;
-mod operands;
+
 mod pool;
 mod score;
 mod select;
@@ -18,7 +18,7 @@ pub(crate) use user_code::UserCode;
 
 use crate::mask::{BlockMask, BlockSize, EMPTY, FULL, PARTIAL, classify};
 use crate::{DType, Error, MaskMod, Selection, Tensor};
-use operands::{Shape, half_dtype_error};
+use crate::operands::{Shape, half_dtype_error};
 use rayon::prelude::*;
 
 /// The block mask `selection` makes of q `[batch, heads, seq_q, d]` and k `[batch, kv_heads, seq_kv, d]`.
@@ -32,18 +32,15 @@ use rayon::prelude::*;
 pub fn mask(
     q: &Tensor,
     k: &Tensor,
-    selection: &Selection,
+    selection: Option<&Selection>,
     scale: f32,
     blocks: BlockSize,
     mask_mod: Option<&dyn MaskMod>,
 ) -> Result<BlockMask, Error> {
-    selection.validate()?;
+    if let Some(selection) = selection {
+        selection.validate()?;
+    }
     let shape = Shape::of(q, k, None)?;
-    let (pooled_q, pooled_k) = match q.dtype() {
-        DType::F16 => pooled::<half::f16>(q, k, &shape, blocks)?,
-        DType::Bf16 => pooled::<half::bf16>(q, k, &shape, blocks)?,
-        _ => return Err(half_dtype_error("q", q)),
-    };
     let (q_blocks, kv_blocks) = (shape.seq_q.div_ceil(blocks.q()), shape.seq_kv.div_ceil(blocks.kv()));
     let grid = [shape.batch, shape.heads, q_blocks, kv_blocks];
     let seqs = (shape.seq_q, shape.seq_kv);
@@ -51,22 +48,42 @@ pub fn mask(
         Some(function) => classify(function, grid, blocks, seqs)?,
         None => vec![PARTIAL; grid.iter().product()],
     };
-    if !classes.is_empty() {
-        classes.par_chunks_mut(q_blocks * kv_blocks).enumerate().for_each(|(head, classes)| {
-            let q = &pooled_q[head * q_blocks * shape.d..][..q_blocks * shape.d];
-            let k = &pooled_k[shape.kv_unit(head) * kv_blocks * shape.d..][..kv_blocks * shape.d];
-            let logits = score::logits(q, k, shape.d, scale);
-            let mut keep = vec![false; kv_blocks];
-            for (classes, logits) in classes.chunks_mut(kv_blocks).zip(logits.chunks(kv_blocks)) {
-                select_row(logits, |j| classes[j] != EMPTY, selection, &mut keep);
-                for (class, &keep) in classes.iter_mut().zip(&keep) {
-                    *class = if keep { *class } else { EMPTY };
-                }
-            }
-        });
+    if let Some(selection) = selection.filter(|_| !classes.is_empty()) {
+        drop_unselected(&mut classes, q, k, &shape, selection, scale, blocks)?;
     }
     debug_assert!(classes.iter().all(|&class| class <= FULL));
     BlockMask::from_checked(&classes, grid, blocks, seqs, mask_mod.is_some())
+}
+
+/// Empties the admissible blocks that the rule does not select, row by row.
+fn drop_unselected(
+    classes: &mut [u8],
+    q: &Tensor,
+    k: &Tensor,
+    shape: &Shape,
+    selection: &Selection,
+    scale: f32,
+    blocks: BlockSize,
+) -> Result<(), Error> {
+    let (pooled_q, pooled_k) = match q.dtype() {
+        DType::F16 => pooled::<half::f16>(q, k, shape, blocks)?,
+        DType::Bf16 => pooled::<half::bf16>(q, k, shape, blocks)?,
+        _ => return Err(half_dtype_error("q", q)),
+    };
+    let (q_blocks, kv_blocks) = (shape.seq_q.div_ceil(blocks.q()), shape.seq_kv.div_ceil(blocks.kv()));
+    classes.par_chunks_mut(q_blocks * kv_blocks).enumerate().for_each(|(head, classes)| {
+        let q = &pooled_q[head * q_blocks * shape.d..][..q_blocks * shape.d];
+        let k = &pooled_k[shape.kv_unit(head) * kv_blocks * shape.d..][..kv_blocks * shape.d];
+        let logits = score::logits(q, k, shape.d, scale);
+        let mut keep = vec![false; kv_blocks];
+        for (classes, logits) in classes.chunks_mut(kv_blocks).zip(logits.chunks(kv_blocks)) {
+            select_row(logits, |j| classes[j] != EMPTY, selection, &mut keep);
+            for (class, &keep) in classes.iter_mut().zip(&keep) {
+                *class = if keep { *class } else { EMPTY };
+            }
+        }
+    });
+    Ok(())
 }
 
 fn pooled<T: crate::tensor::Half>(

@@ -1,6 +1,6 @@
 //! Step 1: block means.
 
-use super::operands::Rows;
+use crate::operands::Rows;
 use crate::tensor::Half;
 use crate::{Error, Tensor};
 use rayon::prelude::*;

@@ -1,5 +1,7 @@
 //! What can be wrong with a block mask.
 
+use super::BlockSize;
+
 /// A block mask that cannot be made or used as asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -115,6 +117,14 @@ pub enum MaskError {
         needed: usize,
         /// Says where a 1 would do.
         hint: &'static str,
+    },
+    /// A mask of other blocks than the attention's.
+    #[error("the mask has blocks of {found}, this attention was built for {needed}: use `.blocks(…)` to build for {found}")]
+    Blocks {
+        /// The mask's.
+        found: BlockSize,
+        /// The attention's.
+        needed: BlockSize,
     },
     /// A sequence longer than its positions can be counted.
     #[error(

@@ -217,6 +217,16 @@ impl BlockMask {
     }
 }
 
+impl BlockMask {
+    /// Checks that the mask is made of the blocks an attention was built for.
+    pub(crate) fn check_blocks(&self, needed: BlockSize) -> Result<(), MaskError> {
+        if self.blocks == needed {
+            return Ok(());
+        }
+        Err(MaskError::Blocks { found: self.blocks, needed })
+    }
+}
+
 /// Block lists copied to the host.
 pub(crate) struct HostLists {
     /// Blocks in each row, rows in row-major order.

@@ -84,6 +84,9 @@ pub enum TensorError {
         /// Key and value heads.
         kv_heads: usize,
     },
+    /// Storage that another tensor sees too.
+    #[error("the storage is shared with another tensor: drop that one, or make a tensor of its own")]
+    Shared,
     /// The tensor lives on another device than the operation runs on.
     #[error("{what} is on {found}, needed on {needed}: call `.to(&device)` first")]
     Place {

@@ -18,6 +18,10 @@ impl HostBuffer {
         buffer
     }
 
+    pub(crate) fn fill(&mut self, byte: u8) {
+        self.words.fill(u128::from_ne_bytes([byte; 16]));
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.len
     }

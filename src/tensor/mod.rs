@@ -9,14 +9,17 @@
 //! # Ok::<(), tilewright::Error>(())
 //! ```
 
+mod device;
 mod element;
 mod error;
 mod host;
 
 pub use element::{Element, Half};
 pub use error::TensorError;
+use device::CudaStorage;
 use host::HostBuffer;
 
+use crate::device::Device;
 use crate::{DType, Error};
 use std::sync::Arc;
 
@@ -35,6 +38,8 @@ pub struct Tensor {
 pub(crate) enum Storage {
     /// Host memory.
     Host(Arc<HostBuffer>),
+    /// GPU memory.
+    Cuda(Arc<CudaStorage>),
 }
 
 /// Strides of a contiguous tensor: the last dimension is the fastest.
@@ -162,6 +167,7 @@ impl Tensor {
     fn storage_elements(&self) -> usize {
         match &self.storage {
             Storage::Host(buffer) => buffer.len() / self.dtype.size(),
+            Storage::Cuda(storage) => storage.len() / self.dtype.size(),
         }
     }
 
@@ -173,6 +179,12 @@ impl Tensor {
         self.expect_dtype(E::DTYPE)?;
         match &self.storage {
             Storage::Host(buffer) => Ok(bytemuck::cast_slice(buffer.bytes())),
+            Storage::Cuda(_) => Err(TensorError::Place {
+                what: "the tensor".into(),
+                found: self.place(),
+                needed: "the CPU".into(),
+            }
+            .into()),
         }
     }
 
@@ -181,6 +193,9 @@ impl Tensor {
     /// # Errors
     /// [`TensorError::DType`] when the elements are not `E`; a device error when the copy fails.
     pub fn to_vec<E: Element>(&self) -> Result<Vec<E>, Error> {
+        if let Storage::Cuda(_) = &self.storage {
+            return self.to(&Device::Cpu)?.to_vec();
+        }
         let all = self.host_elements::<E>()?;
         if self.is_contiguous() {
             return Ok(all[..self.elements()].to_vec());

@@ -5,18 +5,18 @@ use crate::{DType, Error, Tensor};
 
 /// The sizes of one attention.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Shape {
-    pub(super) batch: usize,
-    pub(super) heads: usize,
-    pub(super) kv_heads: usize,
-    pub(super) seq_q: usize,
-    pub(super) seq_kv: usize,
-    pub(super) d: usize,
+pub(crate) struct Shape {
+    pub(crate) batch: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) seq_q: usize,
+    pub(crate) seq_kv: usize,
+    pub(crate) d: usize,
 }
 
 impl Shape {
     /// Checks that the tensors belong together: half types of one kind, four dimensions that agree, unit stride on d.
-    pub(super) fn of(q: &Tensor, k: &Tensor, v: Option<&Tensor>) -> Result<Self, Error> {
+    pub(crate) fn of(q: &Tensor, k: &Tensor, v: Option<&Tensor>) -> Result<Self, Error> {
         if !matches!(q.dtype(), DType::F16 | DType::Bf16) {
             return Err(half_dtype_error("q", q));
         }
@@ -41,17 +41,17 @@ impl Shape {
     }
 
     /// Query heads that share one key head.
-    pub(super) fn group(&self) -> usize {
+    pub(crate) fn group(&self) -> usize {
         self.heads / self.kv_heads.max(1)
     }
 
     /// `batch · kv_heads + kv_head` of `head = batch · heads + h`: batches follow one another in both.
-    pub(super) fn kv_unit(&self, head: usize) -> usize {
+    pub(crate) fn kv_unit(&self, head: usize) -> usize {
         head / self.group()
     }
 }
 
-pub(super) fn half_dtype_error(what: &str, tensor: &Tensor) -> Error {
+pub(crate) fn half_dtype_error(what: &str, tensor: &Tensor) -> Error {
     TensorError::DType { what: what.into(), found: tensor.dtype(), needed: "f16 or bf16".into() }.into()
 }
 
@@ -83,7 +83,7 @@ fn dimensions(what: &str, tensor: &Tensor, dtype: DType) -> Result<[usize; 4], T
 }
 
 /// Rows of a `[batch, heads, seq, d]` tensor with any strides but that of d.
-pub(super) struct Rows<'a, T> {
+pub(crate) struct Rows<'a, T> {
     elements: &'a [T],
     strides: [usize; 3],
     heads: usize,
@@ -91,7 +91,7 @@ pub(super) struct Rows<'a, T> {
 }
 
 impl<'a, T: Half> Rows<'a, T> {
-    pub(super) fn of(tensor: &'a Tensor) -> Result<Self, Error> {
+    pub(crate) fn of(tensor: &'a Tensor) -> Result<Self, Error> {
         let (shape, strides) = (tensor.shape(), tensor.strides());
         Ok(Rows {
             elements: tensor.host_elements()?,
@@ -102,7 +102,7 @@ impl<'a, T: Half> Rows<'a, T> {
     }
 
     /// Widens rows `first..` of `head = batch · heads + h` until `to` is full.
-    pub(super) fn widen(&self, head: usize, first: usize, to: &mut [f32]) {
+    pub(crate) fn widen(&self, head: usize, first: usize, to: &mut [f32]) {
         let base = head / self.heads * self.strides[0] + head % self.heads * self.strides[1];
         if self.strides[2] == self.d {
             let start = base + first * self.d;
