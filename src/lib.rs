@@ -1,1 +1,5 @@
 //! Tilewright.
+
+pub mod compile;
+pub mod device;
+pub mod toolchain;

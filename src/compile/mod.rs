@@ -1,0 +1,206 @@
+//! From CUDA text to a cubin, with NVRTC.
+//!
+//! A source is one self-contained file with one entry function, named like the source. [`Toolchain::compile`]
+//! turns it into a [`Cubin`]: the machine code for one architecture and what ptxas said about it. [`compile_all`] does
+//! the same for many sources on all cores.
+//!
+//! [`Toolchain::compile`]: crate::toolchain::Toolchain::compile
+
+mod diagnostic;
+mod elf;
+mod nvrtc;
+mod report;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::time::Duration;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::toolchain::Toolchain;
+
+pub use diagnostic::Diagnostic;
+pub use nvrtc::OPTIONS;
+pub use report::PtxasReport;
+
+/// NVRTC's optimiser recurses over the program: the usual 2 MB of a worker's stack are not enough for a large
+/// unrolled kernel. The memory is only reserved, not used.
+const STACK_BYTES: usize = 64 << 20;
+
+/// The machine code of one kernel for one architecture.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Cubin {
+    /// The name of the kernel and of its entry function.
+    pub name: String,
+    /// The architecture it runs on, such as `sm_90a`.
+    pub arch: String,
+    /// The version of the NVRTC that made it: a driver loads the cubins of its own major version and of older ones.
+    pub nvrtc: (i32, i32),
+    /// The ELF file that the driver loads.
+    pub bytes: Vec<u8>,
+    /// The resources it takes, as ptxas reported them.
+    pub report: PtxasReport,
+    /// How long the compilation took.
+    pub compile_time: Duration,
+    /// What the compiler warned of, a warning each.
+    pub warnings: Vec<String>,
+    /// The whole log.
+    pub log: String,
+}
+
+impl Cubin {
+    /// Whether the bytes are an ELF file with nothing missing. The driver takes a pointer without a length, so a file
+    /// cut short on its way through a disk must not reach it.
+    pub fn is_whole(&self) -> bool {
+        elf::is_whole(&self.bytes)
+    }
+}
+
+impl fmt::Debug for Cubin {
+    /// Everything but the bytes and the log, of which there are many.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cubin")
+            .field("name", &self.name)
+            .field("arch", &self.arch)
+            .field("nvrtc", &self.nvrtc)
+            .field("bytes", &self.bytes.len())
+            .field("report", &self.report)
+            .field("compile_time", &self.compile_time)
+            .field("warnings", &self.warnings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A source to compile.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CompileJob {
+    /// The name of the source and of its entry function.
+    pub name: String,
+    /// The CUDA text.
+    pub source: String,
+    /// The architecture, such as `sm_90a`.
+    pub arch: String,
+}
+
+/// A job that has ended, as [`compile_all`] tells of it.
+#[derive(Clone, Copy, Debug)]
+pub struct CompileResult<'a> {
+    /// The job.
+    pub job: &'a CompileJob,
+    /// How it ended.
+    pub result: &'a Result<Cubin, CompileError>,
+}
+
+/// Compiles the jobs in parallel on all cores. The answers are in the jobs' order; `on_done` is called as each job
+/// ends, in any order and from any thread.
+pub fn compile_all(
+    toolchain: &Toolchain,
+    jobs: Vec<CompileJob>,
+    on_done: impl Fn(&CompileResult<'_>) + Sync,
+) -> Vec<Result<Cubin, CompileError>> {
+    let compile = |job: &CompileJob| {
+        let result = toolchain.compile(&job.name, &job.source, &job.arch);
+        on_done(&CompileResult { job, result: &result });
+        result
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(jobs.len());
+    match rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK_BYTES).build() {
+        Ok(pool) => pool.install(|| jobs.par_iter().with_max_len(1).map(compile).collect()),
+        // A system that grants no more threads still compiles.
+        Err(_) => jobs.iter().map(compile).collect(),
+    }
+}
+
+/// Why there is no cubin.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CompileError {
+    /// This NVRTC does not know the architecture.
+    #[error(
+        "the architecture `{arch}` is not one of NVRTC {}.{}: it compiles for {}. {hint}",
+        version.0, version.1, supported.join(", ")
+    )]
+    UnsupportedArch {
+        /// The architecture that was asked for.
+        arch: String,
+        /// What this NVRTC compiles for.
+        supported: Vec<String>,
+        /// NVRTC's version.
+        version: (i32, i32),
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The source has errors.
+    #[error(transparent)]
+    Source(Box<BrokenSource>),
+    /// The source compiles but its entry function has another name.
+    #[error(
+        "`{name}` has no entry function of its name (`extern \"C\" __global__ void {name}(...)`); it has {}",
+        names(found)
+    )]
+    NoEntry {
+        /// The name that was expected.
+        name: String,
+        /// The entry functions that are there.
+        found: Vec<String>,
+    },
+    /// A name or a source holds a NUL byte.
+    #[error("the {what} of `{name}` contains a NUL byte, which CUDA text cannot hold")]
+    Nul {
+        /// What holds it.
+        what: &'static str,
+        /// The source's name.
+        name: String,
+    },
+    /// NVRTC itself failed.
+    #[error("NVRTC's {call} failed for `{name}` ({arch}): {meaning} (code {code}){log}")]
+    Nvrtc {
+        /// The source's name.
+        name: String,
+        /// The architecture.
+        arch: String,
+        /// The function that failed.
+        call: &'static str,
+        /// Its result.
+        code: i32,
+        /// The result in words.
+        meaning: String,
+        /// The log, when there is one, from a new line on.
+        log: String,
+    },
+}
+
+/// A source that does not compile.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{name}` does not compile for {arch}:\n{excerpt}")]
+pub struct BrokenSource {
+    /// The source's name.
+    pub name: String,
+    /// The architecture.
+    pub arch: String,
+    /// Every error and warning, in order.
+    pub diagnostics: Vec<Diagnostic>,
+    /// The first errors with the lines around them.
+    pub excerpt: String,
+    /// The whole log.
+    pub log: String,
+}
+
+fn names(found: &[String]) -> String {
+    match found {
+        [] => "none".to_string(),
+        found => found.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
+    }
+}
+
+/// The severity of a diagnostic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// No cubin comes of it.
+    Error,
+    /// A cubin comes all the same.
+    Warning,
+}

@@ -1,0 +1,318 @@
+//! A CUDA GPU: its memory, its stream, its clock.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
+
+use super::error::cuda;
+use super::{DeviceError, DeviceInfo, LoadedKernel, arch_of, driver};
+use crate::compile::Cubin;
+use crate::toolchain::Toolchain;
+
+/// A CUDA GPU with one stream that all of its work goes through, in order. Cloning is cheap, and all who ask for the
+/// same GPU get the same stream: a buffer that one has filled is ready for the other.
+#[derive(Clone)]
+pub struct CudaDevice {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    info: DeviceInfo,
+}
+
+impl CudaDevice {
+    /// The GPU with this number, from 0.
+    ///
+    /// # Errors
+    /// No driver, a driver that is too old, no GPU of that number, or a GPU older than Ampere.
+    pub fn new(ordinal: usize) -> Result<Self, DeviceError> {
+        static OPEN: Mutex<BTreeMap<usize, Weak<Inner>>> = Mutex::new(BTreeMap::new());
+        let (driver_version, count) = driver::start()?;
+        if ordinal >= count {
+            return Err(DeviceError::NoSuchGpu { ordinal, count });
+        }
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(inner) = open.get(&ordinal).and_then(Weak::upgrade) {
+            return Ok(Self { inner });
+        }
+        let device = Self::open(ordinal, driver_version)?;
+        open.insert(ordinal, Arc::downgrade(&device.inner));
+        Ok(device)
+    }
+
+    fn open(ordinal: usize, driver_version: (i32, i32)) -> Result<Self, DeviceError> {
+        let context = cuda("cuDevicePrimaryCtxRetain", CudaContext::new(ordinal))?;
+        let info = inquire(&context, driver_version)?;
+        // By default cudarc records two events with every use of a buffer, to order the work of several streams.
+        // SAFETY: every buffer of this context is allocated, used and freed on the one stream below, in order.
+        unsafe { context.disable_event_tracking() };
+        // Not the default stream: that one waits for every other stream, and cannot be captured into a graph.
+        let stream = cuda("cuStreamCreate", context.new_stream())?;
+        keep_freed_memory(&context);
+        Ok(Self { inner: Arc::new(Inner { context, stream, info }) })
+    }
+
+    /// What the GPU is and has.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.inner.info
+    }
+
+    /// The architecture that kernels are compiled for, such as `sm_90a`.
+    pub fn arch(&self) -> &str {
+        &self.inner.info.arch
+    }
+
+    /// The stream that all work goes through.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.inner.stream
+    }
+
+    /// The driver's context.
+    pub fn context(&self) -> &Arc<CudaContext> {
+        &self.inner.context
+    }
+
+    /// Free and total memory, in bytes.
+    ///
+    /// # Errors
+    /// An error of the driver's.
+    pub fn memory(&self) -> Result<(usize, usize), DeviceError> {
+        cuda("cuMemGetInfo", self.inner.context.mem_get_info())
+    }
+
+    /// A buffer of `bytes` zero bytes, aligned to 256 bytes.
+    ///
+    /// # Errors
+    /// An error of the driver's, such as too little memory.
+    pub fn zeroed(&self, bytes: usize) -> Result<DeviceBuffer, DeviceError> {
+        let slice = cuda("cuMemAllocAsync", self.stream().alloc_zeros(bytes.max(1)))?;
+        Ok(DeviceBuffer { slice, bytes })
+    }
+
+    /// A buffer of `bytes` bytes that hold anything, aligned to 256 bytes.
+    ///
+    /// # Errors
+    /// An error of the driver's, such as too little memory.
+    pub fn uninit(&self, bytes: usize) -> Result<DeviceBuffer, DeviceError> {
+        // SAFETY: any byte is a valid `u8`. The driver refuses empty buffers.
+        let slice = cuda("cuMemAllocAsync", unsafe { self.stream().alloc(bytes.max(1)) })?;
+        Ok(DeviceBuffer { slice, bytes })
+    }
+
+    /// A buffer with a copy of `host`.
+    ///
+    /// # Errors
+    /// An error of the driver's, such as too little memory.
+    pub fn upload(&self, host: &[u8]) -> Result<DeviceBuffer, DeviceError> {
+        let mut buffer = self.uninit(host.len())?;
+        self.htod(host, &mut buffer)?;
+        Ok(buffer)
+    }
+
+    /// Copies `host` to `buffer`, and waits until that is done.
+    ///
+    /// # Errors
+    /// Sizes that differ, or an error of the driver's.
+    pub fn htod(&self, host: &[u8], buffer: &mut DeviceBuffer) -> Result<(), DeviceError> {
+        if host.len() != buffer.bytes {
+            return Err(DeviceError::CopySize { host: host.len(), device: buffer.bytes });
+        }
+        if host.is_empty() {
+            return Ok(());
+        }
+        cuda("cuMemcpyHtoDAsync", self.stream().memcpy_htod(host, &mut buffer.slice))?;
+        // The copy reads `host` after the call returns when that memory is page-locked.
+        self.synchronize()
+    }
+
+    /// Copies `buffer` to `host`, and waits until that is done.
+    ///
+    /// # Errors
+    /// Sizes that differ, or an error of the driver's.
+    pub fn dtoh(&self, buffer: &DeviceBuffer, host: &mut [u8]) -> Result<(), DeviceError> {
+        if host.len() != buffer.bytes {
+            return Err(DeviceError::CopySize { host: host.len(), device: buffer.bytes });
+        }
+        if host.is_empty() {
+            return Ok(());
+        }
+        let view = buffer.slice.slice(..buffer.bytes);
+        let copied = self.stream().memcpy_dtoh(&view, host);
+        // The wait comes first: even a failed call may have begun to write to `host`.
+        self.synchronize()?;
+        cuda("cuMemcpyDtoHAsync", copied)
+    }
+
+    /// A buffer's bytes.
+    ///
+    /// # Errors
+    /// An error of the driver's.
+    pub fn download(&self, buffer: &DeviceBuffer) -> Result<Vec<u8>, DeviceError> {
+        let mut host = vec![0; buffer.bytes];
+        self.dtoh(buffer, &mut host)?;
+        Ok(host)
+    }
+
+    /// Sets every byte of a buffer.
+    ///
+    /// # Errors
+    /// An error of the driver's.
+    pub fn fill(&self, buffer: &mut DeviceBuffer, byte: u8) -> Result<(), DeviceError> {
+        let stream = self.stream();
+        cuda("cuCtxSetCurrent", self.inner.context.bind_to_thread())?;
+        let (pointer, _record) = buffer.slice.device_ptr_mut(stream);
+        // SAFETY: the buffer has that many bytes, and is used on this stream alone.
+        let set = unsafe {
+            cudarc::driver::result::memset_d8_async(pointer, byte, buffer.bytes, stream.cu_stream())
+        };
+        cuda("cuMemsetD8Async", set)
+    }
+
+    /// Waits until all work is done. An error of a kernel shows here at the latest.
+    ///
+    /// # Errors
+    /// An error of the driver's.
+    pub fn synchronize(&self) -> Result<(), DeviceError> {
+        cuda("cuStreamSynchronize", self.stream().synchronize())
+    }
+
+    /// Makes a cubin ready to launch.
+    ///
+    /// # Errors
+    /// A cubin for another architecture, a driver older than the cubin's CUDA, or an error of the driver's.
+    pub fn load(&self, cubin: &Cubin) -> Result<LoadedKernel, DeviceError> {
+        let info = self.info();
+        if cubin.arch != info.arch {
+            return Err(DeviceError::WrongArch {
+                kernel: cubin.name.clone(),
+                found: cubin.arch.clone(),
+                needed: info.arch.clone(),
+                name: info.name.clone(),
+            });
+        }
+        check_driver(info.driver_version, cubin.nvrtc)?;
+        if !cubin.is_whole() {
+            return Err(DeviceError::BrokenCubin { kernel: cubin.name.clone(), bytes: cubin.bytes.len() });
+        }
+        LoadedKernel::new(self, cubin)
+    }
+
+    /// Checks that this driver loads what `toolchain` compiles, before anything is compiled.
+    ///
+    /// # Errors
+    /// [`DeviceError::DriverTooOld`].
+    pub fn check_toolchain(&self, toolchain: &Toolchain) -> Result<(), DeviceError> {
+        check_driver(self.info().driver_version, toolchain.version())
+    }
+
+    /// The milliseconds that the GPU takes for the work `enqueue` puts on the stream.
+    ///
+    /// # Errors
+    /// What `enqueue` returns, or an error of the driver's.
+    pub fn time_ms(
+        &self,
+        enqueue: impl FnOnce(&CudaDevice) -> Result<(), DeviceError>,
+    ) -> Result<f32, DeviceError> {
+        let event = || {
+            let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+            cuda("cuEventCreate", self.inner.context.new_event(flags))
+        };
+        let (start, end) = (event()?, event()?);
+        cuda("cuEventRecord", start.record(self.stream()))?;
+        enqueue(self)?;
+        cuda("cuEventRecord", end.record(self.stream()))?;
+        cuda("cuEventElapsedTime", start.elapsed_ms(&end))
+    }
+}
+
+impl fmt::Debug for CudaDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CudaDevice").field(self.info()).finish()
+    }
+}
+
+/// Memory of a GPU, freed when dropped, after the work that was on the stream by then.
+#[derive(Debug)]
+pub struct DeviceBuffer {
+    slice: CudaSlice<u8>,
+    bytes: usize,
+}
+
+impl DeviceBuffer {
+    /// How many bytes it has.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Its address on the GPU. It is valid while the buffer lives, for work on its device's stream.
+    pub fn address(&self) -> u64 {
+        self.slice.device_ptr(self.slice.stream()).0
+    }
+}
+
+/// Whether a driver loads the cubins of an NVRTC: only the major versions matter.
+pub(super) fn check_driver(driver: (i32, i32), nvrtc: (i32, i32)) -> Result<(), DeviceError> {
+    if nvrtc.0 <= driver.0 {
+        return Ok(());
+    }
+    Err(DeviceError::DriverTooOld {
+        found: driver,
+        needed: (nvrtc.0, 0),
+        what: format!("a kernel compiled with NVRTC {}.{}", nvrtc.0, nvrtc.1),
+        hint: "Install a newer driver, or set TILEWRIGHT_NVRTC to an NVRTC of the driver's major version \
+               (12.8 or newer).",
+    })
+}
+
+fn inquire(context: &CudaContext, driver_version: (i32, i32)) -> Result<DeviceInfo, DeviceError> {
+    let name = cuda("cuDeviceGetName", context.name())?;
+    let found = cuda("cuDeviceGetAttribute", context.compute_capability())?;
+    let Some(arch) = arch_of(found) else { return Err(DeviceError::UnsupportedGpu { name, found }) };
+    let attribute = |attribute| {
+        let value = cuda("cuDeviceGetAttribute", context.attribute(attribute))?;
+        Ok(usize::try_from(value).unwrap_or_default())
+    };
+    Ok(DeviceInfo {
+        ordinal: context.ordinal(),
+        compute_capability: found,
+        arch: arch.to_string(),
+        sm_count: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        smem_optin_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        registers_per_sm: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR)?,
+        l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
+        total_memory: cuda("cuDeviceTotalMem", context.total_mem())?,
+        name,
+        driver_version,
+    })
+}
+
+/// Lets the driver's memory pool keep what is freed. By default every synchronisation gives it back to the system,
+/// and the next call pays for mapping it anew.
+fn keep_freed_memory(context: &CudaContext) {
+    if !context.has_async_alloc() {
+        return;
+    }
+    let mut pool = std::ptr::null_mut();
+    let mut threshold = u64::MAX;
+    // SAFETY: the device is this context's, and both pointers are valid for what is read and written through them.
+    let result = unsafe {
+        sys::cuDeviceGetDefaultMemPool(&mut pool, context.cu_device()).result().and_then(|()| {
+            let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+            sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut threshold).cast()).result()
+        })
+    };
+    if let Err(error) = result {
+        // Slower, and nothing else.
+        tracing::debug!(%error, "the memory pool keeps its release threshold");
+    }
+}

@@ -1,0 +1,50 @@
+//! The driver's library: is it there, and is it new enough. cudarc panics where either is not, so nothing of it is
+//! called before these questions are answered.
+
+use std::sync::OnceLock;
+
+use cudarc::driver::{result, sys};
+
+use super::DeviceError;
+use super::error::cuda;
+
+/// The oldest driver, by the newest CUDA version it knows.
+///
+/// A driver loads cubins of its own major version, whatever their minor version, and of older ones. The oldest NVRTC
+/// that Tilewright works with is 12.8, and the driver functions it calls are all in 12.8. Cubins from NVRTC 13 need a driver of
+/// CUDA 13 (release 580): that is checked when a cubin is loaded.
+pub const OLDEST_DRIVER: (i32, i32) = (12, 8);
+
+/// The newest CUDA version that the installed driver knows, major and minor.
+///
+/// # Errors
+/// [`DeviceError::NoDriver`], or the driver's own error.
+pub fn driver_version() -> Result<(i32, i32), DeviceError> {
+    static PRESENT: OnceLock<bool> = OnceLock::new();
+    // SAFETY: it opens and closes the driver's library.
+    if !PRESENT.get_or_init(|| unsafe { sys::is_culib_present() }) {
+        return Err(DeviceError::NoDriver);
+    }
+    let mut version = 0;
+    // SAFETY: the library is there, the function is as old as the library, and the pointer is valid for a write.
+    let result = unsafe { sys::cuDriverGetVersion(&mut version) }.result();
+    cuda("cuDriverGetVersion", result)?;
+    Ok((version / 1000, version % 1000 / 10))
+}
+
+/// Starts the driver and returns its version and how many GPUs there are.
+pub(super) fn start() -> Result<((i32, i32), usize), DeviceError> {
+    let version = driver_version()?;
+    if version < OLDEST_DRIVER {
+        return Err(DeviceError::driver_too_old(version));
+    }
+    match result::init() {
+        Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE => return Err(DeviceError::NoGpu),
+        started => cuda("cuInit", started)?,
+    }
+    let count = cuda("cuDeviceGetCount", result::device::get_count())?;
+    match usize::try_from(count) {
+        Ok(count) if count > 0 => Ok((version, count)),
+        _ => Err(DeviceError::NoGpu),
+    }
+}

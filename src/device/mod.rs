@@ -1,0 +1,126 @@
+//! Devices: the CPU, and CUDA GPUs through the driver alone (no CUDA toolkit, no CUDA runtime).
+//!
+//! ```
+//! use tilewright::device::Device;
+//!
+//! let device = Device::best();
+//! println!("{device}, architecture {:?}", device.arch());
+//! ```
+
+mod cuda;
+mod driver;
+mod error;
+mod kernel;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use serde::Serialize;
+
+pub use cuda::{CudaDevice, DeviceBuffer};
+pub use driver::{OLDEST_DRIVER, driver_version};
+pub use error::DeviceError;
+pub use kernel::LoadedKernel;
+
+/// Where kernels run. Cloning is cheap: clones are the same device.
+#[derive(Clone, Debug)]
+pub enum Device {
+    /// The processor, with the built-in executor.
+    Cpu,
+    /// A CUDA GPU.
+    Cuda(CudaDevice),
+}
+
+impl Device {
+    /// The processor. It is always there.
+    pub fn cpu() -> Self {
+        Self::Cpu
+    }
+
+    /// The GPU with this number, from 0.
+    ///
+    /// # Errors
+    /// No driver, a driver that is too old, no GPU of that number, or a GPU older than Ampere.
+    pub fn cuda(ordinal: usize) -> Result<Self, DeviceError> {
+        CudaDevice::new(ordinal).map(Self::Cuda)
+    }
+
+    /// The first GPU if it can be used, else the processor.
+    pub fn best() -> Self {
+        Self::cuda(0).unwrap_or_else(|reason| {
+            tracing::debug!(%reason, "no GPU: running on the CPU");
+            Self::Cpu
+        })
+    }
+
+    /// The architecture that kernels are compiled for, such as `sm_90a`; none for the processor.
+    pub fn arch(&self) -> Option<String> {
+        self.as_cuda().map(|device| device.arch().to_string())
+    }
+
+    /// The GPU, when it is one.
+    pub fn as_cuda(&self) -> Option<&CudaDevice> {
+        match self {
+            Self::Cpu => None,
+            Self::Cuda(device) => Some(device),
+        }
+    }
+
+    /// Whether it is a GPU.
+    pub fn is_cuda(&self) -> bool {
+        matches!(self, Self::Cuda(_))
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("CPU"),
+            Self::Cuda(device) => write!(f, "{} (cuda:{})", device.info().name, device.info().ordinal),
+        }
+    }
+}
+
+/// What a GPU is and has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeviceInfo {
+    /// The marketing name.
+    pub name: String,
+    /// The number it is asked for by.
+    pub ordinal: usize,
+    /// The compute capability, major and minor.
+    pub compute_capability: (i32, i32),
+    /// The architecture that kernels are compiled for, such as `sm_90a`.
+    pub arch: String,
+    /// How many multiprocessors it has.
+    pub sm_count: usize,
+    /// The most shared memory a block can have, in bytes.
+    pub smem_optin_bytes: usize,
+    /// How many 32-bit registers a multiprocessor has.
+    pub registers_per_sm: usize,
+    /// The size of the level 2 cache in bytes.
+    pub l2_bytes: usize,
+    /// The size of its memory in bytes.
+    pub total_memory: usize,
+    /// The newest CUDA version the driver knows, major and minor.
+    pub driver_version: (i32, i32),
+}
+
+/// The architecture to compile for: with the features of that very architecture where there are such (`a`).
+/// None below Ampere, whose cp.async and bf16 tensor cores every kernel needs, and for what is not yet known.
+fn arch_of(compute_capability: (i32, i32)) -> Option<&'static str> {
+    Some(match compute_capability {
+        (8, 0) => "sm_80",
+        (8, 6) => "sm_86",
+        (8, 7) => "sm_87",
+        (8, 9) => "sm_89",
+        (9, 0) => "sm_90a",
+        (10, 0) => "sm_100a",
+        (10, 3) => "sm_103a",
+        (11, 0) => "sm_110a",
+        (12, 0) => "sm_120a",
+        (12, 1) => "sm_121a",
+        _ => return None,
+    })
+}

@@ -1,0 +1,354 @@
+//! The search for NVRTC: which places are looked at, in which order, and why each was refused.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde::Serialize;
+
+use super::environment::{CUDA_VARIABLES, Environment, NVRTC_VARIABLE, PYTHON_VARIABLES, Python};
+
+/// The oldest NVRTC that knows every architecture family the kernels are written for (sm_120a came with it).
+pub const OLDEST_NVRTC: (i32, i32) = (12, 8);
+
+/// The headers that rendered sources include.
+const HEADERS: [&str; 2] = ["cuda_fp16.h", "cuda_bf16.h"];
+
+/// What made the search look at a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// An environment variable.
+    Variable(&'static str),
+    /// One of the folders the CUDA installer uses.
+    DefaultFolder,
+    /// A package of the active Python.
+    Python,
+    /// Tilewright's own data folder, filled by `tilewright toolchain install`.
+    DataFolder,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Variable(name) => f.write_str(name),
+            Self::DefaultFolder => f.write_str("default CUDA folder"),
+            Self::Python => f.write_str("Python packages"),
+            Self::DataFolder => f.write_str("Tilewright's data folder"),
+        }
+    }
+}
+
+/// Why a place was not used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(tag = "reason", rename_all = "snake_case")]
+pub enum Refusal {
+    /// Nothing is there.
+    #[error("it does not exist")]
+    Missing,
+    /// The folder holds no NVRTC.
+    #[error("it holds no libnvrtc.so")]
+    NoLibrary,
+    /// NVRTC is there without the library that holds its device functions.
+    #[error("{} has no libnvrtc-builtins beside it", library.display())]
+    NoBuiltins {
+        /// The library that was found.
+        library: PathBuf,
+    },
+    /// NVRTC is too old.
+    #[error(
+        "it is NVRTC {major}.{minor}, and {}.{} or newer is needed",
+        OLDEST_NVRTC.0,
+        OLDEST_NVRTC.1
+    )]
+    TooOld {
+        /// Major version found.
+        major: i32,
+        /// Minor version found.
+        minor: i32,
+    },
+    /// NVRTC is there without the CUDA headers.
+    #[error("{} is there, but no include folder beside it has cuda_fp16.h and cuda_bf16.h", library.display())]
+    NoHeaders {
+        /// The library that was found.
+        library: PathBuf,
+    },
+    /// No Python answered.
+    #[error("neither `python3` nor `python` could be asked for its package folders")]
+    NoPython,
+    /// Python has no NVRTC package.
+    #[error(
+        "no nvidia-cuda-nvrtc package (nvidia/cu13 or nvidia/cuda_nvrtc) in Python's {folders} package folders"
+    )]
+    NoPackage {
+        /// How many folders were looked at.
+        folders: usize,
+    },
+    /// The dynamic linker refused the library.
+    #[error("{} could not be loaded: {message}", library.display())]
+    CannotLoad {
+        /// The library.
+        library: PathBuf,
+        /// What the dynamic linker said.
+        message: String,
+    },
+    /// The library lacks a function.
+    #[error("{} has no function `{symbol}`: it is not a complete NVRTC", library.display())]
+    MissingSymbol {
+        /// The library.
+        library: PathBuf,
+        /// The function.
+        symbol: &'static str,
+    },
+}
+
+/// How looking at a place ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    /// This is the toolchain in use.
+    Used {
+        /// NVRTC's version, major and minor.
+        version: (i32, i32),
+    },
+    /// It cannot be used.
+    Refused(Refusal),
+}
+
+/// One place the search looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Searched {
+    /// The folder or the library.
+    pub place: PathBuf,
+    /// What led there.
+    pub source: Source,
+    /// How it ended.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+impl fmt::Display for Searched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}): ", self.place.display(), self.source)?;
+        match &self.outcome {
+            Outcome::Used { version: (major, minor) } => write!(f, "NVRTC {major}.{minor}, in use"),
+            Outcome::Refused(refusal) => refusal.fmt(f),
+        }
+    }
+}
+
+/// A place that has all the files of a toolchain. The version is the one its file names tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Located {
+    pub library: PathBuf,
+    pub builtins: PathBuf,
+    pub include: PathBuf,
+}
+
+/// Looks at one place after the other until `open` accepts one; the list says what became of each.
+///
+/// Later places are not looked at before they are needed: asking Python takes a tenth of a second.
+pub(super) fn search<T>(
+    environment: &Environment,
+    mut open: impl FnMut(&Located) -> Result<(T, (i32, i32)), Refusal>,
+) -> (Option<T>, Vec<Searched>) {
+    let mut searched: Vec<Searched> = Vec::new();
+    let mut seen = HashSet::new();
+    // The user's word is final: falling through to another NVRTC would hide that the variable is wrong.
+    let groups: &[Group] = match environment.variable(NVRTC_VARIABLE) {
+        Some(_) => &[told],
+        None => &[cuda_variables, default_folders, python_packages, data_folder],
+    };
+    for group in groups {
+        for (place, source, known) in group(environment) {
+            if !seen.insert(place.canonicalize().unwrap_or_else(|_| place.clone())) {
+                continue;
+            }
+            let opened = match known {
+                Some(refusal) => Err(refusal),
+                None => inspect(&place).and_then(|located| open(&located)),
+            };
+            match opened {
+                Ok((toolchain, version)) => {
+                    searched.push(Searched { place, source, outcome: Outcome::Used { version } });
+                    return (Some(toolchain), searched);
+                }
+                Err(refusal) => searched.push(Searched { place, source, outcome: Outcome::Refused(refusal) }),
+            }
+        }
+    }
+    (None, searched)
+}
+
+/// A place to look at, or one that is refused already.
+type Place = (PathBuf, Source, Option<Refusal>);
+type Group = fn(&Environment) -> Vec<Place>;
+
+fn told(environment: &Environment) -> Vec<Place> {
+    variable_place(environment, NVRTC_VARIABLE).into_iter().collect()
+}
+
+fn cuda_variables(environment: &Environment) -> Vec<Place> {
+    CUDA_VARIABLES.iter().filter_map(|name| variable_place(environment, name)).collect()
+}
+
+fn variable_place(environment: &Environment, name: &'static str) -> Option<Place> {
+    Some((environment.variable(name)?.to_path_buf(), Source::Variable(name), None))
+}
+
+/// `/usr/local/cuda`, then `/usr/local/cuda-*` from the newest on.
+fn default_folders(environment: &Environment) -> Vec<Place> {
+    let parent = &environment.default_parent;
+    let mut versioned: Vec<(Vec<u32>, PathBuf)> = entries(parent)
+        .into_iter()
+        .filter_map(|(name, path)| Some((numbers(name.strip_prefix("cuda-")?)?, path)))
+        .collect();
+    versioned.sort();
+    std::iter::once(parent.join("cuda"))
+        .chain(versioned.into_iter().rev().map(|(_, path)| path))
+        .map(|path| (path, Source::DefaultFolder, None))
+        .collect()
+}
+
+fn python_packages(environment: &Environment) -> Vec<Place> {
+    let mut folders = Vec::new();
+    let mut places = Vec::new();
+    for name in PYTHON_VARIABLES {
+        let Some(prefix) = environment.variable(name) else { continue };
+        for (folder, path) in entries(&prefix.join("lib")) {
+            if folder.starts_with("python3") {
+                folders.push(path.join("site-packages"));
+            }
+        }
+        // Conda's own CUDA packages lie in the environment's root, not in site-packages.
+        if first_library(&prefix.join("lib")).is_some() {
+            places.push((prefix.to_path_buf(), Source::Python, None));
+        }
+    }
+    let asked = match &environment.python {
+        Python::Ask => ask_python(),
+        Python::Folders(folders) => Some(folders.clone()),
+    };
+    let nobody = asked.is_none();
+    folders.extend(asked.unwrap_or_default());
+    for folder in &folders {
+        let packages = ["cu13", "cuda_nvrtc"].map(|package| folder.join("nvidia").join(package));
+        places.extend(packages.into_iter().filter(|p| p.is_dir()).map(|p| (p, Source::Python, None)));
+    }
+    if places.is_empty() {
+        let refusal = match nobody {
+            true => Refusal::NoPython,
+            false => Refusal::NoPackage { folders: folders.len() },
+        };
+        let site = folders.iter().find(|folder| folder.ends_with("site-packages"));
+        let place = site.or(folders.first()).cloned().unwrap_or_else(|| PathBuf::from("python3"));
+        places.push((place, Source::Python, Some(refusal)));
+    }
+    places
+}
+
+/// The package folders of the Python on the `PATH`.
+fn ask_python() -> Option<Vec<PathBuf>> {
+    ["python3", "python"].iter().find_map(|program| {
+        let output = Command::new(program)
+            .args(["-c", "import sys; print('\\n'.join(p for p in sys.path if p))"])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .output()
+            .ok()?;
+        let text = output.status.success().then(|| String::from_utf8(output.stdout).ok())??;
+        Some(text.lines().map(PathBuf::from).filter(|path| path.is_dir()).collect())
+    })
+}
+
+fn data_folder(environment: &Environment) -> Vec<Place> {
+    let folder = environment.toolchain_folder();
+    folder.map(|folder| (package_root(&folder), Source::DataFolder, None)).into_iter().collect()
+}
+
+/// Where pip puts the CUDA 13 packages below the folder it is told to install into.
+pub(super) fn package_root(target: &Path) -> PathBuf {
+    target.join("nvidia/cu13")
+}
+
+/// Checks that a folder (a CUDA root, a library folder, or a library itself) has all a toolchain needs.
+pub(super) fn inspect(place: &Path) -> Result<Located, Refusal> {
+    if !place.exists() {
+        return Err(Refusal::Missing);
+    }
+    let library = match place.is_file() {
+        true => place.to_path_buf(),
+        false => ["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib", ""]
+            .iter()
+            .find_map(|folder| first_library(&place.join(folder)))
+            .ok_or(Refusal::NoLibrary)?,
+    };
+    // Absolute, or the dynamic linker would search its own path for the bare name.
+    let library = std::path::absolute(&library).unwrap_or(library);
+    let folder = library.parent().unwrap_or(Path::new("/")).to_path_buf();
+    let ((major, minor), builtins) =
+        builtins(&folder, &library).ok_or_else(|| Refusal::NoBuiltins { library: library.clone() })?;
+    if (major, minor) < OLDEST_NVRTC {
+        return Err(Refusal::TooOld { major, minor });
+    }
+    let root = folder.parent().unwrap_or(&folder);
+    // The last is where the CUDA 12 packages of pip keep the runtime's headers.
+    let includes = [
+        place.join("include"),
+        root.join("include"),
+        folder.join("include"),
+        root.join("../cuda_runtime/include"),
+    ];
+    let include = includes
+        .into_iter()
+        .find(|include| HEADERS.iter().all(|header| include.join(header).is_file()))
+        .ok_or_else(|| Refusal::NoHeaders { library: library.clone() })?;
+    let include = std::path::absolute(&include).unwrap_or(include);
+    Ok(Located { library, builtins, include })
+}
+
+/// The newest `libnvrtc.so*` of a folder.
+fn first_library(folder: &Path) -> Option<PathBuf> {
+    let versions = entries(folder).into_iter().filter_map(|(name, path)| {
+        let rest = name.strip_prefix("libnvrtc.so")?;
+        let version = match rest.strip_prefix('.') {
+            Some(version) => numbers(version)?,
+            None if rest.is_empty() => Vec::new(),
+            None => return None,
+        };
+        path.is_file().then_some((version, path))
+    });
+    versions.max().map(|(_, path)| path)
+}
+
+/// The builtins library that belongs to `library`, with the version in its name: it alone names the minor version.
+fn builtins(folder: &Path, library: &Path) -> Option<((i32, i32), PathBuf)> {
+    let real = library.canonicalize().unwrap_or_else(|_| library.to_path_buf());
+    let wanted = real
+        .file_name()
+        .and_then(|name| numbers(name.to_str()?.strip_prefix("libnvrtc.so.")?))
+        .unwrap_or_default();
+    let versions = entries(folder).into_iter().filter_map(|(name, path)| {
+        let version = numbers(name.strip_prefix("libnvrtc-builtins.so.")?)?;
+        let belongs = version.len() >= 2 && version.iter().zip(wanted.iter().take(2)).all(|(a, b)| a == b);
+        (belongs && path.is_file()).then_some((version, path))
+    });
+    let (version, path) = versions.max()?;
+    let part = |index: usize| i32::try_from(version[index]).ok();
+    Some(((part(0)?, part(1)?), path))
+}
+
+/// A folder's entries by name; none when it cannot be read.
+fn entries(folder: &Path) -> Vec<(String, PathBuf)> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
+        .collect()
+}
+
+/// `13.0.88` as numbers; none when anything else is in it.
+fn numbers(text: &str) -> Option<Vec<u32>> {
+    text.split('.').map(|part| part.parse().ok()).collect()
+}
