@@ -7,7 +7,8 @@ use super::ir::{BinaryOp, Expr, ExprKind, Intrinsic, LocalId, Type, UnaryOp};
 use super::{CaptureLayout, DeviceFunction, FunctionKind};
 
 /// The helpers that functors call, pasted once above them: arithmetic that is defined for every operand, Rust's
-/// saturating casts and checked reads of slices.
+/// saturating casts, checked reads of slices, and `TILEWRIGHT_OFFSETOF(type, field)` for layout assertions (NVRTC
+/// knows neither `offsetof` nor `__builtin_offsetof`).
 pub const DEVICE_PRELUDE: &str = include_str!("prelude.cuh");
 
 /// The functor of `function`.
@@ -95,7 +96,7 @@ fn functor_text(
     for (field, (_, cuda_name)) in layout.fields.iter().zip(fields) {
         let _ = writeln!(
             text,
-            "static_assert(TW_OFFSETOF({name}, {cuda_name}) == {}, \"{name}: layout differs from the host's\");",
+            "static_assert(TILEWRIGHT_OFFSETOF({name}, {cuda_name}) == {}, \"{name}: layout differs from the host's\");",
             field.offset
         );
     }
@@ -161,6 +162,15 @@ fn is_inline(expr: &Expr) -> bool {
     }
 }
 
+/// Whether the value of `expr` comes out of an `if` with statements inside, which cannot initialise a const.
+fn ends_in_statement(expr: &Expr) -> bool {
+    match &expr.kind {
+        ExprKind::Block(_, value) => ends_in_statement(value),
+        ExprKind::If(..) => !is_inline(expr),
+        _ => false,
+    }
+}
+
 /// `text` without the parentheses around the whole of it.
 fn bare(text: &str) -> &str {
     let Some(inner) = text.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')) else { return text };
@@ -216,8 +226,7 @@ impl Printer<'_> {
         for (local, value) in lets {
             let name = self.locals[*local].clone();
             let ty = value.ty.cuda();
-            // An `if` with statements inside cannot initialise a const.
-            if is_inline(value) || matches!(value.kind, ExprKind::Binary(..) | ExprKind::Call(..)) {
+            if !ends_in_statement(value) {
                 let value = self.expr(value);
                 self.line(&format!("const {ty} {name} = {};", bare(&value)));
             } else {

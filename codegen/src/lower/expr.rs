@@ -280,6 +280,9 @@ impl Checker {
     fn index(&mut self, index: &syn::ExprIndex) -> Checked {
         reject::attributes(&index.attrs)?;
         let Some(capture) = self.slice(&index.expr) else {
+            if let Some(error) = reject::expression(&index.expr) {
+                return Err(error);
+            }
             return Err(syn::Error::new_spanned(
                 &index.expr,
                 "only a capture of type `&[f32]`, `&[i32]` or `&[u32]` can be indexed",
@@ -463,12 +466,6 @@ fn binary_op(op: &BinOp) -> syn::Result<BinaryOp> {
                 "shifts are not supported in a device function: multiply or divide by the power of two",
             ));
         }
-        _ => {
-            return Err(syn::Error::new_spanned(
-                op,
-                "assignment is not supported in a device function: bind the new value with another `let` of the \
-                 same name",
-            ));
-        }
+        _ => return Err(syn::Error::new_spanned(op, "this operator is not supported in a device function")),
     })
 }

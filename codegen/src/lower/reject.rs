@@ -2,7 +2,7 @@
 
 use proc_macro2::Span;
 use syn::spanned::Spanned;
-use syn::{Attribute, Expr, Stmt};
+use syn::{Attribute, BinOp, Expr, Stmt};
 
 /// Refuses every form of signature but `fn name(parameters) -> type`.
 pub(crate) fn signature(item: &syn::ItemFn) -> syn::Result<()> {
@@ -54,7 +54,10 @@ pub(crate) fn statement(statement: &Stmt) -> syn::Error {
             "items are not supported inside a device function: use `let`, or a capture for a constant",
         ),
         Stmt::Expr(Expr::Return(expr), _) => early_return(expr),
-        Stmt::Expr(Expr::If(expr), _) if expr.else_branch.is_none() => if_without_else(expr),
+        Stmt::Expr(Expr::If(expr), _) if expr.else_branch.is_none() => match expr.then_branch.stmts.last() {
+            Some(Stmt::Expr(Expr::Return(expr), _)) => early_return(expr),
+            _ => if_without_else(expr),
+        },
         Stmt::Expr(expr, _) => {
             if let Some(error) = expression(expr) {
                 return error;
@@ -96,6 +99,7 @@ pub(crate) fn expression(expr: &Expr) -> Option<syn::Error> {
     const BRANCHES: &str = "use `if` and `else`";
     const SCALARS: &str = "values are numbers and bools, use one `let` for each";
     const NO_LOOP: &str = "compute the value in closed form from `q`, `kv` and the captures";
+    const NEW_LET: &str = "bind the new value with another `let` of the same name";
     let (span, what, instead) = match expr {
         Expr::ForLoop(expr) => (expr.for_token.span(), "loops are", NO_LOOP),
         Expr::While(expr) => (expr.while_token.span(), "loops are", NO_LOOP),
@@ -105,10 +109,8 @@ pub(crate) fn expression(expr: &Expr) -> Option<syn::Error> {
         Expr::Match(expr) => (expr.match_token.span(), "`match` is", BRANCHES),
         Expr::Let(expr) => (expr.let_token.span(), "`if let` is", "compare with `==`, `<` and so on"),
         Expr::Try(expr) => (expr.question_token.span(), "`?` is", BRANCHES),
-        Expr::Assign(expr) => {
-            (expr.eq_token.span(), "assignment is", "bind the new value with another `let` of the same name")
-        }
-        Expr::Closure(expr) => (expr.span(), "closures are", "write the expression in place"),
+        Expr::Assign(expr) => (expr.eq_token.span(), "assignment is", NEW_LET),
+        Expr::Binary(expr) if is_assignment(&expr.op) => (expr.op.span(), "assignment is", NEW_LET),
         Expr::Reference(expr) => {
             (expr.and_token.span(), "`&` is", "only captures are slices, index them as in `doc[q as usize]`")
         }
@@ -122,9 +124,31 @@ pub(crate) fn expression(expr: &Expr) -> Option<syn::Error> {
         Expr::Struct(_) => (expr.span(), "structs are", SCALARS),
         Expr::Field(expr) => (expr.dot_token.span(), "fields are", SCALARS),
         Expr::Range(_) => (expr.span(), "ranges are", "compare with `<` and `<=`"),
+        Expr::Closure(_) => {
+            return Some(syn::Error::new_spanned(
+                expr,
+                "closures are not supported in a device function: write the expression in place",
+            ));
+        }
         Expr::Return(expr) => return Some(early_return(expr)),
         Expr::Macro(expr) => return Some(macro_call(&expr.mac)),
         _ => return None,
     };
     Some(syn::Error::new(span, format!("{what} not supported in a device function: {instead}")))
+}
+
+fn is_assignment(op: &BinOp) -> bool {
+    matches!(
+        op,
+        BinOp::AddAssign(_)
+            | BinOp::SubAssign(_)
+            | BinOp::MulAssign(_)
+            | BinOp::DivAssign(_)
+            | BinOp::RemAssign(_)
+            | BinOp::BitXorAssign(_)
+            | BinOp::BitAndAssign(_)
+            | BinOp::BitOrAssign(_)
+            | BinOp::ShlAssign(_)
+            | BinOp::ShrAssign(_)
+    )
 }

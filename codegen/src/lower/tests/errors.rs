@@ -47,7 +47,8 @@ fn what_rust_has_and_device_functions_lack() {
         ("'a: { score }", "'a", "labels are not supported"),
         ("return score; score", "return", "at the end of the function only"),
         ("if q > 0 { return score; } else { 0.0 }", "return", "at the end of the function only"),
-        ("if q > 0 { return 1.0; } score", "if", "no `else`"),
+        ("if q > 0 { return 1.0; } score", "return", "at the end of the function only"),
+        ("if q > 0 { } score", "if", "no `else`"),
         ("const C: f32 = 1.0; C", "const", "items are not supported"),
         ("#[allow(unused)] let x = 1; score", "#", "attributes are not supported"),
         ("score; score", "score;", "no effect"),
@@ -56,7 +57,7 @@ fn what_rust_has_and_device_functions_lack() {
         ("", "{", "no value"),
         ("&score", "&", "`&` is not supported"),
         ("*score", "*", "never references"),
-        ("[1.0, 2.0][0]", "[1.0", "only a capture"),
+        ("[1.0, 2.0][0]", "[1.0", "arrays are not supported"),
         ("(score, 1.0)", "(score", "tuples are not supported"),
         ("score.x", ".x", "fields are not supported"),
         ("score?", "?", "`?` is not supported"),
@@ -67,7 +68,7 @@ fn what_rust_has_and_device_functions_lack() {
         ("f32::hypot(score, 1.0)", "hypot", "the methods are `exp`"),
         ("f32::TAU", "f32", "`f32::TAU` is not known"),
         ("LIMIT", "LIMIT", "pass anything else as a capture"),
-        ("{ let x = 1.0; x } + x", "x", "`x` is not known"),
+        ("score + { let x = 1.0; x } + x", "x ", "`x` is not known"),
         ("\"text\"", "\"", "literal is not supported"),
     ];
     for (body, at, message) in table {
@@ -97,7 +98,7 @@ fn types_that_do_not_agree() {
         ("(q > 0) as f32", "(q", "cannot be cast to `f32`: cast it to `i32` first"),
         ("if q as bool { 1.0 } else { 2.0 }", "q", "compare it with `!= 0`"),
         ("(-n) as f32", "-", "needs a signed number, found `u32`"),
-        ("let x = -1; xs[x]", "-", "needs a signed number, found `usize`"),
+        ("let x = -1; xs[x]", "1;", "-1 does not fit `usize`"),
         ("!score", "score", "`!` needs a `bool` or an integer"),
         ("score & 1.0", "score", "`&` needs bools or integers"),
         ("if true + false { 1.0 } else { 2.0 }", "true", "`+` needs numbers, found `bool`"),
@@ -211,10 +212,8 @@ fn deep_nesting_is_refused_and_long_sums_are_not_too_deep_for_the_stack() {
     assert!(
         DeviceFunction::from_source(FunctionKind::ScoreMod, &format!("{head} {{ {} }}", sum(99))).is_ok()
     );
-    for body in [sum(500), format!("{}score{}", "(".repeat(150), ")".repeat(150))] {
-        let source = format!("{head} {{ {body} }}");
-        signature_refused(FunctionKind::ScoreMod, &source, "", "name a part of this one with `let`");
-    }
+    let source = format!("{head} {{ {} }}", sum(500));
+    signature_refused(FunctionKind::ScoreMod, &source, "", "name a part of this one with `let`");
     let brackets = format!("{head} {{ {} }}", "(".repeat(100_000));
     signature_refused(FunctionKind::ScoreMod, &brackets, "", "brackets may nest");
 }

@@ -1,0 +1,9 @@
+use tilewright_macros::score_mod;
+
+#[score_mod]
+fn f(score: f32, b: i32, h: i32, q: i32, kv: i32) -> f32 {
+    for _ in 0..q {}
+    score
+}
+
+fn main() {}

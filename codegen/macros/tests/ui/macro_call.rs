@@ -1,0 +1,9 @@
+use tilewright_macros::mask_mod;
+
+#[mask_mod]
+fn f(b: i32, h: i32, q: i32, kv: i32) -> bool {
+    assert!(q > 0);
+    q >= kv
+}
+
+fn main() {}

@@ -1,0 +1,8 @@
+use tilewright_macros::score_mod;
+
+#[score_mod]
+fn f(score: f32, b: i32, h: i32, q: i32, kv: i32) -> f32 {
+    score - (q - kv)
+}
+
+fn main() {}
