@@ -10,7 +10,7 @@ kernel! {
     require head_dim % 8 == 0, "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8";
     body sm80 {
         tune { WARPS: [4, 8, 2] }
-        where { D % 8 == 0, 32 * WARPS >= D / 8, smem_bytes = 32 * WARPS / (D / 8) * D * 4, registers = 64 }
+        where { D % 8 == 0, 32 * WARPS >= D / 8, smem_bytes = 32 * WARPS / (D / 8) * D * 4, registers = 72 }
         launch { grid = [blocks, heads, batch], threads = 32 * WARPS }
     }
 }
