@@ -45,7 +45,9 @@ pub enum Error {
     #[error(transparent)]
     Capture(#[from] CaptureError),
     /// Every schedule of a kernel spills registers.
-    #[error("kernel `{kernel}`: every schedule spills registers on {arch}: make its device functions smaller")]
+    #[error(
+        "kernel `{kernel}`: every schedule spills registers on {arch}: make its device functions smaller"
+    )]
     Spills {
         /// The kernel.
         kernel: String,

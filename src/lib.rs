@@ -1,5 +1,36 @@
-//! Tilewright.
+//! Tilewright: block-sparse attention kernels, generated, compiled at run time and tuned on the GPU at hand.
+#![deny(missing_docs)]
 
+extern crate self as tilewright;
+
+pub mod attention;
 pub mod compile;
+/// The CPU executor. Reached through the attention on `Device::cpu()`; public for the tests and benchmarks alone.
+#[doc(hidden)]
+pub mod cpu;
 pub mod device;
+mod error;
+pub mod function;
+// Generated; formatted by the generator.
+#[rustfmt::skip]
+#[path = "../generated/mod.rs"]
+pub mod kernels;
+pub mod launch;
+pub mod mask;
+mod operands;
+pub mod reference;
+pub mod select;
+pub mod tensor;
 pub mod toolchain;
+
+pub use attention::{Attention, AttentionBuilder, HeadDim, HeadDimError, Output};
+pub use device::Device;
+pub use error::Error;
+pub use function::{CaptureValue, DeviceFn, MaskMod, ScoreMod};
+pub use mask::{BlockIndex, BlockMask, BlockSize, DenseMap, MaskError};
+pub use select::{Selection, top_k, top_p};
+pub use tensor::Tensor;
+/// The generator, for kernels of one's own.
+pub use tilewright_codegen as codegen;
+pub use tilewright_codegen::DType;
+pub use tilewright_macros::{mask_mod, score_mod};

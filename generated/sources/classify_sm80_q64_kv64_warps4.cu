@@ -3,9 +3,9 @@
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
 #ifdef __CUDACC_RTC__  // NVRTC comes without <cstddef>, and knows no __builtin_offsetof
-#define TW_OFFSETOF(type, member) __INTADDR__(&((type*)0)->member)
+#define TILEWRIGHT_OFFSETOF(type, member) __INTADDR__(&((type*)0)->member)
 #else
-#define TW_OFFSETOF(type, member) __builtin_offsetof(type, member)
+#define TILEWRIGHT_OFFSETOF(type, member) __builtin_offsetof(type, member)
 #endif
 
 constexpr int BLOCK_Q = 64;
@@ -25,14 +25,14 @@ struct Params {
   int seq_kv;
 };
 static_assert(sizeof(Params) == 56, "Params differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, classes) == 0, "classes differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, classes_stride) == 8, "classes_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, batch) == 32, "batch differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, heads) == 36, "heads differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, q_blocks) == 40, "q_blocks differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, kv_blocks) == 44, "kv_blocks differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, seq_q) == 48, "seq_q differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, seq_kv) == 52, "seq_kv differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, classes) == 0, "classes differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, classes_stride) == 8, "classes_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 32, "batch differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 36, "heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 40, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 44, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 48, "seq_q differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 52, "seq_kv differs from the Rust side");
 
 struct MaskMod {
     unsigned unused;

@@ -3,9 +3,9 @@
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
 #ifdef __CUDACC_RTC__  // NVRTC comes without <cstddef>, and knows no __builtin_offsetof
-#define TW_OFFSETOF(type, member) __INTADDR__(&((type*)0)->member)
+#define TILEWRIGHT_OFFSETOF(type, member) __INTADDR__(&((type*)0)->member)
 #else
-#define TW_OFFSETOF(type, member) __builtin_offsetof(type, member)
+#define TILEWRIGHT_OFFSETOF(type, member) __builtin_offsetof(type, member)
 #endif
 
 using T = __half;
@@ -53,35 +53,35 @@ struct Params {
   float scale;
 };
 static_assert(sizeof(Params) == 312, "Params differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, q) == 0, "q differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, q_stride) == 8, "q_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, k) == 32, "k differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, k_stride) == 40, "k_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, v) == 64, "v differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, v_stride) == 72, "v_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, kv_counts) == 96, "kv_counts differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, kv_counts_stride) == 104, "kv_counts_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, kv_indices) == 120, "kv_indices differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, kv_indices_stride) == 128, "kv_indices_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, full_kv_counts) == 152, "full_kv_counts differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, full_kv_counts_stride) == 160, "full_kv_counts_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, full_kv_indices) == 176, "full_kv_indices differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, full_kv_indices_stride) == 184, "full_kv_indices_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, out) == 208, "out differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, out_stride) == 216, "out_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, lse) == 240, "lse differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, lse_stride) == 248, "lse_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, batch) == 264, "batch differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, heads) == 268, "heads differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, seq_q) == 272, "seq_q differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, head_dim) == 276, "head_dim differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, kv_heads) == 280, "kv_heads differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, seq_kv) == 284, "seq_kv differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, q_blocks) == 288, "q_blocks differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, max_blocks) == 292, "max_blocks differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, max_full_blocks) == 296, "max_full_blocks differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, kv_blocks) == 300, "kv_blocks differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, scale) == 304, "scale differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q) == 0, "q differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_stride) == 8, "q_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, k) == 32, "k differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, k_stride) == 40, "k_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, v) == 64, "v differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, v_stride) == 72, "v_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_counts) == 96, "kv_counts differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_counts_stride) == 104, "kv_counts_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_indices) == 120, "kv_indices differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_indices_stride) == 128, "kv_indices_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_counts) == 152, "full_kv_counts differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_counts_stride) == 160, "full_kv_counts_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices) == 176, "full_kv_indices differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices_stride) == 184, "full_kv_indices_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, out) == 208, "out differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, out_stride) == 216, "out_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, lse) == 240, "lse differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, lse_stride) == 248, "lse_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 264, "batch differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 268, "heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 272, "seq_q differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 276, "head_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 280, "kv_heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 284, "seq_kv differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 288, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 292, "max_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 296, "max_full_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 300, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 304, "scale differs from the Rust side");
 
 struct ScoreMod {
     unsigned unused;

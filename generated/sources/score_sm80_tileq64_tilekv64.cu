@@ -3,9 +3,9 @@
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
 #ifdef __CUDACC_RTC__  // NVRTC comes without <cstddef>, and knows no __builtin_offsetof
-#define TW_OFFSETOF(type, member) __INTADDR__(&((type*)0)->member)
+#define TILEWRIGHT_OFFSETOF(type, member) __INTADDR__(&((type*)0)->member)
 #else
-#define TW_OFFSETOF(type, member) __builtin_offsetof(type, member)
+#define TILEWRIGHT_OFFSETOF(type, member) __builtin_offsetof(type, member)
 #endif
 
 constexpr int TILE_Q = 64;
@@ -28,19 +28,19 @@ struct Params {
   float scale;
 };
 static_assert(sizeof(Params) == 128, "Params differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, q_mean) == 0, "q_mean differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, q_mean_stride) == 8, "q_mean_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, k_mean) == 32, "k_mean differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, k_mean_stride) == 40, "k_mean_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, logits) == 64, "logits differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, logits_stride) == 72, "logits_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, batch) == 96, "batch differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, heads) == 100, "heads differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, q_blocks) == 104, "q_blocks differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, head_dim) == 108, "head_dim differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, kv_heads) == 112, "kv_heads differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, kv_blocks) == 116, "kv_blocks differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, scale) == 120, "scale differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_mean) == 0, "q_mean differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_mean_stride) == 8, "q_mean_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, k_mean) == 32, "k_mean differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, k_mean_stride) == 40, "k_mean_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, logits) == 64, "logits differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, logits_stride) == 72, "logits_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 96, "batch differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 100, "heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 104, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 108, "head_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 112, "kv_heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 116, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 120, "scale differs from the Rust side");
 
 #define TILEWRIGHT_KERNEL score_sm80_tileq64_tilekv64
 
@@ -132,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __
             q_piece.load(depth + DEPTH, p.head_dim);
             k_piece.load(depth + DEPTH, p.head_dim);
         }
-#pragma unroll 2
+#pragma unroll 1
         for (int d = 0; d < DEPTH; d += 4) {
             float4 k[KEYS];
 #pragma unroll

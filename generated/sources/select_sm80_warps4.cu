@@ -3,9 +3,9 @@
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
 #ifdef __CUDACC_RTC__  // NVRTC comes without <cstddef>, and knows no __builtin_offsetof
-#define TW_OFFSETOF(type, member) __INTADDR__(&((type*)0)->member)
+#define TILEWRIGHT_OFFSETOF(type, member) __INTADDR__(&((type*)0)->member)
 #else
-#define TW_OFFSETOF(type, member) __builtin_offsetof(type, member)
+#define TILEWRIGHT_OFFSETOF(type, member) __builtin_offsetof(type, member)
 #endif
 
 constexpr int WARPS = 4;
@@ -34,26 +34,26 @@ struct Params {
   float top_p;
 };
 static_assert(sizeof(Params) == 232, "Params differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, logits) == 0, "logits differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, logits_stride) == 8, "logits_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, classes) == 32, "classes differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, classes_stride) == 40, "classes_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, kv_counts) == 64, "kv_counts differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, kv_counts_stride) == 72, "kv_counts_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, kv_indices) == 88, "kv_indices differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, kv_indices_stride) == 96, "kv_indices_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, full_kv_counts) == 120, "full_kv_counts differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, full_kv_counts_stride) == 128, "full_kv_counts_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, full_kv_indices) == 144, "full_kv_indices differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, full_kv_indices_stride) == 152, "full_kv_indices_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, keep) == 176, "keep differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, keep_stride) == 184, "keep_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, batch) == 208, "batch differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, heads) == 212, "heads differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, q_blocks) == 216, "q_blocks differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, kv_blocks) == 220, "kv_blocks differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, top_k) == 224, "top_k differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, top_p) == 228, "top_p differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, logits) == 0, "logits differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, logits_stride) == 8, "logits_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, classes) == 32, "classes differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, classes_stride) == 40, "classes_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_counts) == 64, "kv_counts differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_counts_stride) == 72, "kv_counts_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_indices) == 88, "kv_indices differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_indices_stride) == 96, "kv_indices_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_counts) == 120, "full_kv_counts differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_counts_stride) == 128, "full_kv_counts_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices) == 144, "full_kv_indices differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices_stride) == 152, "full_kv_indices_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, keep) == 176, "keep differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, keep_stride) == 184, "keep_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 208, "batch differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 212, "heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 216, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 220, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, top_k) == 224, "top_k differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, top_p) == 228, "top_p differs from the Rust side");
 
 #define TILEWRIGHT_KERNEL select_sm80_warps4
 
@@ -63,7 +63,7 @@ static_assert(TW_OFFSETOF(Params, top_p) == 228, "top_p differs from the Rust si
 // so their bits order as integers and the threshold is found by bisection over bits: each step asks how many blocks
 // reach a candidate, and what mass they have. Masses are integers, so the answer is exact in any order of addition.
 //
-// A row of up to 16 blocks a thread stays in registers; a longer one is kept in `logits` and read again at each step.
+// A row of up to 12 blocks a thread stays in registers; a longer one is kept in `logits` and read again at each step.
 // Reductions over a warp and over a thread block, always in the same order: the same inputs give the same bits.
 
 constexpr unsigned WHOLE_WARP = 0xffffffffu;
@@ -163,7 +163,7 @@ constexpr unsigned char FULL = 2;     // every element is kept
 
 static_assert(THREADS == 32 * WARPS);
 
-/// The whole of a row's mass; the bits of a block are its probability's share of it.
+/// The mass of a probability of 1: masses are probabilities in fixed point.
 constexpr float MASS_UNIT = 1073741824.0f;  // 2^30
 
 // A key is a probability's bits plus 1; 0 is a block that is not admissible.
@@ -186,10 +186,11 @@ struct Tally {
 
 /// One row of the problem.
 struct RowData {
-    float* logits;
+    unsigned* words;               // logits, exponentials or keys; always accessed as words
     const unsigned char* classes;  // null: every block is admissible
     int blocks;
 
+    __device__ __forceinline__ float value(int index) const { return __uint_as_float(words[index]); }
     __device__ __forceinline__ unsigned char class_of(int index) const {
         if (index >= blocks) return EMPTY;
         return classes == nullptr ? PARTIAL : classes[index];
@@ -205,7 +206,7 @@ struct RowResult {
     unsigned char* keep;
 };
 
-/// The share of the blocks top-k asks for. Not contracted to FMAs, so that every machine finds the same number; the
+/// The number of blocks the rule asks for whatever their mass. Not contracted to FMAs, so that every machine finds the same number; the
 /// 1e-6 lets a product that is an integer but for rounding count as that integer.
 __device__ __forceinline__ unsigned blocks_wanted(float top_k, float top_p, unsigned n) {
     if (top_p >= 1.0f) return n;
@@ -229,7 +230,6 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
     const int items = HELD ? ITEMS : (row.blocks + THREADS - 1) / THREADS;
     const int lane = threadIdx.x % 32;
     const int begin = trade.warp * items * 32 + lane;
-    unsigned* const memory = reinterpret_cast<unsigned*>(row.logits);
 
     unsigned keys[SLOTS];    // first a logit's bits, then an exponential's, then the key
     unsigned masses[SLOTS];
@@ -238,11 +238,11 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
     // The largest logit and the number of admissible blocks.
     float peak = minus_infinity();
     unsigned n = 0;
-#pragma unroll
+#pragma unroll SLOTS
     for (int i = 0; i < items; ++i) {
         const int index = begin + 32 * i;
         const unsigned char block_class = row.class_of(index);
-        const float logit = block_class == EMPTY ? minus_infinity() : sanitised(row.logits[index]);
+        const float logit = block_class == EMPTY ? minus_infinity() : sanitised(row.value(index));
         peak = fmaxf(peak, logit);
         n += block_class != EMPTY;
         if constexpr (HELD) {
@@ -256,7 +256,7 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
 
     // Exponentials. A row of -inf alone has no mass; its blocks are kept in order of their index.
     float sum = 0.0f;
-#pragma unroll
+#pragma unroll SLOTS
     for (int i = 0; i < items; ++i) {
         const int index = begin + 32 * i;
         if constexpr (HELD) {
@@ -265,9 +265,9 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
             sum += e;
         } else if (index < row.blocks) {
             const bool present = row.class_of(index) != EMPTY;
-            const float e = present && peak > minus_infinity() ? expf(sanitised(row.logits[index]) - peak) : 0.0f;
+            const float e = present && peak > minus_infinity() ? expf(sanitised(row.value(index)) - peak) : 0.0f;
             // From here on the sign says "not admissible" and the classes need not be read again.
-            row.logits[index] = present ? e : -1.0f;
+            row.words[index] = __float_as_uint(present ? e : -1.0f);
             sum += e;
         }
     }
@@ -276,11 +276,11 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
     // Probabilities as keys and masses.
     unsigned top = ABSENT, mass = 0;
     unsigned bottom = 0xffffffffu;
-#pragma unroll
+#pragma unroll SLOTS
     for (int i = 0; i < items; ++i) {
         const int index = begin + 32 * i;
         const bool exists = HELD || index < row.blocks;
-        const float e = HELD ? __uint_as_float(keys[HELD ? i : 0]) : exists ? row.logits[index] : -1.0f;
+        const float e = HELD ? __uint_as_float(keys[HELD ? i : 0]) : exists ? row.value(index) : -1.0f;
         const bool present = HELD ? admissible >> i & 1 : e >= 0.0f;
         const unsigned key = present ? __float_as_uint(sum > 0.0f ? __fdiv_rn(e, sum) : 0.0f) + 1 : ABSENT;
         const unsigned block_mass = mass_of(key);
@@ -288,7 +288,7 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
             keys[i] = key;
             masses[i] = block_mass;
         } else if (exists) {
-            memory[index] = key;
+            row.words[index] = key;
         }
         top = max(top, key);
         bottom = min(bottom, key - 1);  // wraps around for ABSENT
@@ -297,7 +297,7 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
     const auto key_at = [&](int i) -> unsigned {
         if constexpr (HELD) return keys[i];
         const int index = begin + 32 * i;
-        return index < row.blocks ? memory[index] : ABSENT;
+        return index < row.blocks ? row.words[index] : ABSENT;
     };
     mass = trade.sum(__reduce_add_sync(WHOLE_WARP, mass));
     top = trade.reduce(__reduce_max_sync(WHOLE_WARP, top), [](unsigned a, unsigned b) { return max(a, b); });
@@ -315,7 +315,7 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
     while (wanted < n && high - low > 1 && reaching_low - above.count() > 1) {
         const unsigned middle = low + (high - low) / 2;
         unsigned count = 0, reached = 0;
-#pragma unroll
+#pragma unroll(HELD ? ITEMS : 4)
         for (int i = 0; i < items; ++i) {
             const unsigned key = key_at(i);
             if (key >= middle) {
@@ -346,7 +346,7 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
 
     unsigned ties = 0;  // met before this warp's next block
     if (taken < between) {
-#pragma unroll
+#pragma unroll SLOTS
         for (int i = 0; i < items; ++i) {
             const unsigned key = key_at(i);
             ties += key >= low && key < high;
@@ -358,7 +358,7 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
     // What becomes of each block: 0 dropped, 1 to the main list, 2 to the full list.
     const bool split = result.full_counts != nullptr;
     unsigned listed = 0, listed_full = 0;
-#pragma unroll
+#pragma unroll SLOTS
     for (int i = 0; i < items; ++i) {
         const int index = begin + 32 * i;
         const unsigned key = key_at(i);
@@ -375,7 +375,7 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
         if constexpr (HELD) {
             keys[i] = fate;
         } else if (index < row.blocks) {
-            memory[index] = fate;
+            row.words[index] = fate;
         }
         listed += fate == 1;
         listed_full += fate == 2;
@@ -386,7 +386,7 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
     const Tally total(total_word);
 
     unsigned place = before.count(), full_place = before.mass();
-#pragma unroll
+#pragma unroll SLOTS
     for (int i = 0; i < items; ++i) {
         const int index = begin + 32 * i;
         const unsigned fate = key_at(i);
@@ -409,7 +409,9 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {
+// 64 registers hold the longest row kept in registers.
+extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
+    TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {
     extern __shared__ __align__(128) unsigned char smem[];
     WarpTrade<WARPS> trade(smem, threadIdx.x / 32);
 
@@ -417,7 +419,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __
     const auto at = [&](const long long* stride) { return batch * stride[0] + head * stride[1] + q * stride[2]; };
     const bool split = p.full_kv_counts != nullptr && p.full_kv_indices != nullptr;
     RowData row;
-    row.logits = p.logits + at(p.logits_stride);
+    row.words = reinterpret_cast<unsigned*>(p.logits + at(p.logits_stride));
     row.classes = p.classes == nullptr ? nullptr : p.classes + at(p.classes_stride);
     row.blocks = p.kv_blocks;
     RowResult result;
@@ -435,12 +437,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __
 
     if (row.blocks <= 4 * THREADS) {
         select_row<4>(row, result, p.top_k, p.top_p, trade);
-    } else if (row.blocks <= 8 * THREADS) {
-        select_row<8>(row, result, p.top_k, p.top_p, trade);
     } else if (row.blocks <= 12 * THREADS) {
         select_row<12>(row, result, p.top_k, p.top_p, trade);
-    } else if (row.blocks <= 16 * THREADS) {
-        select_row<16>(row, result, p.top_k, p.top_p, trade);
     } else {
         select_row<0>(row, result, p.top_k, p.top_p, trade);
     }

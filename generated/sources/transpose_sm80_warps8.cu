@@ -3,9 +3,9 @@
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
 #ifdef __CUDACC_RTC__  // NVRTC comes without <cstddef>, and knows no __builtin_offsetof
-#define TW_OFFSETOF(type, member) __INTADDR__(&((type*)0)->member)
+#define TILEWRIGHT_OFFSETOF(type, member) __INTADDR__(&((type*)0)->member)
 #else
-#define TW_OFFSETOF(type, member) __builtin_offsetof(type, member)
+#define TILEWRIGHT_OFFSETOF(type, member) __builtin_offsetof(type, member)
 #endif
 
 constexpr int WARPS = 8;
@@ -28,20 +28,20 @@ struct Params {
   int kv_blocks;
 };
 static_assert(sizeof(Params) == 160, "Params differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, keep) == 0, "keep differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, keep_stride) == 8, "keep_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, q_counts) == 32, "q_counts differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, q_counts_stride) == 40, "q_counts_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, q_indices) == 56, "q_indices differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, q_indices_stride) == 64, "q_indices_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, full_q_counts) == 88, "full_q_counts differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, full_q_counts_stride) == 96, "full_q_counts_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, full_q_indices) == 112, "full_q_indices differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, full_q_indices_stride) == 120, "full_q_indices_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, batch) == 144, "batch differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, heads) == 148, "heads differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, q_blocks) == 152, "q_blocks differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, kv_blocks) == 156, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, keep) == 0, "keep differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, keep_stride) == 8, "keep_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_counts) == 32, "q_counts differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_counts_stride) == 40, "q_counts_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_indices) == 56, "q_indices differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_indices_stride) == 64, "q_indices_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_counts) == 88, "full_q_counts differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_counts_stride) == 96, "full_q_counts_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_indices) == 112, "full_q_indices differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_indices_stride) == 120, "full_q_indices_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 144, "batch differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 148, "heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 152, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 156, "kv_blocks differs from the Rust side");
 
 #define TILEWRIGHT_KERNEL transpose_sm80_warps8
 

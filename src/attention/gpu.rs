@@ -50,7 +50,8 @@ impl Pipeline {
             Request::new(&transpose::SOURCE),
         ];
         if mask_mod.is_some() {
-            let request = Request::new(&classify::SOURCE).value("BLOCK_Q", block_q).value("BLOCK_KV", block_kv);
+            let request =
+                Request::new(&classify::SOURCE).value("BLOCK_Q", block_q).value("BLOCK_KV", block_kv);
             requests.push(request.function("mask_mod", mask_mod.as_ref()));
         }
         if rule.selection.is_some() {
@@ -70,9 +71,16 @@ impl Pipeline {
             }
             None => None,
         };
-        let rank =
-            rule.selection.is_some().then(|| Rank { pool_q: next(), pool_kv: next(), score: next() });
-        Ok(Pipeline { device: Device::Cuda(cuda.clone()), rank, classify, select, transpose, forward, functions })
+        let rank = rule.selection.is_some().then(|| Rank { pool_q: next(), pool_kv: next(), score: next() });
+        Ok(Pipeline {
+            device: Device::Cuda(cuda.clone()),
+            rank,
+            classify,
+            select,
+            transpose,
+            forward,
+            functions,
+        })
     }
 
     /// The kernels in the order they run.
@@ -194,9 +202,9 @@ impl Pipeline {
 
 fn parse(kind: FunctionKind, function: Option<&dyn DeviceFn>) -> Result<Option<Arc<DeviceFunction>>, Error> {
     let Some(function) = function else { return Ok(None) };
-    DeviceFunction::from_source(kind, function.source()).map(|parsed| Some(Arc::new(parsed))).map_err(|error| {
-        Error::Function { name: function.name().to_owned(), message: error.to_string() }
-    })
+    DeviceFunction::from_source(kind, function.source())
+        .map(|parsed| Some(Arc::new(parsed)))
+        .map_err(|error| Error::Function { name: function.name().to_owned(), message: error.to_string() })
 }
 
 fn parts(index: &mut Option<BlockIndex>) -> (Option<&mut Tensor>, Option<&mut Tensor>) {

@@ -12,13 +12,17 @@ pub struct HeadDim(usize);
 #[non_exhaustive]
 pub enum HeadDimError {
     /// Not a multiple of 8 between 8 and 256.
-    #[error("head dimension {found}, needed a multiple of 8 from 8 to 256: pad q, k and v with zeros to the next multiple")]
+    #[error(
+        "head dimension {found}, needed a multiple of 8 from 8 to 256: pad q, k and v with zeros to the next multiple"
+    )]
     Unsupported {
         /// The dimension.
         found: usize,
     },
     /// The tensors have another one than the attention.
-    #[error("the tensors have head dimension {found}, this attention was built for {needed}: build one for {found}")]
+    #[error(
+        "the tensors have head dimension {found}, this attention was built for {needed}: build one for {found}"
+    )]
     Differs {
         /// The tensors'.
         found: usize,
@@ -79,7 +83,9 @@ mod tests {
 
     #[test]
     fn tiles_hold_their_dimensions() {
-        for (dim, tile) in [(8, 64), (64, 64), (72, 96), (80, 96), (104, 128), (128, 128), (136, 256), (256, 256)] {
+        for (dim, tile) in
+            [(8, 64), (64, 64), (72, 96), (80, 96), (104, 128), (128, 128), (136, 256), (256, 256)]
+        {
             assert_eq!(HeadDim::new(dim).unwrap().tile(), tile, "{dim}");
         }
         for dim in [0, 4, 100, 257, 264, usize::MAX] {

@@ -122,7 +122,13 @@ impl Attention {
     ///
     /// # Errors
     /// [`Error::Mask`] when the mask is for other sizes or blocks; otherwise as [`forward`](Self::forward).
-    pub fn attend_with(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: &BlockMask) -> Result<(Tensor, Tensor), Error> {
+    pub fn attend_with(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        mask: &BlockMask,
+    ) -> Result<(Tensor, Tensor), Error> {
         let shape = self.check(q, k, Some(v))?;
         mask.check_fits(shape.batch, shape.heads, shape.seq_q, shape.seq_kv)?;
         mask.check_blocks(self.rule.blocks)?;
@@ -133,7 +139,9 @@ impl Attention {
         let rule = &self.rule;
         match &self.pipeline {
             Some(pipeline) => pipeline.mask(rule, q, k),
-            None => cpu::mask(q, k, rule.selection.as_ref(), rule.scale, rule.blocks, rule.mask_mod.as_deref()),
+            None => {
+                cpu::mask(q, k, rule.selection.as_ref(), rule.scale, rule.blocks, rule.mask_mod.as_deref())
+            }
         }
     }
 
@@ -147,7 +155,9 @@ impl Attention {
         let rule = &self.rule;
         match &self.pipeline {
             Some(pipeline) => pipeline.attend(rule, q, k, v, mask),
-            None => cpu::attend(q, k, v, mask, rule.scale, rule.score_mod.as_deref(), rule.mask_mod.as_deref()),
+            None => {
+                cpu::attend(q, k, v, mask, rule.scale, rule.score_mod.as_deref(), rule.mask_mod.as_deref())
+            }
         }
     }
 

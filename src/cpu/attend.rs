@@ -1,10 +1,10 @@
 //! Step 4: online softmax over the kept blocks.
 
 use super::gemm::{Matrix, product};
-use crate::operands::{Rows, Shape, half_dtype_error};
 use super::softmax::RowState;
 use super::user_code::UserCode;
 use crate::mask::{BlockMask, BlockSize, HostLists};
+use crate::operands::{Rows, Shape, half_dtype_error};
 use crate::tensor::Half;
 use crate::{DType, Error, MaskMod, ScoreMod, Tensor};
 use half::{bf16, f16};

@@ -17,8 +17,8 @@ pub use select::select_row;
 pub(crate) use user_code::UserCode;
 
 use crate::mask::{BlockMask, BlockSize, EMPTY, FULL, PARTIAL, classify};
-use crate::{DType, Error, MaskMod, Selection, Tensor};
 use crate::operands::{Shape, half_dtype_error};
+use crate::{DType, Error, MaskMod, Selection, Tensor};
 use rayon::prelude::*;
 
 /// The block mask `selection` makes of q `[batch, heads, seq_q, d]` and k `[batch, kv_heads, seq_kv, d]`.

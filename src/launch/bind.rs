@@ -114,6 +114,7 @@ impl Binder {
             return Err(BindError::Rank { kernel, arg, shape: tensor.shape().to_vec(), dims });
         }
         let pointer = self.place(arg, tensor)?;
+        let align = align.max(dtype.size());
         if tensor.strides()[N - 1] != 1 && tensor.shape()[N - 1] != 1 {
             return Err(BindError::UnitStride { kernel, arg, found: tensor.strides()[N - 1] });
         }

@@ -7,7 +7,9 @@ use crate::DType;
 #[non_exhaustive]
 pub enum BindError {
     /// The element type differs from the one the kernel was specialised for.
-    #[error("kernel `{kernel}`: `{arg}` has dtype {found}, needed {needed}: convert it, or build for {found}")]
+    #[error(
+        "kernel `{kernel}`: `{arg}` has dtype {found}, needed {needed}: convert it, or build for {found}"
+    )]
     DType {
         /// The kernel.
         kernel: &'static str,
@@ -129,7 +131,9 @@ pub enum BindError {
         needed: String,
     },
     /// A grid larger than CUDA launches.
-    #[error("kernel `{kernel}` would need a grid of {grid:?} blocks, the limit is [2147483647, 65535, 65535]: split the call")]
+    #[error(
+        "kernel `{kernel}` would need a grid of {grid:?} blocks, the limit is [2147483647, 65535, 65535]: split the call"
+    )]
     Grid {
         /// The kernel.
         kernel: &'static str,
@@ -137,7 +141,9 @@ pub enum BindError {
         grid: [i64; 3],
     },
     /// A candidate of another kernel.
-    #[error("the arguments are of kernel `{kernel}`, the candidate is {found}: load the kernel the arguments belong to")]
+    #[error(
+        "the arguments are of kernel `{kernel}`, the candidate is {found}: load the kernel the arguments belong to"
+    )]
     Candidate {
         /// The arguments' kernel.
         kernel: &'static str,

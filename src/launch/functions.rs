@@ -18,7 +18,11 @@ impl FunctionArgs {
     ///
     /// # Errors
     /// [`Error::Capture`] when captures do not match the function's parameters; a device error when a copy fails.
-    pub fn new(device: &CudaDevice, spec: &KernelSpec, functions: &[Option<&dyn DeviceFn>]) -> Result<Self, Error> {
+    pub fn new(
+        device: &CudaDevice,
+        spec: &KernelSpec,
+        functions: &[Option<&dyn DeviceFn>],
+    ) -> Result<Self, Error> {
         let mut args = FunctionArgs::default();
         let mut widest = 1;
         for ((_, parsed), function) in spec.functions().iter().zip(functions) {

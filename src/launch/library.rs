@@ -105,7 +105,13 @@ impl Kernel {
         // SAFETY: `bind` checked that the tensors are on this kind of device with the extents in `Params`; their storage
         // is freed on the same stream, after this launch.
         unsafe {
-            loaded.launch(device.stream(), bound.grid, budget.threads as u32, budget.smem_bytes as u32, params)?;
+            loaded.launch(
+                device.stream(),
+                bound.grid,
+                budget.threads as u32,
+                budget.smem_bytes as u32,
+                params,
+            )?;
         }
         Ok(())
     }

@@ -119,7 +119,9 @@ pub enum MaskError {
         hint: &'static str,
     },
     /// A mask of other blocks than the attention's.
-    #[error("the mask has blocks of {found}, this attention was built for {needed}: use `.blocks(…)` to build for {found}")]
+    #[error(
+        "the mask has blocks of {found}, this attention was built for {needed}: use `.blocks(…)` to build for {found}"
+    )]
     Blocks {
         /// The mask's.
         found: BlockSize,

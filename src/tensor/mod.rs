@@ -14,9 +14,9 @@ mod element;
 mod error;
 mod host;
 
+use device::CudaStorage;
 pub use element::{Element, Half};
 pub use error::TensorError;
-use device::CudaStorage;
 use host::HostBuffer;
 
 use crate::device::Device;

@@ -7,8 +7,7 @@ use super::ir::{BinaryOp, Expr, ExprKind, Intrinsic, LocalId, Type, UnaryOp};
 use super::{CaptureLayout, DeviceFunction, FunctionKind};
 
 /// The helpers that functors call, pasted once above them: arithmetic that is defined for every operand, Rust's
-/// saturating casts, checked reads of slices, and `TILEWRIGHT_OFFSETOF(type, field)` for layout assertions (NVRTC
-/// knows neither `offsetof` nor `__builtin_offsetof`).
+/// saturating casts and checked reads of slices. `TILEWRIGHT_OFFSETOF` comes from the prelude of every source.
 pub const DEVICE_PRELUDE: &str = include_str!("prelude.cuh");
 
 /// The functor of `function`.

@@ -1,12 +1,5 @@
 // What device functions call: total versions of what Rust may panic on, and Rust's casts.
 
-// NVRTC has no offsetof, and folds this form of it to a constant; nvcc's host compilers do not.
-#ifdef __CUDACC_RTC__
-#define TILEWRIGHT_OFFSETOF(type, field) __INTADDR__(&((type*)0)->field)
-#else
-#define TILEWRIGHT_OFFSETOF(type, field) __builtin_offsetof(type, field)
-#endif
-
 namespace tw {
 #define TW_FN __device__ __forceinline__
 

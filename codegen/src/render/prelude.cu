@@ -3,9 +3,9 @@
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
 #ifdef __CUDACC_RTC__  // NVRTC comes without <cstddef>, and knows no __builtin_offsetof
-#define TW_OFFSETOF(type, member) __INTADDR__(&((type*)0)->member)
+#define TILEWRIGHT_OFFSETOF(type, member) __INTADDR__(&((type*)0)->member)
 #else
-#define TW_OFFSETOF(type, member) __builtin_offsetof(type, member)
+#define TILEWRIGHT_OFFSETOF(type, member) __builtin_offsetof(type, member)
 #endif
 <% for param in types %>
 using $( param.name )$ = $( param.value )$;<% endfor %><% for param in constants %>
@@ -16,7 +16,7 @@ struct Params {<% for field in fields %>
   $( field.declaration )$;<% endfor %>
 };
 static_assert(sizeof(Params) == $( params_size )$, "Params differs from the Rust side");<% for field in fields %>
-static_assert(TW_OFFSETOF(Params, $( field.name )$) == $( field.offset )$, "$( field.name )$ differs from the Rust side");<% endfor %>
+static_assert(TILEWRIGHT_OFFSETOF(Params, $( field.name )$) == $( field.offset )$, "$( field.name )$ differs from the Rust side");<% endfor %>
 <% if calls_functions %>
 $( device_prelude )$<% endif %><% if functions %><% for slot in functions %>
 $( slot.source )$<% endfor %>
