@@ -27,8 +27,17 @@ fn expand(kind: FunctionKind, arguments: TokenStream, item: TokenStream) -> syn:
     let device_fn = device_fn_impl(&item, &function, &captures);
     let kind_impl = kind_impl(kind, &item, &captures);
     Ok(quote! {
-        // Every device function has the leading parameters, few use all of them.
-        #[allow(unused_variables)]
+        // Every device function has the leading parameters; few use all of them, and captures make them many.
+        // The `manual_` lints ask for methods that device functions do not have.
+        #[allow(
+            unused_variables,
+            clippy::too_many_arguments,
+            clippy::manual_abs_diff,
+            clippy::manual_clamp,
+            clippy::manual_div_ceil,
+            clippy::manual_is_multiple_of,
+            clippy::manual_range_contains
+        )]
         #item
         #structure
         #device_fn

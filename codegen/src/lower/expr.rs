@@ -1,4 +1,4 @@
-//! Checking of expressions.
+//! Checking of expressions. Calls are in `calls`.
 
 use quote::ToTokens;
 use syn::ext::IdentExt;
@@ -6,18 +6,18 @@ use syn::spanned::Spanned;
 use syn::{BinOp, Lit, UnOp};
 
 use super::infer::{Class, Ty};
-use super::ir::{BinaryOp, Expr, ExprKind, Intrinsic, Type, UnaryOp};
+use super::ir::{BinaryOp, Expr, ExprKind, Type, UnaryOp};
 use super::parse::{Binding, Checker, value_type};
 use super::reject;
 
-type Checked = syn::Result<Expr<Ty>>;
+pub(crate) type Checked = syn::Result<Expr<Ty>>;
 
 /// Deep enough for any formula by hand, shallow enough for every stack that later walks the tree.
 const MAX_DEPTH: usize = 100;
 
 const BOOL: Ty = Ty::Known(Type::Bool);
 
-fn typed(ty: Type, kind: ExprKind<Ty>) -> Expr<Ty> {
+pub(crate) fn typed(ty: Type, kind: ExprKind<Ty>) -> Expr<Ty> {
     Expr { ty: Ty::Known(ty), kind }
 }
 
@@ -269,7 +269,7 @@ impl Checker {
     }
 
     /// The slice capture that `expr` names.
-    fn slice(&self, expr: &syn::Expr) -> Option<usize> {
+    pub(crate) fn slice(&self, expr: &syn::Expr) -> Option<usize> {
         let syn::Expr::Path(path) = expr else { return None };
         match self.find(path)? {
             Binding::Capture(id) if self.captures[id].ty.is_slice() => Some(id),
@@ -292,90 +292,6 @@ impl Checker {
         self.expect(at.ty, Type::Usize, &index.index, "an index")?;
         Ok(typed(self.captures[capture].ty.element(), ExprKind::Index(capture, Box::new(at))))
     }
-
-    fn method(&mut self, call: &syn::ExprMethodCall) -> Checked {
-        reject::attributes(&call.attrs)?;
-        if let Some(turbofish) = &call.turbofish {
-            return Err(syn::Error::new_spanned(turbofish, "no method here takes type arguments"));
-        }
-        let name = call.method.to_string();
-        if let Some(capture) = self.slice(&call.receiver) {
-            return match (name.as_str(), call.args.first()) {
-                ("len", None) => Ok(typed(Type::Usize, ExprKind::Len(capture))),
-                ("len", Some(extra)) => Err(syn::Error::new_spanned(extra, "`len` takes no arguments")),
-                _ => Err(syn::Error::new_spanned(
-                    &call.method,
-                    format!("`{name}` is not supported on a slice: index it, or use `len`"),
-                )),
-            };
-        }
-        let intrinsic = find_intrinsic(&call.method)?;
-        let receiver = self.expr(&call.receiver, None)?;
-        let Ok(ty) = self.infer.look(receiver.ty) else {
-            return Err(syn::Error::new_spanned(
-                &call.receiver,
-                format!(
-                    "the type of {} is not known here: write a suffix, as in `1.0f32` or `1i32`",
-                    self.infer.describe(receiver.ty)
-                ),
-            ));
-        };
-        let mut arguments = vec![receiver];
-        self.arguments(intrinsic, ty, &call.method, call.args.iter(), &mut arguments)
-    }
-
-    fn call(&mut self, call: &syn::ExprCall) -> Checked {
-        reject::attributes(&call.attrs)?;
-        let segments = match &*call.func {
-            syn::Expr::Path(path) if path.qself.is_none() => path.path.segments.iter().collect(),
-            _ => Vec::new(),
-        };
-        let ([ty, method], None) = (segments.as_slice(), path_arguments(&segments)) else {
-            return Err(unknown_function(&call.func));
-        };
-        let Some(ty) = Type::from_name(&ty.ident.to_string()) else {
-            return Err(unknown_function(&call.func));
-        };
-        let intrinsic = find_intrinsic(&method.ident)?;
-        let mut inputs = call.args.iter();
-        let mut arguments = Vec::new();
-        if let Some(first) = inputs.next() {
-            let receiver = self.expr(first, None)?;
-            self.expect(receiver.ty, ty, first, &format!("`{}::{}`", ty.name(), method.ident))?;
-            arguments.push(receiver);
-        }
-        self.arguments(intrinsic, ty, &method.ident, inputs, &mut arguments)
-    }
-
-    fn arguments<'a>(
-        &mut self,
-        intrinsic: Intrinsic,
-        ty: Type,
-        method: &syn::Ident,
-        inputs: impl Iterator<Item = &'a syn::Expr>,
-        arguments: &mut Vec<Expr<Ty>>,
-    ) -> Checked {
-        if !intrinsic.accepts(ty) {
-            return Err(syn::Error::new_spanned(
-                method,
-                format!("`{method}` is a method of {}, found `{}`", intrinsic.receivers(), ty.name()),
-            ));
-        }
-        let argument_type = if intrinsic == Intrinsic::Powi { Type::I32 } else { ty };
-        for input in inputs {
-            let argument = self.expr(input, None)?;
-            self.expect(argument.ty, argument_type, input, &format!("the argument of `{method}`"))?;
-            arguments.push(argument);
-        }
-        let (expected, found) = (intrinsic.arguments() + 1, arguments.len());
-        if expected != found {
-            return Err(syn::Error::new_spanned(
-                method,
-                format!("`{method}` takes {expected} values, receiver included, found {found}"),
-            ));
-        }
-        Ok(typed(ty, ExprKind::Call(intrinsic, std::mem::take(arguments))))
-    }
 }
 
 /// Whether Rust has `as` between two different types of device functions.
@@ -387,27 +303,8 @@ fn can_cast(from: Type, to: Type) -> bool {
     }
 }
 
-fn find_intrinsic(method: &syn::Ident) -> syn::Result<Intrinsic> {
-    Intrinsic::from_name(&method.to_string()).ok_or_else(|| {
-        syn::Error::new_spanned(
-            method,
-            format!("`{method}` is not supported in a device function: the methods are {}", Intrinsic::NAMES),
-        )
-    })
-}
-
-fn unknown_function(func: &syn::Expr) -> syn::Error {
-    syn::Error::new_spanned(
-        func,
-        format!(
-            "device functions cannot call other functions: the methods of numbers, such as `x.exp()` or \
-             `f32::exp(x)`, are {}",
-            Intrinsic::NAMES
-        ),
-    )
-}
-
-fn path_arguments<'a>(segments: &[&'a syn::PathSegment]) -> Option<&'a syn::PathArguments> {
+/// The generic arguments of a path, if any segment has some.
+pub(crate) fn path_arguments<'a>(segments: &[&'a syn::PathSegment]) -> Option<&'a syn::PathArguments> {
     segments.iter().map(|segment| &segment.arguments).find(|arguments| !arguments.is_none())
 }
 

@@ -44,6 +44,7 @@
 //! except that `exp`, `exp2`, `ln`, `log2`, `tanh`, `sin` and `cos` may differ in their last bits, and that
 //! the compiler may fuse `a * b + c` into one rounding unless it is given `--fmad=false`.
 
+mod calls;
 mod captures;
 mod cuda;
 mod eval;

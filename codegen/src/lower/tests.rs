@@ -20,7 +20,7 @@ fn mask(source: &str) -> DeviceFunction {
 macro_rules! both {
     ($name:ident, $($function:tt)*) => {
         mod $name {
-            #![allow(unused_variables)]
+            #![allow(unused_variables, clippy::too_many_arguments, clippy::nonminimal_bool)]
             pub(crate) const SOURCE: &str = stringify!($($function)*);
             pub(crate) $($function)*
         }

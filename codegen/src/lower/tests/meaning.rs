@@ -28,24 +28,22 @@ fn the_interpreter_agrees_with_the_rust_function() {
                 softcap::softcap(s, 1, h, q, kv, 30.0).to_bits()
             );
             assert_eq!(run(&alibi_mod, &[CaptureValue::I32(8)]), alibi::alibi(s, 1, h, q, kv, 8).to_bits());
-            for (flag, bias) in [(true, &bias[..]), (false, &bias[..]), (true, &bias[..2])] {
-                if q - kv == 5 || ((q - kv).abs() < 50 && bias.len() < 7) {
-                    continue; // Rust panics where the device goes on.
+            for flag in [true, false] {
+                if q == 5 {
+                    continue; // A division by zero, where Rust panics and the device goes on.
                 }
                 let captures = [
                     CaptureValue::F32(1.5),
                     CaptureValue::Bool(flag),
                     CaptureValue::U32(50),
-                    CaptureValue::F32s(bias.to_vec()),
+                    CaptureValue::F32s(bias.clone()),
                     CaptureValue::U32s(ids.clone()),
                 ];
-                if q != 5 && bias.len() == 7 {
-                    assert_eq!(
-                        run(&everything_mod, &captures),
-                        everything::everything(s, 1, h, q, kv, 1.5, flag, 50, bias, &ids).to_bits(),
-                        "{s} {h} {q} {kv} {flag}"
-                    );
-                }
+                assert_eq!(
+                    run(&everything_mod, &captures),
+                    everything::everything(s, 1, h, q, kv, 1.5, flag, 50, &bias, &ids).to_bits(),
+                    "{s} {h} {q} {kv} {flag}"
+                );
             }
         }
         let keep = |function: &DeviceFunction, captures: &[CaptureValue]| {
