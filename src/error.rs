@@ -1,5 +1,6 @@
 //! The one error type of the public API.
 
+use crate::mask::MaskError;
 use crate::select::SelectError;
 use crate::tensor::TensorError;
 
@@ -13,8 +14,13 @@ pub enum Error {
     /// A selection rule out of its range.
     #[error(transparent)]
     Select(#[from] SelectError),
+    /// A block mask that cannot be made or used as asked.
+    #[error(transparent)]
+    Mask(#[from] MaskError),
     /// A user's score or mask function panicked on the CPU (an index out of range, a division by zero, an overflow).
-    #[error("device function `{name}` panicked: {message}; the GPU would read 0 or wrap instead: guard the expression")]
+    #[error(
+        "device function `{name}` panicked: {message}; the GPU would read 0 or wrap instead: guard the expression"
+    )]
     DeviceFunction {
         /// The function.
         name: String,

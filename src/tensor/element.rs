@@ -33,6 +33,8 @@ pub trait Half: Element {
     fn narrow(value: f32) -> Self;
     /// Widens a run; the implementations use the CPU's conversion instructions where there are any.
     fn widen_slice(from: &[Self], to: &mut [f32]);
+    /// Rounds a run to nearest, ties to even.
+    fn narrow_slice(from: &[f32], to: &mut [Self]);
 }
 
 impl Half for f16 {
@@ -45,6 +47,10 @@ impl Half for f16 {
     fn widen_slice(from: &[Self], to: &mut [f32]) {
         use half::slice::HalfFloatSliceExt;
         from.convert_to_f32_slice(to);
+    }
+    fn narrow_slice(from: &[f32], to: &mut [Self]) {
+        use half::slice::HalfFloatSliceExt;
+        to.convert_from_f32_slice(from);
     }
 }
 
@@ -60,5 +66,9 @@ impl Half for bf16 {
         for (to, from) in to.iter_mut().zip(from) {
             *to = f32::from_bits(u32::from(from.to_bits()) << 16);
         }
+    }
+    fn narrow_slice(from: &[f32], to: &mut [Self]) {
+        use half::slice::HalfFloatSliceExt;
+        to.convert_from_f32_slice(from);
     }
 }

@@ -7,7 +7,9 @@ use crate::DType;
 #[non_exhaustive]
 pub enum TensorError {
     /// The data does not fill the shape.
-    #[error("{found} elements were given for shape {shape:?}, which needs {needed}: pass as many elements as the shape has")]
+    #[error(
+        "{found} elements were given for shape {shape:?}, which needs {needed}: pass as many elements as the shape has"
+    )]
     Length {
         /// Elements given.
         found: usize,
@@ -59,6 +61,28 @@ pub enum TensorError {
         elements: usize,
         /// What does not fit.
         why: &'static str,
+    },
+    /// Two tensors that disagree in a dimension they share.
+    #[error("{dimension} is {sizes:?} in {first} and {second}: pass tensors that agree")]
+    Dimension {
+        /// The dimension.
+        dimension: &'static str,
+        /// Its size in either tensor.
+        sizes: (usize, usize),
+        /// One tensor.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+    },
+    /// Query heads that cannot be shared out evenly over the key heads.
+    #[error(
+        "q has {heads} heads and k has {kv_heads}, needed a multiple of {kv_heads} in q: repeat or drop heads"
+    )]
+    HeadGroups {
+        /// Query heads.
+        heads: usize,
+        /// Key and value heads.
+        kv_heads: usize,
     },
     /// The tensor lives on another device than the operation runs on.
     #[error("{what} is on {found}, needed on {needed}: call `.to(&device)` first")]

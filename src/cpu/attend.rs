@@ -1,0 +1,270 @@
+//! Step 4: online softmax over the kept blocks.
+
+use super::gemm::{Matrix, product};
+use super::operands::{Rows, Shape, half_dtype_error};
+use super::softmax::RowState;
+use super::user_code::UserCode;
+use crate::mask::{BlockMask, BlockSize, HostLists};
+use crate::tensor::Half;
+use crate::{DType, Error, MaskMod, ScoreMod, Tensor};
+use half::{bf16, f16};
+use rayon::prelude::*;
+use std::f32::consts::LOG2_E;
+
+/// Memory for keys and values widened to f32: heads are taken in groups that fit, one at least.
+const WIDENED_BYTES: usize = 32 << 20;
+
+/// Attention over the kept blocks of `mask`: `out` (dtype of q, contiguous `[batch, heads, seq_q, d]`) and `lse`
+/// (f32 `[batch, heads, seq_q]`, natural logarithm).
+///
+/// `score_mod` changes each scaled score; `mask_mod` is asked in the blocks of [`BlockMask::kv`] and taken for granted in
+/// those of [`BlockMask::full_kv`]. `score_mod` is not called where `mask_mod` drops the element. A query that attends to
+/// nothing gets 0 and `lse` -inf.
+///
+/// NaN and infinity follow IEEE arithmetic: in a query they stay in its row; in a key or value they reach every query
+/// that attends to it, and through `0 · NaN` those to which `mask_mod` hides it within a partial block.
+///
+/// # Errors
+/// [`MaskError::Fit`](crate::mask::MaskError::Fit) for a mask of other sizes, a
+/// [`TensorError`](crate::tensor::TensorError) for tensors that do not belong together, [`Error::DeviceFunction`] when a
+/// function panics.
+pub fn attend(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: &BlockMask,
+    scale: f32,
+    score_mod: Option<&dyn ScoreMod>,
+    mask_mod: Option<&dyn MaskMod>,
+) -> Result<(Tensor, Tensor), Error> {
+    let shape = Shape::of(q, k, Some(v))?;
+    mask.check_fits(shape.batch, shape.heads, shape.seq_q, shape.seq_kv)?;
+    let functions = Functions { score_mod, mask_mod };
+    match q.dtype() {
+        DType::F16 => run::<f16>([q, k, v], &shape, mask, scale, functions),
+        DType::Bf16 => run::<bf16>([q, k, v], &shape, mask, scale, functions),
+        _ => Err(half_dtype_error("q", q)),
+    }
+}
+
+/// Numbers of the functions in [`UserCode`].
+const SCORE_MOD: usize = 0;
+const MASK_MOD: usize = 1;
+
+#[derive(Clone, Copy)]
+struct Functions<'a> {
+    score_mod: Option<&'a dyn ScoreMod>,
+    mask_mod: Option<&'a dyn MaskMod>,
+}
+
+fn run<T: Half>(
+    [q, k, v]: [&Tensor; 3],
+    shape: &Shape,
+    mask: &BlockMask,
+    scale: f32,
+    functions: Functions,
+) -> Result<(Tensor, Tensor), Error> {
+    let &Shape { batch, heads, kv_heads, seq_q, seq_kv, d } = shape;
+    let mut out = vec![T::narrow(0.0); batch * heads * seq_q * d];
+    let mut lse = vec![f32::NEG_INFINITY; batch * heads * seq_q];
+    let names = [functions.score_mod.map_or("", |f| f.name()), functions.mask_mod.map_or("", |f| f.name())];
+    let call = Call {
+        shape: *shape,
+        blocks: mask.blocks(),
+        lists: Lists::of(mask)?,
+        q: Rows::<T>::of(q)?,
+        scale,
+        functions,
+        code: UserCode::new(names),
+    };
+    if !out.is_empty() && seq_kv > 0 {
+        let (k, v) = (Rows::<T>::of(k)?, Rows::<T>::of(v)?);
+        let head_len = seq_kv * d;
+        let units = batch * kv_heads;
+        let at_once = (WIDENED_BYTES / (8 * head_len)).clamp(1, units);
+        let mut widened = vec![0.0; at_once * 2 * head_len];
+        let group = at_once * shape.group();
+        let jobs = out.chunks_mut(group * seq_q * d).zip(lse.chunks_mut(group * seq_q)).enumerate();
+        for (i, (out, lse)) in jobs {
+            let first_unit = i * at_once;
+            let widened = &mut widened[..at_once.min(units - first_unit) * 2 * head_len];
+            widened.par_chunks_mut(head_len).enumerate().for_each(|(i, to)| {
+                let rows = if i % 2 == 0 { &k } else { &v };
+                rows.widen(first_unit + i / 2, 0, to);
+            });
+            call.heads(first_unit, widened, out, lse)?;
+        }
+    }
+    let dims = [batch, heads, seq_q, d];
+    Ok((Tensor::from_slice(&out, &dims)?, Tensor::from_slice(&lse, &dims[..3])?))
+}
+
+/// The lists of a mask on the host: those with the mask function, then those without.
+struct Lists {
+    lists: Vec<HostLists>,
+    /// Of a mask's dimensions that are 1, the stride is 0.
+    strides: [usize; 2],
+}
+
+impl Lists {
+    fn of(mask: &BlockMask) -> Result<Self, Error> {
+        let [batch, heads, rows, _] = mask.shape();
+        let lists = [Some(mask.kv()), mask.full_kv()].into_iter().flatten();
+        Ok(Lists {
+            lists: lists.map(HostLists::read).collect::<Result<_, _>>()?,
+            strides: [if batch == 1 { 0 } else { heads * rows }, if heads == 1 { 0 } else { rows }],
+        })
+    }
+
+    /// The key blocks of a query block, each with whether the mask function applies to it.
+    fn row(&self, b: usize, h: usize, block: usize) -> impl Iterator<Item = (usize, bool)> {
+        let row = b * self.strides[0] + h * self.strides[1] + block;
+        self.lists
+            .iter()
+            .enumerate()
+            .flat_map(move |(i, list)| list.row(row).iter().map(move |&block| (block as usize, i == 0)))
+    }
+}
+
+/// What all tasks of one call share.
+struct Call<'a, T> {
+    shape: Shape,
+    blocks: BlockSize,
+    lists: Lists,
+    q: Rows<'a, T>,
+    scale: f32,
+    functions: Functions<'a>,
+    code: UserCode<'a>,
+}
+
+/// One query block's place in the tensors, and its part of the output.
+struct Task<'a, T> {
+    b: usize,
+    h: usize,
+    block: usize,
+    /// The head's keys and then its values.
+    widened: &'a [f32],
+    out: &'a mut [T],
+    lse: &'a mut [f32],
+}
+
+/// A thread's tiles.
+struct Scratch {
+    q: Vec<f32>,
+    scores: Vec<f32>,
+    acc: Vec<f32>,
+    rows: Vec<RowState>,
+}
+
+impl<T: Half> Call<'_, T> {
+    /// Computes all query blocks of the heads that share the key heads from `first_unit` on.
+    fn heads(&self, first_unit: usize, widened: &[f32], out: &mut [T], lse: &mut [f32]) -> Result<(), Error> {
+        let Shape { heads, seq_q, seq_kv, d, .. } = self.shape;
+        let (block_q, group) = (self.blocks.q(), self.shape.group());
+        let per_head = out.chunks_mut(seq_q * d).zip(lse.chunks_mut(seq_q)).enumerate();
+        let tasks: Vec<Task<T>> = per_head
+            .flat_map(|(i, (out, lse))| {
+                let head = first_unit * group + i;
+                let widened = &widened[i / group * 2 * seq_kv * d..][..2 * seq_kv * d];
+                let blocks = out.chunks_mut(block_q * d).zip(lse.chunks_mut(block_q)).enumerate();
+                blocks.map(move |(block, (out, lse))| Task {
+                    b: head / heads,
+                    h: head % heads,
+                    block,
+                    widened,
+                    out,
+                    lse,
+                })
+            })
+            .collect();
+        let scratch = || Scratch {
+            q: vec![0.0; block_q * d],
+            scores: vec![0.0; block_q * self.blocks.kv()],
+            acc: vec![0.0; block_q * d],
+            rows: vec![RowState::NEW; block_q],
+        };
+        // Rows differ in length under top-p: tasks of one keep the threads busy to the end.
+        self.code.run(|| {
+            tasks
+                .into_par_iter()
+                .with_max_len(1)
+                .for_each_init(scratch, |scratch, task| self.query_block(scratch, task))
+        })
+    }
+
+    fn query_block(&self, scratch: &mut Scratch, task: Task<T>) {
+        let d = self.shape.d;
+        let rows = task.lse.len();
+        let q = &mut scratch.q[..rows * d];
+        let acc = &mut scratch.acc[..rows * d];
+        let states = &mut scratch.rows[..rows];
+        let head = task.b * self.shape.heads + task.h;
+        self.q.widen(head, task.block * self.blocks.q(), q);
+        acc.fill(0.0);
+        states.fill(RowState::NEW);
+        // The softmax is in base 2; the factor rides on the product unless a function wants the plain score.
+        let plain = self.functions.score_mod.is_some();
+        let alpha = if plain { self.scale } else { self.scale * LOG2_E };
+
+        let (keys, values) = task.widened.split_at(task.widened.len() / 2);
+        for (block, masked) in self.lists.row(task.b, task.h, task.block) {
+            let first = block * self.blocks.kv();
+            let columns = self.blocks.kv().min(self.shape.seq_kv - first);
+            let k = Matrix::rows(&keys[first * d..][..columns * d], d);
+            let v = Matrix::rows(&values[first * d..][..columns * d], d);
+            let scores = &mut scratch.scores[..rows * columns];
+            product(alpha, Matrix::rows(q, d), k.transposed(), 0.0, scores);
+            self.apply_functions(&task, first, masked, columns, scores);
+            for ((row, state), acc) in
+                scores.chunks_exact_mut(columns).zip(&mut *states).zip(acc.chunks_exact_mut(d))
+            {
+                let rescale = state.absorb(row);
+                if rescale != 1.0 {
+                    acc.iter_mut().for_each(|x| *x *= rescale);
+                }
+            }
+            product(1.0, Matrix::rows(scores, columns), v, 1.0, acc);
+        }
+        for ((acc, state), lse) in acc.chunks_exact_mut(d).zip(states).zip(task.lse) {
+            let (factor, row_lse) = state.finish();
+            *lse = row_lse;
+            // 0 · NaN must not make a row that attends to nothing anything but 0.
+            acc.iter_mut().for_each(|x| *x = if factor == 0.0 { 0.0 } else { *x * factor });
+        }
+        T::narrow_slice(acc, task.out);
+    }
+
+    fn apply_functions(
+        &self,
+        task: &Task<T>,
+        first: usize,
+        masked: bool,
+        columns: usize,
+        scores: &mut [f32],
+    ) {
+        let (b, h) = (task.b as i32, task.h as i32);
+        let Functions { score_mod, mask_mod } = self.functions;
+        let mask_mod = mask_mod.filter(|_| masked);
+        if score_mod.is_none() && mask_mod.is_none() {
+            return;
+        }
+        let inside = self.code.inside();
+        for (row, scores) in scores.chunks_exact_mut(columns).enumerate() {
+            let q = (task.block * self.blocks.q() + row) as i32;
+            for (column, score) in scores.iter_mut().enumerate() {
+                let kv = (first + column) as i32;
+                if let Some(function) = mask_mod {
+                    inside.calls(MASK_MOD);
+                    if !function.keep(b, h, q, kv) {
+                        *score = f32::NEG_INFINITY;
+                        continue;
+                    }
+                }
+                if let Some(function) = score_mod {
+                    inside.calls(SCORE_MOD);
+                    *score = function.score(*score, b, h, q, kv) * LOG2_E;
+                }
+            }
+        }
+    }
+}

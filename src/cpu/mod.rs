@@ -1,0 +1,81 @@
+//! The CPU executor: the same rules as the kernels, in f32, on tensors in host memory.
+//!
+//! `mask` pools, scores and selects; `attend` computes the kept blocks and no others. Work is shared over
+//! (batch, head, query block), so a mask that drops 95 % of the blocks saves close to 95 % of the time.
+//!
+//! Users reach it through the attention on `Device::cpu()`; it is public for the tests and benchmarks alone.
+
+mod attend;
+mod gemm;
+mod operands;
+mod pool;
+mod score;
+mod select;
+mod softmax;
+mod user_code;
+
+pub use attend::attend;
+pub use select::select_row;
+pub(crate) use user_code::UserCode;
+
+use crate::mask::{BlockMask, BlockSize, EMPTY, FULL, PARTIAL, classify};
+use crate::{DType, Error, MaskMod, Selection, Tensor};
+use operands::{Shape, half_dtype_error};
+use rayon::prelude::*;
+
+/// The block mask `selection` makes of q `[batch, heads, seq_q, d]` and k `[batch, kv_heads, seq_kv, d]`.
+///
+/// With a mask function only the blocks in which it keeps an element take part, and those it keeps as a whole are
+/// listed as full.
+///
+/// # Errors
+/// A [`SelectError`](crate::select::SelectError) for a rule out of range, a [`TensorError`](crate::tensor::TensorError)
+/// for tensors that do not belong together, and [`Error::DeviceFunction`] when the mask function panics.
+pub fn mask(
+    q: &Tensor,
+    k: &Tensor,
+    selection: &Selection,
+    scale: f32,
+    blocks: BlockSize,
+    mask_mod: Option<&dyn MaskMod>,
+) -> Result<BlockMask, Error> {
+    selection.validate()?;
+    let shape = Shape::of(q, k, None)?;
+    let (pooled_q, pooled_k) = match q.dtype() {
+        DType::F16 => pooled::<half::f16>(q, k, &shape, blocks)?,
+        DType::Bf16 => pooled::<half::bf16>(q, k, &shape, blocks)?,
+        _ => return Err(half_dtype_error("q", q)),
+    };
+    let (q_blocks, kv_blocks) = (shape.seq_q.div_ceil(blocks.q()), shape.seq_kv.div_ceil(blocks.kv()));
+    let grid = [shape.batch, shape.heads, q_blocks, kv_blocks];
+    let seqs = (shape.seq_q, shape.seq_kv);
+    let mut classes = match mask_mod {
+        Some(function) => classify(function, grid, blocks, seqs)?,
+        None => vec![PARTIAL; grid.iter().product()],
+    };
+    if !classes.is_empty() {
+        classes.par_chunks_mut(q_blocks * kv_blocks).enumerate().for_each(|(head, classes)| {
+            let q = &pooled_q[head * q_blocks * shape.d..][..q_blocks * shape.d];
+            let k = &pooled_k[shape.kv_unit(head) * kv_blocks * shape.d..][..kv_blocks * shape.d];
+            let logits = score::logits(q, k, shape.d, scale);
+            let mut keep = vec![false; kv_blocks];
+            for (classes, logits) in classes.chunks_mut(kv_blocks).zip(logits.chunks(kv_blocks)) {
+                select_row(logits, |j| classes[j] != EMPTY, selection, &mut keep);
+                for (class, &keep) in classes.iter_mut().zip(&keep) {
+                    *class = if keep { *class } else { EMPTY };
+                }
+            }
+        });
+    }
+    debug_assert!(classes.iter().all(|&class| class <= FULL));
+    BlockMask::from_checked(&classes, grid, blocks, seqs, mask_mod.is_some())
+}
+
+fn pooled<T: crate::tensor::Half>(
+    q: &Tensor,
+    k: &Tensor,
+    shape: &Shape,
+    blocks: BlockSize,
+) -> Result<(Vec<f32>, Vec<f32>), Error> {
+    Ok((pool::block_means::<T>(q, shape.d, blocks.q())?, pool::block_means::<T>(k, shape.d, blocks.kv())?))
+}

@@ -1,0 +1,116 @@
+//! Shapes of q, k and v, checked together, and their rows.
+
+use crate::tensor::{Half, TensorError};
+use crate::{DType, Error, Tensor};
+
+/// The sizes of one attention.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) batch: usize,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) seq_q: usize,
+    pub(super) seq_kv: usize,
+    pub(super) d: usize,
+}
+
+impl Shape {
+    /// Checks that the tensors belong together: half types of one kind, four dimensions that agree, unit stride on d.
+    pub(super) fn of(q: &Tensor, k: &Tensor, v: Option<&Tensor>) -> Result<Self, Error> {
+        if !matches!(q.dtype(), DType::F16 | DType::Bf16) {
+            return Err(half_dtype_error("q", q));
+        }
+        let [batch, heads, seq_q, d] = dimensions("q", q, q.dtype())?;
+        let [_, kv_heads, seq_kv, _] = dimensions("k", k, q.dtype())?;
+        let mut pairs = vec![("batch", (0, 0), q, k, ("q", "k")), ("d", (3, 3), q, k, ("q", "k"))];
+        if let Some(v) = v {
+            dimensions("v", v, q.dtype())?;
+            let names = ["batch", "kv_heads", "seq_kv", "d"];
+            pairs.extend(names.iter().enumerate().map(|(i, &name)| (name, (i, i), k, v, ("k", "v"))));
+        }
+        for (dimension, (i, j), a, b, (first, second)) in pairs {
+            let sizes = (a.shape()[i], b.shape()[j]);
+            if sizes.0 != sizes.1 {
+                return Err(TensorError::Dimension { dimension, sizes, first, second }.into());
+            }
+        }
+        if kv_heads == 0 && heads > 0 || kv_heads > 0 && !heads.is_multiple_of(kv_heads) {
+            return Err(TensorError::HeadGroups { heads, kv_heads }.into());
+        }
+        Ok(Shape { batch, heads, kv_heads, seq_q, seq_kv, d })
+    }
+
+    /// Query heads that share one key head.
+    pub(super) fn group(&self) -> usize {
+        self.heads / self.kv_heads.max(1)
+    }
+
+    /// `batch · kv_heads + kv_head` of `head = batch · heads + h`: batches follow one another in both.
+    pub(super) fn kv_unit(&self, head: usize) -> usize {
+        head / self.group()
+    }
+}
+
+pub(super) fn half_dtype_error(what: &str, tensor: &Tensor) -> Error {
+    TensorError::DType { what: what.into(), found: tensor.dtype(), needed: "f16 or bf16".into() }.into()
+}
+
+fn dimensions(what: &str, tensor: &Tensor, dtype: DType) -> Result<[usize; 4], TensorError> {
+    if tensor.dtype() != dtype {
+        let (found, needed) = (tensor.dtype(), format!("{dtype} as q has"));
+        return Err(TensorError::DType { what: what.into(), found, needed });
+    }
+    let shape = tensor.shape();
+    let Ok(dimensions) = <[usize; 4]>::try_from(shape) else {
+        let layout = "they are batch, heads, sequence and head dimension".into();
+        return Err(TensorError::Rank {
+            what: what.into(),
+            found: shape.len(),
+            needed: 4,
+            shape: shape.to_vec(),
+            layout,
+        });
+    };
+    if dimensions[3] > 1 && tensor.strides()[3] != 1 {
+        return Err(TensorError::Strides {
+            strides: tensor.strides().to_vec(),
+            shape: shape.to_vec(),
+            elements: tensor.elements(),
+            why: "the head dimension must have unit stride",
+        });
+    }
+    Ok(dimensions)
+}
+
+/// Rows of a `[batch, heads, seq, d]` tensor with any strides but that of d.
+pub(super) struct Rows<'a, T> {
+    elements: &'a [T],
+    strides: [usize; 3],
+    heads: usize,
+    d: usize,
+}
+
+impl<'a, T: Half> Rows<'a, T> {
+    pub(super) fn of(tensor: &'a Tensor) -> Result<Self, Error> {
+        let (shape, strides) = (tensor.shape(), tensor.strides());
+        Ok(Rows {
+            elements: tensor.host_elements()?,
+            strides: [strides[0], strides[1], strides[2]],
+            heads: shape[1],
+            d: shape[3],
+        })
+    }
+
+    /// Widens rows `first..` of `head = batch · heads + h` until `to` is full.
+    pub(super) fn widen(&self, head: usize, first: usize, to: &mut [f32]) {
+        let base = head / self.heads * self.strides[0] + head % self.heads * self.strides[1];
+        if self.strides[2] == self.d {
+            let start = base + first * self.d;
+            return T::widen_slice(&self.elements[start..start + to.len()], to);
+        }
+        for (i, to) in to.chunks_mut(self.d).enumerate() {
+            let start = base + (first + i) * self.strides[2];
+            T::widen_slice(&self.elements[start..start + self.d], to);
+        }
+    }
+}

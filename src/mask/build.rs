@@ -1,0 +1,152 @@
+//! Block masks from a class per block.
+
+use super::{BlockIndex, BlockMask, BlockSize, EMPTY, FULL, MaskError, PARTIAL, classify};
+use crate::{Error, MaskMod, Tensor};
+
+impl BlockMask {
+    /// A mask from a map of the blocks to keep, `[batch|1, heads|1, q_blocks, kv_blocks]` row-major.
+    ///
+    /// `blocks` is (queries, keys) of a block, one of [`BlockSize::ALL`]; `seqs` is (queries, keys) in all. A mask
+    /// function given to the attention is applied to every element of the kept blocks.
+    ///
+    /// # Errors
+    /// [`MaskError::BlockSize`], [`MaskError::TooLong`], [`MaskError::Grid`] or [`MaskError::MapLength`].
+    pub fn from_dense(
+        map: &[bool],
+        shape: [usize; 4],
+        blocks: (usize, usize),
+        seqs: (usize, usize),
+    ) -> Result<Self, Error> {
+        let blocks = checked_grid(map.len(), shape, blocks, seqs)?;
+        let classes: Vec<u8> = map.iter().map(|&keep| if keep { PARTIAL } else { EMPTY }).collect();
+        Self::from_checked(&classes, shape, blocks, seqs, false)
+    }
+
+    /// A mask from a class per block: [`EMPTY`], [`PARTIAL`] (the mask function is applied to each element) or
+    /// [`FULL`] (it is not, for it keeps them all). Shapes as in [`from_dense`](Self::from_dense).
+    ///
+    /// # Errors
+    /// As [`from_dense`](Self::from_dense), and [`MaskError::Class`] for a class above 2.
+    pub fn from_classes(
+        classes: &[u8],
+        shape: [usize; 4],
+        blocks: (usize, usize),
+        seqs: (usize, usize),
+    ) -> Result<Self, Error> {
+        let blocks = checked_grid(classes.len(), shape, blocks, seqs)?;
+        if let Some(flat) = classes.iter().position(|&class| class > FULL) {
+            let [_, heads, rows, columns] = shape;
+            let (row, head) = (flat / columns, flat / columns / rows);
+            let at = [head / heads, head % heads, row % rows, flat % columns];
+            return Err(MaskError::Class { at, found: classes[flat] }.into());
+        }
+        Self::from_checked(classes, shape, blocks, seqs, true)
+    }
+
+    /// A mask that keeps every block: dense attention.
+    ///
+    /// # Errors
+    /// [`MaskError::BlockSize`] or [`MaskError::TooLong`].
+    pub fn full(
+        batch: usize,
+        heads: usize,
+        blocks: (usize, usize),
+        seqs: (usize, usize),
+    ) -> Result<Self, Error> {
+        let blocks = BlockSize::new(blocks.0, blocks.1)?;
+        let shape = grid(batch, heads, blocks, seqs)?;
+        Self::from_checked(&vec![PARTIAL; shape.iter().product()], shape, blocks, seqs, false)
+    }
+
+    /// The mask of every block in which `function` keeps an element, classified on the CPU.
+    ///
+    /// `batch` and `heads` may be 1 where the function does not look at `b` or `h`: that saves the time of the others.
+    /// The function is called for each element until a block is known to be partial.
+    ///
+    /// # Errors
+    /// [`MaskError::BlockSize`] or [`MaskError::TooLong`]; [`Error::DeviceFunction`] when the function panics.
+    pub fn from_mask_mod(
+        function: &dyn MaskMod,
+        batch: usize,
+        heads: usize,
+        seq_q: usize,
+        seq_kv: usize,
+        blocks: (usize, usize),
+    ) -> Result<Self, Error> {
+        let blocks = BlockSize::new(blocks.0, blocks.1)?;
+        let shape = grid(batch, heads, blocks, (seq_q, seq_kv))?;
+        let classes = classify(function, shape, blocks, (seq_q, seq_kv))?;
+        Self::from_checked(&classes, shape, blocks, (seq_q, seq_kv), true)
+    }
+
+    /// Builds the four lists of classes known to fit; `split` lists full blocks apart.
+    pub(crate) fn from_checked(
+        classes: &[u8],
+        shape: [usize; 4],
+        blocks: BlockSize,
+        seqs: (usize, usize),
+        split: bool,
+    ) -> Result<Self, Error> {
+        let of = |class| move |found: u8| found == class;
+        let full = |transposed| split.then(|| list(classes, shape, transposed, of(FULL))).transpose();
+        let kv = (list(classes, shape, false, of(PARTIAL))?, full(false)?);
+        let q = (list(classes, shape, true, of(PARTIAL))?, full(true)?);
+        Ok(Self::from_parts(blocks, seqs, kv, q))
+    }
+}
+
+/// The shape of the class map of these sizes.
+pub(super) fn grid(
+    batch: usize,
+    heads: usize,
+    blocks: BlockSize,
+    (seq_q, seq_kv): (usize, usize),
+) -> Result<[usize; 4], MaskError> {
+    if let Some(found) = [seq_q, seq_kv].into_iter().find(|&seq| i32::try_from(seq).is_err()) {
+        return Err(MaskError::TooLong { found });
+    }
+    Ok([batch, heads, seq_q.div_ceil(blocks.q()), seq_kv.div_ceil(blocks.kv())])
+}
+
+fn checked_grid(
+    found: usize,
+    shape: [usize; 4],
+    (block_q, block_kv): (usize, usize),
+    seqs: (usize, usize),
+) -> Result<BlockSize, MaskError> {
+    let blocks = BlockSize::new(block_q, block_kv)?;
+    let [batch, heads, q_blocks, kv_blocks] = shape;
+    let [_, _, rows, columns] = grid(batch, heads, blocks, seqs)?;
+    for (dimension, found, needed, seq, block) in
+        [("q_blocks", q_blocks, rows, seqs.0, block_q), ("kv_blocks", kv_blocks, columns, seqs.1, block_kv)]
+    {
+        if found != needed {
+            return Err(MaskError::Grid { dimension, found, needed, seq, block });
+        }
+    }
+    let needed = shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim)).unwrap_or(usize::MAX);
+    if found == needed { Ok(blocks) } else { Err(MaskError::MapLength { found, needed, shape }) }
+}
+
+/// Lists, row by row (or column by column), the blocks whose class is `wanted`, ascending; unused entries are 0.
+pub(super) fn list(
+    classes: &[u8],
+    [batch, heads, rows, columns]: [usize; 4],
+    transposed: bool,
+    wanted: impl Fn(u8) -> bool,
+) -> Result<BlockIndex, Error> {
+    let (lists, width) = if transposed { (columns, rows) } else { (rows, columns) };
+    let mut counts = vec![0i32; batch * heads * lists];
+    let mut indices = vec![0i32; batch * heads * lists * width];
+    for (block, _) in classes.iter().enumerate().filter(|&(_, &class)| wanted(class)) {
+        let (head, row, column) = (block / columns / rows, block / columns % rows, block % columns);
+        let (owner, listed) = if transposed { (column, row) } else { (row, column) };
+        let owner = head * lists + owner;
+        indices[owner * width + counts[owner] as usize] = listed as i32;
+        counts[owner] += 1;
+    }
+    Ok(BlockIndex {
+        counts: Tensor::from_slice(&counts, &[batch, heads, lists])?,
+        indices: Tensor::from_slice(&indices, &[batch, heads, lists, width])?,
+    })
+}

@@ -1,0 +1,241 @@
+//! Block masks in FlexAttention's form: for every block of queries, the list of key blocks it attends to.
+//!
+//! ```
+//! use tilewright::mask::BlockMask;
+//! // Two blocks of 128 queries against four of 64 keys; each query block keeps two.
+//! let map = [true, false, false, true, false, true, true, false];
+//! let mask = BlockMask::from_dense(&map, [1, 1, 2, 4], (128, 64), (256, 256))?;
+//! assert_eq!(mask.sparsity()?, 0.5);
+//! assert_eq!(mask.kv().counts.to_vec::<i32>()?, [2, 2]);
+//! assert_eq!(mask.kv().indices.to_vec::<i32>()?, [0, 3, 0, 0, 1, 2, 0, 0]);
+//! assert_eq!(mask.q().counts.to_vec::<i32>()?, [1, 1, 1, 1]); // the transpose: query blocks of each key block
+//! # Ok::<(), tilewright::Error>(())
+//! ```
+
+mod block_size;
+mod build;
+mod classify;
+mod error;
+mod lists;
+
+pub use block_size::BlockSize;
+pub(crate) use classify::classify;
+pub use error::MaskError;
+
+use crate::{Error, Tensor};
+
+/// Class of a block of which no element is kept.
+pub const EMPTY: u8 = 0;
+/// Class of a block whose elements are kept or dropped one by one by the mask function.
+pub const PARTIAL: u8 = 1;
+/// Class of a block of which every existing element is kept.
+pub const FULL: u8 = 2;
+
+/// One list of blocks for every row of blocks.
+#[derive(Debug, Clone)]
+pub struct BlockIndex {
+    /// How many blocks each row lists: i32 `[batch|1, heads|1, rows]`.
+    pub counts: Tensor,
+    /// The blocks, each row's first `counts` entries: i32 `[batch|1, heads|1, rows, max]`.
+    pub indices: Tensor,
+}
+
+/// Which key blocks each query block attends to, and the transpose.
+///
+/// `kv` lists the blocks to which the mask function, where there is one, is applied element by element; `full_kv`
+/// lists those it keeps as a whole. Without a mask function every kept block is in `kv`, and `full_kv` is absent.
+/// A batch or head dimension of 1 is shared by all batches or heads.
+#[derive(Debug, Clone)]
+pub struct BlockMask {
+    blocks: BlockSize,
+    seq_q: usize,
+    seq_kv: usize,
+    kv: BlockIndex,
+    full_kv: Option<BlockIndex>,
+    q: BlockIndex,
+    full_q: Option<BlockIndex>,
+}
+
+/// A block mask as one class per block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DenseMap {
+    /// `[batch|1, heads|1, q_blocks, kv_blocks]`.
+    pub shape: [usize; 4],
+    /// [`EMPTY`], [`PARTIAL`] or [`FULL`], row-major.
+    pub classes: Vec<u8>,
+}
+
+impl BlockMask {
+    /// A mask of lists that are already consistent: those of the selection kernels, or of the constructors here.
+    pub(crate) fn from_parts(
+        blocks: BlockSize,
+        (seq_q, seq_kv): (usize, usize),
+        (kv, full_kv): (BlockIndex, Option<BlockIndex>),
+        (q, full_q): (BlockIndex, Option<BlockIndex>),
+    ) -> Self {
+        BlockMask { blocks, seq_q, seq_kv, kv, full_kv, q, full_q }
+    }
+
+    /// Key blocks of each query block, the mask function applying within them.
+    pub fn kv(&self) -> &BlockIndex {
+        &self.kv
+    }
+
+    /// Key blocks of each query block that the mask function keeps as a whole.
+    pub fn full_kv(&self) -> Option<&BlockIndex> {
+        self.full_kv.as_ref()
+    }
+
+    /// Query blocks of each key block, ascending: the transpose of [`kv`](Self::kv).
+    pub fn q(&self) -> &BlockIndex {
+        &self.q
+    }
+
+    /// The transpose of [`full_kv`](Self::full_kv).
+    pub fn full_q(&self) -> Option<&BlockIndex> {
+        self.full_q.as_ref()
+    }
+
+    /// The sparse block.
+    pub fn blocks(&self) -> BlockSize {
+        self.blocks
+    }
+
+    /// Queries in a block.
+    pub fn block_q(&self) -> usize {
+        self.blocks.q()
+    }
+
+    /// Keys in a block.
+    pub fn block_kv(&self) -> usize {
+        self.blocks.kv()
+    }
+
+    /// Number of queries.
+    pub fn seq_q(&self) -> usize {
+        self.seq_q
+    }
+
+    /// Number of keys.
+    pub fn seq_kv(&self) -> usize {
+        self.seq_kv
+    }
+
+    /// The batch size, or 1 for a mask shared by all.
+    pub fn batch(&self) -> usize {
+        self.kv.counts.shape()[0]
+    }
+
+    /// The number of query heads, or 1 for a mask shared by all.
+    pub fn heads(&self) -> usize {
+        self.kv.counts.shape()[1]
+    }
+
+    /// `[batch|1, heads|1, q_blocks, kv_blocks]`.
+    pub fn shape(&self) -> [usize; 4] {
+        let (q_blocks, kv_blocks) =
+            (self.seq_q.div_ceil(self.block_q()), self.seq_kv.div_ceil(self.block_kv()));
+        [self.batch(), self.heads(), q_blocks, kv_blocks]
+    }
+
+    /// One class per block. Blocks of [`kv`](Self::kv) are [`PARTIAL`], those of [`full_kv`](Self::full_kv) [`FULL`].
+    ///
+    /// # Errors
+    /// A device error when the lists cannot be copied from the GPU.
+    pub fn to_dense(&self) -> Result<DenseMap, Error> {
+        let shape = self.shape();
+        let kv_blocks = shape[3];
+        let mut classes = vec![EMPTY; shape.iter().product()];
+        for (index, class) in [(Some(&self.kv), PARTIAL), (self.full_kv.as_ref(), FULL)] {
+            let Some(index) = index else { continue };
+            let lists = HostLists::read(index)?;
+            for row in 0..lists.counts.len() {
+                for &block in lists.row(row) {
+                    classes[row * kv_blocks + block as usize] = class;
+                }
+            }
+        }
+        Ok(DenseMap { shape, classes })
+    }
+
+    /// How many key blocks each query block keeps: `[batch|1, heads|1, q_blocks]`, row-major.
+    ///
+    /// # Errors
+    /// A device error when the counts cannot be copied from the GPU.
+    pub fn row_counts(&self) -> Result<Vec<usize>, Error> {
+        let mut rows: Vec<usize> =
+            self.kv.counts.to_vec::<i32>()?.into_iter().map(|count| count as usize).collect();
+        if let Some(full) = &self.full_kv {
+            for (row, count) in rows.iter_mut().zip(full.counts.to_vec::<i32>()?) {
+                *row += count as usize;
+            }
+        }
+        Ok(rows)
+    }
+
+    /// How many blocks are kept, over the mask's own batch and heads.
+    ///
+    /// # Errors
+    /// As [`row_counts`](Self::row_counts).
+    pub fn kept_blocks(&self) -> Result<usize, Error> {
+        Ok(self.row_counts()?.iter().sum())
+    }
+
+    /// The share of blocks dropped: 0.95 means that one block in twenty is computed. 0 for a mask without blocks.
+    ///
+    /// # Errors
+    /// As [`row_counts`](Self::row_counts).
+    pub fn sparsity(&self) -> Result<f64, Error> {
+        let total: usize = self.shape().iter().product();
+        Ok(1.0 - if total == 0 { 1.0 } else { self.kept_blocks()? as f64 / total as f64 })
+    }
+
+    /// Checks that the mask is one for tensors of these sizes; its batch and heads may be 1 instead.
+    ///
+    /// # Errors
+    /// [`MaskError::Fit`] with the first dimension that disagrees.
+    pub fn check_fits(
+        &self,
+        batch: usize,
+        heads: usize,
+        seq_q: usize,
+        seq_kv: usize,
+    ) -> Result<(), MaskError> {
+        let shared = ", or give it 1 there to share it";
+        for (dimension, found, needed, hint) in [
+            ("batch", self.batch(), batch, shared),
+            ("heads", self.heads(), heads, shared),
+            ("seq_q", self.seq_q, seq_q, ""),
+            ("seq_kv", self.seq_kv, seq_kv, ""),
+        ] {
+            let broadcast = !hint.is_empty() && found == 1;
+            if found != needed && !broadcast {
+                return Err(MaskError::Fit { dimension, found, needed, hint });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Block lists copied to the host.
+pub(crate) struct HostLists {
+    /// Blocks in each row, rows in row-major order.
+    pub(crate) counts: Vec<i32>,
+    indices: Vec<i32>,
+    width: usize,
+}
+
+impl HostLists {
+    pub(crate) fn read(index: &BlockIndex) -> Result<Self, Error> {
+        Ok(HostLists {
+            counts: index.counts.to_vec()?,
+            indices: index.indices.to_vec()?,
+            width: index.indices.shape()[3],
+        })
+    }
+
+    /// The blocks of row `(batch · heads + head) · rows + row`.
+    pub(crate) fn row(&self, row: usize) -> &[i32] {
+        &self.indices[row * self.width..][..self.counts[row] as usize]
+    }
+}
