@@ -10,6 +10,9 @@ const SHAPE: [usize; 4] = [1, 12, 4096, 128];
 struct Causal;
 
 impl tilewright::DeviceFn for Causal {
+    fn captures(&self) -> Vec<tilewright::CaptureValue> {
+        Vec::new()
+    }
     fn name(&self) -> &str {
         "causal"
     }
@@ -48,12 +51,12 @@ fn main() -> Result<(), tilewright::Error> {
     let [q, k, v] = [1, 2, 3].map(random);
     let scale = 1.0 / (SHAPE[3] as f32).sqrt();
     let blocks = BlockSize::default();
-    let sparse = mask(&q, &k, &top_k(0.05), scale, blocks, None)?;
+    let sparse = mask(&q, &k, Some(&top_k(0.05)), scale, blocks, None)?;
     let dense = BlockMask::full(1, 1, (blocks.q(), blocks.kv()), (SHAPE[2], SHAPE[2]))?;
     let causal = BlockMask::from_mask_mod(&Causal, 1, 1, SHAPE[2], SHAPE[2], (blocks.q(), blocks.kv()))?;
     println!("{} threads", rayon::current_num_threads());
     let rule = top_k(0.03) | top_p(0.2);
-    println!("mask, {rule:?}: {:.1?}", best(|| mask(&q, &k, &rule, scale, blocks, None)));
+    println!("mask, {rule:?}: {:.1?}", best(|| mask(&q, &k, Some(&rule), scale, blocks, None)));
     for (name, mask, function) in [
         ("sparse", &sparse, None),
         ("causal", &causal, Some(&Causal as &dyn MaskMod)),

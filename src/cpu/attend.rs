@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use std::f32::consts::LOG2_E;
 
 /// Memory for keys and values widened to f32: heads are taken in groups that fit, one at least.
-const WIDENED_BYTES: usize = 128 << 20;
+const WIDENED_BYTES: usize = 32 << 20;
 
 /// Attention over the kept blocks of `mask`: `out` (dtype of q, contiguous `[batch, heads, seq_q, d]`) and `lse`
 /// (f32 `[batch, heads, seq_q]`, natural logarithm).

@@ -5,7 +5,6 @@
 
 mod attend;
 mod gemm;
-
 mod pool;
 mod score;
 mod select;

@@ -16,8 +16,8 @@ pub(super) fn exp2(x: f32) -> f32 {
     p = p * f + 0.001_339_086_3;
     p = p * f + 0.009_618_083;
     p = p * f + 0.055_503_57;
-    p = p * f + 0.240_226_51;
-    p = p * f + 0.693_147_2;
+    p = p * f + 0.240_226_5;
+    p = p * f + std::f32::consts::LN_2; // which is what the interpolation gives too
     let two_to_n = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     let y = (p * f + 1.0) * two_to_n;
     if x < -126.0 { 0.0 } else { y }

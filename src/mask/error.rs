@@ -46,7 +46,7 @@ pub enum MaskError {
     },
     /// A class that is none of empty, partial and full.
     #[error(
-        "block class {found} at {at:?} (batch, head, query block, key block), needed 0 (empty), 1 (partial) or 2 (full)"
+        "block class {found} at {at:?} (batch, head, query block, key block), needed 0 (empty), 1 (partial) or 2 (full): give every block one of these"
     )]
     Class {
         /// Batch, head, query block, key block.
@@ -68,7 +68,7 @@ pub enum MaskError {
     },
     /// A row that claims a number of blocks its list cannot hold.
     #[error(
-        "{what} is {found} at {at:?} (batch, head, query block), needed 0 to {width}, the width of the list"
+        "{what} is {found} at {at:?} (batch, head, query block), needed 0 to {width}, the width of the list: widen the list or correct the count"
     )]
     Count {
         /// `kv_counts` or `full_kv_counts`.
@@ -82,7 +82,7 @@ pub enum MaskError {
     },
     /// A key block that does not exist.
     #[error(
-        "{what} names block {found} at {at:?} (batch, head, query block), needed an index in 0..{blocks}"
+        "{what} names block {found} at {at:?} (batch, head, query block), needed an index in 0..{blocks}: check the list and the block size"
     )]
     Index {
         /// `kv_indices` or `full_kv_indices`.
@@ -130,7 +130,7 @@ pub enum MaskError {
     },
     /// A sequence longer than its positions can be counted.
     #[error(
-        "a sequence of {found} positions: needed at most 2147483647, since block lists and functions count in i32"
+        "a sequence of {found} positions: needed at most 2147483647, as block lists and functions count in i32: split the sequence"
     )]
     TooLong {
         /// The length.

@@ -120,7 +120,7 @@ impl Tensor {
             dim.saturating_sub(1).checked_mul(stride).and_then(|step| last.checked_add(step))
         });
         let empty = shape.contains(&0);
-        if !empty && !last.is_some_and(|last| last < elements) {
+        if !empty && last.is_none_or(|last| last >= elements) {
             return fail("the last element would lie outside the storage");
         }
         Ok(Tensor { shape: shape.to_vec(), strides: strides.to_vec(), ..self.clone() })
