@@ -135,7 +135,7 @@ fn masks_of_tensors() {
     let mut random = Random(29);
     let [q, k, _] = case.qkv(&mut random);
     let blocks = BlockSize::new(64, 64).unwrap();
-    let found = mask(&q, &k, &(top_k(0.3) | top_p(0.4)), case.scale(), blocks, None).unwrap();
+    let found = mask(&q, &k, Some(&(top_k(0.3) | top_p(0.4))), case.scale(), blocks, None).unwrap();
     assert_eq!(found.shape(), [2, 4, 5, 8]);
     assert!(found.full_kv().is_none());
 
@@ -175,7 +175,8 @@ fn a_mask_function_admits_and_splits() {
     let [q, k, _] = case.qkv(&mut Random(31));
     let causal = Mask(|_, _, q, kv| kv <= q);
     let blocks = BlockSize::new(64, 64).unwrap();
-    let all = mask(&q, &k, &top_k(1.0), case.scale(), blocks, Some(&causal)).unwrap().to_dense().unwrap();
+    let all =
+        mask(&q, &k, Some(&top_k(1.0)), case.scale(), blocks, Some(&causal)).unwrap().to_dense().unwrap();
     for (i, &class) in all.classes.iter().enumerate() {
         let (row, column) = (i / 4 % 4, i % 4);
         let expected = if column < row {
@@ -187,10 +188,10 @@ fn a_mask_function_admits_and_splits() {
         };
         assert_eq!(class, expected);
     }
-    let half = mask(&q, &k, &top_k(0.5), case.scale(), blocks, Some(&causal)).unwrap();
+    let half = mask(&q, &k, Some(&top_k(0.5)), case.scale(), blocks, Some(&causal)).unwrap();
     assert_eq!(half.row_counts().unwrap(), [1, 1, 2, 2, 1, 1, 2, 2], "ceil(n / 2) of the n admissible");
     let nothing = Mask(|_, _, _, _| false);
-    let none = mask(&q, &k, &top_p(0.9), case.scale(), blocks, Some(&nothing)).unwrap();
+    let none = mask(&q, &k, Some(&top_p(0.9)), case.scale(), blocks, Some(&nothing)).unwrap();
     assert_eq!(none.kept_blocks().unwrap(), 0);
 }
 
@@ -200,7 +201,7 @@ fn nan_and_infinity_are_values() {
     let [q, k, _] = case.qkv(&mut Random(37));
     let blocks = BlockSize::new(64, 64).unwrap();
     let rule = top_k(0.5);
-    let clean = mask(&q, &k, &rule, case.scale(), blocks, None).unwrap().to_dense().unwrap();
+    let clean = mask(&q, &k, Some(&rule), case.scale(), blocks, None).unwrap().to_dense().unwrap();
     for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let spoil = |t: &tilewright::Tensor| {
             let mut data = t.to_f32_vec().unwrap();
@@ -226,7 +227,7 @@ fn nan_and_infinity_are_values() {
 fn rules_out_of_range() {
     let [q, k, _] = Case::SMALL.qkv(&mut Random(41));
     for rule in [top_k(0.0), top_p(0.0), top_k(1.5), top_p(-0.1), top_p(f64::NAN), top_k(0.1) | top_p(0.0)] {
-        let error = mask(&q, &k, &rule, 1.0, BlockSize::default(), None).unwrap_err();
+        let error = mask(&q, &k, Some(&rule), 1.0, BlockSize::default(), None).unwrap_err();
         assert!(matches!(error, Error::Select(_)), "{error}");
     }
 }
