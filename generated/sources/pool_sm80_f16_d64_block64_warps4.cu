@@ -50,7 +50,9 @@ constexpr int BATCH = ROWS < 8 ? ROWS : 8;  // loads in flight
 
 static_assert(D % 8 == 0 && GROUPS >= 1);
 
-extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {
+// 80 registers hold the loads in flight, and 768 threads of them hide the latency.
+extern "C" __global__ void __launch_bounds__(THREADS, 768 / THREADS)
+    TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {
     extern __shared__ __align__(128) unsigned char smem[];
     float* partial = reinterpret_cast<float*>(smem);  // [GROUPS][D]
 
@@ -60,16 +62,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __
     const int rows = min(BLOCK, p.seq - block * BLOCK);
 
     if (group < GROUPS && column * 8 < p.head_dim) {
+        const long long step = GROUPS * p.x_stride[2];
         const T* source = p.x + batch * p.x_stride[0] + head * p.x_stride[1] +
-                          static_cast<long long>(block) * BLOCK * p.x_stride[2] + column * 8;
+                          (static_cast<long long>(block) * BLOCK + group) * p.x_stride[2] + column * 8;
         float sum[8] = {};
-        for (int first = group; first < rows; first += GROUPS * BATCH) {
+        for (int left = rows - group; left > 0; left -= GROUPS * BATCH) {
             uint4 loaded[BATCH];
 #pragma unroll
             for (int i = 0; i < BATCH; ++i) {
-                const int row = first + i * GROUPS;
                 loaded[i] = make_uint4(0, 0, 0, 0);
-                if (row < rows) loaded[i] = __ldg(reinterpret_cast<const uint4*>(source + row * p.x_stride[2]));
+                if (i * GROUPS < left) loaded[i] = __ldg(reinterpret_cast<const uint4*>(source));
+                source += step;
             }
 #pragma unroll
             for (int i = 0; i < BATCH; ++i) {

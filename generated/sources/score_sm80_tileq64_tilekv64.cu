@@ -132,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __
             q_piece.load(depth + DEPTH, p.head_dim);
             k_piece.load(depth + DEPTH, p.head_dim);
         }
-#pragma unroll 2
+#pragma unroll 1
         for (int d = 0; d < DEPTH; d += 4) {
             float4 k[KEYS];
 #pragma unroll

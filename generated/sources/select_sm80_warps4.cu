@@ -59,11 +59,11 @@ static_assert(TW_OFFSETOF(Params, top_p) == 228, "top_p differs from the Rust si
 
 // Selection: one thread block picks the key blocks of one row without sorting it.
 //
-// The kept set is a prefix of the order by probability, so it is known by its threshold. Probabilities are not negative,
-// so their bits order as integers and the threshold is found by bisection over bits: each step asks how many blocks
-// reach a candidate, and what mass they have. Masses are integers, so the answer is exact in any order of addition.
+// The kept set is a prefix of the order by probability, so it is known by its threshold. Probabilities are not
+// negative, so their bits order as integers and the threshold is found by bisection over bits: each step asks how many
+// blocks reach a candidate, and what mass they have. Masses are integers: the answer is exact in any order of addition.
 //
-// A row of up to 16 blocks a thread stays in registers; a longer one is kept in `logits` and read again at each step.
+// A row of up to 12 blocks a thread stays in registers; a longer one is kept in `logits` and read again at each step.
 // Reductions over a warp and over a thread block, always in the same order: the same inputs give the same bits.
 
 constexpr unsigned WHOLE_WARP = 0xffffffffu;
@@ -163,7 +163,7 @@ constexpr unsigned char FULL = 2;     // every element is kept
 
 static_assert(THREADS == 32 * WARPS);
 
-/// The whole of a row's mass; the bits of a block are its probability's share of it.
+/// The mass of a probability of 1: masses are probabilities in fixed point.
 constexpr float MASS_UNIT = 1073741824.0f;  // 2^30
 
 // A key is a probability's bits plus 1; 0 is a block that is not admissible.
@@ -186,10 +186,11 @@ struct Tally {
 
 /// One row of the problem.
 struct RowData {
-    float* logits;
+    unsigned* words;               // logits, exponentials or keys; always accessed as words
     const unsigned char* classes;  // null: every block is admissible
     int blocks;
 
+    __device__ __forceinline__ float value(int index) const { return __uint_as_float(words[index]); }
     __device__ __forceinline__ unsigned char class_of(int index) const {
         if (index >= blocks) return EMPTY;
         return classes == nullptr ? PARTIAL : classes[index];
@@ -205,8 +206,8 @@ struct RowResult {
     unsigned char* keep;
 };
 
-/// The share of the blocks top-k asks for. Not contracted to FMAs, so that every machine finds the same number; the
-/// 1e-6 lets a product that is an integer but for rounding count as that integer.
+/// The number of blocks the rule asks for whatever their mass. Not contracted to FMAs, so that every machine finds the
+/// same number; the 1e-6 lets a product that is an integer but for rounding count as that integer.
 __device__ __forceinline__ unsigned blocks_wanted(float top_k, float top_p, unsigned n) {
     if (top_p >= 1.0f) return n;
     unsigned wanted = 1;
@@ -229,7 +230,6 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
     const int items = HELD ? ITEMS : (row.blocks + THREADS - 1) / THREADS;
     const int lane = threadIdx.x % 32;
     const int begin = trade.warp * items * 32 + lane;
-    unsigned* const memory = reinterpret_cast<unsigned*>(row.logits);
 
     unsigned keys[SLOTS];    // first a logit's bits, then an exponential's, then the key
     unsigned masses[SLOTS];
@@ -238,11 +238,11 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
     // The largest logit and the number of admissible blocks.
     float peak = minus_infinity();
     unsigned n = 0;
-#pragma unroll
+#pragma unroll SLOTS
     for (int i = 0; i < items; ++i) {
         const int index = begin + 32 * i;
         const unsigned char block_class = row.class_of(index);
-        const float logit = block_class == EMPTY ? minus_infinity() : sanitised(row.logits[index]);
+        const float logit = block_class == EMPTY ? minus_infinity() : sanitised(row.value(index));
         peak = fmaxf(peak, logit);
         n += block_class != EMPTY;
         if constexpr (HELD) {
@@ -256,18 +256,19 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
 
     // Exponentials. A row of -inf alone has no mass; its blocks are kept in order of their index.
     float sum = 0.0f;
-#pragma unroll
+#pragma unroll SLOTS
     for (int i = 0; i < items; ++i) {
         const int index = begin + 32 * i;
         if constexpr (HELD) {
-            const float e = admissible >> i & 1 && peak > minus_infinity() ? expf(__uint_as_float(keys[i]) - peak) : 0.0f;
+            const bool present = admissible >> i & 1;
+            const float e = present && peak > minus_infinity() ? expf(__uint_as_float(keys[i]) - peak) : 0.0f;
             keys[i] = __float_as_uint(e);
             sum += e;
         } else if (index < row.blocks) {
             const bool present = row.class_of(index) != EMPTY;
-            const float e = present && peak > minus_infinity() ? expf(sanitised(row.logits[index]) - peak) : 0.0f;
+            const float e = present && peak > minus_infinity() ? expf(sanitised(row.value(index)) - peak) : 0.0f;
             // From here on the sign says "not admissible" and the classes need not be read again.
-            row.logits[index] = present ? e : -1.0f;
+            row.words[index] = __float_as_uint(present ? e : -1.0f);
             sum += e;
         }
     }
@@ -276,11 +277,11 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
     // Probabilities as keys and masses.
     unsigned top = ABSENT, mass = 0;
     unsigned bottom = 0xffffffffu;
-#pragma unroll
+#pragma unroll SLOTS
     for (int i = 0; i < items; ++i) {
         const int index = begin + 32 * i;
         const bool exists = HELD || index < row.blocks;
-        const float e = HELD ? __uint_as_float(keys[HELD ? i : 0]) : exists ? row.logits[index] : -1.0f;
+        const float e = HELD ? __uint_as_float(keys[HELD ? i : 0]) : exists ? row.value(index) : -1.0f;
         const bool present = HELD ? admissible >> i & 1 : e >= 0.0f;
         const unsigned key = present ? __float_as_uint(sum > 0.0f ? __fdiv_rn(e, sum) : 0.0f) + 1 : ABSENT;
         const unsigned block_mass = mass_of(key);
@@ -288,7 +289,7 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
             keys[i] = key;
             masses[i] = block_mass;
         } else if (exists) {
-            memory[index] = key;
+            row.words[index] = key;
         }
         top = max(top, key);
         bottom = min(bottom, key - 1);  // wraps around for ABSENT
@@ -297,7 +298,7 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
     const auto key_at = [&](int i) -> unsigned {
         if constexpr (HELD) return keys[i];
         const int index = begin + 32 * i;
-        return index < row.blocks ? memory[index] : ABSENT;
+        return index < row.blocks ? row.words[index] : ABSENT;
     };
     mass = trade.sum(__reduce_add_sync(WHOLE_WARP, mass));
     top = trade.reduce(__reduce_max_sync(WHOLE_WARP, top), [](unsigned a, unsigned b) { return max(a, b); });
@@ -307,15 +308,15 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
     const unsigned target =
         top_p > 0.0f && top_p < 1.0f ? static_cast<unsigned>(ceil(static_cast<double>(top_p) * mass)) : 0;
 
-    // Blocks with a key of at least `low` are enough, those of at least `high` are not. Done when the two are neighbours,
-    // or when a single block lies between them.
+    // Blocks with a key of at least `low` are enough, those of at least `high` are not. Done when the two are
+    // neighbours, or when a single block lies between them.
     unsigned low = n == 0 ? 1 : bottom + 1, high = top + 1;
     unsigned reaching_low = n;
     Tally above(0, 0);
     while (wanted < n && high - low > 1 && reaching_low - above.count() > 1) {
         const unsigned middle = low + (high - low) / 2;
         unsigned count = 0, reached = 0;
-#pragma unroll
+#pragma unroll(HELD ? ITEMS : 4)
         for (int i = 0; i < items; ++i) {
             const unsigned key = key_at(i);
             if (key >= middle) {
@@ -346,7 +347,7 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
 
     unsigned ties = 0;  // met before this warp's next block
     if (taken < between) {
-#pragma unroll
+#pragma unroll SLOTS
         for (int i = 0; i < items; ++i) {
             const unsigned key = key_at(i);
             ties += key >= low && key < high;
@@ -358,7 +359,7 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
     // What becomes of each block: 0 dropped, 1 to the main list, 2 to the full list.
     const bool split = result.full_counts != nullptr;
     unsigned listed = 0, listed_full = 0;
-#pragma unroll
+#pragma unroll SLOTS
     for (int i = 0; i < items; ++i) {
         const int index = begin + 32 * i;
         const unsigned key = key_at(i);
@@ -375,7 +376,7 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
         if constexpr (HELD) {
             keys[i] = fate;
         } else if (index < row.blocks) {
-            memory[index] = fate;
+            row.words[index] = fate;
         }
         listed += fate == 1;
         listed_full += fate == 2;
@@ -386,7 +387,7 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
     const Tally total(total_word);
 
     unsigned place = before.count(), full_place = before.mass();
-#pragma unroll
+#pragma unroll SLOTS
     for (int i = 0; i < items; ++i) {
         const int index = begin + 32 * i;
         const unsigned fate = key_at(i);
@@ -409,7 +410,9 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {
+// 64 registers hold the longest row kept in registers.
+extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
+    TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {
     extern __shared__ __align__(128) unsigned char smem[];
     WarpTrade<WARPS> trade(smem, threadIdx.x / 32);
 
@@ -417,7 +420,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __
     const auto at = [&](const long long* stride) { return batch * stride[0] + head * stride[1] + q * stride[2]; };
     const bool split = p.full_kv_counts != nullptr && p.full_kv_indices != nullptr;
     RowData row;
-    row.logits = p.logits + at(p.logits_stride);
+    row.words = reinterpret_cast<unsigned*>(p.logits + at(p.logits_stride));
     row.classes = p.classes == nullptr ? nullptr : p.classes + at(p.classes_stride);
     row.blocks = p.kv_blocks;
     RowResult result;
@@ -435,12 +438,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __
 
     if (row.blocks <= 4 * THREADS) {
         select_row<4>(row, result, p.top_k, p.top_p, trade);
-    } else if (row.blocks <= 8 * THREADS) {
-        select_row<8>(row, result, p.top_k, p.top_p, trade);
     } else if (row.blocks <= 12 * THREADS) {
         select_row<12>(row, result, p.top_k, p.top_p, trade);
-    } else if (row.blocks <= 16 * THREADS) {
-        select_row<16>(row, result, p.top_k, p.top_p, trade);
     } else {
         select_row<0>(row, result, p.top_k, p.top_p, trade);
     }
