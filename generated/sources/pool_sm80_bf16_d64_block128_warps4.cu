@@ -3,9 +3,9 @@
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
 #ifdef __CUDACC_RTC__  // NVRTC comes without <cstddef>, and knows no __builtin_offsetof
-#define TW_OFFSETOF(type, member) __INTADDR__(&((type*)0)->member)
+#define TILEWRIGHT_OFFSETOF(type, member) __INTADDR__(&((type*)0)->member)
 #else
-#define TW_OFFSETOF(type, member) __builtin_offsetof(type, member)
+#define TILEWRIGHT_OFFSETOF(type, member) __builtin_offsetof(type, member)
 #endif
 
 using T = __nv_bfloat16;
@@ -26,15 +26,15 @@ struct Params {
   int blocks;
 };
 static_assert(sizeof(Params) == 88, "Params differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, x) == 0, "x differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, x_stride) == 8, "x_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, mean) == 32, "mean differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, mean_stride) == 40, "mean_stride differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, batch) == 64, "batch differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, heads) == 68, "heads differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, seq) == 72, "seq differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, head_dim) == 76, "head_dim differs from the Rust side");
-static_assert(TW_OFFSETOF(Params, blocks) == 80, "blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, x) == 0, "x differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, x_stride) == 8, "x_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, mean) == 32, "mean differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, mean_stride) == 40, "mean_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 64, "batch differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 68, "heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq) == 72, "seq differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 76, "head_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, blocks) == 80, "blocks differs from the Rust side");
 
 #define TILEWRIGHT_KERNEL pool_sm80_bf16_d64_block128_warps4
 
