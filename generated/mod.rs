@@ -13,3 +13,13 @@ pub mod score;
 pub mod select;
 #[doc = "The lists of query blocks by key block, from the dense keep map of `select`: entries of 1 go to"]
 pub mod transpose;
+
+/// The files of every shipped kernel.
+pub static ALL: &[&::tilewright::codegen::KernelSource] = &[
+    &classify::SOURCE,
+    &forward::SOURCE,
+    &pool::SOURCE,
+    &score::SOURCE,
+    &select::SOURCE,
+    &transpose::SOURCE,
+];

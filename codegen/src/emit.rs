@@ -45,11 +45,15 @@ pub fn generated(templates: &Path) -> Result<Vec<(String, String)>, Error> {
     let mut files = Vec::new();
     let mut root = String::from(HEADER);
     root += "//! Bindings of the shipped kernels, one module each.\n\n";
+    let mut all = String::from(
+        "\n/// The files of every shipped kernel.\npub static ALL: &[&::tilewright::codegen::KernelSource] = &[\n",
+    );
     let mut manifest = Vec::new();
     for source in KernelSource::read_all(templates)? {
         let generator = Generator::new(&source)?;
         let doc = first_line(&generator);
         writeln!(root, "#[doc = {doc:?}]\npub mod {};", source.name).expect("writing to a string");
+        writeln!(all, "    &{}::SOURCE,", source.name).expect("writing to a string");
         let module = bindings_of(&source, &generator, &|path| format!("../templates/{path}"));
         files.push((format!("{}.rs", source.name), format!("{HEADER}{module}")));
         for variant in generator.shipped()? {
@@ -57,7 +61,7 @@ pub fn generated(templates: &Path) -> Result<Vec<(String, String)>, Error> {
             files.push((format!("sources/{}.cu", variant.name), variant.source));
         }
     }
-    files.push(("mod.rs".into(), root));
+    files.push(("mod.rs".into(), root + &all + "];\n"));
     let json = serde_json::to_string_pretty(&manifest).expect("the manifest is plain data");
     files.push(("manifest.json".into(), json + "\n"));
     files.sort();

@@ -1,0 +1,134 @@
+//! Arguments that several subcommands share, and how they are read.
+
+use clap::Args;
+use std::str::FromStr;
+use tilewright::codegen::{Arch, Value};
+use tilewright::device::DeviceError;
+use tilewright::toolchain::ToolchainError;
+use tilewright::{BlockSize, DType, Device, Selection, top_k, top_p};
+
+/// The sparse attention to run.
+#[derive(Args, Clone, Copy)]
+pub struct AttentionArgs {
+    /// Keep this share of each row's key blocks, the best by pooled probability. Without either rule: 0.03.
+    #[arg(long, value_name = "SHARE")]
+    top_k: Option<f64>,
+    /// Keep the best key blocks until they hold this probability mass; the union with top-k. Without either rule: 0.2.
+    #[arg(long, value_name = "MASS")]
+    top_p: Option<f64>,
+    /// The sparse block, queries by keys: 128x64, 128x128, 64x64 or 64x128.
+    #[arg(long, value_name = "QxKV", default_value = "128x64", value_parser = block_size)]
+    pub block: BlockSize,
+    /// Where to run: `cpu`, `cuda:0`, or `best` for the first GPU that can be used, else the CPU.
+    #[arg(long, default_value = "best")]
+    pub device: DeviceChoice,
+}
+
+impl AttentionArgs {
+    /// The rule: the paper's setting for 95 % sparsity unless one is given.
+    pub fn selection(&self) -> Selection {
+        match (self.top_k, self.top_p) {
+            (None, None) => top_k(0.03) | top_p(0.2),
+            (Some(k), None) => top_k(k),
+            (None, Some(p)) => top_p(p),
+            (Some(k), Some(p)) => top_k(k) | top_p(p),
+        }
+    }
+}
+
+/// A rule in words.
+pub fn describe(selection: &Selection) -> String {
+    let k = selection.k().map(|k| format!("top-k {k}"));
+    let p = selection.p().map(|p| format!("top-p {p}"));
+    k.into_iter().chain(p).collect::<Vec<_>>().join(" ∪ ")
+}
+
+fn block_size(text: &str) -> Result<BlockSize, String> {
+    let sizes = text.split_once(['x', '×']).and_then(|(q, kv)| Some((q.parse().ok()?, kv.parse().ok()?)));
+    let (q, kv) = sizes.ok_or("write it as QUERIESxKEYS, such as 128x64")?;
+    BlockSize::new(q, kv).map_err(|error| error.to_string())
+}
+
+/// The device asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    Cpu,
+    Cuda(usize),
+    Best,
+}
+
+impl DeviceChoice {
+    /// Opens the device.
+    pub fn open(self) -> Result<Device, DeviceError> {
+        match self {
+            DeviceChoice::Cpu => Ok(Device::cpu()),
+            DeviceChoice::Cuda(ordinal) => Device::cuda(ordinal),
+            DeviceChoice::Best => Ok(Device::best()),
+        }
+    }
+
+    /// Where to run instead when `device` was opened and there is no NVRTC: a GPU is of no use without, and `best`
+    /// then is the CPU.
+    pub fn without_nvrtc(self, device: &Device, error: ToolchainError) -> Result<Device, ToolchainError> {
+        if device.is_cuda() && self != DeviceChoice::Best { Err(error) } else { Ok(Device::cpu()) }
+    }
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "cpu" => Ok(DeviceChoice::Cpu),
+            "best" => Ok(DeviceChoice::Best),
+            "cuda" => Ok(DeviceChoice::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|ordinal| ordinal.parse().ok())
+                .map(DeviceChoice::Cuda)
+                .ok_or_else(|| "use cpu, cuda:0 (or another number) or best".to_owned()),
+        }
+    }
+}
+
+/// Architectures: `all`, or names with commas between.
+#[derive(Clone, Debug)]
+pub struct ArchList(pub Vec<Arch>);
+
+impl FromStr for ArchList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "all" {
+            return Ok(ArchList(Arch::SHIPPED.to_vec()));
+        }
+        let mut archs = Vec::new();
+        for name in text.split(',').map(str::trim) {
+            let arch = name.parse::<Arch>().map_err(|error| error.to_string())?;
+            if !archs.contains(&arch) {
+                archs.push(arch);
+            }
+        }
+        Ok(ArchList(archs))
+    }
+}
+
+/// `D=128,T=bf16`.
+#[derive(Clone, Debug, Default)]
+pub struct SpecList(pub Vec<(String, Value)>);
+
+impl FromStr for SpecList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let pair = |pair: &str| {
+            let (name, value) = pair.split_once('=')?;
+            let dtype = DType::from_name(value.trim()).map(Value::DType);
+            let value = dtype.or_else(|| value.trim().parse().ok().map(Value::Int))?;
+            Some((name.trim().to_owned(), value))
+        };
+        let read =
+            |text| pair(text).ok_or_else(|| format!("`{text}`: write NAME=VALUE, such as D=128 or T=bf16"));
+        text.split(',').map(read).collect::<Result<_, _>>().map(SpecList)
+    }
+}

@@ -1,0 +1,64 @@
+//! The kernels behind the demonstration: those that ran on the GPU, or, without one, the same for every architecture
+//! that is shipped for.
+
+use super::data;
+use crate::cli::error::CliError;
+use crate::cli::variants::{self, ArchReport, Job, VariantReport};
+use std::sync::Arc;
+use tilewright::codegen::{Arch, Generator, KernelSource, Value};
+use tilewright::kernels::{forward, pool, score, select, transpose};
+use tilewright::toolchain::Toolchain;
+use tilewright::{Attention, BlockSize};
+
+/// A report for each kernel; without a toolchain nothing in it is compiled.
+pub fn reports(attention: &Attention, toolchain: Option<&Toolchain>) -> Result<Vec<VariantReport>, CliError> {
+    let loaded = attention.kernels();
+    if loaded.is_empty() {
+        let jobs = jobs(attention.blocks())?;
+        return Ok(match toolchain {
+            Some(toolchain) => variants::compile(toolchain, &jobs),
+            None => jobs.iter().map(|job| VariantReport::new(&job.variant)).collect(),
+        });
+    }
+    let arch = attention.device().arch().unwrap_or_default();
+    let mut reports: Vec<VariantReport> = Vec::new();
+    for kernel in loaded {
+        let variant = kernel.variant();
+        // One variant may serve twice: blocks of queries and of keys of one size share their pooling.
+        if reports.iter().all(|report| report.name != variant.name) {
+            let compiled = ArchReport::new(variant, &arch, *kernel.report(), kernel.compile_time());
+            reports.push(VariantReport { compiled: vec![compiled], ..VariantReport::new(variant) });
+        }
+    }
+    Ok(reports)
+}
+
+/// What a GPU would load first, for every architecture that is shipped for.
+fn jobs(blocks: BlockSize) -> Result<Vec<Job>, CliError> {
+    let (dtype, tile) = (Value::from(data::DTYPE), Value::from(data::HEAD_DIM.tile() as i64));
+    let (block_q, block_kv) = (Value::from(blocks.q() as i64), Value::from(blocks.kv() as i64));
+    let pool_values = |block| vec![("T", dtype), ("D", tile), ("BLOCK", block)];
+    let forward_values = vec![("T", dtype), ("D", tile), ("BLOCK_Q", block_q), ("BLOCK_KV", block_kv)];
+    let chain: [(&KernelSource, Vec<(&str, Value)>); 6] = [
+        (&pool::SOURCE, pool_values(block_q)),
+        (&pool::SOURCE, pool_values(block_kv)),
+        (&score::SOURCE, Vec::new()),
+        (&select::SOURCE, Vec::new()),
+        (&transpose::SOURCE, Vec::new()),
+        (&forward::SOURCE, forward_values),
+    ];
+    let mut jobs: Vec<Job> = Vec::new();
+    for (source, values) in &chain {
+        let generator = Generator::new(source)?;
+        let spec = Arc::new(generator.spec(values)?);
+        for arch in Arch::SHIPPED {
+            let variant = generator.render(&generator.candidates(&spec, arch)?.accepted[0])?;
+            match jobs.iter_mut().find(|job| job.variant.name == variant.name) {
+                Some(job) if job.archs.contains(&arch) => {}
+                Some(job) => job.archs.push(arch),
+                None => jobs.push(Job { variant, archs: vec![arch] }),
+            }
+        }
+    }
+    Ok(jobs)
+}

@@ -1,0 +1,47 @@
+//! `emit`: brings a folder of generated files up to date with its kernels.
+
+use super::error::CliError;
+use super::report::Report;
+use clap::Args;
+use serde_json::json;
+use std::fmt::Write;
+use std::path::PathBuf;
+use tilewright::codegen::sync;
+
+#[derive(Args)]
+pub struct EmitArgs {
+    /// The folder of kernels: one folder each, with a kernel.rs and a template for every body.
+    #[arg(long, value_name = "DIR", default_value = "templates")]
+    templates: PathBuf,
+    /// The folder of generated files. What the generator does not make is removed from it.
+    #[arg(long, value_name = "DIR", default_value = "generated")]
+    out: PathBuf,
+    /// Only say what differs, and fail if anything does.
+    #[arg(long)]
+    check: bool,
+}
+
+pub fn run(args: &EmitArgs) -> Result<Report, CliError> {
+    let difference = sync(&args.templates, &args.out, args.check)?;
+    let (stale, extra) = if args.check { ("out of date", "not generated") } else { ("written", "removed") };
+    let mut text = String::new();
+    for (what, names) in [(stale, &difference.stale), (extra, &difference.extra)] {
+        for name in names {
+            let _ = writeln!(text, "{what}: {}", args.out.join(name).display());
+        }
+    }
+    let ok = !args.check || difference.is_empty();
+    let _ = match ok {
+        true => writeln!(text, "{} is up to date with {}", args.out.display(), args.templates.display()),
+        false => writeln!(text, "{} is out of date: run this without --check", args.out.display()),
+    };
+    let json = json!({
+        "templates": args.templates,
+        "out": args.out,
+        "check": args.check,
+        "stale": difference.stale,
+        "extra": difference.extra,
+        "up_to_date": ok,
+    });
+    Ok(Report::new(text, &json).with_outcome(ok))
+}

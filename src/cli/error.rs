@@ -1,0 +1,41 @@
+//! What the command can fail with.
+
+use super::tensor_file::TensorFileError;
+use std::path::PathBuf;
+use tilewright::device::DeviceError;
+use tilewright::tensor::TensorError;
+use tilewright::toolchain::ToolchainError;
+
+/// A failure: one message that says what was found, what was needed and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    #[error(transparent)]
+    Library(#[from] tilewright::Error),
+    #[error(transparent)]
+    Codegen(#[from] tilewright::codegen::Error),
+    #[error(transparent)]
+    Toolchain(#[from] ToolchainError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error(transparent)]
+    TensorFile(#[from] TensorFileError),
+    #[error("cannot write {}: {source}; choose a place you may write to with `{option}`", path.display())]
+    Write {
+        path: PathBuf,
+        /// The argument that names the place.
+        option: &'static str,
+        source: std::io::Error,
+    },
+    #[error("cannot write to standard output: {0}")]
+    Stdout(std::io::Error),
+    #[error("there is no kernel `{found}`: there are {known}")]
+    NoKernel { found: String, known: String },
+    #[error("there is no candidate {found}: {arch} has {count}, numbered from 0")]
+    NoCandidate { found: usize, count: usize, arch: String },
+}
+
+impl From<TensorError> for CliError {
+    fn from(error: TensorError) -> Self {
+        CliError::Library(error.into())
+    }
+}

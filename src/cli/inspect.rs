@@ -1,0 +1,184 @@
+//! `inspect`: the kernels there are; one kernel's candidates; one candidate's source, budget and ptxas report.
+
+use super::args::SpecList;
+use super::compile::kernel;
+use super::error::CliError;
+use super::report::Report;
+use super::table::{number, table};
+use super::variants::{self, Job};
+use clap::Args;
+use serde_json::{Value, json};
+use std::fmt::Write;
+use std::sync::Arc;
+use tilewright::codegen::dsl::{SpecParam, SpecValues};
+use tilewright::codegen::{Arch, Candidates, Generator, KernelSource, KernelSpec};
+use tilewright::kernels;
+use tilewright::toolchain::Toolchain;
+
+#[derive(Args)]
+pub struct InspectArgs {
+    /// The kernel; without one, the kernels there are.
+    kernel: Option<String>,
+    /// What to specialise: `D=128,T=bf16`. What is not given is as in the first shipped variant.
+    #[arg(long, value_name = "NAME=VALUE,…", default_value = "", hide_default_value = true, value_parser = spec)]
+    spec: SpecList,
+    /// The architecture.
+    #[arg(long, default_value = "sm_90a")]
+    arch: Arch,
+    /// The candidate to look at, by its number in the list.
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    candidate: usize,
+    /// Print the candidate's source and nothing else (with --json: add it).
+    #[arg(long)]
+    source: bool,
+}
+
+fn spec(text: &str) -> Result<SpecList, String> {
+    if text.is_empty() { Ok(SpecList::default()) } else { text.parse() }
+}
+
+pub fn run(args: &InspectArgs) -> Result<Report, CliError> {
+    match &args.kernel {
+        Some(name) => one(kernel(name)?, args),
+        None => list(),
+    }
+}
+
+fn list() -> Result<Report, CliError> {
+    let mut table = table(&["kernel", "specialised over", "bodies", "shipped", "what it does"]);
+    let mut json = Vec::new();
+    for source in kernels::ALL {
+        let generator = Generator::new(source)?;
+        let kernel = generator.kernel();
+        let params: Vec<String> = kernel.specialize.iter().map(parameter).collect();
+        let bodies: Vec<String> = kernel.bodies.iter().map(|body| body.family.to_string()).collect();
+        let shipped = generator.shipped()?;
+        let summary = kernel.doc.split_once('.').map_or(kernel.doc.as_str(), |(first, _)| first);
+        let summary = summary.split_whitespace().collect::<Vec<_>>().join(" ");
+        table.add_row([
+            kernel.name.clone(),
+            params.join("\n"),
+            bodies.join(", "),
+            shipped.len().to_string(),
+            summary,
+        ]);
+        json.push(json!({
+            "kernel": kernel.name,
+            "doc": kernel.doc,
+            "specialize": params,
+            "bodies": bodies,
+            "shipped": shipped.iter().map(|variant| &variant.name).collect::<Vec<_>>(),
+        }));
+    }
+    Ok(Report::new(format!("{table}\n"), &json!({ "kernels": json })))
+}
+
+fn parameter(param: &SpecParam) -> String {
+    let values: Vec<String> = match &param.values {
+        SpecValues::DTypes(all) => all.iter().map(ToString::to_string).collect(),
+        SpecValues::Ints(all) => all.iter().map(ToString::to_string).collect(),
+    };
+    format!("{}: {}", param.name, values.join(" "))
+}
+
+fn one(source: &KernelSource, args: &InspectArgs) -> Result<Report, CliError> {
+    let generator = Generator::new(source)?;
+    let spec = specialised(&generator, &args.spec)?;
+    let candidates = generator.candidates(&spec, args.arch)?;
+    let Some(candidate) = candidates.accepted.get(args.candidate) else {
+        let (found, count) = (args.candidate, candidates.accepted.len());
+        return Err(CliError::NoCandidate { found, count, arch: args.arch.to_string() });
+    };
+    let variant = generator.render(candidate)?;
+    let job = Job { variant, archs: vec![args.arch] };
+    // A look at a kernel must not start a download.
+    let compiled =
+        Toolchain::find().map(|toolchain| variants::compile(&toolchain, std::slice::from_ref(&job)));
+    let report = compiled.as_ref().ok().and_then(|reports| reports.first()?.compiled.first());
+
+    let mut text = if args.source { job.variant.source.clone() } else { describe(&spec, &candidates, args) };
+    if !args.source {
+        let _ = writeln!(text, "\ncandidate {}: {}", args.candidate, job.variant.name);
+        let _ = writeln!(text, "  fingerprint {}", job.variant.fingerprint);
+        let _ = match (&compiled, report.and_then(|one| Some((one, one.ptxas?)))) {
+            (_, Some((one, ptxas))) => writeln!(
+                text,
+                "  ptxas: {} registers, {} bytes of spill stores and {} of loads, {} bytes of stack, {} bytes of \
+                 shared memory, {} barriers; compiled in {:.0} ms",
+                ptxas.registers,
+                ptxas.spill_store_bytes,
+                ptxas.spill_load_bytes,
+                ptxas.stack_bytes,
+                one.shared_bytes,
+                ptxas.barriers,
+                one.compile_ms
+            ),
+            (Err(_), _) => {
+                writeln!(text, "  ptxas: no NVRTC to ask; `tilewright toolchain install` gets one")
+            }
+            _ => {
+                writeln!(text, "  ptxas: {}", report.and_then(|one| one.error.as_deref()).unwrap_or_default())
+            }
+        };
+    }
+    let ok = report.is_none_or(|one| one.error.is_none());
+    let json = json!({
+        "kernel": source.name,
+        "arch": args.arch,
+        "limits": args.arch.limits(),
+        "accepted": candidates.accepted.iter().map(|candidate| json!({
+            "name": candidate.name(),
+            "schedule": candidate.schedule,
+            "budget": candidate.budget,
+        })).collect::<Vec<_>>(),
+        "rejected": candidates.rejected,
+        "variant": variants::VariantReport::new(&job.variant),
+        "compiled": report,
+        "source": args.source.then(|| Value::from(job.variant.source.as_str())),
+    });
+    Ok(Report::new(text, &json).with_outcome(ok))
+}
+
+/// The first shipped spec, with the values given in their places.
+fn specialised(generator: &Generator, given: &SpecList) -> Result<Arc<KernelSpec>, CliError> {
+    let first = generator.shipped_specs()?.into_iter().next();
+    let mut values: Vec<(&str, _)> = given.0.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    for (name, value) in first.iter().flat_map(|spec| spec.values()) {
+        if !values.iter().any(|(known, _)| known == name) {
+            values.push((name, *value));
+        }
+    }
+    Ok(Arc::new(generator.spec(&values)?))
+}
+
+fn describe(spec: &KernelSpec, candidates: &Candidates, args: &InspectArgs) -> String {
+    let values: Vec<String> = spec.values().iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let limits = args.arch.limits();
+    let mut text = format!("{} {} on {}\n", spec.kernel(), values.join(" "), args.arch);
+    let _ = writeln!(
+        text,
+        "a block may have {} threads and {} bytes of shared memory, a thread {} registers\n",
+        limits.threads_per_block, limits.smem_per_block, limits.registers_per_thread
+    );
+    let mut accepted = table(&["", "schedule", "threads", "shared memory", "registers, estimated"]);
+    for (index, candidate) in candidates.accepted.iter().enumerate() {
+        let budget = candidate.budget;
+        let estimate = if budget.registers == 0 { "–".to_owned() } else { budget.registers.to_string() };
+        accepted.add_row(vec![
+            number(index),
+            candidate.schedule.to_string().into(),
+            number(budget.threads),
+            number(budget.smem_bytes),
+            number(estimate),
+        ]);
+    }
+    let _ = writeln!(text, "{accepted}");
+    if !candidates.rejected.is_empty() {
+        let mut rejected = table(&["rejected", "why"]);
+        for rejection in &candidates.rejected {
+            rejected.add_row([rejection.schedule.to_string(), rejection.reason.to_string()]);
+        }
+        let _ = writeln!(text, "\n{rejected}");
+    }
+    text
+}

@@ -1,0 +1,97 @@
+//! The command line: one file for each subcommand, each of which turns its arguments into a [`Report`].
+
+mod args;
+mod compile;
+mod demo;
+mod doctor;
+mod emit;
+mod error;
+mod inspect;
+mod mask_image;
+mod progress;
+mod report;
+mod run;
+mod table;
+mod tensor_file;
+mod toolchain;
+mod variants;
+
+use clap::{Parser, Subcommand};
+use error::CliError;
+use report::Report;
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+
+/// Block-sparse attention kernels: generated, compiled at run time, and run on the GPU or CPU at hand.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true, max_term_width = 120)]
+struct Cli {
+    /// Print one JSON document instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run sparse attention on tensors of a trained video transformer and show what came of it.
+    Demo(demo::DemoArgs),
+    /// Run sparse attention on tensors of your own, from a safetensors file to another.
+    Run(run::RunArgs),
+    /// Generate bindings, sources and a manifest from a folder of kernels.
+    Emit(emit::EmitArgs),
+    /// Compile the shipped kernels and report registers, spills and shared memory.
+    Compile(compile::CompileArgs),
+    /// Show the kernels there are, or one kernel's candidates, source and ptxas report.
+    Inspect(inspect::InspectArgs),
+    /// Check what this machine has for Tilewright: GPU, driver, NVRTC, data folder.
+    Doctor,
+    /// Find or install NVRTC, NVIDIA's run-time compiler.
+    #[command(subcommand)]
+    Toolchain(toolchain::ToolchainCommand),
+}
+
+impl Command {
+    fn run(&self) -> Result<Report, CliError> {
+        match self {
+            Command::Demo(args) => demo::run(args),
+            Command::Run(args) => run::run(args),
+            Command::Emit(args) => emit::run(args),
+            Command::Compile(args) => compile::run(args),
+            Command::Inspect(args) => inspect::run(args),
+            Command::Doctor => doctor::run(),
+            Command::Toolchain(command) => toolchain::run(command),
+        }
+    }
+}
+
+/// Runs the command: 0 when all is well, 1 for a failure, 2 (clap's) for arguments that make no sense.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command.run() {
+        Ok(report) => match print(&report, cli.json) {
+            Ok(()) if report.ok => ExitCode::SUCCESS,
+            Ok(()) => ExitCode::FAILURE,
+            Err(error) => fail(&error),
+        },
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &CliError) -> ExitCode {
+    progress::note(&format!("error: {error}"));
+    ExitCode::FAILURE
+}
+
+/// Writes the report to standard output. A reader that has seen enough (`| head`) is no failure.
+fn print(report: &Report, json: bool) -> Result<(), CliError> {
+    let mut text = if json { format!("{:#}", report.json) } else { report.text.clone() };
+    text.truncate(text.trim_end().len());
+    text.push('\n');
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(CliError::Stdout(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,195 @@
+//! `run`: a user's tensors through sparse attention, one group of heads at a time.
+
+mod layout;
+
+use super::args::{AttentionArgs, describe};
+use super::error::CliError;
+use super::progress;
+use super::report::Report;
+use super::table::milliseconds;
+use super::tensor_file::{PendingFile, RawTensor, TensorFile, serialize};
+use clap::Args;
+use layout::{Layout, Sizes, Unit};
+use serde_json::json;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Instant;
+use tilewright::toolchain::Toolchain;
+use tilewright::{Attention, HeadDim, Output, Tensor};
+
+#[derive(Args)]
+pub struct RunArgs {
+    /// A safetensors file with q, k and v, f16 or bf16.
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+    /// The safetensors file to write: out (as q) and lse [batch, heads, seq_q] f32.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// The order of the dimensions: batch, heads, sequence, head dimension, or sequence before heads.
+    #[arg(long, value_enum, default_value_t = Layout::Bhsd)]
+    layout: Layout,
+    /// Write the block mask too: kv_counts [batch, heads, q_blocks] and kv_indices [batch, heads, q_blocks, kv_blocks].
+    #[arg(long)]
+    mask: bool,
+    /// The factor of the products of q and k; 1/sqrt(head dimension) if not given.
+    #[arg(long)]
+    scale: Option<f32>,
+    #[command(flatten)]
+    attention: AttentionArgs,
+}
+
+/// What has been computed, unit after unit.
+#[derive(Default)]
+struct Results {
+    out: Vec<u8>,
+    lse: Vec<f32>,
+    kv_counts: Vec<i32>,
+    kv_indices: Vec<i32>,
+    kept: usize,
+}
+
+pub fn run(args: &RunArgs) -> Result<Report, CliError> {
+    let write_error = |source| CliError::Write { path: args.output.clone(), option: "--output", source };
+    let file = TensorFile::read(&args.input)?;
+    let (q, k, v) = (file.half("q")?, file.half("k")?, file.half("v")?);
+    let sizes = Sizes::of(&q, &k, &v, args.layout)?;
+    let head_dim = HeadDim::new(sizes.d).map_err(tilewright::Error::from)?;
+    let selection = args.attention.selection();
+    selection.validate().map_err(tilewright::Error::from)?;
+    let pending = PendingFile::create(&args.output).map_err(write_error)?;
+
+    let mut device = args.attention.device.open()?;
+    if device.is_cuda()
+        && let Err(error) = Toolchain::find_or_install(progress::note)
+    {
+        let why = error.to_string();
+        device = args.attention.device.without_nvrtc(&device, error)?;
+        progress::note(&format!("running on the CPU: {why}"));
+    }
+    let mut builder = Attention::builder(head_dim, q.dtype).select(selection).blocks(args.attention.block);
+    if let Some(scale) = args.scale {
+        builder = builder.scale(scale);
+    }
+    let attention = builder.build(&device)?;
+
+    let start = Instant::now();
+    let results = compute(&attention, [&q, &k, &v], &sizes, args.layout)?;
+    let ms = start.elapsed().as_secs_f64() * 1e3;
+
+    let blocks = attention.blocks();
+    let (q_blocks, kv_blocks) = (sizes.seq_q.div_ceil(blocks.q()), sizes.seq_kv.div_ceil(blocks.kv()));
+    let rows = vec![sizes.batch, sizes.heads, q_blocks];
+    let total = rows.iter().product::<usize>() * kv_blocks;
+    let sparsity = if total == 0 { 0.0 } else { 1.0 - results.kept as f64 / total as f64 };
+    let dtype =
+        if q.dtype == tilewright::DType::F16 { safetensors::Dtype::F16 } else { safetensors::Dtype::BF16 };
+    let mut tensors = vec![
+        ("out", dtype, q.shape.clone(), results.out),
+        (
+            "lse",
+            safetensors::Dtype::F32,
+            vec![sizes.batch, sizes.heads, sizes.seq_q],
+            le(&results.lse, f32::to_le_bytes),
+        ),
+    ];
+    if args.mask {
+        let lists = [rows.clone(), vec![kv_blocks]].concat();
+        tensors.push(("kv_counts", safetensors::Dtype::I32, rows, le(&results.kv_counts, i32::to_le_bytes)));
+        tensors.push((
+            "kv_indices",
+            safetensors::Dtype::I32,
+            lists,
+            le(&results.kv_indices, i32::to_le_bytes),
+        ));
+    }
+    let names: Vec<&str> = tensors.iter().map(|(name, ..)| *name).collect();
+    let metadata = HashMap::from([
+        ("made_by".to_owned(), concat!("tilewright ", env!("CARGO_PKG_VERSION")).to_owned()),
+        ("selection".to_owned(), describe(&selection)),
+        ("block".to_owned(), format!("{}x{}", blocks.q(), blocks.kv())),
+        ("scale".to_owned(), attention.scale().to_string()),
+    ]);
+    let bytes = serialize(&tensors, metadata).map_err(|error| write_error(std::io::Error::other(error)))?;
+    pending.publish(&bytes).map_err(write_error)?;
+
+    let text = format!(
+        "{}: {} written\n{} batch × {} heads, {} queries × {} keys, d {}, {}; {blocks} blocks, {}\n\
+         {:.1} % of the blocks dropped; {} on {device}, transfers included\n",
+        args.output.display(),
+        names.join(", "),
+        sizes.batch,
+        sizes.heads,
+        sizes.seq_q,
+        sizes.seq_kv,
+        sizes.d,
+        q.dtype,
+        describe(&selection),
+        100.0 * sparsity,
+        milliseconds(ms),
+    );
+    let json = json!({
+        "input": args.input,
+        "output": args.output,
+        "tensors": names,
+        "device": device.to_string(),
+        "batch": sizes.batch,
+        "heads": sizes.heads,
+        "kv_heads": sizes.kv_heads,
+        "seq_q": sizes.seq_q,
+        "seq_kv": sizes.seq_kv,
+        "head_dim": sizes.d,
+        "dtype": q.dtype,
+        "top_k": selection.k(),
+        "top_p": selection.p(),
+        "block": [blocks.q(), blocks.kv()],
+        "sparsity": sparsity,
+        "total_ms": ms,
+    });
+    Ok(Report::new(text, &json))
+}
+
+/// Attention unit by unit: the query heads that share a key head, of one batch entry. Memory on the device stays
+/// small, and the bar moves.
+fn compute(
+    attention: &Attention,
+    [q, k, v]: [&RawTensor<'_>; 3],
+    sizes: &Sizes,
+    layout: Layout,
+) -> Result<Results, CliError> {
+    let device = attention.device();
+    let mut results = Results { out: vec![0; q.bytes.len()], ..Results::default() };
+    let units = sizes.units();
+    let bar = progress::bar(units.len(), "heads");
+    for Unit { batch, kv_head } in units {
+        let heads = kv_head * sizes.group()..(kv_head + 1) * sizes.group();
+        let take = |raw: &RawTensor<'_>, seq, heads: std::ops::Range<usize>| -> Result<Tensor, CliError> {
+            let shape = [1, heads.len(), seq, sizes.d];
+            let bytes = layout.gather(raw, batch, heads);
+            Ok(Tensor::from_bytes(raw.dtype, &bytes, &shape)?.to(device)?)
+        };
+        let q_unit = take(q, sizes.seq_q, heads.clone())?;
+        let k_unit = take(k, sizes.seq_kv, kv_head..kv_head + 1)?;
+        let v_unit = take(v, sizes.seq_kv, kv_head..kv_head + 1)?;
+        let Output { out, lse, mask } = attention.forward(&q_unit, &k_unit, &v_unit)?;
+        layout.scatter(&bytes_of(&out)?, &mut results.out, &q.shape, batch, heads);
+        results.lse.extend(lse.to_vec::<f32>()?);
+        results.kv_counts.extend(mask.kv().counts.to_vec::<i32>()?);
+        results.kv_indices.extend(mask.kv().indices.to_vec::<i32>()?);
+        results.kept += mask.kept_blocks()?;
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(results)
+}
+
+/// The elements of a half-precision tensor, row-major, as a file holds them.
+fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>, CliError> {
+    Ok(match tensor.dtype() {
+        tilewright::DType::F16 => le(&tensor.to_vec::<half::f16>()?, half::f16::to_le_bytes),
+        _ => le(&tensor.to_vec::<half::bf16>()?, half::bf16::to_le_bytes),
+    })
+}
+
+fn le<T: Copy, const N: usize>(values: &[T], bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+    values.iter().flat_map(|&value| bytes(value)).collect()
+}

@@ -1,0 +1,133 @@
+//! Variants compiled for some architectures: what `compile` and `demo` show.
+
+use super::error::CliError;
+use super::progress;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::time::Duration;
+use tilewright::codegen::{Arch, Budget, Generator, KernelSource, Variant};
+use tilewright::compile::{CompileJob, PtxasReport, compile_all};
+use tilewright::toolchain::Toolchain;
+
+/// A variant with what became of it on each architecture.
+#[derive(Serialize)]
+pub struct VariantReport {
+    pub kernel: String,
+    pub name: String,
+    pub fingerprint: String,
+    pub spec: Map<String, Value>,
+    pub schedule: Map<String, Value>,
+    pub budget: Budget,
+    pub compiled: Vec<ArchReport>,
+}
+
+/// One compilation.
+#[derive(Serialize)]
+pub struct ArchReport {
+    pub arch: String,
+    /// None when it does not compile.
+    pub ptxas: Option<PtxasReport>,
+    /// Dynamic and static shared memory of a block, bytes.
+    pub shared_bytes: i64,
+    pub compile_ms: f64,
+    pub error: Option<String>,
+}
+
+impl ArchReport {
+    pub fn new(variant: &Variant, arch: &str, ptxas: PtxasReport, time: Duration) -> Self {
+        ArchReport {
+            arch: arch.to_owned(),
+            shared_bytes: variant.candidate.budget.smem_bytes + i64::from(ptxas.static_smem_bytes),
+            ptxas: Some(ptxas),
+            compile_ms: time.as_secs_f64() * 1e3,
+            error: None,
+        }
+    }
+
+    fn failed(variant: &Variant, arch: &str, error: String) -> Self {
+        ArchReport {
+            arch: arch.to_owned(),
+            ptxas: None,
+            shared_bytes: variant.candidate.budget.smem_bytes,
+            compile_ms: 0.0,
+            error: Some(error),
+        }
+    }
+
+    /// Compiled without spills.
+    pub fn is_good(&self) -> bool {
+        self.ptxas.is_some_and(|report| !report.spills())
+    }
+}
+
+impl VariantReport {
+    /// A variant that has not been compiled.
+    pub fn new(variant: &Variant) -> Self {
+        let candidate = &variant.candidate;
+        let json = |value: &tilewright::codegen::Value| {
+            serde_json::to_value(value).expect("a dtype or an integer is plain data")
+        };
+        VariantReport {
+            kernel: candidate.spec.kernel().to_owned(),
+            name: variant.name.clone(),
+            fingerprint: variant.fingerprint.clone(),
+            spec: candidate.spec.values().iter().map(|(name, value)| (name.clone(), json(value))).collect(),
+            schedule: (candidate.schedule.values.iter())
+                .map(|(name, value)| (name.clone(), (*value).into()))
+                .collect(),
+            budget: candidate.budget,
+            compiled: Vec::new(),
+        }
+    }
+}
+
+/// A variant and the architectures it is to be compiled for.
+pub struct Job {
+    pub variant: Variant,
+    pub archs: Vec<Arch>,
+}
+
+/// The shipped variants of a kernel with those of `archs` whose limits they keep.
+pub fn shipped(source: &KernelSource, archs: &[Arch]) -> Result<Vec<Job>, CliError> {
+    let generator = Generator::new(source)?;
+    let mut jobs = Vec::new();
+    for variant in generator.shipped()? {
+        let mut fitting = Vec::new();
+        for &arch in archs {
+            let accepted = generator.candidates(&variant.candidate.spec, arch)?.accepted;
+            if accepted.iter().any(|candidate| candidate.schedule == variant.candidate.schedule) {
+                fitting.push(arch);
+            }
+        }
+        if !fitting.is_empty() {
+            jobs.push(Job { variant, archs: fitting });
+        }
+    }
+    Ok(jobs)
+}
+
+/// Compiles everything on all cores, with a progress bar.
+pub fn compile(toolchain: &Toolchain, jobs: &[Job]) -> Vec<VariantReport> {
+    let pairs: Vec<(&Variant, Arch)> =
+        jobs.iter().flat_map(|job| job.archs.iter().map(|&arch| (&job.variant, arch))).collect();
+    let compile_jobs = pairs.iter().map(|(variant, arch)| CompileJob {
+        name: variant.name.clone(),
+        source: variant.source.clone(),
+        arch: arch.name().to_owned(),
+    });
+    let bar = progress::bar(pairs.len(), "compiling");
+    let cubins = compile_all(toolchain, compile_jobs.collect(), |done| {
+        bar.set_message(done.job.arch.clone());
+        bar.inc(1);
+    });
+    bar.finish_and_clear();
+    let mut results = pairs.iter().zip(cubins).map(|((variant, arch), cubin)| match cubin {
+        Ok(cubin) => ArchReport::new(variant, arch.name(), cubin.report, cubin.compile_time),
+        Err(error) => ArchReport::failed(variant, arch.name(), error.to_string()),
+    });
+    let report = |job: &Job| VariantReport {
+        compiled: results.by_ref().take(job.archs.len()).collect(),
+        ..VariantReport::new(&job.variant)
+    };
+    jobs.iter().map(report).collect()
+}

@@ -1,0 +1,15 @@
+//! The command, run as a user runs it.
+//!
+//! What needs NVRTC is skipped, loudly, where there is none; nothing here installs it.
+
+#[path = "cli/support.rs"]
+mod support;
+
+#[path = "cli/bad_input.rs"]
+mod bad_input;
+#[path = "cli/demo.rs"]
+mod demo;
+#[path = "cli/generator.rs"]
+mod generator;
+#[path = "cli/run.rs"]
+mod run;
