@@ -47,14 +47,14 @@ pub fn layer(
         dense.forward(&layer.q, &layer.k, &layer.v)?.out.to_f32_vec()?.into_iter().map(f64::from).collect();
     let same_blocks = attention_f64(&layer.q, &layer.k, &layer.v, &mask, attention.scale(), None, None)?;
 
-    let [batch, heads, tokens, _] = <[usize; 4]>::try_from(q.shape()).unwrap_or_default();
+    let [_, _, tokens, _] = <[usize; 4]>::try_from(q.shape()).unwrap_or_default();
     let blocks = attention.blocks();
     let full = BlockMask::full(1, 1, (blocks.q(), blocks.kv()), (tokens, tokens))?;
     let full = on(device, &full, tokens)?;
     let report = LayerReport {
         layer: layer.layer.clone(),
         heads: layer.heads.clone(),
-        tokens: batch * heads * tokens,
+        tokens,
         blocks: mask.shape().iter().product(),
         kept_blocks: mask.kept_blocks()?,
         sparsity: mask.sparsity()?,

@@ -15,7 +15,7 @@ use clap::Args;
 use measure::LayerReport;
 use serde::Serialize;
 use std::path::PathBuf;
-use tilewright::toolchain::Toolchain;
+use tilewright::toolchain::{Toolchain, ToolchainError};
 use tilewright::{Attention, Device};
 
 #[derive(Args)]
@@ -52,9 +52,16 @@ pub fn run(args: &DemoArgs) -> Result<Report, CliError> {
         Ok(toolchain) => Some(toolchain),
         Err(error) => {
             let instead = if device.is_cuda() { "running on the CPU" } else { "no kernel is compiled" };
-            let why = error.to_string();
+            let why = match &error {
+                // The command and all its last lines are for `toolchain install` to show.
+                ToolchainError::PipFailed { status, last_lines, .. } => {
+                    let last = last_lines.last().map_or("", String::as_str);
+                    format!("its installation failed ({status}): {last}")
+                }
+                other => other.to_string().lines().next().unwrap_or_default().to_owned(),
+            };
             device = args.attention.device.without_nvrtc(&device, error)?;
-            notes.push(format!("no NVRTC, {instead}: {}", why.lines().next().unwrap_or_default()));
+            notes.push(format!("no NVRTC, {instead}: {why}"));
             None
         }
     };

@@ -23,11 +23,12 @@ pub fn describe(report: &DemoReport, selection: &Selection) -> String {
         report.block[1],
         args::describe(selection)
     );
-    let _ = writeln!(text, "{}", layers(report));
+    let _ = writeln!(text, "{}\n", layers(report));
     text += "  error to dense   relative L1 distance to exact attention: what the dropped blocks held. Tokens are in\n";
     text += "                   raster order and the model was not fine-tuned for the mask.\n";
     text +=
         "  arithmetic       relative Frobenius distance to f64 over the same blocks: what rounding costs.\n";
+    text += "  speed-up         attention over all blocks, by the same executor, over mask and attention together.\n";
     let _ = writeln!(text, "  sparsity         {:.1} % of the blocks are dropped\n", 100.0 * report.sparsity);
 
     if !report.kernels.is_empty() {
