@@ -31,6 +31,20 @@ impl Toolchain {
     /// An architecture that this NVRTC does not know, a source with errors (shown with the lines at fault), an entry
     /// function of another name, or a failure of NVRTC's own.
     pub fn compile(&self, name: &str, source: &str, arch: &str) -> Result<Cubin, CompileError> {
+        self.compile_with(name, source, arch, &[])
+    }
+
+    /// As [`compile`](Self::compile), with NVRTC options of one's own after [`OPTIONS`].
+    ///
+    /// # Errors
+    /// As [`compile`](Self::compile).
+    pub fn compile_with(
+        &self,
+        name: &str,
+        source: &str,
+        arch: &str,
+        more: &[&str],
+    ) -> Result<Cubin, CompileError> {
         self.check_arch(arch)?;
         let file = format!("{name}.cu");
         let nul = |what| move |_| CompileError::Nul { what, name: name.replace('\0', "\\0") };
@@ -39,7 +53,7 @@ impl Toolchain {
         let include = format!("--include-path={}", self.include_dir().display());
         let options = [format!("--gpu-architecture={arch}"), include]
             .into_iter()
-            .chain(OPTIONS.iter().map(|option| option.to_string()))
+            .chain(OPTIONS.iter().chain(more).map(|option| option.to_string()))
             .map(|option| CString::new(option).map_err(nul("options")))
             .collect::<Result<Vec<_>, _>>()?;
 
