@@ -1,0 +1,320 @@
+// Block-sparse attention, forward, for the cp.async / ldmatrix / mma.sync family (sm_80 and every later architecture).
+//
+// One thread block takes BLOCK_Q queries of one head and walks that row's key blocks in steps of STEP_KV keys. Each
+// warp owns BLOCK_Q / WARPS rows from the scores to the output, so the warps meet only to trade K and V tiles.
+<% include "lib/async_copy.cuh" %>
+<% include "lib/tile.cuh" %>
+<% include "lib/mma.cuh" %>
+<% include "lib/math.cuh" %>
+<% include "lib/key_blocks.cuh" %>
+
+constexpr int WARP_ROWS = BLOCK_Q / WARPS;
+constexpr int M_TILES = WARP_ROWS / 16;       // 16-row pieces of a warp
+constexpr int KEY_TILES = STEP_KV / 16;       // 16-key pieces of a step
+constexpr int D_TILES = D / 16;               // 16-column pieces of the head dimension
+constexpr int STEPS_PER_BLOCK = BLOCK_KV / STEP_KV;
+constexpr int AHEAD = STAGES == 1 ? 1 : STAGES - 1;  // steps between a tile's copy and its use
+
+static_assert(WARP_ROWS == 16 * M_TILES && M_TILES >= 1, "a warp takes whole 16-row tiles");
+static_assert(BLOCK_KV == STEP_KV * STEPS_PER_BLOCK && STEP_KV % 16 == 0, "a block is a whole number of steps");
+static_assert(THREADS == 32 * WARPS);
+
+using Layout = Tile<D>;
+constexpr unsigned Q_BYTES = BLOCK_Q * Layout::ROW_BYTES;
+constexpr unsigned KV_BYTES = STEP_KV * Layout::ROW_BYTES;
+
+// Queries stay in registers where they fit beside the output and the scores; else every step reads them again.
+constexpr bool Q_IN_REGISTERS = 4 * M_TILES * (D_TILES + 2 * D_TILES + 2 * KEY_TILES) <= Q_REGISTER_LIMIT;
+
+// The running maximum may lag behind the true one by this much (in powers of two) before the output is rescaled:
+// exponentials then reach 256 at most, and after the first step a rescale is rare.
+constexpr float MAX_LAG = 8.0f;
+
+// The maximum of a row that has met no key: finite, so that a masked score's exponential is 0 and never NaN.
+constexpr float LOWEST = -3.402823466e38f;
+
+/// What a warp carries from step to step.
+struct WarpState {
+    float out[M_TILES][2 * D_TILES][4];
+    float max[M_TILES][2];  // base-2 exponent units
+    float sum[M_TILES][2];  // this lane's share
+};
+
+struct Queries {
+    unsigned held[Q_IN_REGISTERS ? M_TILES : 1][Q_IN_REGISTERS ? D_TILES : 1][4];
+    unsigned address;  // of this lane in the warp's first 16 rows
+
+    __device__ __forceinline__ void load() {
+        if constexpr (Q_IN_REGISTERS) {
+#pragma unroll
+            for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+                for (int d = 0; d < D_TILES; ++d) read(held[m][d], m, d);
+        }
+    }
+    __device__ __forceinline__ void get(unsigned (&a)[4], int m, int d) const {
+        if constexpr (Q_IN_REGISTERS) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) a[i] = held[m][d][i];
+        } else {
+            read(a, m, d);
+        }
+    }
+
+   private:
+    __device__ __forceinline__ void read(unsigned (&a)[4], int m, int d) const {
+        unsigned rows[4];
+        load_matrices(rows, Layout::right(address, d) + m * 16 * Layout::ROW_BYTES);
+        a[0] = rows[0], a[1] = rows[2], a[2] = rows[1], a[3] = rows[3];  // an A operand goes down before right
+    }
+};
+
+using Scores = float[M_TILES][2 * KEY_TILES][4];
+
+/// scores = Q Kᵀ. `k_lane` is this lane's ldmatrix address in the K tile.
+__device__ __forceinline__ void multiply_queries_keys(Scores& scores, const Queries& queries, unsigned k_lane) {
+#pragma unroll
+    for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+        for (int n = 0; n < 2 * KEY_TILES; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) scores[m][n][i] = 0.0f;
+#pragma unroll
+    for (int d = 0; d < D_TILES; ++d) {
+        unsigned a[M_TILES][4];
+#pragma unroll
+        for (int m = 0; m < M_TILES; ++m) queries.get(a[m], m, d);
+#pragma unroll
+        for (int n = 0; n < KEY_TILES; ++n) {
+            unsigned b[4];
+            load_matrices(b, Layout::right(k_lane, d) + n * 16 * Layout::ROW_BYTES);
+#pragma unroll
+            for (int m = 0; m < M_TILES; ++m) {
+                Mma<T>::add(scores[m][2 * n], a[m], b[0], b[1]);
+                Mma<T>::add(scores[m][2 * n + 1], a[m], b[2], b[3]);
+            }
+        }
+    }
+}
+
+/// Calls `change(score, row, key)` for each score of this lane, row and key counted from the warp's and the step's first.
+template <typename Change>
+__device__ __forceinline__ void each_score(Scores& scores, int lane, Change change) {
+#pragma unroll
+    for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+        for (int n = 0; n < 2 * KEY_TILES; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                change(scores[m][n][i], m * 16 + lane / 4 + i / 2 * 8, n * 8 + lane % 4 * 2 + i % 2);
+}
+
+/// Raises the running maxima to cover these scores and rescales what was summed so far, if any row of the warp needs it.
+__device__ __forceinline__ void raise_maxima(WarpState& state, const Scores& scores, float to_exponent) {
+    float raised[M_TILES][2];
+    bool lagging = false;
+#pragma unroll
+    for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float top = -infinity();
+#pragma unroll
+            for (int n = 0; n < 2 * KEY_TILES; ++n)
+                top = fmaxf(top, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
+            raised[m][half] = fmaxf(state.max[m][half], quad_max(top) * to_exponent);
+            lagging |= raised[m][half] - state.max[m][half] > MAX_LAG;
+        }
+    if (!__any_sync(0xffffffffu, lagging)) return;
+#pragma unroll
+    for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const float factor = exp2_approx(state.max[m][half] - raised[m][half]);
+            state.max[m][half] = raised[m][half];
+            state.sum[m][half] *= factor;
+#pragma unroll
+            for (int n = 0; n < 2 * D_TILES; ++n) {
+                state.out[m][n][2 * half] *= factor;
+                state.out[m][n][2 * half + 1] *= factor;
+            }
+        }
+}
+
+/// out += softmax(scores) V, 16 keys at a time, so that one piece's exponentials run under another's products.
+__device__ __forceinline__ void accumulate_values(WarpState& state, Scores& scores, float to_exponent, unsigned v_lane) {
+#pragma unroll
+    for (int key = 0; key < KEY_TILES; ++key) {
+        unsigned p[M_TILES][4];
+#pragma unroll
+        for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+            for (int part = 0; part < 4; ++part) {  // column half, then row half: the order of an A operand
+                const int half = part % 2;
+                const float* pair = &scores[m][2 * key + part / 2][2 * half];
+                const float first = exp2_approx(fmaf(pair[0], to_exponent, -state.max[m][half]));
+                const float second = exp2_approx(fmaf(pair[1], to_exponent, -state.max[m][half]));
+                state.sum[m][half] += first + second;
+                p[m][part] = Mma<T>::pack(first, second);
+            }
+#pragma unroll
+        for (int d = 0; d < D_TILES; ++d) {
+            unsigned b[4];
+            load_matrices_transposed(b, Layout::right(v_lane, d) + key * 16 * Layout::ROW_BYTES);
+#pragma unroll
+            for (int m = 0; m < M_TILES; ++m) {
+                Mma<T>::add(state.out[m][2 * d], p[m], b[0], b[2]);
+                Mma<T>::add(state.out[m][2 * d + 1], p[m], b[1], b[3]);
+            }
+        }
+    }
+}
+
+/// Divides by the sums, writes `lse`, and writes `out` through the warp's own rows of the Q tile.
+__device__ __forceinline__ void write_rows(const Params& p, WarpState& state, unsigned char* rows, int lane, int batch,
+                                           int head, int first_row) {
+#pragma unroll
+    for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = m * 16 + half * 8 + lane / 4;
+            const float sum = quad_sum(state.sum[m][half]);
+            const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+            if (lane % 4 == 0 && first_row + row < p.seq_q) {
+                p.lse[batch * p.lse_stride[0] + head * p.lse_stride[1] + first_row + row] =
+                    sum == 0.0f ? -infinity() : (state.max[m][half] + log2f(sum)) * LN_2;
+            }
+#pragma unroll
+            for (int n = 0; n < 2 * D_TILES; ++n)
+                *reinterpret_cast<unsigned*>(rows + Layout::offset(row, n) + lane % 4 * 4) =
+                    Mma<T>::pack(state.out[m][n][2 * half] * inverse, state.out[m][n][2 * half + 1] * inverse);
+        }
+    __syncwarp();
+    constexpr int CHUNKS = D / 8;
+    T* out = p.out + batch * p.out_stride[0] + head * p.out_stride[1] + first_row * p.out_stride[2];
+#pragma unroll 4
+    for (int i = lane; i < WARP_ROWS * CHUNKS; i += 32) {
+        const int row = i / CHUNKS, chunk = i % CHUNKS;
+        if (first_row + row < p.seq_q && chunk * 8 < p.head_dim)
+            *reinterpret_cast<uint4*>(out + row * p.out_stride[2] + chunk * 8) =
+                *reinterpret_cast<const uint4*>(rows + Layout::offset(row, chunk));
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
+TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Functions f) {
+    extern __shared__ __align__(128) unsigned char smem[];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int q_block = blockIdx.x, head = blockIdx.y, batch = blockIdx.z;
+    const int kv_head = head / (p.heads / p.kv_heads);
+    const int first_row = q_block * BLOCK_Q + warp * WARP_ROWS;
+
+    const unsigned q_tile = shared_address(smem);
+    const unsigned kv_tiles = q_tile + Q_BYTES;  // STAGES pairs, K before V
+    const TileCopy<T, D, THREADS> keys(p.k + batch * p.k_stride[0] + kv_head * p.k_stride[1], p.k_stride[2], p.head_dim,
+                                       threadIdx.x);
+    const TileCopy<T, D, THREADS> values(p.v + batch * p.v_stride[0] + kv_head * p.v_stride[1], p.v_stride[2],
+                                         p.head_dim, threadIdx.x);
+
+    const KeyBlocks blocks(p);
+    const int steps = blocks.count * STEPS_PER_BLOCK;
+    const auto first_key_of = [&](int step) {
+        return blocks.at(p, step / STEPS_PER_BLOCK) * BLOCK_KV + step % STEPS_PER_BLOCK * STEP_KV;
+    };
+    // First keys of this step and the next ones; the last is read a step before its copy starts.
+    int first_key[AHEAD + 2];
+#pragma unroll
+    for (int i = 0; i < AHEAD + 2; ++i) first_key[i] = first_key_of(i);
+
+    TileCopy<T, D, THREADS>(p.q + batch * p.q_stride[0] + head * p.q_stride[1], p.q_stride[2], p.head_dim, threadIdx.x)
+        .template start<BLOCK_Q>(q_tile, q_block * BLOCK_Q, p.seq_q);
+    if constexpr (STAGES == 1) {
+        if (steps > 0) keys.template start<STEP_KV>(kv_tiles, first_key[0], p.seq_kv);
+        copy_commit();
+    } else {
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i) {
+            if (i < steps) {
+                keys.template start<STEP_KV>(kv_tiles + 2 * i * KV_BYTES, first_key[i], p.seq_kv);
+                values.template start<STEP_KV>(kv_tiles + (2 * i + 1) * KV_BYTES, first_key[i], p.seq_kv);
+            }
+            copy_commit();
+        }
+    }
+
+    WarpState state;
+#pragma unroll
+    for (int m = 0; m < M_TILES; ++m) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            state.max[m][half] = LOWEST;
+            state.sum[m][half] = 0.0f;
+        }
+#pragma unroll
+        for (int n = 0; n < 2 * D_TILES; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) state.out[m][n][i] = 0.0f;
+    }
+    Queries queries;
+    queries.address = Layout::lane_address(q_tile, warp * WARP_ROWS, lane);
+    const unsigned k_lane = Layout::lane_address(kv_tiles, 0, lane);
+
+    // Scores times this are exponents of two. The maxima are taken before the product, so it must not be negative; a
+    // score function's result needs no scale, other scores take the sign (or the zero) of an unusual scale by themselves.
+    const float magnitude = p.scale == 0.0f ? 1.0f : fabsf(p.scale);
+    const float sign = p.scale == 0.0f ? 0.0f : -1.0f;
+    const float to_exponent = HAS_SCORE_MOD ? LOG2_E : magnitude * LOG2_E;
+
+    unsigned slot = 0;  // byte offset of this step's pair of tiles
+    for (int step = 0; step < steps; ++step) {
+        copy_wait<(STAGES > 2 ? STAGES - 2 : 0)>();
+        __syncthreads();  // this step's tiles are visible, and no warp still reads the last step's
+        if constexpr (STAGES == 1) {
+            values.template start<STEP_KV>(kv_tiles + KV_BYTES, first_key[0], p.seq_kv);
+        } else if (step + AHEAD < steps) {
+            const unsigned free_slot = slot == 0 ? (STAGES - 1) * 2 * KV_BYTES : slot - 2 * KV_BYTES;
+            keys.template start<STEP_KV>(kv_tiles + free_slot, first_key[AHEAD], p.seq_kv);
+            values.template start<STEP_KV>(kv_tiles + free_slot + KV_BYTES, first_key[AHEAD], p.seq_kv);
+        }
+        copy_commit();
+
+        // Four swizzled addresses a tile are cheap to make again and too many to keep: hide that they never change.
+        asm volatile("" : "+r"(queries.address), "+r"(slot));
+        if (step == 0) queries.load();
+        Scores scores;
+        multiply_queries_keys(scores, queries, k_lane + slot);
+
+        if constexpr (STAGES == 1) {
+            copy_wait<0>();
+            __syncthreads();  // V is visible, and no warp still reads K
+            if (step + 1 < steps) keys.template start<STEP_KV>(kv_tiles, first_key[1], p.seq_kv);
+            copy_commit();
+        }
+
+        if constexpr (HAS_SCORE_MOD) {
+            each_score(scores, lane, [&](float& score, int row, int key) {
+                score = f.score_mod(score * p.scale, batch, head, first_row + row, first_key[0] + key);
+            });
+        } else if (!(p.scale > 0.0f)) {
+            each_score(scores, lane, [&](float& score, int, int) { score *= sign; });
+        }
+        if (first_key[0] + STEP_KV > p.seq_kv)
+            each_score(scores, lane, [&](float& score, int, int key) {
+                if (first_key[0] + key >= p.seq_kv) score = -infinity();
+            });
+        if (HAS_MASK_MOD && step < blocks.partial_count * STEPS_PER_BLOCK)
+            each_score(scores, lane, [&](float& score, int row, int key) {
+                if (!f.mask_mod(batch, head, first_row + row, first_key[0] + key)) score = -infinity();
+            });
+
+        raise_maxima(state, scores, to_exponent);
+        accumulate_values(state, scores, to_exponent, k_lane + slot + KV_BYTES);
+
+#pragma unroll
+        for (int i = 0; i < AHEAD + 1; ++i) first_key[i] = first_key[i + 1];
+        first_key[AHEAD + 1] = first_key_of(step + AHEAD + 2);
+        if constexpr (STAGES > 1) slot = slot == (STAGES - 1) * 2 * KV_BYTES ? 0 : slot + 2 * KV_BYTES;
+    }
+    copy_wait<0>();
+    if (steps == 0) __syncthreads();  // the copies of Q by other warps must have landed before its rows are overwritten
+    write_rows(p, state, smem + warp * WARP_ROWS * Layout::ROW_BYTES, lane, batch, head, first_row);
+}

@@ -1,0 +1,46 @@
+// The key blocks of one query block, as a block mask lists them.
+#pragma once
+
+/// This thread block's place in a [q_blocks, heads, batch] grid, read anew at each call. What is computed from
+/// blockIdx would be kept in registers across a whole kernel; from this it is made where it is needed.
+__device__ __forceinline__ dim3 block_place() {
+    dim3 place;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(place.x));
+    asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(place.y));
+    asm volatile("mov.u32 %0, %%ctaid.z;" : "=r"(place.z));
+    return place;
+}
+
+/// Blocks whose elements the mask function still decides come first, whole blocks after them.
+///
+/// The lists are a caller's: a count past its list is cut, and a number that is no block reads as block `kv_blocks`,
+/// whose keys all lie past the end and so are never loaded and always masked.
+struct KeyBlocks {
+    int partial_count;
+    int count;
+
+    __device__ __forceinline__ explicit KeyBlocks(const Params& p) {
+        partial_count = length(p.kv_counts, p.kv_counts_stride, p.max_blocks);
+        count = partial_count;
+        if (p.full_kv_counts && p.full_kv_indices)
+            count += length(p.full_kv_counts, p.full_kv_counts_stride, p.max_full_blocks);
+    }
+
+    /// The block number at `place`; places past the last read as no block.
+    __device__ __forceinline__ int at(const Params& p, int place) const {
+        if (place >= count) return p.kv_blocks;
+        const int block = place < partial_count ? entry(p.kv_indices, p.kv_indices_stride, place)
+                                                : entry(p.full_kv_indices, p.full_kv_indices_stride, place - partial_count);
+        return static_cast<unsigned>(block) < static_cast<unsigned>(p.kv_blocks) ? block : p.kv_blocks;
+    }
+
+   private:
+    static __device__ __forceinline__ int length(const int* counts, const long long* stride, int width) {
+        const dim3 block = block_place();
+        return min(max(__ldg(counts + block.z * stride[0] + block.y * stride[1] + block.x), 0), width);
+    }
+    static __device__ __forceinline__ int entry(const int* indices, const long long* stride, int place) {
+        const dim3 block = block_place();
+        return __ldg(indices + block.z * stride[0] + block.y * stride[1] + block.x * stride[2] + place);
+    }
+};
