@@ -63,9 +63,7 @@ struct Queries {
 
    private:
     __device__ __forceinline__ void read(unsigned (&a)[4], int m, int d) const {
-        unsigned rows[4];
-        load_matrices(rows, Layout::right(address, d) + m * 16 * Layout::ROW_BYTES);
-        a[0] = rows[0], a[1] = rows[2], a[2] = rows[1], a[3] = rows[3];  // an A operand goes down before right
+        load_matrices(a, Layout::right(address, d) + m * 16 * Layout::ROW_BYTES);
     }
 };
 
@@ -162,8 +160,8 @@ __device__ __forceinline__ void accumulate_values(WarpState& state, Scores& scor
             load_matrices_transposed(b, Layout::right(v_lane, d) + key * 16 * Layout::ROW_BYTES);
 #pragma unroll
             for (int m = 0; m < M_TILES; ++m) {
-                Mma<T>::add(state.out[m][2 * d], p[m], b[0], b[2]);
-                Mma<T>::add(state.out[m][2 * d + 1], p[m], b[1], b[3]);
+                Mma<T>::add(state.out[m][2 * d], p[m], b[0], b[1]);
+                Mma<T>::add(state.out[m][2 * d + 1], p[m], b[2], b[3]);
             }
         }
     }
@@ -210,6 +208,8 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
 
     const unsigned q_tile = shared_address(smem);
     const unsigned kv_tiles = q_tile + Q_BYTES;  // STAGES pairs, K before V
+    TileCopy<T, D, THREADS>(p.q + batch * p.q_stride[0] + head * p.q_stride[1], p.q_stride[2], p.head_dim, threadIdx.x)
+        .template start<BLOCK_Q>(q_tile, q_block * BLOCK_Q, p.seq_q);
     const TileCopy<T, D, THREADS> keys(p.k + batch * p.k_stride[0] + kv_head * p.k_stride[1], p.k_stride[2], p.head_dim,
                                        threadIdx.x);
     const TileCopy<T, D, THREADS> values(p.v + batch * p.v_stride[0] + kv_head * p.v_stride[1], p.v_stride[2],
@@ -225,8 +225,6 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
 #pragma unroll
     for (int i = 0; i < AHEAD + 2; ++i) first_key[i] = first_key_of(i);
 
-    TileCopy<T, D, THREADS>(p.q + batch * p.q_stride[0] + head * p.q_stride[1], p.q_stride[2], p.head_dim, threadIdx.x)
-        .template start<BLOCK_Q>(q_tile, q_block * BLOCK_Q, p.seq_q);
     if constexpr (STAGES == 1) {
         if (steps > 0) keys.template start<STEP_KV>(kv_tiles, first_key[0], p.seq_kv);
         copy_commit();
@@ -255,8 +253,9 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
             for (int i = 0; i < 4; ++i) state.out[m][n][i] = 0.0f;
     }
     Queries queries;
-    queries.address = Layout::lane_address(q_tile, warp * WARP_ROWS, lane);
-    const unsigned k_lane = Layout::lane_address(kv_tiles, 0, lane);
+    queries.address = Layout::lane_by_columns(q_tile, warp * WARP_ROWS, lane);
+    const unsigned k_lane = Layout::lane_by_rows(kv_tiles, 0, lane);
+    const unsigned v_lane = Layout::lane_by_columns(kv_tiles + KV_BYTES, 0, lane);
 
     // Scores times this are exponents of two. The maxima are taken before the product, so it must not be negative; a
     // score function's result needs no scale, other scores take the sign (or the zero) of an unusual scale by themselves.
@@ -307,7 +306,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
             });
 
         raise_maxima(state, scores, to_exponent);
-        accumulate_values(state, scores, to_exponent, k_lane + slot + KV_BYTES);
+        accumulate_values(state, scores, to_exponent, v_lane + slot);
 
 #pragma unroll
         for (int i = 0; i < AHEAD + 1; ++i) first_key[i] = first_key[i + 1];

@@ -25,9 +25,15 @@ struct Tile {
         return (address ^ ((chunk % PERIOD) << 4)) + (chunk / PERIOD) * PERIOD * 16;
     }
 
-    /// This lane's address for ldmatrix.x4 in the 16 x 16 piece at `row`, column 0. The four 8 x 8 matrices come row by
-    /// row (upper left, upper right, lower left, lower right).
-    static __device__ __forceinline__ unsigned lane_address(unsigned tile, int row, int lane) {
+    /// This lane's address for ldmatrix.x4 in the 16 x 16 piece at `row`, column 0, its four 8 x 8 matrices taken column
+    /// by column: the order of an A operand, and with .trans of two B operands stored [k][n]. (The tensor cores want an
+    /// operand in consecutive registers: matrices in another order would cost a move each.)
+    static __device__ __forceinline__ unsigned lane_by_columns(unsigned tile, int row, int lane) {
+        return tile + offset(row + (lane & 15), lane >> 4);
+    }
+
+    /// The same, taken row by row: the order of two B operands stored [n][k].
+    static __device__ __forceinline__ unsigned lane_by_rows(unsigned tile, int row, int lane) {
         return tile + offset(row + (lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1);
     }
 };
