@@ -109,26 +109,28 @@ __device__ __forceinline__ void each_score(Scores& scores, int lane, Change chan
 
 /// Raises the running maxima to cover these scores and rescales what was summed so far, if any row of the warp needs it.
 __device__ __forceinline__ void raise_maxima(WarpState& state, const Scores& scores, float to_exponent) {
-    float raised[M_TILES][2];
+    float top[M_TILES][2];  // of this lane's scores: enough to see that nothing lags
     bool lagging = false;
 #pragma unroll
     for (int m = 0; m < M_TILES; ++m)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            float top = -infinity();
+            float row[2] = {scores[m][0][2 * half], scores[m][0][2 * half + 1]};
 #pragma unroll
-            for (int n = 0; n < 2 * KEY_TILES; ++n)
-                top = fmaxf(top, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
-            raised[m][half] = fmaxf(state.max[m][half], quad_max(top) * to_exponent);
-            lagging |= raised[m][half] - state.max[m][half] > MAX_LAG;
+            for (int n = 1; n < 2 * KEY_TILES; ++n)
+#pragma unroll
+                for (int i = 0; i < 2; ++i) row[i] = fmaxf(row[i], scores[m][n][2 * half + i]);
+            top[m][half] = fmaxf(row[0], row[1]);
+            lagging |= fmaf(top[m][half], to_exponent, -state.max[m][half]) > MAX_LAG;
         }
     if (!__any_sync(0xffffffffu, lagging)) return;
 #pragma unroll
     for (int m = 0; m < M_TILES; ++m)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const float factor = exp2_approx(state.max[m][half] - raised[m][half]);
-            state.max[m][half] = raised[m][half];
+            const float raised = fmaxf(state.max[m][half], quad_max(top[m][half]) * to_exponent);
+            const float factor = exp2_approx(state.max[m][half] - raised);
+            state.max[m][half] = raised;
             state.sum[m][half] *= factor;
 #pragma unroll
             for (int n = 0; n < 2 * D_TILES; ++n) {
@@ -176,10 +178,10 @@ __device__ __forceinline__ void write_rows(const Params& p, WarpState& state, un
         for (int half = 0; half < 2; ++half) {
             const int row = m * 16 + half * 8 + lane / 4;
             const float sum = quad_sum(state.sum[m][half]);
-            const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+            const float inverse = sum == 0.0f ? 0.0f : reciprocal_approx(sum);
             if (lane % 4 == 0 && first_row + row < p.seq_q) {
                 p.lse[batch * p.lse_stride[0] + head * p.lse_stride[1] + first_row + row] =
-                    sum == 0.0f ? -infinity() : (state.max[m][half] + log2f(sum)) * LN_2;
+                    sum == 0.0f ? -infinity() : (state.max[m][half] + log2_approx(sum)) * LN_2;
             }
 #pragma unroll
             for (int n = 0; n < 2 * D_TILES; ++n)
@@ -208,22 +210,22 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
 
     const unsigned q_tile = shared_address(smem);
     const unsigned kv_tiles = q_tile + Q_BYTES;  // STAGES pairs, K before V
-    TileCopy<T, D, THREADS>(p.q + batch * p.q_stride[0] + head * p.q_stride[1], p.q_stride[2], p.head_dim, threadIdx.x)
+    TileCopy<T, D, THREADS>(p.q + batch * p.q_stride[0] + head * p.q_stride[1], p.q_stride[2], p.head_dim)
         .template start<BLOCK_Q>(q_tile, q_block * BLOCK_Q, p.seq_q);
-    const TileCopy<T, D, THREADS> keys(p.k + batch * p.k_stride[0] + kv_head * p.k_stride[1], p.k_stride[2], p.head_dim,
-                                       threadIdx.x);
+    const TileCopy<T, D, THREADS> keys(p.k + batch * p.k_stride[0] + kv_head * p.k_stride[1], p.k_stride[2], p.head_dim);
     const TileCopy<T, D, THREADS> values(p.v + batch * p.v_stride[0] + kv_head * p.v_stride[1], p.v_stride[2],
-                                         p.head_dim, threadIdx.x);
+                                         p.head_dim);
 
-    const KeyBlocks blocks(p);
+    KeyBlocks blocks(p);
     const int steps = blocks.count * STEPS_PER_BLOCK;
+    // Must be asked for each step in turn.
     const auto first_key_of = [&](int step) {
-        return blocks.at(p, step / STEPS_PER_BLOCK) * BLOCK_KV + step % STEPS_PER_BLOCK * STEP_KV;
+        if (step % (32 * STEPS_PER_BLOCK) == 0) blocks.move_window(p, step / STEPS_PER_BLOCK);
+        return blocks.at(step / STEPS_PER_BLOCK) * BLOCK_KV + step % STEPS_PER_BLOCK * STEP_KV;
     };
-    // First keys of this step and the next ones; the last is read a step before its copy starts.
-    int first_key[AHEAD + 2];
+    int first_key[AHEAD + 1];  // of this step and those whose copies start before it ends
 #pragma unroll
-    for (int i = 0; i < AHEAD + 2; ++i) first_key[i] = first_key_of(i);
+    for (int i = 0; i < AHEAD + 1; ++i) first_key[i] = first_key_of(i);
 
     if constexpr (STAGES == 1) {
         if (steps > 0) keys.template start<STEP_KV>(kv_tiles, first_key[0], p.seq_kv);
@@ -257,11 +259,9 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
     const unsigned k_lane = Layout::lane_by_rows(kv_tiles, 0, lane);
     const unsigned v_lane = Layout::lane_by_columns(kv_tiles + KV_BYTES, 0, lane);
 
-    // Scores times this are exponents of two. The maxima are taken before the product, so it must not be negative; a
-    // score function's result needs no scale, other scores take the sign (or the zero) of an unusual scale by themselves.
-    const float magnitude = p.scale == 0.0f ? 1.0f : fabsf(p.scale);
-    const float sign = p.scale == 0.0f ? 0.0f : -1.0f;
-    const float to_exponent = HAS_SCORE_MOD ? LOG2_E : magnitude * LOG2_E;
+    // Scores times this are exponents of two. The maxima are taken before the product, so it must be positive: scores
+    // take the sign of a negative scale by themselves, and a zero scale becomes one too small to matter.
+    const float to_exponent = LOG2_E * (HAS_SCORE_MOD ? 1.0f : fmaxf(fabsf(p.scale), 1e-30f));
 
     unsigned slot = 0;  // byte offset of this step's pair of tiles
     for (int step = 0; step < steps; ++step) {
@@ -293,8 +293,8 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
             each_score(scores, lane, [&](float& score, int row, int key) {
                 score = f.score_mod(score * p.scale, batch, head, first_row + row, first_key[0] + key);
             });
-        } else if (!(p.scale > 0.0f)) {
-            each_score(scores, lane, [&](float& score, int, int) { score *= sign; });
+        } else if (p.scale < 0.0f) {
+            each_score(scores, lane, [&](float& score, int, int) { score = -score; });
         }
         if (first_key[0] + STEP_KV > p.seq_kv)
             each_score(scores, lane, [&](float& score, int, int key) {
@@ -309,8 +309,8 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
         accumulate_values(state, scores, to_exponent, v_lane + slot);
 
 #pragma unroll
-        for (int i = 0; i < AHEAD + 1; ++i) first_key[i] = first_key[i + 1];
-        first_key[AHEAD + 1] = first_key_of(step + AHEAD + 2);
+        for (int i = 0; i < AHEAD; ++i) first_key[i] = first_key[i + 1];
+        first_key[AHEAD] = first_key_of(step + AHEAD + 1);
         if constexpr (STAGES > 1) slot = slot == (STAGES - 1) * 2 * KV_BYTES ? 0 : slot + 2 * KV_BYTES;
     }
     copy_wait<0>();

@@ -38,6 +38,13 @@ struct Tile {
     }
 };
 
+/// threadIdx.x, read anew at each call: what depends on it alone is made where it is needed, not kept in a register.
+__device__ __forceinline__ int thread_place() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
 /// One thread's share of the copies that fill tiles of COLS columns: PERIOD neighbouring threads take a row, and
 /// since the rows of one thread are a multiple of 8 apart its swizzle never changes.
 template <typename Element, int COLS, int COPY_THREADS>
@@ -48,17 +55,14 @@ struct TileCopy {
 
     const Element* source;  // row 0 of the whole tensor (one batch and head) plus this thread's place
     long long stride;       // elements between rows
-    int columns;            // columns that exist to the right of this thread's first
-    int row;
+    int width;              // columns that exist
     unsigned place;         // byte offset in a tile
 
-    __device__ __forceinline__ TileCopy(const Element* tensor, long long row_stride, int width, int thread) {
-        const int column = thread % Layout::PERIOD * 8;
-        row = thread / Layout::PERIOD;
-        stride = row_stride;
-        columns = width - column;
-        source = tensor + row * stride + column;
-        place = Layout::offset(row, column / 8);
+    __device__ __forceinline__ TileCopy(const Element* tensor, long long row_stride, int columns)
+        : stride(row_stride), width(columns) {
+        const int thread = threadIdx.x;
+        source = tensor + row(thread) * stride + column(thread);
+        place = Layout::offset(row(thread), column(thread) / 8);
         // Kept as one finished pointer: left alone, the compiler keeps its several summands.
         asm volatile("" : "+l"(source), "+r"(place));
     }
@@ -67,27 +71,35 @@ struct TileCopy {
     template <int ROWS>
     __device__ __forceinline__ void start(unsigned tile, int first, int end) const {
         const Element* from = source + first * stride;
+        const int thread = thread_place();
         if (first + ROWS <= end) {
-            each<ROWS>(tile + place, from, [](int) { return true; });
+            each<ROWS>(tile + place, from, thread, [](int) { return true; });
         } else {
-            const int rows = end - first - row;
-            each<ROWS>(tile + place, from, [rows](int below) { return below < rows; });
+            const int rows = end - first - row(thread);
+            each<ROWS>(tile + place, from, thread, [rows](int below) { return below < rows; });
         }
     }
 
    private:
-    template <int ROWS, typename Present>
-    __device__ __forceinline__ void each(unsigned to, const Element* from, Present present) const {
-#pragma unroll
-        for (int below = 0; below < ROWS; below += ROWS_PER_PASS) {
-#pragma unroll
-            for (int span = 0; span < Layout::SPANS; ++span) {
-                const int right = span * Layout::PERIOD * 8;
-                // The last pass may be longer than the tile (a short tile, many threads).
-                if (ROWS % ROWS_PER_PASS == 0 || below + row < ROWS)
-                    copy_async(to + below * Layout::ROW_BYTES + 2 * right, from + below * stride + right,
-                               right < columns && present(below));
-            }
+    static __device__ __forceinline__ int row(int thread) { return thread / Layout::PERIOD; }
+    static __device__ __forceinline__ int column(int thread) { return thread % Layout::PERIOD * 8; }
+
+    /// Passes from row BELOW on, from a pointer that walks down with them.
+    template <int ROWS, int BELOW = 0, typename Present>
+    __device__ __forceinline__ void each(unsigned to, const Element* from, int thread, Present present) const {
+        if constexpr (BELOW < ROWS) {
+            // The last pass may be longer than the tile (a short tile, many threads).
+            if (ROWS % ROWS_PER_PASS == 0 || BELOW + row(thread) < ROWS) spans<BELOW>(to, from, present(BELOW), width - column(thread));
+            each<ROWS, BELOW + ROWS_PER_PASS>(to, from + ROWS_PER_PASS * stride, thread, present);
+        }
+    }
+
+    template <int BELOW, int SPAN = 0>
+    __device__ __forceinline__ void spans(unsigned to, const Element* from, bool present, int columns) const {
+        if constexpr (SPAN < Layout::SPANS) {
+            constexpr int RIGHT = SPAN * Layout::PERIOD * 8;
+            copy_async<int(BELOW * Layout::ROW_BYTES) + 2 * RIGHT, 2 * RIGHT>(to, from, present && RIGHT < columns);
+            spans<BELOW, SPAN + 1>(to, from, present, columns);
         }
     }
 };
