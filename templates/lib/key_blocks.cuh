@@ -17,28 +17,34 @@ __device__ __forceinline__ dim3 block_place() {
 /// The lists are a caller's: a count past its list is cut, and a number that is no block reads as block `kv_blocks`,
 /// whose keys all lie past the end and so are never loaded and always masked.
 struct KeyBlocks {
-    int partial_count;
-    int count;
+    /// Blocks in this row's lists; meant to live in shared memory.
+    struct Counts {
+        int partial;
+        int all;
+    };
     int window;
 
-    __device__ __forceinline__ explicit KeyBlocks(const Params& p) {
-        partial_count = length(p.kv_counts, p.kv_counts_stride, p.max_blocks);
-        count = partial_count;
+    static __device__ __forceinline__ Counts counts(const Params& p) {
+        Counts found;
+        found.partial = length(p.kv_counts, p.kv_counts_stride, p.max_blocks);
+        found.all = found.partial;
         if (p.full_kv_counts && p.full_kv_indices)
-            count += length(p.full_kv_counts, p.full_kv_counts_stride, p.max_full_blocks);
+            found.all += length(p.full_kv_counts, p.full_kv_counts_stride, p.max_full_blocks);
+        return found;
     }
 
     /// Makes the window start at `place`; places past the last read as no block.
-    __device__ __forceinline__ void move_window(const Params& params, int place) {
+    __device__ __forceinline__ void move_window(const Params& params, const Counts& counts, int place) {
         // Read through an address the compiler cannot see through, or it keeps the lists' strides in registers.
         const Params* hidden = &params;
         asm volatile("" : "+l"(hidden));
         const Params& p = *hidden;
-        place += threadIdx.x % 32;
+        place += thread_place() % 32;
         window = p.kv_blocks;
-        if (place >= count) return;
-        const int block = place < partial_count ? entry(p.kv_indices, p.kv_indices_stride, place)
-                                                : entry(p.full_kv_indices, p.full_kv_indices_stride, place - partial_count);
+        if (place >= counts.all) return;
+        const int block = place < counts.partial
+                              ? entry(p.kv_indices, p.kv_indices_stride, place)
+                              : entry(p.full_kv_indices, p.full_kv_indices_stride, place - counts.partial);
         if (static_cast<unsigned>(block) < static_cast<unsigned>(p.kv_blocks)) window = block;
     }
 

@@ -39,8 +39,8 @@ struct Tile {
 };
 
 /// threadIdx.x, read anew at each call: what depends on it alone is made where it is needed, not kept in a register.
-__device__ __forceinline__ int thread_place() {
-    int thread;
+__device__ __forceinline__ unsigned thread_place() {
+    unsigned thread;
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
     return thread;
 }
@@ -53,40 +53,31 @@ struct TileCopy {
     static constexpr int ROWS_PER_PASS = COPY_THREADS / Layout::PERIOD;
     static_assert(ROWS_PER_PASS % 8 == 0, "a thread's rows must share a swizzle");
 
-    const Element* source;  // row 0 of the whole tensor (one batch and head) plus this thread's place
+    const Element* tensor;  // row 0 of one batch and head
     long long stride;       // elements between rows
     int width;              // columns that exist
-    unsigned place;         // byte offset in a tile
-
-    __device__ __forceinline__ TileCopy(const Element* tensor, long long row_stride, int columns)
-        : stride(row_stride), width(columns) {
-        const int thread = threadIdx.x;
-        source = tensor + row(thread) * stride + column(thread);
-        place = Layout::offset(row(thread), column(thread) / 8);
-        // Kept as one finished pointer: left alone, the compiler keeps its several summands.
-        asm volatile("" : "+l"(source), "+r"(place));
-    }
 
     /// Starts the copy of rows first .. first + ROWS; rows at or past `end` become zeros.
     template <int ROWS>
     __device__ __forceinline__ void start(unsigned tile, int first, int end) const {
-        const Element* from = source + first * stride;
-        const int thread = thread_place();
+        const unsigned thread = thread_place();
+        const Element* from = tensor + (first + row(thread)) * stride + column(thread);
+        const unsigned to = tile + Layout::offset(row(thread), column(thread) / 8);
         if (first + ROWS <= end) {
-            each<ROWS>(tile + place, from, thread, [](int) { return true; });
+            each<ROWS>(to, from, thread, [](int) { return true; });
         } else {
             const int rows = end - first - row(thread);
-            each<ROWS>(tile + place, from, thread, [rows](int below) { return below < rows; });
+            each<ROWS>(to, from, thread, [rows](int below) { return below < rows; });
         }
     }
 
    private:
-    static __device__ __forceinline__ int row(int thread) { return thread / Layout::PERIOD; }
-    static __device__ __forceinline__ int column(int thread) { return thread % Layout::PERIOD * 8; }
+    static __device__ __forceinline__ int row(unsigned thread) { return thread / Layout::PERIOD; }
+    static __device__ __forceinline__ int column(unsigned thread) { return thread % Layout::PERIOD * 8; }
 
     /// Passes from row BELOW on, from a pointer that walks down with them.
     template <int ROWS, int BELOW = 0, typename Present>
-    __device__ __forceinline__ void each(unsigned to, const Element* from, int thread, Present present) const {
+    __device__ __forceinline__ void each(unsigned to, const Element* from, unsigned thread, Present present) const {
         if constexpr (BELOW < ROWS) {
             // The last pass may be longer than the tile (a short tile, many threads).
             if (ROWS % ROWS_PER_PASS == 0 || BELOW + row(thread) < ROWS) spans<BELOW>(to, from, present(BELOW), width - column(thread));
