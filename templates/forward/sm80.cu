@@ -19,11 +19,16 @@ static_assert(WARP_ROWS == 16 * M_TILES && M_TILES >= 1, "a warp takes whole 16-
 static_assert(BLOCK_KV == STEP_KV * STEPS_PER_BLOCK && STEP_KV % 16 == 0, "a block is a whole number of steps");
 static_assert(THREADS == 32 * WARPS);
 
+// Up to 255 registers a thread: 256 threads share a multiprocessor, which hide each other's waits.
+constexpr int MIN_BLOCKS = 256 / THREADS;
+
 using Layout = Tile<D>;
+using Copy = TileCopy<T, D, THREADS>;
 constexpr unsigned Q_BYTES = BLOCK_Q * Layout::ROW_BYTES;
 constexpr unsigned KV_BYTES = STEP_KV * Layout::ROW_BYTES;
 
 // Queries stay in registers where they fit beside the output and the scores; else every step reads them again.
+constexpr int Q_REGISTER_LIMIT = 168;
 constexpr bool Q_IN_REGISTERS = 4 * M_TILES * (D_TILES + 2 * D_TILES + 2 * KEY_TILES) <= Q_REGISTER_LIMIT;
 
 // The running maximum may lag behind the true one by this much (in powers of two) before the output is rescaled:
@@ -69,8 +74,10 @@ struct Queries {
 
 using Scores = float[M_TILES][2 * KEY_TILES][4];
 
-/// scores = Q Kᵀ. `k_lane` is this lane's ldmatrix address in the K tile.
-__device__ __forceinline__ void multiply_queries_keys(Scores& scores, const Queries& queries, unsigned k_lane) {
+/// scores = Q Kᵀ. `k_lane` is this lane's ldmatrix address in the K tile; `between(d)` runs after each 16 columns.
+template <typename Between>
+__device__ __forceinline__ void multiply_queries_keys(Scores& scores, const Queries& queries, unsigned k_lane,
+                                                      Between between) {
 #pragma unroll
     for (int m = 0; m < M_TILES; ++m)
 #pragma unroll
@@ -92,6 +99,7 @@ __device__ __forceinline__ void multiply_queries_keys(Scores& scores, const Quer
                 Mma<T>::add(scores[m][2 * n + 1], a[m], b[2], b[3]);
             }
         }
+        between(d);
     }
 }
 
@@ -209,7 +217,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
 
     const unsigned q_tile = shared_address(smem);
     const unsigned kv_tiles = q_tile + Q_BYTES;  // STAGES pairs, K before V
-    TileCopy<T, D, THREADS>{p.q + batch * p.q_stride[0] + head * p.q_stride[1], p.q_stride[2], p.head_dim}
+    Copy{p.q + batch * p.q_stride[0] + head * p.q_stride[1], p.q_stride[2], p.head_dim}
         .template start<BLOCK_Q>(q_tile, q_block * BLOCK_Q, p.seq_q);
     // What steps need and no register has room for. Each warp has its own copy, so no barrier is needed.
     __shared__ struct {
@@ -222,11 +230,11 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
                                      p.v + batch * p.v_stride[0] + kv_head * p.v_stride[1], counts};
     __syncwarp();
     const auto start_keys = [&](unsigned tile, int first) {
-        TileCopy<T, D, THREADS>{kept[thread_place() / 32].k, p.k_stride[2], p.head_dim}.template start<STEP_KV>(
+        Copy{kept[thread_place() / 32].k, p.k_stride[2], p.head_dim}.template start<STEP_KV>(
             tile, first, p.seq_kv);
     };
     const auto start_values = [&](unsigned tile, int first) {
-        TileCopy<T, D, THREADS>{kept[thread_place() / 32].v, p.v_stride[2], p.head_dim}.template start<STEP_KV>(
+        Copy{kept[thread_place() / 32].v, p.v_stride[2], p.head_dim}.template start<STEP_KV>(
             tile, first, p.seq_kv);
     };
 
@@ -282,20 +290,33 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
     for (int step = 0; step < steps; ++step) {
         copy_wait<(STAGES > 2 ? STAGES - 2 : 0)>();
         __syncthreads();  // this step's tiles are visible, and no warp still reads the last step's
-        if constexpr (STAGES == 1) {
-            start_values(kv_tiles + KV_BYTES, first_key[0]);
-        } else if (step + AHEAD < steps) {
-            const unsigned free_slot = slot == 0 ? (STAGES - 1) * 2 * KV_BYTES : slot - 2 * KV_BYTES;
-            start_keys(kv_tiles + free_slot, first_key[AHEAD]);
-            start_values(kv_tiles + free_slot + KV_BYTES, first_key[AHEAD]);
-        }
-        copy_commit();
-
         // Lanes' addresses are cheap to make again and too many to keep through the loop.
         queries.address = Layout::lane_by_columns(q_tile, thread_place() / 32 * WARP_ROWS, thread_place() % 32);
         if (step == 0) queries.load();
         Scores scores;
-        multiply_queries_keys(scores, queries, Layout::lane_by_rows(kv_tiles + slot, 0, thread_place() % 32));
+        // The copies that run under these products start between them, a few at a time: in one burst they would hold the
+        // warp up until the copy queue has room. With one stage they are this step's V, else a later step's K, then V.
+        Copy copy{nullptr, 0, p.head_dim};
+        Copy::Passes passes;
+        const unsigned free_slot = slot == 0 ? (STAGES - 1) * 2 * KV_BYTES : slot - 2 * KV_BYTES;
+        const auto copy_some = [&](int d) {
+            constexpr int HALF = D_TILES / 2, PASSES = STEP_KV / Copy::ROWS_PER_PASS;
+            static_assert(PASSES >= 1, "a pass of all threads must not be longer than the tile");
+            if (STAGES == 1 && d >= HALF) return;
+            if (d == 0 && STAGES > 1) {
+                copy = {kept[thread_place() / 32].k, p.k_stride[2], p.head_dim};
+                passes = copy.passes(kv_tiles + free_slot, first_key[AHEAD], p.seq_kv);
+            } else if (d % HALF == 0) {
+                copy = {kept[thread_place() / 32].v, p.v_stride[2], p.head_dim};
+                passes = copy.passes(kv_tiles + (STAGES == 1 ? 0 : free_slot) + KV_BYTES, first_key[STAGES == 1 ? 0 : AHEAD],
+                                     p.seq_kv);
+            }
+#pragma unroll
+            for (int i = d % HALF * PASSES / HALF; i < (d % HALF + 1) * PASSES / HALF; ++i)
+                copy.next(passes, i * Copy::ROWS_PER_PASS);
+        };
+        multiply_queries_keys(scores, queries, Layout::lane_by_rows(kv_tiles + slot, 0, thread_place() % 32), copy_some);
+        copy_commit();
 
         if constexpr (STAGES == 1) {
             copy_wait<0>();

@@ -45,8 +45,8 @@ __device__ __forceinline__ unsigned thread_place() {
     return thread;
 }
 
-/// One thread's share of the copies that fill tiles of COLS columns: PERIOD neighbouring threads take a row, and
-/// since the rows of one thread are a multiple of 8 apart its swizzle never changes.
+/// The copies of one thread that fill tiles of COLS columns, in passes of all threads: PERIOD neighbouring threads take a
+/// row, and since the rows of one thread are a multiple of 8 apart its swizzle never changes.
 template <typename Element, int COLS, int COPY_THREADS>
 struct TileCopy {
     using Layout = Tile<COLS>;
@@ -60,6 +60,7 @@ struct TileCopy {
     /// Starts the copy of rows first .. first + ROWS; rows at or past `end` become zeros.
     template <int ROWS>
     __device__ __forceinline__ void start(unsigned tile, int first, int end) const {
+        static_assert(ROWS % ROWS_PER_PASS == 0, "a tile is a whole number of passes");
         const unsigned thread = thread_place();
         const Element* from = tensor + (first + row(thread)) * stride + column(thread);
         const unsigned to = tile + Layout::offset(row(thread), column(thread) / 8);
@@ -71,6 +72,28 @@ struct TileCopy {
         }
     }
 
+    /// A copy that is started pass by pass, between other work.
+    struct Passes {
+        unsigned to;
+        const Element* from;
+        int rows;     // that exist from this thread's first on
+        int columns;  // likewise
+    };
+
+
+    __device__ __forceinline__ Passes passes(unsigned tile, int first, int end) const {
+        const unsigned thread = thread_place();
+        return {tile + Layout::offset(row(thread), column(thread) / 8),
+                tensor + (first + row(thread)) * stride + column(thread), end - first - row(thread),
+                width - column(thread)};
+    }
+
+    /// Starts the pass at row `below` of the tile; passes must come in order.
+    __device__ __forceinline__ void next(Passes& copy, int below) const {
+        spans<0>(copy.to + below * Layout::ROW_BYTES, copy.from, below < copy.rows, copy.columns);
+        copy.from += ROWS_PER_PASS * stride;
+    }
+
    private:
     static __device__ __forceinline__ int row(unsigned thread) { return thread / Layout::PERIOD; }
     static __device__ __forceinline__ int column(unsigned thread) { return thread % Layout::PERIOD * 8; }
@@ -79,8 +102,7 @@ struct TileCopy {
     template <int ROWS, int BELOW = 0, typename Present>
     __device__ __forceinline__ void each(unsigned to, const Element* from, unsigned thread, Present present) const {
         if constexpr (BELOW < ROWS) {
-            // The last pass may be longer than the tile (a short tile, many threads).
-            if (ROWS % ROWS_PER_PASS == 0 || BELOW + row(thread) < ROWS) spans<BELOW>(to, from, present(BELOW), width - column(thread));
+            spans<BELOW>(to, from, present(BELOW), width - column(thread));
             each<ROWS, BELOW + ROWS_PER_PASS>(to, from + ROWS_PER_PASS * stride, thread, present);
         }
     }
