@@ -25,8 +25,8 @@ kernel! {
             BLOCK_KV % STEP_KV == 0,
             // Output and scores, 255 registers a thread less what addresses and operands need.
             BLOCK_Q * (D + STEP_KV) / (32 * WARPS) <= 192,
-            // With two stages the widest of these has no register left for a second copy's addresses.
-            !(D == 128 && STEP_KV == 64 && STAGES == 2),
+            // A second stage's copies cost addresses; elsewhere they would spill.
+            STAGES == 1 || D == 64 || (D == 96 && BLOCK_Q == 128) || (D != 96 && STEP_KV == 32 && BLOCK_Q == 128),
             smem_bytes = 2 * D * (BLOCK_Q + 2 * STAGES * STEP_KV), // dynamic; 24 * WARPS bytes of static shared memory come on top
         }
         launch { grid = [q_blocks, heads, batch], threads = 32 * WARPS }
