@@ -21,6 +21,8 @@ pub const OPTIONS: &[&str] = &[
     "--ptxas-options=-v",
 ];
 
+const NO_CACHE: &str = "--no-cache";
+
 /// `NVRTC_ERROR_COMPILATION`.
 const COMPILATION_FAILED: c_int = 6;
 
@@ -79,6 +81,14 @@ impl Toolchain {
         compilation.check("nvrtcCompileProgram", code, &log)?;
 
         let reports = report::read(&log);
+        // Recent NVRTCs cache what they compile, and what comes from that cache comes without a report. An NVRTC too
+        // old for the option has no cache: there the source really has no entry function.
+        if reports.is_empty()
+            && !more.contains(&NO_CACHE)
+            && let Ok(cubin) = self.compile_with(name, source, arch, &[more, &[NO_CACHE]].concat())
+        {
+            return Ok(cubin);
+        }
         let Some((_, report)) = reports.iter().find(|(entry, _)| entry == name) else {
             let found = reports.into_iter().map(|(entry, _)| entry).collect();
             return Err(CompileError::NoEntry { name: name.to_string(), found });

@@ -178,6 +178,9 @@ fn compile_round(device: &CudaDevice, searches: &mut [Search]) -> Result<(), Err
 
 /// Loads variants, compiling those not loaded yet in parallel; `None` for those that spill.
 fn load_variants(device: &CudaDevice, variants: Vec<Variant>) -> Result<Vec<Option<Kernel>>, Error> {
+    // Two threads that want the same kernel compile it once: the second finds it loaded.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let key = |variant: &Variant| (device.info().ordinal, variant.fingerprint.clone());
     let unknown: Vec<&Variant> = {
         let loaded = lock();

@@ -1,33 +1,45 @@
 kernel! {
-    /// Block-sparse attention, forward: online softmax over the key blocks that each query block lists.
+    /// Block-sparse attention, forward: `softmax(score_mod(q kᵀ · scale)) v` over the key blocks that each query block
+    /// lists, with the logarithm of the sum of exponentials of every row.
     ///
-    /// `kv_indices` lists blocks whose elements `mask_mod` still decides, `full_kv_indices` blocks it keeps whole.
+    /// `kv_indices` lists blocks whose elements `mask_mod` still decides, `full_kv_indices` blocks it keeps as a whole.
+    /// Numbers outside the sequence are skipped, and lists need not ascend.
     fn forward(
-        q: Tensor<T, [batch, heads, seq_q, head_dim]>,
-        k: Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
-        v: Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
+        #[align(16)] q: Tensor<T, [batch, heads, seq_q, head_dim]>,
+        #[align(16)] k: Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
+        #[align(16)] v: Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
         kv_counts: Tensor<i32, [batch | 1, heads | 1, q_blocks]>,
         kv_indices: Tensor<i32, [batch | 1, heads | 1, q_blocks, max_blocks]>,
         full_kv_counts: Option<Tensor<i32, [batch | 1, heads | 1, q_blocks]>>,
         full_kv_indices: Option<Tensor<i32, [batch | 1, heads | 1, q_blocks, max_full_blocks]>>,
-        out: mut Tensor<T, [batch, heads, seq_q, head_dim]>,
+        #[align(16)] out: mut Tensor<T, [batch, heads, seq_q, head_dim]>,
         lse: mut Tensor<f32, [batch, heads, seq_q]>,
         scale: f32,
     )
-    functions { score_mod, mask_mod }
-    specialize { T: [f16, bf16], D: [64, 96, 128, 256], BLOCK_Q: [128, 64], BLOCK_KV: [64, 128] }
+    specialize { T: [f16, bf16], D: [64, 96, 128, 256], BLOCK_Q: [64, 128], BLOCK_KV: [64, 128] }
+    ship { T: [bf16, f16], D: [64, 128], BLOCK_Q: [128], BLOCK_KV: [64] }
+    functions { score_mod: ScoreMod, mask_mod: MaskMod }
+    let q_blocks = ceil_div(seq_q, BLOCK_Q);
+    let kv_blocks = ceil_div(seq_kv, BLOCK_KV);
+    require head_dim <= D, "build for a larger head dimension";
+    require head_dim % 8 == 0, "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8";
+    require heads % kv_heads == 0, "each key head serves the same number of query heads";
 
     body sm80 {
-        tune { WARPS: [2, 4, 8], STAGES: [1, 2], STEP_KV: [32, 64, 128] }
+        tune { STEP_KV: [128, 64, 32], STAGES: [2, 1], WARPS: [2, 4, 8] }
         where {
             // A warp keeps its rows of the output in registers: 32 rows, or 16 of the widest heads.
             BLOCK_Q == WARPS * (if D > 128 { 16 } else { 32 }),
             BLOCK_KV % STEP_KV == 0,
-            // Output and scores, 255 registers a thread less what addresses and operands need.
+            // Output and scores, of 255 registers a thread; addresses and operands need the rest.
             BLOCK_Q * (D + STEP_KV) / (32 * WARPS) <= 192,
             // A second stage's copies cost addresses; elsewhere they would spill.
-            STAGES == 1 || D == 64 || (D == 96 && BLOCK_Q == 128) || (D != 96 && STEP_KV == 32 && BLOCK_Q == 128),
-            smem_bytes = 2 * D * (BLOCK_Q + 2 * STAGES * STEP_KV), // dynamic; 24 * WARPS bytes of static shared memory come on top
+            STAGES == 1 || D == 64 || (D == 96 && BLOCK_Q == 128)
+                || (D != 96 && STEP_KV == 32 && BLOCK_Q == 128),
+            smem_bytes = 2 * D * (BLOCK_Q + 2 * STAGES * STEP_KV),
+            registers = min(255, BLOCK_Q * (D + STEP_KV) / (32 * WARPS) + 64),
+            // Two blocks a multiprocessor hide each other's barriers, three lose; then larger steps, then a second stage.
+            prefer = min(CTAS_PER_SM, 2),
         }
         launch { grid = [q_blocks, heads, batch], threads = 32 * WARPS }
     }

@@ -122,6 +122,9 @@ pub(super) fn check(kernel: &Kernel, spans: &Spans) -> Result<()> {
         }
         known(&body.smem_bytes, &[&ints, &tune], "a budget")?;
         known(&body.registers, &[&ints, &tune], "a budget")?;
+        if let Some(prefer) = &body.prefer {
+            known(prefer, &[&ints, &tune, &HashSet::from(["CTAS_PER_SM"])], "`prefer`")?;
+        }
         known(&body.launch.threads, &[&ints, &tune], "`threads`")?;
         for axis in &body.launch.grid {
             known(axis, &[&dims, &ints, &tune], "`grid`")?;

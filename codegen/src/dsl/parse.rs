@@ -366,8 +366,8 @@ fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> {
     })?;
     let content;
     let brace = braced!(content in input);
-    let (mut tune, mut constraints, mut smem_bytes, mut registers, mut launch) =
-        (Vec::new(), Vec::new(), Expr::Int(0), Expr::Int(0), None);
+    let (mut tune, mut constraints, mut smem_bytes, mut registers, mut prefer, mut launch) =
+        (Vec::new(), Vec::new(), Expr::Int(0), Expr::Int(0), None, None);
     while !content.is_empty() {
         let next = content.lookahead1();
         if next.peek(kw::tune) {
@@ -383,6 +383,7 @@ fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> {
                 match clause {
                     Clause::Smem(value) => smem_bytes = value,
                     Clause::Registers(value) => registers = value,
+                    Clause::Prefer(value) => prefer = Some(value),
                     Clause::Condition(condition) => constraints.push(Constraint { condition }),
                 }
             }
@@ -397,12 +398,13 @@ fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> {
         let message = "a body needs `launch { grid = [x, y, z], threads = n }`";
         return Err(syn::Error::new(brace.span.join(), message));
     };
-    Ok(Body { family, tune, constraints, smem_bytes, registers, launch })
+    Ok(Body { family, tune, constraints, smem_bytes, registers, prefer, launch })
 }
 
 enum Clause {
     Smem(Expr),
     Registers(Expr),
+    Prefer(Expr),
     Condition(Expr),
 }
 
@@ -413,8 +415,11 @@ fn parse_clause(input: ParseStream, spans: &mut Spans) -> Result<Clause> {
         return match name.to_string().as_str() {
             "smem_bytes" => Ok(Clause::Smem(spans.expr(input)?)),
             "registers" => Ok(Clause::Registers(spans.expr(input)?)),
+            "prefer" => Ok(Clause::Prefer(spans.expr(input)?)),
             other => {
-                let message = format!("`{other}` is no budget: use smem_bytes or registers, or a condition");
+                let message = format!(
+                    "`{other}` is not known here: use smem_bytes, registers or prefer, or a condition"
+                );
                 Err(syn::Error::new(name.span(), message))
             }
         };
