@@ -72,7 +72,7 @@ fn run(device: &Device, workload: &Workload) -> Result<(), Error> {
         println!(
             "  forward, {:>5.2} % kept                          {ms:>8.3} ms  {:>6.0} effective TF/s",
             100.0 * share,
-            flops / ms / 1e9
+            flops / f64::from(ms) / 1e9
         );
     }
     let ms = median(cuda, || attention.forward(&q, &k, &v).map(drop))?;
