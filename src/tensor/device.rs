@@ -34,6 +34,16 @@ impl Tensor {
         Ok(Self::on(device, dtype, shape, device.uninit(bytes)?))
     }
 
+    /// A contiguous tensor of zeros on `device`.
+    ///
+    /// # Errors
+    /// As [`uninit`](Self::uninit).
+    pub fn zeros_on(device: &Device, dtype: DType, shape: &[usize]) -> Result<Self, Error> {
+        let Device::Cuda(device) = device else { return Self::zeros(dtype, shape) };
+        let bytes = element_count(shape, dtype)? * dtype.size();
+        Ok(Self::on(device, dtype, shape, device.zeroed(bytes)?))
+    }
+
     fn on(device: &CudaDevice, dtype: DType, shape: &[usize], buffer: DeviceBuffer) -> Self {
         let storage = Storage::Cuda(Arc::new(CudaStorage { device: device.clone(), buffer }));
         Tensor { dtype, shape: shape.to_vec(), strides: contiguous_strides(shape), storage }
