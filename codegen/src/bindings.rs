@@ -160,7 +160,7 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
         match &field.kind {
             FieldKind::Pointer { .. } => quote!(#ident: #ident.pointer),
             FieldKind::Strides(_) => {
-                let tensor = format_ident!("{}", field.name.trim_end_matches("_stride"));
+                let tensor = format_ident!("{}", field.name.strip_suffix("_stride").unwrap_or(&field.name));
                 quote!(#ident: #tensor.strides)
             }
             FieldKind::Dim => quote!(#ident: binder.int(#ident)?),
