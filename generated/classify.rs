@@ -51,8 +51,8 @@ const _: () = {
 };
 /// The arguments of `classify`.
 ///
-/// What a mask function makes of each block of queries and keys: 0 nothing is kept, 1 some of it, 2 all of it;
-/// over the elements that exist (q < seq_q, kv < seq_kv). A block without elements is 0.
+/// What a mask function makes of each block of queries and keys: 0 nothing is kept, 1 some of it, 2 all of
+/// it; over the elements that exist (q < seq_q, kv < seq_kv). A block without elements is 0.
 #[derive(Debug)]
 pub struct Args<'a> {
     /// `[batch, heads, q_blocks, kv_blocks]` of u8.

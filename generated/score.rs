@@ -66,8 +66,8 @@ const _: () = {
 };
 /// The arguments of `score`.
 ///
-/// The logit of every pair of blocks: the product of the two means times `scale`, in f32 throughout. A NaN
-/// becomes -inf and the rest is clamped to ±3e38. Every row of the means starts at a multiple of 16 bytes.
+/// The logit of every pair of blocks: the product of the two means times `scale`, in f32 throughout.
+/// A NaN becomes -inf and the rest is clamped to ±3e38.
 #[derive(Debug)]
 pub struct Args<'a> {
     /// `[batch, heads, q_blocks, head_dim]` of f32.

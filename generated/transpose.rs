@@ -69,8 +69,9 @@ const _: () = {
 };
 /// The arguments of `transpose`.
 ///
-/// The lists of query blocks by key block, from the dense keep map of `select`: entries of 1 go to `q_indices`,
-/// entries of 2 to `full_q_indices` where the full lists are given. Lists are ascending and filled up with 0.
+/// The lists of query blocks by key block, from the dense keep map of `select`: entries of 1 go to
+/// `q_indices`, entries of 2 to `full_q_indices` where the full lists are given. Lists are ascending and
+/// filled up with 0.
 #[derive(Debug)]
 pub struct Args<'a> {
     /// `[batch or 1, heads or 1, q_blocks, kv_blocks]` of u8.

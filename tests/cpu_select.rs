@@ -208,13 +208,13 @@ fn nan_and_infinity_are_values() {
             data[100 * case.d..][..case.d].fill(poison);
             tensor(DType::Bf16, &data, t.shape())
         };
-        let found = mask(&spoil(&q), &k, &rule, case.scale(), blocks, None).unwrap();
+        let found = mask(&spoil(&q), &k, Some(&rule), case.scale(), blocks, None).unwrap();
         assert_eq!(found.row_counts().unwrap(), [2; 4]);
         let found = found.to_dense().unwrap().classes;
         for row in [0, 2, 3] {
             assert_eq!(found[row * 4..][..4], clean.classes[row * 4..][..4], "only block 1 of q is touched");
         }
-        let found = mask(&q, &spoil(&k), &rule, case.scale(), blocks, None).unwrap();
+        let found = mask(&q, &spoil(&k), Some(&rule), case.scale(), blocks, None).unwrap();
         assert_eq!(found.row_counts().unwrap(), [2; 4]);
         if poison.is_nan() {
             let found = found.to_dense().unwrap().classes;

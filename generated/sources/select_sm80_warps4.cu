@@ -59,9 +59,9 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, top_p) == 228, "top_p differs from the
 
 // Selection: one thread block picks the key blocks of one row without sorting it.
 //
-// The kept set is a prefix of the order by probability, so it is known by its threshold. Probabilities are not negative,
-// so their bits order as integers and the threshold is found by bisection over bits: each step asks how many blocks
-// reach a candidate, and what mass they have. Masses are integers, so the answer is exact in any order of addition.
+// The kept set is a prefix of the order by probability, so it is known by its threshold. Probabilities are not
+// negative, so their bits order as integers and the threshold is found by bisection over bits: each step asks how many
+// blocks reach a candidate, and what mass they have. Masses are integers: the answer is exact in any order of addition.
 //
 // A row of up to 12 blocks a thread stays in registers; a longer one is kept in `logits` and read again at each step.
 // Reductions over a warp and over a thread block, always in the same order: the same inputs give the same bits.
@@ -206,8 +206,8 @@ struct RowResult {
     unsigned char* keep;
 };
 
-/// The number of blocks the rule asks for whatever their mass. Not contracted to FMAs, so that every machine finds the same number; the
-/// 1e-6 lets a product that is an integer but for rounding count as that integer.
+/// The number of blocks the rule asks for whatever their mass. Not contracted to FMAs, so that every machine finds the
+/// same number; the 1e-6 lets a product that is an integer but for rounding count as that integer.
 __device__ __forceinline__ unsigned blocks_wanted(float top_k, float top_p, unsigned n) {
     if (top_p >= 1.0f) return n;
     unsigned wanted = 1;
@@ -260,7 +260,8 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
     for (int i = 0; i < items; ++i) {
         const int index = begin + 32 * i;
         if constexpr (HELD) {
-            const float e = admissible >> i & 1 && peak > minus_infinity() ? expf(__uint_as_float(keys[i]) - peak) : 0.0f;
+            const bool present = admissible >> i & 1;
+            const float e = present && peak > minus_infinity() ? expf(__uint_as_float(keys[i]) - peak) : 0.0f;
             keys[i] = __float_as_uint(e);
             sum += e;
         } else if (index < row.blocks) {
@@ -307,8 +308,8 @@ __device__ __forceinline__ void select_row(const RowData& row, const RowResult& 
     const unsigned target =
         top_p > 0.0f && top_p < 1.0f ? static_cast<unsigned>(ceil(static_cast<double>(top_p) * mass)) : 0;
 
-    // Blocks with a key of at least `low` are enough, those of at least `high` are not. Done when the two are neighbours,
-    // or when a single block lies between them.
+    // Blocks with a key of at least `low` are enough, those of at least `high` are not. Done when the two are
+    // neighbours, or when a single block lies between them.
     unsigned low = n == 0 ? 1 : bottom + 1, high = top + 1;
     unsigned reaching_low = n;
     Tally above(0, 0);

@@ -5,6 +5,7 @@ kernel! {
         mean: mut Tensor<f32, [batch, heads, blocks, head_dim]>,
     )
     specialize { T: [f16, bf16], D: [64, 96, 128, 256], BLOCK: [64, 128] }
+    ship { T: [bf16, f16], D: [64, 128], BLOCK: [64, 128] }
     let blocks = ceil_div(seq, BLOCK);
     require head_dim <= D, "the head dimension is larger than the kernel's: choose a larger D";
     require head_dim % 8 == 0, "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8";

@@ -1,6 +1,6 @@
 kernel! {
-    /// The logit of every pair of blocks: the product of the two means times `scale`, in f32 throughout. A NaN
-    /// becomes -inf and the rest is clamped to ±3e38. Every row of the means starts at a multiple of 16 bytes.
+    /// The logit of every pair of blocks: the product of the two means times `scale`, in f32 throughout.
+    /// A NaN becomes -inf and the rest is clamped to ±3e38.
     fn score(
         #[align(16)] q_mean: Tensor<f32, [batch, heads, q_blocks, head_dim]>,
         #[align(16)] k_mean: Tensor<f32, [batch, kv_heads, kv_blocks, head_dim]>,
@@ -12,6 +12,9 @@ kernel! {
     body sm80 {
         tune { TILE_Q: [64, 32, 128], TILE_KV: [64] }
         where { smem_bytes = 4 * (TILE_Q + TILE_KV) * 36, registers = 80 + 3 * TILE_Q / 4 }
-        launch { grid = [ceil_div(q_blocks, TILE_Q) * ceil_div(kv_blocks, TILE_KV), heads, batch], threads = 128 }
+        launch {
+            grid = [ceil_div(q_blocks, TILE_Q) * ceil_div(kv_blocks, TILE_KV), heads, batch],
+            threads = 128,
+        }
     }
 }

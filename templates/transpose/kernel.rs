@@ -1,6 +1,7 @@
 kernel! {
-    /// The lists of query blocks by key block, from the dense keep map of `select`: entries of 1 go to `q_indices`,
-    /// entries of 2 to `full_q_indices` where the full lists are given. Lists are ascending and filled up with 0.
+    /// The lists of query blocks by key block, from the dense keep map of `select`: entries of 1 go to
+    /// `q_indices`, entries of 2 to `full_q_indices` where the full lists are given. Lists are ascending and
+    /// filled up with 0.
     fn transpose(
         keep: Tensor<u8, [batch | 1, heads | 1, q_blocks, kv_blocks]>,
         q_counts: mut Tensor<i32, [batch, heads, kv_blocks]>,
