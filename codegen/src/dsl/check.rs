@@ -50,7 +50,7 @@ impl Check<'_> {
                 let message = format!(
                     "`{param}` is no element type: use f16, bf16, f32, i32, u8 or a dtype parameter of `specialize`"
                 );
-                return self.fail(param, message);
+                return Err(Error::new(self.spans.of_first(param), message));
             }
         }
         let dims = self.kernel.dims();
@@ -61,8 +61,7 @@ impl Check<'_> {
         for field in ParamsLayout::of(self.kernel).fields {
             if !members.insert(field.name.clone()) {
                 let tensor = field.name.strip_suffix("_stride").unwrap_or(&field.name);
-                let message =
-                    format!("`{}` is the name of the strides of `{tensor}`: rename it", field.name);
+                let message = format!("`{}` is the name of the strides of `{tensor}`: rename it", field.name);
                 return self.fail(&field.name, message);
             }
         }
@@ -79,7 +78,7 @@ impl Check<'_> {
         for shipped in &self.kernel.ship {
             let Some(param) = self.kernel.spec_param(&shipped.name) else {
                 let message = format!("`ship` names `{}`, which `specialize` does not", shipped.name);
-                return self.fail(&shipped.name, message);
+                return Err(Error::new(self.spans.of_shipped(&shipped.name), message));
             };
             let within = match (&shipped.values, &param.values) {
                 (SpecValues::DTypes(some), SpecValues::DTypes(all)) => some.iter().all(|v| all.contains(v)),
@@ -89,7 +88,7 @@ impl Check<'_> {
             if !within {
                 let message =
                     format!("`ship` gives `{}` values that `specialize` does not have", shipped.name);
-                return self.fail(&shipped.name, message);
+                return Err(Error::new(self.spans.of_shipped(&shipped.name), message));
             }
         }
         Ok(())

@@ -36,6 +36,11 @@ impl Kernel {
 }
 
 fn parse_file(text: &str) -> Result<Kernel> {
+    // syn's own message for this is about token streams, which an author has not heard of.
+    if let Err(error) = text.parse::<proc_macro2::TokenStream>() {
+        let message = "a bracket, a brace or a quote from here on has no partner";
+        return Err(syn::Error::new(error.span(), message));
+    }
     let file = syn::parse_file(text)?;
     let mut kernels = file.items.iter().map(|item| match item {
         syn::Item::Macro(item) if item.mac.path.is_ident("kernel") => Ok(&item.mac),
@@ -43,16 +48,13 @@ fn parse_file(text: &str) -> Result<Kernel> {
             Err(syn::Error::new_spanned(other, "a kernel.rs holds one `kernel! { … }` and nothing else"))
         }
     });
-    let Some(kernel) = kernels.next() else {
-        return Err(syn::Error::new(
-            Span::call_site(),
-            "no `kernel! { … }` in the file: declare one",
-        ));
+    let Some(kernel) = kernels.next().transpose()? else {
+        return Err(syn::Error::new(Span::call_site(), "no `kernel! { … }` in the file: declare one"));
     };
     if let Some(second) = kernels.next() {
         return Err(syn::Error::new_spanned(&second?.path, "a second kernel: give it a folder of its own"));
     }
-    let kernel = kernel?.parse_body::<Spanned<Kernel>>()?;
+    let kernel = kernel.parse_body::<Spanned<Kernel>>()?;
     check::check(&kernel.value, &kernel.spans)?;
     Ok(kernel.value)
 }
@@ -118,7 +120,7 @@ fn parse_section(input: ParseStream, kernel: &mut Kernel, spans: &mut Spans) -> 
         kernel.specialize.extend(parse_braced_list(input, spans, parse_spec_param)?);
     } else if next.peek(kw::ship) {
         input.parse::<kw::ship>()?;
-        kernel.ship.extend(parse_braced_list(input, spans, parse_spec_param)?);
+        kernel.ship.extend(parse_braced_list(input, spans, parse_shipped)?);
     } else if next.peek(kw::functions) {
         input.parse::<kw::functions>()?;
         kernel.functions.extend(parse_braced_list(input, spans, parse_function_slot)?);
@@ -289,6 +291,14 @@ fn parse_spec_param(input: ParseStream, spans: &mut Spans) -> Result<SpecParam> 
     Ok(SpecParam { name, values: SpecValues::Ints(parse_ints(input)?) })
 }
 
+/// As in `specialize`, with positions of its own: the names are the same.
+fn parse_shipped(input: ParseStream, spans: &mut Spans) -> Result<SpecParam> {
+    let mut shipped = Spans::default();
+    let param = parse_spec_param(input, &mut shipped)?;
+    spans.shipped(shipped);
+    Ok(param)
+}
+
 /// `[1, 2]` or `1..=3`
 fn parse_ints(input: ParseStream) -> Result<Vec<i64>> {
     let int = |input: ParseStream| input.parse::<LitInt>()?.base10_parse::<i64>();
@@ -358,7 +368,9 @@ fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> {
             for clause in parse_braced_list(&content, spans, parse_clause)? {
                 match clause {
                     Clause::Smem(name, value) => once(&mut smem_bytes, value, name.span(), "`smem_bytes`")?,
-                    Clause::Registers(name, value) => once(&mut registers, value, name.span(), "`registers`")?,
+                    Clause::Registers(name, value) => {
+                        once(&mut registers, value, name.span(), "`registers`")?
+                    }
                     Clause::Condition(condition) => constraints.push(Constraint { condition }),
                 }
             }

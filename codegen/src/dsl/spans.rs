@@ -37,6 +37,8 @@ impl fmt::Display for Role {
 #[derive(Default)]
 pub(super) struct Spans {
     names: Vec<(String, Span)>,
+    /// Those of `ship`.
+    shipped: Vec<(String, Span)>,
     exprs: Vec<Written>,
     bodies: Vec<Span>,
 }
@@ -140,6 +142,11 @@ impl Spans {
         Ok(name)
     }
 
+    /// Notes names of `ship`.
+    pub(super) fn shipped(&mut self, names: Spans) {
+        self.shipped.extend(names.names);
+    }
+
     /// Notes that a body begins.
     pub(super) fn body(&mut self, family: &Ident) {
         self.bodies.push(family.span());
@@ -159,6 +166,18 @@ impl Spans {
     /// The last place a name was written: the repetition, where there is one.
     pub(super) fn of(&self, name: &str) -> Span {
         let found = self.names.iter().rev().find(|(known, _)| known == name);
+        found.map_or_else(Span::call_site, |(_, span)| *span)
+    }
+
+    /// The first place a name was written.
+    pub(super) fn of_first(&self, name: &str) -> Span {
+        let found = self.names.iter().find(|(known, _)| known == name);
+        found.map_or_else(Span::call_site, |(_, span)| *span)
+    }
+
+    /// Where `ship` names a parameter.
+    pub(super) fn of_shipped(&self, name: &str) -> Span {
+        let found = self.shipped.iter().find(|(known, _)| known == name);
         found.map_or_else(Span::call_site, |(_, span)| *span)
     }
 
