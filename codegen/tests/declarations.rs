@@ -20,7 +20,7 @@ const GOOD: &str = r#"kernel! {
     require columns % 8 == 0, "pad the columns";
     body sm80 {
         tune { WARPS: [4, 8], STAGES: 2..=4 }
-        where { BLOCK % WARPS == 0, smem_bytes = 4 * BLOCK * STAGES, registers = 32 }
+        where { BLOCK % WARPS == 0, smem_bytes = 4 * BLOCK * STAGES, registers = 32, prefer = CTAS_PER_SM }
         launch { grid = [blocks, rows, 1], threads = 32 * WARPS }
     }
 }
@@ -86,6 +86,7 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("a dimension in a budget", "4 * BLOCK * STAGES", "4 * columns"),
     ("an unknown budget", "registers = 32", "register = 32"),
     ("a budget given twice", "registers = 32", "smem_bytes = 32"),
+    ("an unknown name in the preference", "CTAS_PER_SM", "BLOCKS_PER_SM"),
     ("an unknown name in the threads", "32 * WARPS", "32 * WARP"),
     ("an unknown name in the grid", "[blocks, rows, 1]", "[blocks, row, 1]"),
     ("an unsupported operator", "32 * WARPS", "WARPS << 5"),
@@ -110,7 +111,7 @@ const MISTAKES: &[(&str, &str, &str)] = &[
 
 const BODY: &str = "    body sm80 {
         tune { WARPS: [4, 8], STAGES: 2..=4 }
-        where { BLOCK % WARPS == 0, smem_bytes = 4 * BLOCK * STAGES, registers = 32 }
+        where { BLOCK % WARPS == 0, smem_bytes = 4 * BLOCK * STAGES, registers = 32, prefer = CTAS_PER_SM }
         launch { grid = [blocks, rows, 1], threads = 32 * WARPS }
     }
 ";

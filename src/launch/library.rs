@@ -37,6 +37,18 @@ impl Request {
         self
     }
 
+    /// Every kernel of the tuning space that compiles without spills, the preferred first.
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub fn load_all(&self, device: &CudaDevice) -> Result<Vec<Kernel>, Error> {
+        let (generator, candidates) = self.candidates(device.arch().parse()?)?;
+        let variants =
+            candidates.iter().map(|candidate| generator.render(candidate)).collect::<Result<Vec<_>, _>>()?;
+        let kernels = load_variants(device, variants)?;
+        Ok(kernels.into_iter().flatten().collect())
+    }
+
     /// The candidates of this request on an architecture, rendered lazily by the generator returned with them.
     pub(crate) fn candidates(&self, arch: Arch) -> Result<(Generator, Vec<Candidate>), Error> {
         let generator = Generator::new(self.source)?;
@@ -155,49 +167,58 @@ struct Search {
 
 /// Tries the next candidate of every request that has no kernel yet.
 fn compile_round(device: &CudaDevice, searches: &mut [Search]) -> Result<(), Error> {
-    let ordinal = device.info().ordinal;
-    let mut waiting = Vec::new();
-    for search in searches.iter_mut().filter(|search| search.found.is_none()) {
+    let mut waiting: Vec<&mut Search> = searches.iter_mut().filter(|search| search.found.is_none()).collect();
+    let mut variants = Vec::with_capacity(waiting.len());
+    for search in &mut waiting {
         let Some(candidate) = search.candidates.next() else {
             let kernel = search.generator.kernel().name.clone();
             return Err(Error::Spills { kernel, arch: device.arch().to_owned() });
         };
-        let variant = search.generator.render(&candidate)?;
-        let known = lock().get(&(ordinal, variant.fingerprint.clone())).cloned();
-        match known {
-            Some(kernel) => search.found = Some(Kernel { inner: kernel.inner }),
-            None => waiting.push((search, variant)),
-        }
+        variants.push(search.generator.render(&candidate)?);
     }
-    if waiting.is_empty() {
-        return Ok(());
-    }
-    let toolchain = toolchain()?;
-    device.check_toolchain(&toolchain)?;
-    let jobs = waiting
-        .iter()
-        .map(|(_, variant)| CompileJob {
-            name: variant.name.clone(),
-            source: variant.source.clone(),
-            arch: device.arch().to_owned(),
-        })
-        .collect();
-    let cubins = compile_all(&toolchain, jobs, |_| {});
-    for ((search, variant), cubin) in waiting.into_iter().zip(cubins) {
-        let cubin: Cubin = cubin?;
-        if cubin.report.spills() {
-            tracing::debug!(variant = variant.name, "spills: trying the next candidate");
-            continue;
-        }
-        let loaded = device.load(&cubin)?;
-        let key = (ordinal, variant.fingerprint.clone());
-        let Cubin { report, compile_time, .. } = cubin;
-        let inner = Inner { variant, report, compile_time, loaded, device: device.clone() };
-        let kernel = Kernel { inner: Arc::new(inner) };
-        lock().insert(key, kernel.clone());
-        search.found = Some(kernel);
+    for (search, kernel) in waiting.into_iter().zip(load_variants(device, variants)?) {
+        search.found = kernel;
     }
     Ok(())
+}
+
+/// Loads variants, compiling those not loaded yet in parallel; `None` for those that spill.
+fn load_variants(device: &CudaDevice, variants: Vec<Variant>) -> Result<Vec<Option<Kernel>>, Error> {
+    // Two threads that want the same kernel compile it once: the second finds it loaded.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let key = |variant: &Variant| (device.info().ordinal, variant.fingerprint.clone());
+    let unknown: Vec<&Variant> = {
+        let loaded = lock();
+        variants.iter().filter(|variant| !loaded.contains_key(&key(variant))).collect()
+    };
+    if !unknown.is_empty() {
+        let toolchain = toolchain()?;
+        device.check_toolchain(&toolchain)?;
+        let jobs = unknown
+            .iter()
+            .map(|variant| CompileJob {
+                name: variant.name.clone(),
+                source: variant.source.clone(),
+                arch: device.arch().to_owned(),
+            })
+            .collect();
+        let cubins = compile_all(&toolchain, jobs, |_| {});
+        for (variant, cubin) in unknown.into_iter().zip(cubins) {
+            let cubin: Cubin = cubin?;
+            if cubin.report.spills() {
+                tracing::debug!(variant = variant.name, "spills: not a candidate");
+                continue;
+            }
+            let loaded = device.load(&cubin)?;
+            let Cubin { report, compile_time, .. } = cubin;
+            let inner =
+                Inner { variant: variant.clone(), report, compile_time, loaded, device: device.clone() };
+            lock().insert(key(variant), Kernel { inner: Arc::new(inner) });
+        }
+    }
+    let loaded = lock();
+    Ok(variants.iter().map(|variant| loaded.get(&key(variant)).cloned()).collect())
 }
 
 fn lock() -> std::sync::MutexGuard<'static, HashMap<(usize, String), Kernel>> {

@@ -153,6 +153,9 @@ pub struct Body {
     pub smem_bytes: Expr,
     /// Estimated registers a thread; none given means no estimate (0).
     pub registers: Expr,
+    /// Candidates with a larger value come first; those with the same keep the order of their tuning values. It can
+    /// use `CTAS_PER_SM`, the blocks that fit a multiprocessor at once.
+    pub prefer: Option<Expr>,
     /// The launch.
     pub launch: Launch,
 }

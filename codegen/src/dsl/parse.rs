@@ -352,8 +352,8 @@ fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> {
     })?;
     let content;
     let brace = braced!(content in input);
-    let (mut tune, mut constraints, mut smem_bytes, mut registers, mut launch) =
-        (Vec::new(), Vec::new(), None, None, None);
+    let (mut tune, mut constraints, mut smem_bytes, mut registers, mut prefer, mut launch) =
+        (Vec::new(), Vec::new(), None, None, None, None);
     while !content.is_empty() {
         let next = content.lookahead1();
         if next.peek(kw::tune) {
@@ -371,6 +371,7 @@ fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> {
                     Clause::Registers(name, value) => {
                         once(&mut registers, value, name.span(), "`registers`")?
                     }
+                    Clause::Prefer(name, value) => once(&mut prefer, value, name.span(), "`prefer`")?,
                     Clause::Condition(condition) => constraints.push(Constraint { condition }),
                 }
             }
@@ -386,7 +387,7 @@ fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> {
         return Err(syn::Error::new(brace.span.join(), message));
     };
     let (smem_bytes, registers) = (smem_bytes.unwrap_or(Expr::Int(0)), registers.unwrap_or(Expr::Int(0)));
-    Ok(Body { family, tune, constraints, smem_bytes, registers, launch })
+    Ok(Body { family, tune, constraints, smem_bytes, registers, prefer, launch })
 }
 
 /// Fills a place that one body has once.
@@ -400,6 +401,7 @@ fn once<T>(place: &mut Option<T>, value: T, span: Span, what: &str) -> Result<()
 enum Clause {
     Smem(Ident, Expr),
     Registers(Ident, Expr),
+    Prefer(Ident, Expr),
     Condition(Expr),
 }
 
@@ -410,8 +412,11 @@ fn parse_clause(input: ParseStream, spans: &mut Spans) -> Result<Clause> {
         return match name.to_string().as_str() {
             "smem_bytes" => Ok(Clause::Smem(name, spans.expr(input, Role::Budget)?)),
             "registers" => Ok(Clause::Registers(name, spans.expr(input, Role::Budget)?)),
+            "prefer" => Ok(Clause::Prefer(name, spans.expr(input, Role::Prefer)?)),
             other => {
-                let message = format!("`{other}` is no budget: use smem_bytes or registers, or a condition");
+                let message = format!(
+                    "`{other}` is not known here: use smem_bytes, registers or prefer, or a condition"
+                );
                 Err(syn::Error::new(name.span(), message))
             }
         };

@@ -16,6 +16,7 @@ pub(super) enum Role {
     Requirement,
     Constraint,
     Budget,
+    Prefer,
     Threads,
     Grid,
 }
@@ -27,6 +28,7 @@ impl fmt::Display for Role {
             Role::Requirement => "a requirement",
             Role::Constraint => "a constraint",
             Role::Budget => "a budget",
+            Role::Prefer => "`prefer`",
             Role::Threads => "`threads`",
             Role::Grid => "`grid`",
         })
@@ -110,6 +112,7 @@ const CPP_WORDS: &[&str] = &[
 
 /// Names the generated prelude and bindings use themselves.
 const RESERVED: &[&str] = &[
+    "CTAS_PER_SM",
     "Functions",
     "MaskMod",
     "Params",
