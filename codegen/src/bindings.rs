@@ -227,6 +227,8 @@ fn bind_tensor(arg: &Arg) -> Option<TokenStream> {
         }
         ElementType::Param(param) => quote!(binder.dtype(candidate, #param)?),
     };
+    // Without strides in `Params` nothing else says how many there are.
+    let sizes = (dims.len() == 1).then(|| quote!(::<1, 0>));
     let dims = dims.iter().map(|dim| {
         let name = &dim.name;
         if dim.broadcast { quote!(Dim::broadcast(#name)) } else { quote!(Dim::exact(#name)) }
@@ -240,7 +242,7 @@ fn bind_tensor(arg: &Arg) -> Option<TokenStream> {
     };
     Some(quote! {
         let dtype = #dtype;
-        let #ident = binder.tensor(#name, #tensor, dtype, #align, [#(#dims),*])?;
+        let #ident = binder.tensor #sizes (#name, #tensor, dtype, #align, [#(#dims),*])?;
     })
 }
 

@@ -115,7 +115,7 @@ fn a_build_script_gets_its_bindings() {
 
     // Mistakes in a declaration and in a template are found when the crate is built.
     for (file, from, to, expected) in [
-        ("kernel.rs", "factor: f32", "factor: f64", "scale/kernel.rs:7:17: `f64` is no argument type"),
+        ("kernel.rs", "factor: f32", "factor: f64", "scale/kernel.rs:8:17: `f64` is no argument type"),
         ("sm80.cu", "scale/load.cuh", "scale/store.cuh", "template scale/sm80.cu: "),
     ] {
         let path = kernels.join("scale").join(file);

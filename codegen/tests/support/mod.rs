@@ -8,6 +8,7 @@ pub const DECLARATION: &str = "kernel! {
     /// Scales rows.
     fn scale(
         #[align(16)] x: Tensor<T, [rows, columns]>,
+        weight: Tensor<f32, [columns]>,
         bias: Option<Tensor<f32, [rows | 1, columns]>>,
         y: mut Tensor<T, [rows, columns]>,
         factor: f32,
@@ -31,7 +32,7 @@ extern \"C\" __global__ void __launch_bounds__(THREADS)
     const int row = blockIdx.y, column = blockIdx.x * BLOCK + threadIdx.x;
     if (threadIdx.x >= BLOCK || column >= p.columns) return;
     const float bias = p.bias ? p.bias[row * p.bias_stride[0] + column] : 0.0f;
-    const float x = load(p.x, row * p.x_stride[0] + column);
+    const float x = p.weight[column] * load(p.x, row * p.x_stride[0] + column);
     p.y[row * p.y_stride[0] + column] = T(f.score_mod(x * p.factor + bias, 0, 0, row, column));
 }
 ";
