@@ -132,7 +132,7 @@ impl Spans {
     pub(super) fn name(&mut self, ident: &Ident) -> Result<String> {
         let name = ident.unraw().to_string();
         let fail = |why: &str| Err(Error::new(ident.span(), format!("`{ident}` {why}: rename it")));
-        if *ident == "_" || !name.is_ascii() || ident.to_string() != name {
+        if *ident == "_" || !name.is_ascii() || *ident != name {
             return fail("is no plain name in both Rust and CUDA");
         }
         if CPP_WORDS.contains(&name.as_str()) {
