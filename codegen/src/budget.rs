@@ -141,7 +141,9 @@ impl Candidate {
             name += &format!("_{}{value}", short(param));
         }
         for function in self.spec.functions().iter().filter_map(|(_, function)| function.as_ref()) {
-            name += &format!("_{}", function.name());
+            // A Rust name need not be one of C: `r#if`, `é`.
+            let plain = function.name().replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+            name += &format!("_{plain}");
         }
         name
     }
@@ -215,11 +217,17 @@ fn budget(
     if threads < 1 || threads > limits.threads_per_block {
         return Err(Reason::Threads { needed: threads, limit: limits.threads_per_block });
     }
-    let smem_bytes = eval(&body.smem_bytes)?;
+    let amount = |what: &str, expr: &Expr| match eval(expr)? {
+        negative if negative < 0 => {
+            Err(Reason::Undefined { message: format!("{what} is {negative}: `{expr}`") })
+        }
+        amount => Ok(amount),
+    };
+    let smem_bytes = amount("smem_bytes", &body.smem_bytes)?;
     if smem_bytes > limits.smem_per_block {
         return Err(Reason::SharedMemory { needed: smem_bytes, limit: limits.smem_per_block });
     }
-    let registers = eval(&body.registers)?;
+    let registers = amount("registers", &body.registers)?;
     let limit = limits.registers_per_thread.min(limits.registers_per_sm / threads);
     if registers > limit {
         return Err(Reason::Registers { needed: registers, limit });

@@ -9,15 +9,15 @@
 #endif
 
 using T = __nv_bfloat16;
-constexpr int D = 64;
-constexpr int BLOCK_Q = 128;
-constexpr int BLOCK_KV = 64;
-constexpr int STEP_KV = 64;
-constexpr int STAGES = 2;
-constexpr int WARPS = 4;
-constexpr int THREADS = 128;
-constexpr bool HAS_SCORE_MOD = false;
-constexpr bool HAS_MASK_MOD = false;
+[[maybe_unused]] constexpr int D = 64;
+[[maybe_unused]] constexpr int BLOCK_Q = 128;
+[[maybe_unused]] constexpr int BLOCK_KV = 64;
+[[maybe_unused]] constexpr int STEP_KV = 64;
+[[maybe_unused]] constexpr int STAGES = 2;
+[[maybe_unused]] constexpr int WARPS = 4;
+[[maybe_unused]] constexpr int THREADS = 128;
+[[maybe_unused]] constexpr bool HAS_SCORE_MOD = false;
+[[maybe_unused]] constexpr bool HAS_MASK_MOD = false;
 
 struct Params {
   const T* q;

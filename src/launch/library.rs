@@ -1,11 +1,12 @@
 //! From specs to loaded kernels, each variant once a process.
 
-use super::{FunctionArgs, KernelArgs};
+use super::{BindError, FunctionArgs, KernelArgs};
 use crate::Error;
 use crate::codegen::lower::DeviceFunction;
 use crate::codegen::{Arch, Candidate, Generator, KernelSource, Value, Variant};
 use crate::compile::{CompileJob, Cubin, PtxasReport, compile_all};
 use crate::device::{CudaDevice, LoadedKernel};
+use crate::tensor::place_name;
 use crate::toolchain::Toolchain;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex};
@@ -102,10 +103,15 @@ impl Kernel {
     /// Checks the arguments and puts the launch on the device's stream.
     ///
     /// # Errors
-    /// [`BindError`](super::BindError) for arguments the declaration does not allow; a device error when the driver refuses.
+    /// [`BindError`] for arguments the declaration does not allow; a device error when the driver refuses.
     pub fn launch<A: KernelArgs>(&self, args: &A, functions: Option<&FunctionArgs>) -> Result<(), Error> {
         let Inner { variant, loaded, device, .. } = &*self.inner;
         let bound = args.bind(&variant.candidate)?;
+        let here = device.info().ordinal;
+        if let Some((arg, ordinal)) = bound.on.filter(|(_, ordinal)| *ordinal != here) {
+            let (found, needed) = (place_name(Some(ordinal)), place_name(Some(here)));
+            return Err(BindError::Place { kernel: A::KERNEL, arg, found, needed }.into());
+        }
         let budget = &variant.candidate.budget;
         // SAFETY: `Params` is a `repr(C)` struct whose size and offsets are asserted, without padding inside; every byte
         // of it up to its size is read as plain memory only.
@@ -114,7 +120,7 @@ impl Kernel {
         };
         let with_functions = [params, functions.map_or(&[][..], FunctionArgs::bytes)];
         let params = if functions.is_some() { &with_functions[..] } else { &with_functions[..1] };
-        // SAFETY: `bind` checked that the tensors are on this kind of device with the extents in `Params`; their storage
+        // SAFETY: the tensors are on this device with the extents in `Params`; their storage
         // is freed on the same stream, after this launch.
         unsafe {
             loaded.launch(

@@ -102,6 +102,17 @@ pub enum SpecValues {
     Ints(Vec<i64>),
 }
 
+impl SpecValues {
+    /// The values for a message: `64, 128`.
+    pub(crate) fn list(&self) -> String {
+        let all: Vec<String> = match self {
+            SpecValues::DTypes(all) => all.iter().map(ToString::to_string).collect(),
+            SpecValues::Ints(all) => all.iter().map(ToString::to_string).collect(),
+        };
+        all.join(", ")
+    }
+}
+
 /// A device function the body calls as `f.<name>(…)`.
 #[derive(Debug, Clone)]
 pub struct FunctionSlot {
