@@ -114,11 +114,11 @@ const _: () = {
 };
 /// The arguments of `forward`.
 ///
-/// Block-sparse attention, forward: `softmax(score_mod(q kᵀ · scale)) v` over the kept blocks, with the logarithm of
-/// the sum of exponentials of every row.
+/// Block-sparse attention, forward: `softmax(score_mod(q kᵀ · scale)) v` over the key blocks that each query block
+/// lists, with the logarithm of the sum of exponentials of every row.
 ///
-/// `kv_indices` lists, for every query block, the key blocks to which `mask_mod` is applied element by element;
-/// `full_kv_indices` those it keeps as a whole. Blocks outside the sequence are skipped, in any order they may come.
+/// `kv_indices` lists blocks whose elements `mask_mod` still decides, `full_kv_indices` blocks it keeps as a whole.
+/// Numbers outside the sequence are skipped, and lists need not ascend.
 #[derive(Debug)]
 pub struct Args<'a> {
     /// `[batch, heads, seq_q, head_dim]` of the spec's `T`.

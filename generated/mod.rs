@@ -3,7 +3,7 @@
 
 #[doc = "What a mask function makes of each block of queries and keys: 0 nothing is kept, 1 some of it, 2 all of"]
 pub mod classify;
-#[doc = "Block-sparse attention, forward: `softmax(score_mod(q kᵀ · scale)) v` over the kept blocks, with the logarithm of"]
+#[doc = "Block-sparse attention, forward: `softmax(score_mod(q kᵀ · scale)) v` over the key blocks that each query block"]
 pub mod forward;
 #[doc = "Means of runs of BLOCK consecutive rows, over the rows that exist: the last run is often short."]
 pub mod pool;

@@ -34,3 +34,7 @@ pub use tensor::Tensor;
 pub use tilewright_codegen as codegen;
 pub use tilewright_codegen::DType;
 pub use tilewright_macros::{mask_mod, score_mod};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -1,8 +1,8 @@
 //! The CPU executor against dense f64 attention over the same blocks.
 
-mod cpu_support;
+mod support;
 
-use cpu_support::{Case, Mask, Random, Score, compare, tensor};
+use support::{Case, Mask, Random, Score, compare, tensor};
 use tilewright::cpu::attend;
 use tilewright::reference::{attention_f64, largest_difference, relative_error};
 use tilewright::tensor::TensorError;

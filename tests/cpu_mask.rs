@@ -1,9 +1,9 @@
 //! Block masks: lists, transposes, round trips, and everything that is refused.
 
-mod cpu_support;
+mod support;
 
-use cpu_support::{Mask, Random};
 use proptest::prelude::*;
+use support::{Mask, Random};
 use tilewright::mask::{EMPTY, FULL, PARTIAL};
 use tilewright::tensor::TensorError;
 use tilewright::{BlockIndex, BlockMask, BlockSize, Error, MaskError, Tensor};

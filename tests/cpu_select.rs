@@ -1,9 +1,9 @@
 //! The selection rule against a sort, and the mask it makes of real shapes.
 
-mod cpu_support;
+mod support;
 
-use cpu_support::{Case, Mask, Random, tensor};
 use proptest::prelude::*;
+use support::{Case, Mask, Random, tensor};
 use tilewright::cpu::{mask, select_row};
 use tilewright::mask::{EMPTY, FULL, PARTIAL};
 use tilewright::{BlockSize, DType, Error, Selection, top_k, top_p};

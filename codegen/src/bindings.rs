@@ -160,7 +160,7 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
         match &field.kind {
             FieldKind::Pointer { .. } => quote!(#ident: #ident.pointer),
             FieldKind::Strides(_) => {
-                let tensor = format_ident!("{}", field.name.trim_end_matches("_stride"));
+                let tensor = format_ident!("{}", field.name.strip_suffix("_stride").unwrap_or(&field.name));
                 quote!(#ident: #tensor.strides)
             }
             FieldKind::Dim => quote!(#ident: binder.int(#ident)?),
@@ -227,6 +227,8 @@ fn bind_tensor(arg: &Arg) -> Option<TokenStream> {
         }
         ElementType::Param(param) => quote!(binder.dtype(candidate, #param)?),
     };
+    // Without strides in `Params` nothing else says how many there are.
+    let sizes = (dims.len() == 1).then(|| quote!(::<1, 0>));
     let dims = dims.iter().map(|dim| {
         let name = &dim.name;
         if dim.broadcast { quote!(Dim::broadcast(#name)) } else { quote!(Dim::exact(#name)) }
@@ -240,7 +242,7 @@ fn bind_tensor(arg: &Arg) -> Option<TokenStream> {
     };
     Some(quote! {
         let dtype = #dtype;
-        let #ident = binder.tensor(#name, #tensor, dtype, #align, [#(#dims),*])?;
+        let #ident = binder.tensor #sizes (#name, #tensor, dtype, #align, [#(#dims),*])?;
     })
 }
 

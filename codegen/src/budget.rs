@@ -20,6 +20,17 @@ pub struct Budget {
     pub registers: i64,
 }
 
+impl Budget {
+    /// Blocks that fit a multiprocessor at once, by shared memory, registers (as estimated) and threads.
+    pub fn ctas_per_sm(&self, limits: &Limits) -> i64 {
+        // The system keeps 1 KiB of shared memory for each block, and registers are handed out in eights.
+        let by_smem = limits.smem_per_sm / (self.smem_bytes + 1024);
+        let registers = (self.registers.max(16) as u64).next_multiple_of(8) as i64;
+        let by_registers = limits.registers_per_sm / (registers * self.threads);
+        by_smem.min(by_registers).min(limits.threads_per_sm / self.threads)
+    }
+}
+
 /// A spec with a schedule that fits an architecture.
 #[derive(Debug, Clone)]
 pub struct Candidate {
@@ -130,7 +141,9 @@ impl Candidate {
             name += &format!("_{}{value}", short(param));
         }
         for function in self.spec.functions().iter().filter_map(|(_, function)| function.as_ref()) {
-            name += &format!("_{}", function.name());
+            // A Rust name need not be one of C: `r#if`, `é`.
+            let plain = function.name().replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+            name += &format!("_{plain}");
         }
         name
     }
@@ -150,12 +163,18 @@ pub(crate) fn candidates(kernel: &Kernel, spec: &Arc<KernelSpec>, arch: Arch) ->
     }
     let mut found = Candidates { accepted: Vec::new(), rejected: Vec::new() };
     for body in bodies {
+        let mut fitting = Vec::new();
         for schedule in Schedule::enumerate(body) {
             match budget(body, spec, &schedule, &arch.limits()) {
-                Ok(budget) => found.accepted.push(Candidate { spec: spec.clone(), schedule, budget }),
+                Ok((budget, preference)) => {
+                    fitting.push((preference, Candidate { spec: spec.clone(), schedule, budget }));
+                }
                 Err(reason) => found.rejected.push(Rejection { schedule, reason }),
             }
         }
+        // The sort is stable: equals keep the declaration's order.
+        fitting.sort_by_key(|(preference, _)| std::cmp::Reverse(*preference));
+        found.accepted.extend(fitting.into_iter().map(|(_, candidate)| candidate));
     }
     if found.accepted.is_empty() {
         let reasons: Vec<String> =
@@ -169,7 +188,13 @@ pub(crate) fn candidates(kernel: &Kernel, spec: &Arc<KernelSpec>, arch: Arch) ->
     Ok(found)
 }
 
-fn budget(body: &Body, spec: &KernelSpec, schedule: &Schedule, limits: &Limits) -> Result<Budget, Reason> {
+/// What a schedule needs and how much it is preferred, or why it is pruned.
+fn budget(
+    body: &Body,
+    spec: &KernelSpec,
+    schedule: &Schedule,
+    limits: &Limits,
+) -> Result<(Budget, i64), Reason> {
     let value_of = |name: &str| spec.int(name).or_else(|| schedule.get(name));
     let eval = |expr: &Expr| {
         expr.eval(&value_of).map_err(|error: EvalError| Reason::Undefined { message: error.to_string() })
@@ -192,14 +217,28 @@ fn budget(body: &Body, spec: &KernelSpec, schedule: &Schedule, limits: &Limits) 
     if threads < 1 || threads > limits.threads_per_block {
         return Err(Reason::Threads { needed: threads, limit: limits.threads_per_block });
     }
-    let smem_bytes = eval(&body.smem_bytes)?;
+    let amount = |what: &str, expr: &Expr| match eval(expr)? {
+        negative if negative < 0 => {
+            Err(Reason::Undefined { message: format!("{what} is {negative}: `{expr}`") })
+        }
+        amount => Ok(amount),
+    };
+    let smem_bytes = amount("smem_bytes", &body.smem_bytes)?;
     if smem_bytes > limits.smem_per_block {
         return Err(Reason::SharedMemory { needed: smem_bytes, limit: limits.smem_per_block });
     }
-    let registers = eval(&body.registers)?;
+    let registers = amount("registers", &body.registers)?;
     let limit = limits.registers_per_thread.min(limits.registers_per_sm / threads);
     if registers > limit {
         return Err(Reason::Registers { needed: registers, limit });
     }
-    Ok(Budget { threads, smem_bytes, registers })
+    let budget = Budget { threads, smem_bytes, registers };
+    let with_occupancy = |name: &str| match name {
+        "CTAS_PER_SM" => Some(budget.ctas_per_sm(limits)),
+        _ => value_of(name),
+    };
+    let preference = body.prefer.as_ref().map_or(Ok(0), |prefer| {
+        prefer.eval(&with_occupancy).map_err(|error| Reason::Undefined { message: error.to_string() })
+    })?;
+    Ok((budget, preference))
 }

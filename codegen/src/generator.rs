@@ -94,18 +94,31 @@ impl Generator {
         points.iter().map(|point| self.spec(point).map(Arc::new)).collect()
     }
 
-    /// The variants whose sources are committed: for each shipped spec, what is preferred on each shipped architecture.
+    /// The variants whose sources are committed: for each shipped spec, what is preferred on each shipped architecture
+    /// that can run it. Not every kernel has a body for every architecture, nor fits the shared memory of each.
     ///
     /// # Errors
-    /// As [`candidates`](Self::candidates) and [`render`](Self::render).
+    /// As [`candidates`](Self::candidates), when no shipped architecture can run a spec, and [`render`](Self::render).
     pub fn shipped(&self) -> Result<Vec<Variant>, Error> {
         let mut variants: Vec<Variant> = Vec::new();
         for spec in self.shipped_specs()? {
+            let (mut runs, mut refused) = (false, None);
             for arch in Arch::SHIPPED {
-                let preferred = &self.candidates(&spec, arch)?.accepted[0];
+                let candidates = match self.candidates(&spec, arch) {
+                    Ok(candidates) => candidates,
+                    Err(error) => {
+                        refused = Some(error);
+                        continue;
+                    }
+                };
+                runs = true;
+                let preferred = &candidates.accepted[0];
                 if !variants.iter().any(|variant| variant.name == preferred.name()) {
                     variants.push(self.render(preferred)?);
                 }
+            }
+            if let Some(error) = refused.filter(|_| !runs) {
+                return Err(error);
             }
         }
         Ok(variants)

@@ -1,7 +1,7 @@
 //! What is computed: a kernel with a value for every specialisation parameter and its device functions.
 
 use crate::dsl::{Kernel, SpecValues};
-use crate::lower::DeviceFunction;
+use crate::lower::{DeviceFunction, FunctionKind};
 use crate::{DType, Error};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -46,6 +46,8 @@ pub struct KernelSpec {
     values: Vec<(String, Value)>,
     /// One for each slot of the declaration.
     functions: Vec<(String, Option<Arc<DeviceFunction>>)>,
+    /// What fits each slot.
+    kinds: Vec<FunctionKind>,
 }
 
 impl KernelSpec {
@@ -57,40 +59,50 @@ impl KernelSpec {
         let fail = |message: String| Err(Error::Spec { kernel: kernel.name.clone(), message });
         if let Some((unknown, _)) = values.iter().find(|(name, _)| kernel.spec_param(name).is_none()) {
             let known: Vec<&str> = kernel.specialize.iter().map(|param| param.name.as_str()).collect();
-            return fail(format!("`{unknown}` is no parameter: it has {}", known.join(", ")));
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            return fail(format!("`{unknown}` is no parameter: it has {known}"));
+        }
+        let repeated = |at: usize| values[..at].iter().any(|(name, _)| *name == values[at].0);
+        if let Some(at) = (1..values.len()).find(|&at| repeated(at)) {
+            return fail(format!("`{}` is given twice: give it once", values[at].0));
         }
         let mut chosen = Vec::with_capacity(kernel.specialize.len());
         for param in &kernel.specialize {
             let Some((_, value)) = values.iter().find(|(name, _)| *name == param.name) else {
-                return fail(format!("no value for `{}`: give one", param.name));
+                let list = param.values.list();
+                return fail(format!("no value for `{}`: give one of {list}", param.name));
             };
-            let (allowed, list) = match (&param.values, value) {
-                (SpecValues::DTypes(all), Value::DType(dtype)) => (all.contains(dtype), join(all)),
-                (SpecValues::Ints(all), Value::Int(int)) => (all.contains(int), join(all)),
-                (SpecValues::DTypes(all), Value::Int(_)) => (false, join(all)),
-                (SpecValues::Ints(all), Value::DType(_)) => (false, join(all)),
+            let allowed = match (&param.values, value) {
+                (SpecValues::DTypes(all), Value::DType(dtype)) => all.contains(dtype),
+                (SpecValues::Ints(all), Value::Int(int)) => all.contains(int),
+                _ => false,
             };
             if !allowed {
+                let list = param.values.list();
                 return fail(format!("{} = {value} is not supported: use one of {list}", param.name));
             }
             chosen.push((param.name.clone(), *value));
         }
         let functions = kernel.functions.iter().map(|slot| (slot.name.clone(), None)).collect();
-        Ok(KernelSpec { kernel: kernel.name.clone(), values: chosen, functions })
+        let kinds = kernel.functions.iter().map(|slot| slot.kind).collect();
+        Ok(KernelSpec { kernel: kernel.name.clone(), values: chosen, functions, kinds })
     }
 
     /// The same spec with a device function in one of the kernel's slots.
     ///
     /// # Errors
-    /// [`Error::Spec`] when the kernel has no such slot.
+    /// [`Error::Spec`] when the kernel has no such slot, or one for another kind of function.
     pub fn with_function(mut self, slot: &str, function: Arc<DeviceFunction>) -> Result<Self, Error> {
-        match self.functions.iter_mut().find(|(name, _)| name == slot) {
-            Some((_, place)) => *place = Some(function),
-            None => {
-                let message = format!("it calls no device function `{slot}`: declare it in `functions`");
-                return Err(Error::Spec { kernel: self.kernel, message });
-            }
+        let Some(at) = self.functions.iter().position(|(name, _)| name == slot) else {
+            let message = format!("it calls no device function `{slot}`: declare it in `functions`");
+            return Err(Error::Spec { kernel: self.kernel, message });
+        };
+        let (needed, found) = (self.kinds[at].attribute(), function.kind().attribute());
+        if found != needed {
+            let message = format!("`{slot}` takes a {needed}, found the {found} `{}`", function.name());
+            return Err(Error::Spec { kernel: self.kernel, message });
         }
+        self.functions[at].1 = Some(function);
         Ok(self)
     }
 
@@ -124,8 +136,4 @@ impl KernelSpec {
             _ => None,
         })
     }
-}
-
-fn join<T: ToString>(all: &[T]) -> String {
-    all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -8,11 +8,11 @@
 #define TILEWRIGHT_OFFSETOF(type, member) __builtin_offsetof(type, member)
 #endif
 
-constexpr int BLOCK_Q = 128;
-constexpr int BLOCK_KV = 64;
-constexpr int WARPS = 4;
-constexpr int THREADS = 128;
-constexpr bool HAS_MASK_MOD = false;
+[[maybe_unused]] constexpr int BLOCK_Q = 128;
+[[maybe_unused]] constexpr int BLOCK_KV = 64;
+[[maybe_unused]] constexpr int WARPS = 4;
+[[maybe_unused]] constexpr int THREADS = 128;
+[[maybe_unused]] constexpr bool HAS_MASK_MOD = false;
 
 struct Params {
   unsigned char* classes;

@@ -9,10 +9,10 @@
 #endif
 
 using T = __half;
-constexpr int D = 64;
-constexpr int BLOCK = 64;
-constexpr int WARPS = 4;
-constexpr int THREADS = 128;
+[[maybe_unused]] constexpr int D = 64;
+[[maybe_unused]] constexpr int BLOCK = 64;
+[[maybe_unused]] constexpr int WARPS = 4;
+[[maybe_unused]] constexpr int THREADS = 128;
 
 struct Params {
   const T* x;

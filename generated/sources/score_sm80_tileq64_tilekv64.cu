@@ -8,9 +8,9 @@
 #define TILEWRIGHT_OFFSETOF(type, member) __builtin_offsetof(type, member)
 #endif
 
-constexpr int TILE_Q = 64;
-constexpr int TILE_KV = 64;
-constexpr int THREADS = 128;
+[[maybe_unused]] constexpr int TILE_Q = 64;
+[[maybe_unused]] constexpr int TILE_KV = 64;
+[[maybe_unused]] constexpr int THREADS = 128;
 
 struct Params {
   const float* q_mean;

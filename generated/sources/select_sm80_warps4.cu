@@ -8,8 +8,8 @@
 #define TILEWRIGHT_OFFSETOF(type, member) __builtin_offsetof(type, member)
 #endif
 
-constexpr int WARPS = 4;
-constexpr int THREADS = 128;
+[[maybe_unused]] constexpr int WARPS = 4;
+[[maybe_unused]] constexpr int THREADS = 128;
 
 struct Params {
   float* logits;

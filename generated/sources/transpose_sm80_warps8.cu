@@ -8,8 +8,8 @@
 #define TILEWRIGHT_OFFSETOF(type, member) __builtin_offsetof(type, member)
 #endif
 
-constexpr int WARPS = 8;
-constexpr int THREADS = 256;
+[[maybe_unused]] constexpr int WARPS = 8;
+[[maybe_unused]] constexpr int THREADS = 256;
 
 struct Params {
   const unsigned char* keep;

@@ -143,7 +143,7 @@ impl Pipeline {
     /// Scores of every pair of blocks; zeros when nothing is selected by score.
     fn logits(&self, rule: &Rule, q: &Tensor, k: &Tensor, map: &[usize; 4]) -> Result<Tensor, Error> {
         let Some(Rank { pool_q, pool_kv, score }) = &self.rank else {
-            return Tensor::zeros(DType::F32, map)?.to(&self.device);
+            return Tensor::zeros_on(&self.device, DType::F32, map);
         };
         let &[batch, heads, q_blocks, kv_blocks] = map;
         let (kv_heads, head_dim) = (k.shape()[1], k.shape()[3]);

@@ -21,6 +21,8 @@ pub const OPTIONS: &[&str] = &[
     "--ptxas-options=-v",
 ];
 
+const NO_CACHE: &str = "--no-cache";
+
 /// `NVRTC_ERROR_COMPILATION`.
 const COMPILATION_FAILED: c_int = 6;
 
@@ -31,6 +33,20 @@ impl Toolchain {
     /// An architecture that this NVRTC does not know, a source with errors (shown with the lines at fault), an entry
     /// function of another name, or a failure of NVRTC's own.
     pub fn compile(&self, name: &str, source: &str, arch: &str) -> Result<Cubin, CompileError> {
+        self.compile_with(name, source, arch, &[])
+    }
+
+    /// As [`compile`](Self::compile), with NVRTC options of one's own after [`OPTIONS`].
+    ///
+    /// # Errors
+    /// As [`compile`](Self::compile).
+    pub fn compile_with(
+        &self,
+        name: &str,
+        source: &str,
+        arch: &str,
+        more: &[&str],
+    ) -> Result<Cubin, CompileError> {
         self.check_arch(arch)?;
         let file = format!("{name}.cu");
         let nul = |what| move |_| CompileError::Nul { what, name: name.replace('\0', "\\0") };
@@ -39,7 +55,7 @@ impl Toolchain {
         let include = format!("--include-path={}", self.include_dir().display());
         let options = [format!("--gpu-architecture={arch}"), include]
             .into_iter()
-            .chain(OPTIONS.iter().map(|option| option.to_string()))
+            .chain(OPTIONS.iter().chain(more).map(|option| option.to_string()))
             .map(|option| CString::new(option).map_err(nul("options")))
             .collect::<Result<Vec<_>, _>>()?;
 
@@ -65,6 +81,14 @@ impl Toolchain {
         compilation.check("nvrtcCompileProgram", code, &log)?;
 
         let reports = report::read(&log);
+        // Recent NVRTCs cache what they compile, and what comes from that cache comes without a report. An NVRTC too
+        // old for the option has no cache: there the source really has no entry function.
+        if reports.is_empty()
+            && !more.contains(&NO_CACHE)
+            && let Ok(cubin) = self.compile_with(name, source, arch, &[more, &[NO_CACHE]].concat())
+        {
+            return Ok(cubin);
+        }
         let Some((_, report)) = reports.iter().find(|(entry, _)| entry == name) else {
             let found = reports.into_iter().map(|(entry, _)| entry).collect();
             return Err(CompileError::NoEntry { name: name.to_string(), found });

@@ -158,6 +158,22 @@ impl CudaDevice {
         Ok(host)
     }
 
+    /// The bytes at an address, once the work on the stream is done.
+    ///
+    /// # Safety
+    /// `bytes` bytes from `address` on are memory of this GPU, and nothing writes them meanwhile.
+    pub(crate) unsafe fn download_address(&self, address: u64, bytes: usize) -> Result<Vec<u8>, DeviceError> {
+        let mut host = vec![0; bytes];
+        cuda("cuCtxSetCurrent", self.inner.context.bind_to_thread())?;
+        // SAFETY: the caller answers for the source; the destination has that many bytes and outlives the wait below.
+        let copied = unsafe {
+            cudarc::driver::result::memcpy_dtoh_async(&mut host, address, self.stream().cu_stream())
+        };
+        self.synchronize()?;
+        cuda("cuMemcpyDtoHAsync", copied)?;
+        Ok(host)
+    }
+
     /// Sets every byte of a buffer.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use super::BindError;
 use crate::codegen::{Candidate, Family};
+use crate::tensor::place_name;
 use crate::{DType, Tensor};
 
 /// A dimension as a tensor argument declares it.
@@ -39,6 +40,8 @@ pub struct Bound<P> {
     pub params: P,
     /// Blocks along x, y, z.
     pub grid: [u32; 3],
+    /// The first tensor argument and the number of the GPU that all of them are on; absent without tensors.
+    pub on: Option<(&'static str, usize)>,
 }
 
 /// An extent with the argument that set it.
@@ -52,8 +55,10 @@ struct Extent {
 pub struct Binder {
     kernel: &'static str,
     extents: Vec<Extent>,
-    /// The first tensor argument and where it lives.
-    place: Option<String>,
+    /// Dimensions whose extent of 1 an argument repeats.
+    repeated: Vec<&'static str>,
+    /// The first tensor argument and the GPU it is on.
+    on: Option<(&'static str, usize)>,
 }
 
 impl Binder {
@@ -66,7 +71,7 @@ impl Binder {
             let found = format!("of `{}`", candidate.spec.kernel());
             return Err(BindError::Candidate { kernel, found });
         }
-        Ok(Binder { kernel, extents: Vec::with_capacity(12), place: None })
+        Ok(Binder { kernel, extents: Vec::with_capacity(12), repeated: Vec::new(), on: None })
     }
 
     /// An integer the candidate is specialised with.
@@ -137,7 +142,9 @@ impl Binder {
                 return Err(BindError::Extent { kernel, dim: dim.name, arg, found: extent });
             };
             let repeated = dim.broadcast && value == 1;
-            if !repeated {
+            if repeated {
+                self.repeated.push(dim.name);
+            } else {
                 self.bind(dim.name, value.into(), arg)?;
             }
             // A stride along an extent of 1 is never taken, whatever it says.
@@ -152,20 +159,15 @@ impl Binder {
     }
 
     fn place(&mut self, arg: &'static str, tensor: &Tensor) -> Result<u64, BindError> {
-        let found = tensor.place();
-        let wrong = |needed: &str, found: &str| BindError::Place {
-            kernel: self.kernel,
-            arg,
-            found: found.to_owned(),
-            needed: needed.to_owned(),
+        let wrong =
+            |needed| Err(BindError::Place { kernel: self.kernel, arg, found: tensor.place(), needed });
+        let (Some(pointer), Some(ordinal)) = (tensor.device_pointer(), tensor.ordinal()) else {
+            return wrong("a CUDA device".to_owned());
         };
-        let Some(pointer) = tensor.device_pointer() else {
-            return Err(wrong("a CUDA device", &found));
-        };
-        match &self.place {
-            Some(first) if *first != found => return Err(wrong(first, &found)),
+        match self.on {
+            Some((_, first)) if first != ordinal => return wrong(place_name(Some(first))),
             Some(_) => {}
-            None => self.place = Some(found),
+            None => self.on = Some((arg, ordinal)),
         }
         Ok(pointer)
     }
@@ -190,7 +192,8 @@ impl Binder {
 
     /// A dimension's extent; 0 when only absent arguments have it, 1 when every argument repeats it.
     pub fn dim(&self, dim: &str) -> i64 {
-        self.extents.iter().find(|extent| extent.dim == dim).map_or(0, |extent| extent.value)
+        let given = self.extents.iter().find(|extent| extent.dim == dim).map(|extent| extent.value);
+        given.unwrap_or_else(|| self.repeated.contains(&dim).into())
     }
 
     /// A derived dimension, checked against the arguments that have it.
@@ -252,6 +255,6 @@ impl Binder {
         if grid.iter().zip(limits).any(|(&blocks, limit)| !(0..=limit).contains(&blocks)) {
             return Err(BindError::Grid { kernel: self.kernel, grid });
         }
-        Ok(Bound { params, grid: grid.map(|blocks| blocks as u32) })
+        Ok(Bound { params, grid: grid.map(|blocks| blocks as u32), on: self.on })
     }
 }

@@ -1,11 +1,12 @@
 //! From specs to loaded kernels, each variant once a process.
 
-use super::{FunctionArgs, KernelArgs};
+use super::{BindError, FunctionArgs, KernelArgs};
 use crate::Error;
 use crate::codegen::lower::DeviceFunction;
 use crate::codegen::{Arch, Candidate, Generator, KernelSource, Value, Variant};
 use crate::compile::{CompileJob, Cubin, PtxasReport, compile_all};
 use crate::device::{CudaDevice, LoadedKernel};
+use crate::tensor::place_name;
 use crate::toolchain::Toolchain;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex};
@@ -34,6 +35,18 @@ impl Request {
     pub fn function(mut self, slot: &'static str, function: Option<&Arc<DeviceFunction>>) -> Self {
         self.functions.extend(function.map(|function| (slot, function.clone())));
         self
+    }
+
+    /// Every kernel of the tuning space that compiles without spills, the preferred first.
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub fn load_all(&self, device: &CudaDevice) -> Result<Vec<Kernel>, Error> {
+        let (generator, candidates) = self.candidates(device.arch().parse()?)?;
+        let variants =
+            candidates.iter().map(|candidate| generator.render(candidate)).collect::<Result<Vec<_>, _>>()?;
+        let kernels = load_variants(device, variants)?;
+        Ok(kernels.into_iter().flatten().collect())
     }
 
     /// The candidates of this request on an architecture, rendered lazily by the generator returned with them.
@@ -90,10 +103,15 @@ impl Kernel {
     /// Checks the arguments and puts the launch on the device's stream.
     ///
     /// # Errors
-    /// [`BindError`](super::BindError) for arguments the declaration does not allow; a device error when the driver refuses.
+    /// [`BindError`] for arguments the declaration does not allow; a device error when the driver refuses.
     pub fn launch<A: KernelArgs>(&self, args: &A, functions: Option<&FunctionArgs>) -> Result<(), Error> {
         let Inner { variant, loaded, device, .. } = &*self.inner;
         let bound = args.bind(&variant.candidate)?;
+        let here = device.info().ordinal;
+        if let Some((arg, ordinal)) = bound.on.filter(|(_, ordinal)| *ordinal != here) {
+            let (found, needed) = (place_name(Some(ordinal)), place_name(Some(here)));
+            return Err(BindError::Place { kernel: A::KERNEL, arg, found, needed }.into());
+        }
         let budget = &variant.candidate.budget;
         // SAFETY: `Params` is a `repr(C)` struct whose size and offsets are asserted, without padding inside; every byte
         // of it up to its size is read as plain memory only.
@@ -102,7 +120,7 @@ impl Kernel {
         };
         let with_functions = [params, functions.map_or(&[][..], FunctionArgs::bytes)];
         let params = if functions.is_some() { &with_functions[..] } else { &with_functions[..1] };
-        // SAFETY: `bind` checked that the tensors are on this kind of device with the extents in `Params`; their storage
+        // SAFETY: the tensors are on this device with the extents in `Params`; their storage
         // is freed on the same stream, after this launch.
         unsafe {
             loaded.launch(
@@ -149,49 +167,58 @@ struct Search {
 
 /// Tries the next candidate of every request that has no kernel yet.
 fn compile_round(device: &CudaDevice, searches: &mut [Search]) -> Result<(), Error> {
-    let ordinal = device.info().ordinal;
-    let mut waiting = Vec::new();
-    for search in searches.iter_mut().filter(|search| search.found.is_none()) {
+    let mut waiting: Vec<&mut Search> = searches.iter_mut().filter(|search| search.found.is_none()).collect();
+    let mut variants = Vec::with_capacity(waiting.len());
+    for search in &mut waiting {
         let Some(candidate) = search.candidates.next() else {
             let kernel = search.generator.kernel().name.clone();
             return Err(Error::Spills { kernel, arch: device.arch().to_owned() });
         };
-        let variant = search.generator.render(&candidate)?;
-        let known = lock().get(&(ordinal, variant.fingerprint.clone())).cloned();
-        match known {
-            Some(kernel) => search.found = Some(Kernel { inner: kernel.inner }),
-            None => waiting.push((search, variant)),
-        }
+        variants.push(search.generator.render(&candidate)?);
     }
-    if waiting.is_empty() {
-        return Ok(());
-    }
-    let toolchain = toolchain()?;
-    device.check_toolchain(&toolchain)?;
-    let jobs = waiting
-        .iter()
-        .map(|(_, variant)| CompileJob {
-            name: variant.name.clone(),
-            source: variant.source.clone(),
-            arch: device.arch().to_owned(),
-        })
-        .collect();
-    let cubins = compile_all(&toolchain, jobs, |_| {});
-    for ((search, variant), cubin) in waiting.into_iter().zip(cubins) {
-        let cubin: Cubin = cubin?;
-        if cubin.report.spills() {
-            tracing::debug!(variant = variant.name, "spills: trying the next candidate");
-            continue;
-        }
-        let loaded = device.load(&cubin)?;
-        let key = (ordinal, variant.fingerprint.clone());
-        let Cubin { report, compile_time, .. } = cubin;
-        let inner = Inner { variant, report, compile_time, loaded, device: device.clone() };
-        let kernel = Kernel { inner: Arc::new(inner) };
-        lock().insert(key, kernel.clone());
-        search.found = Some(kernel);
+    for (search, kernel) in waiting.into_iter().zip(load_variants(device, variants)?) {
+        search.found = kernel;
     }
     Ok(())
+}
+
+/// Loads variants, compiling those not loaded yet in parallel; `None` for those that spill.
+fn load_variants(device: &CudaDevice, variants: Vec<Variant>) -> Result<Vec<Option<Kernel>>, Error> {
+    // Two threads that want the same kernel compile it once: the second finds it loaded.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let key = |variant: &Variant| (device.info().ordinal, variant.fingerprint.clone());
+    let unknown: Vec<&Variant> = {
+        let loaded = lock();
+        variants.iter().filter(|variant| !loaded.contains_key(&key(variant))).collect()
+    };
+    if !unknown.is_empty() {
+        let toolchain = toolchain()?;
+        device.check_toolchain(&toolchain)?;
+        let jobs = unknown
+            .iter()
+            .map(|variant| CompileJob {
+                name: variant.name.clone(),
+                source: variant.source.clone(),
+                arch: device.arch().to_owned(),
+            })
+            .collect();
+        let cubins = compile_all(&toolchain, jobs, |_| {});
+        for (variant, cubin) in unknown.into_iter().zip(cubins) {
+            let cubin: Cubin = cubin?;
+            if cubin.report.spills() {
+                tracing::debug!(variant = variant.name, "spills: not a candidate");
+                continue;
+            }
+            let loaded = device.load(&cubin)?;
+            let Cubin { report, compile_time, .. } = cubin;
+            let inner =
+                Inner { variant: variant.clone(), report, compile_time, loaded, device: device.clone() };
+            lock().insert(key(variant), Kernel { inner: Arc::new(inner) });
+        }
+    }
+    let loaded = lock();
+    Ok(variants.iter().map(|variant| loaded.get(&key(variant)).cloned()).collect())
 }
 
 fn lock() -> std::sync::MutexGuard<'static, HashMap<(usize, String), Kernel>> {

@@ -22,7 +22,7 @@ pub use block_size::BlockSize;
 pub(crate) use classify::classify;
 pub use error::MaskError;
 
-use crate::{Error, Tensor};
+use crate::{Device, Error, Tensor};
 
 /// Class of a block of which no element is kept.
 pub const EMPTY: u8 = 0;
@@ -217,7 +217,28 @@ impl BlockMask {
     }
 }
 
+impl BlockIndex {
+    fn to(&self, device: &Device) -> Result<Self, Error> {
+        Ok(BlockIndex { counts: self.counts.to(device)?, indices: self.indices.to(device)? })
+    }
+}
+
 impl BlockMask {
+    /// The same mask with its lists on `device`.
+    ///
+    /// # Errors
+    /// A device error when a copy fails.
+    pub fn to(&self, device: &Device) -> Result<Self, Error> {
+        let to = |index: &Option<BlockIndex>| index.as_ref().map(|index| index.to(device)).transpose();
+        Ok(BlockMask {
+            kv: self.kv.to(device)?,
+            full_kv: to(&self.full_kv)?,
+            q: self.q.to(device)?,
+            full_q: to(&self.full_q)?,
+            ..*self
+        })
+    }
+
     /// Checks that the mask is made of the blocks an attention was built for.
     pub(crate) fn check_blocks(&self, needed: BlockSize) -> Result<(), MaskError> {
         if self.blocks == needed {

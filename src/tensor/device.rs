@@ -34,6 +34,16 @@ impl Tensor {
         Ok(Self::on(device, dtype, shape, device.uninit(bytes)?))
     }
 
+    /// A contiguous tensor of zeros on `device`.
+    ///
+    /// # Errors
+    /// As [`uninit`](Self::uninit).
+    pub fn zeros_on(device: &Device, dtype: DType, shape: &[usize]) -> Result<Self, Error> {
+        let Device::Cuda(device) = device else { return Self::zeros(dtype, shape) };
+        let bytes = element_count(shape, dtype)? * dtype.size();
+        Ok(Self::on(device, dtype, shape, device.zeroed(bytes)?))
+    }
+
     fn on(device: &CudaDevice, dtype: DType, shape: &[usize], buffer: DeviceBuffer) -> Self {
         let storage = Storage::Cuda(Arc::new(CudaStorage { device: device.clone(), buffer }));
         Tensor { dtype, shape: shape.to_vec(), strides: contiguous_strides(shape), storage }
@@ -52,6 +62,10 @@ impl Tensor {
             Storage::Host(buffer) => buffer.bytes(),
             Storage::Cuda(storage) => {
                 bytes = storage.download()?;
+                &bytes
+            }
+            Storage::External(memory) => {
+                bytes = memory.download()?;
                 &bytes
             }
         };
@@ -75,25 +89,26 @@ impl Tensor {
                 let storage = Arc::get_mut(storage).ok_or(TensorError::Shared)?;
                 storage.device.fill(&mut storage.buffer, byte)?;
             }
+            Storage::External(_) => return Err(TensorError::Shared.into()),
         }
         Ok(())
     }
 
     fn is_on(&self, device: &Device) -> bool {
-        match (&self.storage, device) {
-            (Storage::Host(_), Device::Cpu) => true,
-            (Storage::Cuda(storage), Device::Cuda(device)) => {
-                storage.device.info().ordinal == device.info().ordinal
-            }
-            _ => false,
-        }
+        self.ordinal() == device.as_cuda().map(|device| device.info().ordinal)
     }
 
     /// Where it is, for messages: `the CPU` or `cuda:0`.
     pub(crate) fn place(&self) -> String {
+        place_name(self.ordinal())
+    }
+
+    /// The GPU it is on; `None` on the CPU.
+    pub(crate) fn ordinal(&self) -> Option<usize> {
         match &self.storage {
-            Storage::Host(_) => place_of(&Device::Cpu),
-            Storage::Cuda(storage) => place_of(&Device::Cuda(storage.device.clone())),
+            Storage::Host(_) => None,
+            Storage::Cuda(storage) => Some(storage.device.info().ordinal),
+            Storage::External(memory) => Some(memory.ordinal),
         }
     }
 
@@ -102,6 +117,7 @@ impl Tensor {
         match &self.storage {
             Storage::Host(_) => None,
             Storage::Cuda(storage) => Some(storage.buffer.address()),
+            Storage::External(memory) => Some(memory.address),
         }
     }
 
@@ -110,13 +126,12 @@ impl Tensor {
         if self.is_on(device) {
             return Ok(());
         }
-        Err(TensorError::Place { what: what.to_owned(), found: self.place(), needed: place_of(device) })
+        let needed = place_name(device.as_cuda().map(|device| device.info().ordinal));
+        Err(TensorError::Place { what: what.to_owned(), found: self.place(), needed })
     }
 }
 
-fn place_of(device: &Device) -> String {
-    match device {
-        Device::Cpu => "the CPU".to_owned(),
-        Device::Cuda(cuda) => format!("cuda:{}", cuda.info().ordinal),
-    }
+/// A GPU's name in messages, or the CPU's.
+pub(crate) fn place_name(ordinal: Option<usize>) -> String {
+    ordinal.map_or_else(|| "the CPU".to_owned(), |ordinal| format!("cuda:{ordinal}"))
 }

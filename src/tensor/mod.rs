@@ -12,11 +12,14 @@
 mod device;
 mod element;
 mod error;
+mod external;
 mod host;
 
 use device::CudaStorage;
+pub(crate) use device::place_name;
 pub use element::{Element, Half};
 pub use error::TensorError;
+use external::External;
 use host::HostBuffer;
 
 use crate::device::Device;
@@ -40,6 +43,8 @@ pub(crate) enum Storage {
     Host(Arc<HostBuffer>),
     /// GPU memory.
     Cuda(Arc<CudaStorage>),
+    /// GPU memory of somebody else's.
+    External(External),
 }
 
 /// Strides of a contiguous tensor: the last dimension is the fastest.
@@ -168,6 +173,7 @@ impl Tensor {
         match &self.storage {
             Storage::Host(buffer) => buffer.len() / self.dtype.size(),
             Storage::Cuda(storage) => storage.len() / self.dtype.size(),
+            Storage::External(memory) => memory.bytes / self.dtype.size(),
         }
     }
 
@@ -179,7 +185,7 @@ impl Tensor {
         self.expect_dtype(E::DTYPE)?;
         match &self.storage {
             Storage::Host(buffer) => Ok(bytemuck::cast_slice(buffer.bytes())),
-            Storage::Cuda(_) => Err(TensorError::Place {
+            Storage::Cuda(_) | Storage::External(_) => Err(TensorError::Place {
                 what: "the tensor".into(),
                 found: self.place(),
                 needed: "the CPU".into(),
@@ -193,7 +199,7 @@ impl Tensor {
     /// # Errors
     /// [`TensorError::DType`] when the elements are not `E`; a device error when the copy fails.
     pub fn to_vec<E: Element>(&self) -> Result<Vec<E>, Error> {
-        if let Storage::Cuda(_) = &self.storage {
+        if !matches!(self.storage, Storage::Host(_)) {
             return self.to(&Device::Cpu)?.to_vec();
         }
         let all = self.host_elements::<E>()?;

@@ -1,9 +1,9 @@
 kernel! {
-    /// Block-sparse attention, forward: `softmax(score_mod(q kᵀ · scale)) v` over the kept blocks, with the logarithm of
-    /// the sum of exponentials of every row.
+    /// Block-sparse attention, forward: `softmax(score_mod(q kᵀ · scale)) v` over the key blocks that each query block
+    /// lists, with the logarithm of the sum of exponentials of every row.
     ///
-    /// `kv_indices` lists, for every query block, the key blocks to which `mask_mod` is applied element by element;
-    /// `full_kv_indices` those it keeps as a whole. Blocks outside the sequence are skipped, in any order they may come.
+    /// `kv_indices` lists blocks whose elements `mask_mod` still decides, `full_kv_indices` blocks it keeps as a whole.
+    /// Numbers outside the sequence are skipped, and lists need not ascend.
     fn forward(
         #[align(16)] q: Tensor<T, [batch, heads, seq_q, head_dim]>,
         #[align(16)] k: Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
@@ -26,12 +26,20 @@ kernel! {
     require heads % kv_heads == 0, "each key head serves the same number of query heads";
 
     body sm80 {
-        tune { WARPS: [4, 8], STAGES: [1, 2], STEP_KV: [64, 32], Q_REGISTER_LIMIT: [0], MIN_BLOCKS: [1] }
+        tune { STEP_KV: [128, 64, 32], STAGES: [2, 1], WARPS: [2, 4, 8] }
         where {
-            BLOCK_Q % (16 * WARPS) == 0,
+            // A warp keeps its rows of the output in registers: 32 rows, or 16 of the widest heads.
+            BLOCK_Q == WARPS * (if D > 128 { 16 } else { 32 }),
             BLOCK_KV % STEP_KV == 0,
+            // Output and scores, of 255 registers a thread; addresses and operands need the rest.
+            BLOCK_Q * (D + STEP_KV) / (32 * WARPS) <= 192,
+            // A second stage's copies cost addresses; elsewhere they would spill.
+            STAGES == 1 || D == 64 || (D == 96 && BLOCK_Q == 128)
+                || (D != 96 && STEP_KV == 32 && BLOCK_Q == 128),
             smem_bytes = 2 * D * (BLOCK_Q + 2 * STAGES * STEP_KV),
-            registers = BLOCK_Q * (D + STEP_KV) / (32 * WARPS) + 48,
+            registers = min(255, BLOCK_Q * (D + STEP_KV) / (32 * WARPS) + 64),
+            // Two blocks a multiprocessor hide each other's barriers, three lose; then larger steps, then a second stage.
+            prefer = min(CTAS_PER_SM, 2),
         }
         launch { grid = [q_blocks, heads, batch], threads = 32 * WARPS }
     }

@@ -19,11 +19,16 @@ static_assert(WARP_ROWS == 16 * M_TILES && M_TILES >= 1, "a warp takes whole 16-
 static_assert(BLOCK_KV == STEP_KV * STEPS_PER_BLOCK && STEP_KV % 16 == 0, "a block is a whole number of steps");
 static_assert(THREADS == 32 * WARPS);
 
+// Up to 255 registers a thread: 256 threads share a multiprocessor, which hide each other's waits.
+constexpr int MIN_BLOCKS = 256 / THREADS;
+
 using Layout = Tile<D>;
+using Copy = TileCopy<T, D, THREADS>;
 constexpr unsigned Q_BYTES = BLOCK_Q * Layout::ROW_BYTES;
 constexpr unsigned KV_BYTES = STEP_KV * Layout::ROW_BYTES;
 
 // Queries stay in registers where they fit beside the output and the scores; else every step reads them again.
+constexpr int Q_REGISTER_LIMIT = 168;
 constexpr bool Q_IN_REGISTERS = 4 * M_TILES * (D_TILES + 2 * D_TILES + 2 * KEY_TILES) <= Q_REGISTER_LIMIT;
 
 // The running maximum may lag behind the true one by this much (in powers of two) before the output is rescaled:
@@ -69,8 +74,10 @@ struct Queries {
 
 using Scores = float[M_TILES][2 * KEY_TILES][4];
 
-/// scores = Q Kᵀ. `k_lane` is this lane's ldmatrix address in the K tile.
-__device__ __forceinline__ void multiply_queries_keys(Scores& scores, const Queries& queries, unsigned k_lane) {
+/// scores = Q Kᵀ. `k_lane` is this lane's ldmatrix address in the K tile; `between(d)` runs after each 16 columns.
+template <typename Between>
+__device__ __forceinline__ void multiply_queries_keys(Scores& scores, const Queries& queries, unsigned k_lane,
+                                                      Between between) {
 #pragma unroll
     for (int m = 0; m < M_TILES; ++m)
 #pragma unroll
@@ -92,43 +99,47 @@ __device__ __forceinline__ void multiply_queries_keys(Scores& scores, const Quer
                 Mma<T>::add(scores[m][2 * n + 1], a[m], b[2], b[3]);
             }
         }
+        between(d);
     }
 }
 
-/// Calls `change(score, row, key)` for each score of this lane, row and key counted from the warp's and the step's first.
+/// Calls `change(score, row, key)` for each score of this lane, row and key counted from the block's and the step's first.
 template <typename Change>
-__device__ __forceinline__ void each_score(Scores& scores, int lane, Change change) {
+__device__ __forceinline__ void each_score(Scores& scores, Change change) {
+    const int lane = thread_place() % 32, first_row = thread_place() / 32 * WARP_ROWS;
 #pragma unroll
     for (int m = 0; m < M_TILES; ++m)
 #pragma unroll
         for (int n = 0; n < 2 * KEY_TILES; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i)
-                change(scores[m][n][i], m * 16 + lane / 4 + i / 2 * 8, n * 8 + lane % 4 * 2 + i % 2);
+                change(scores[m][n][i], first_row + m * 16 + lane / 4 + i / 2 * 8, n * 8 + lane % 4 * 2 + i % 2);
 }
 
 /// Raises the running maxima to cover these scores and rescales what was summed so far, if any row of the warp needs it.
 __device__ __forceinline__ void raise_maxima(WarpState& state, const Scores& scores, float to_exponent) {
-    float raised[M_TILES][2];
+    float top[M_TILES][2];  // of this lane's scores: enough to see that nothing lags
     bool lagging = false;
 #pragma unroll
     for (int m = 0; m < M_TILES; ++m)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            float top = -infinity();
+            float row[2] = {scores[m][0][2 * half], scores[m][0][2 * half + 1]};
 #pragma unroll
-            for (int n = 0; n < 2 * KEY_TILES; ++n)
-                top = fmaxf(top, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
-            raised[m][half] = fmaxf(state.max[m][half], quad_max(top) * to_exponent);
-            lagging |= raised[m][half] - state.max[m][half] > MAX_LAG;
+            for (int n = 1; n < 2 * KEY_TILES; ++n)
+#pragma unroll
+                for (int i = 0; i < 2; ++i) row[i] = fmaxf(row[i], scores[m][n][2 * half + i]);
+            top[m][half] = fmaxf(row[0], row[1]);
+            lagging |= fmaf(top[m][half], to_exponent, -state.max[m][half]) > MAX_LAG;
         }
     if (!__any_sync(0xffffffffu, lagging)) return;
 #pragma unroll
     for (int m = 0; m < M_TILES; ++m)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const float factor = exp2_approx(state.max[m][half] - raised[m][half]);
-            state.max[m][half] = raised[m][half];
+            const float raised = fmaxf(state.max[m][half], quad_max(top[m][half]) * to_exponent);
+            const float factor = exp2_approx(state.max[m][half] - raised);
+            state.max[m][half] = raised;
             state.sum[m][half] *= factor;
 #pragma unroll
             for (int n = 0; n < 2 * D_TILES; ++n) {
@@ -176,10 +187,10 @@ __device__ __forceinline__ void write_rows(const Params& p, WarpState& state, un
         for (int half = 0; half < 2; ++half) {
             const int row = m * 16 + half * 8 + lane / 4;
             const float sum = quad_sum(state.sum[m][half]);
-            const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+            const float inverse = sum == 0.0f ? 0.0f : reciprocal_approx(sum);
             if (lane % 4 == 0 && first_row + row < p.seq_q) {
                 p.lse[batch * p.lse_stride[0] + head * p.lse_stride[1] + first_row + row] =
-                    sum == 0.0f ? -infinity() : (state.max[m][half] + log2f(sum)) * LN_2;
+                    sum == 0.0f ? -infinity() : (state.max[m][half] + log2_approx(sum)) * LN_2;
             }
 #pragma unroll
             for (int n = 0; n < 2 * D_TILES; ++n)
@@ -201,39 +212,52 @@ __device__ __forceinline__ void write_rows(const Params& p, WarpState& state, un
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Functions f) {
     extern __shared__ __align__(128) unsigned char smem[];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int q_block = blockIdx.x, head = blockIdx.y, batch = blockIdx.z;
     const int kv_head = head / (p.heads / p.kv_heads);
-    const int first_row = q_block * BLOCK_Q + warp * WARP_ROWS;
 
     const unsigned q_tile = shared_address(smem);
     const unsigned kv_tiles = q_tile + Q_BYTES;  // STAGES pairs, K before V
-    TileCopy<T, D, THREADS>(p.q + batch * p.q_stride[0] + head * p.q_stride[1], p.q_stride[2], p.head_dim, threadIdx.x)
+    Copy{p.q + batch * p.q_stride[0] + head * p.q_stride[1], p.q_stride[2], p.head_dim}
         .template start<BLOCK_Q>(q_tile, q_block * BLOCK_Q, p.seq_q);
-    const TileCopy<T, D, THREADS> keys(p.k + batch * p.k_stride[0] + kv_head * p.k_stride[1], p.k_stride[2], p.head_dim,
-                                       threadIdx.x);
-    const TileCopy<T, D, THREADS> values(p.v + batch * p.v_stride[0] + kv_head * p.v_stride[1], p.v_stride[2],
-                                         p.head_dim, threadIdx.x);
-
-    const KeyBlocks blocks(p);
-    const int steps = blocks.count * STEPS_PER_BLOCK;
-    const auto first_key_of = [&](int step) {
-        return blocks.at(p, step / STEPS_PER_BLOCK) * BLOCK_KV + step % STEPS_PER_BLOCK * STEP_KV;
+    // What steps need and no register has room for. Each warp has its own copy, so no barrier is needed.
+    __shared__ struct {
+        const T *k, *v;
+        KeyBlocks::Counts counts;
+    } kept[WARPS];
+    const KeyBlocks::Counts counts = KeyBlocks::counts(p);
+    if (thread_place() % 32 == 0)
+        kept[thread_place() / 32] = {p.k + batch * p.k_stride[0] + kv_head * p.k_stride[1],
+                                     p.v + batch * p.v_stride[0] + kv_head * p.v_stride[1], counts};
+    __syncwarp();
+    const auto start_keys = [&](unsigned tile, int first) {
+        Copy{kept[thread_place() / 32].k, p.k_stride[2], p.head_dim}.template start<STEP_KV>(
+            tile, first, p.seq_kv);
     };
-    // First keys of this step and the next ones; the last is read a step before its copy starts.
-    int first_key[AHEAD + 2];
+    const auto start_values = [&](unsigned tile, int first) {
+        Copy{kept[thread_place() / 32].v, p.v_stride[2], p.head_dim}.template start<STEP_KV>(
+            tile, first, p.seq_kv);
+    };
+
+    KeyBlocks blocks;
+    const int steps = counts.all * STEPS_PER_BLOCK;
+    // Must be asked for each step in turn.
+    const auto first_key_of = [&](int step) {
+        if (step % (32 * STEPS_PER_BLOCK) == 0) blocks.move_window(p, kept[thread_place() / 32].counts, step / STEPS_PER_BLOCK);
+        return blocks.at(step / STEPS_PER_BLOCK) * BLOCK_KV + step % STEPS_PER_BLOCK * STEP_KV;
+    };
+    int first_key[AHEAD + 1];  // of this step and those whose copies start before it ends
 #pragma unroll
-    for (int i = 0; i < AHEAD + 2; ++i) first_key[i] = first_key_of(i);
+    for (int i = 0; i < AHEAD + 1; ++i) first_key[i] = first_key_of(i);
 
     if constexpr (STAGES == 1) {
-        if (steps > 0) keys.template start<STEP_KV>(kv_tiles, first_key[0], p.seq_kv);
+        if (steps > 0) start_keys(kv_tiles, first_key[0]);
         copy_commit();
     } else {
 #pragma unroll
         for (int i = 0; i < AHEAD; ++i) {
             if (i < steps) {
-                keys.template start<STEP_KV>(kv_tiles + 2 * i * KV_BYTES, first_key[i], p.seq_kv);
-                values.template start<STEP_KV>(kv_tiles + (2 * i + 1) * KV_BYTES, first_key[i], p.seq_kv);
+                start_keys(kv_tiles + 2 * i * KV_BYTES, first_key[i]);
+                start_values(kv_tiles + (2 * i + 1) * KV_BYTES, first_key[i]);
             }
             copy_commit();
         }
@@ -253,67 +277,82 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
             for (int i = 0; i < 4; ++i) state.out[m][n][i] = 0.0f;
     }
     Queries queries;
-    queries.address = Layout::lane_by_columns(q_tile, warp * WARP_ROWS, lane);
-    const unsigned k_lane = Layout::lane_by_rows(kv_tiles, 0, lane);
-    const unsigned v_lane = Layout::lane_by_columns(kv_tiles + KV_BYTES, 0, lane);
 
-    // Scores times this are exponents of two. The maxima are taken before the product, so it must not be negative; a
-    // score function's result needs no scale, other scores take the sign (or the zero) of an unusual scale by themselves.
-    const float magnitude = p.scale == 0.0f ? 1.0f : fabsf(p.scale);
-    const float sign = p.scale == 0.0f ? 0.0f : -1.0f;
-    const float to_exponent = HAS_SCORE_MOD ? LOG2_E : magnitude * LOG2_E;
+    // Scores times this are exponents of two. The maxima are taken before the product, so it must be positive: scores
+    // take the sign of a negative scale by themselves, and a zero scale becomes one too small to matter.
+    const auto exponent_scale = [&] {
+        float magnitude = fmaxf(fabsf(p.scale), 1e-30f);
+        asm volatile("" : "+f"(magnitude));  // made anew each step, not kept
+        return HAS_SCORE_MOD ? LOG2_E : LOG2_E * magnitude;
+    };
 
     unsigned slot = 0;  // byte offset of this step's pair of tiles
     for (int step = 0; step < steps; ++step) {
         copy_wait<(STAGES > 2 ? STAGES - 2 : 0)>();
         __syncthreads();  // this step's tiles are visible, and no warp still reads the last step's
-        if constexpr (STAGES == 1) {
-            values.template start<STEP_KV>(kv_tiles + KV_BYTES, first_key[0], p.seq_kv);
-        } else if (step + AHEAD < steps) {
-            const unsigned free_slot = slot == 0 ? (STAGES - 1) * 2 * KV_BYTES : slot - 2 * KV_BYTES;
-            keys.template start<STEP_KV>(kv_tiles + free_slot, first_key[AHEAD], p.seq_kv);
-            values.template start<STEP_KV>(kv_tiles + free_slot + KV_BYTES, first_key[AHEAD], p.seq_kv);
-        }
-        copy_commit();
-
-        // Four swizzled addresses a tile are cheap to make again and too many to keep: hide that they never change.
-        asm volatile("" : "+r"(queries.address), "+r"(slot));
+        // Lanes' addresses are cheap to make again and too many to keep through the loop.
+        queries.address = Layout::lane_by_columns(q_tile, thread_place() / 32 * WARP_ROWS, thread_place() % 32);
         if (step == 0) queries.load();
         Scores scores;
-        multiply_queries_keys(scores, queries, k_lane + slot);
+        // The copies that run under these products start between them, a few at a time: in one burst they would hold the
+        // warp up until the copy queue has room. With one stage they are this step's V, else a later step's K, then V.
+        Copy copy{nullptr, 0, p.head_dim};
+        Copy::Passes passes;
+        const unsigned free_slot = slot == 0 ? (STAGES - 1) * 2 * KV_BYTES : slot - 2 * KV_BYTES;
+        const auto copy_some = [&](int d) {
+            constexpr int HALF = D_TILES / 2, PASSES = STEP_KV / Copy::ROWS_PER_PASS;
+            static_assert(PASSES >= 1, "a pass of all threads must not be longer than the tile");
+            if (STAGES == 1 && d >= HALF) return;
+            if (d == 0 && STAGES > 1) {
+                copy = {kept[thread_place() / 32].k, p.k_stride[2], p.head_dim};
+                passes = copy.passes(kv_tiles + free_slot, first_key[AHEAD], p.seq_kv);
+            } else if (d % HALF == 0) {
+                copy = {kept[thread_place() / 32].v, p.v_stride[2], p.head_dim};
+                passes = copy.passes(kv_tiles + (STAGES == 1 ? 0 : free_slot) + KV_BYTES, first_key[STAGES == 1 ? 0 : AHEAD],
+                                     p.seq_kv);
+            }
+#pragma unroll
+            for (int i = d % HALF * PASSES / HALF; i < (d % HALF + 1) * PASSES / HALF; ++i)
+                copy.next(passes, i * Copy::ROWS_PER_PASS);
+        };
+        multiply_queries_keys(scores, queries, Layout::lane_by_rows(kv_tiles + slot, 0, thread_place() % 32), copy_some);
+        copy_commit();
 
         if constexpr (STAGES == 1) {
             copy_wait<0>();
             __syncthreads();  // V is visible, and no warp still reads K
-            if (step + 1 < steps) keys.template start<STEP_KV>(kv_tiles, first_key[1], p.seq_kv);
+            if (step + 1 < steps) start_keys(kv_tiles, first_key[1]);
             copy_commit();
         }
 
         if constexpr (HAS_SCORE_MOD) {
-            each_score(scores, lane, [&](float& score, int row, int key) {
-                score = f.score_mod(score * p.scale, batch, head, first_row + row, first_key[0] + key);
+            each_score(scores, [&](float& score, int row, int key) {
+                score = f.score_mod(score * p.scale, batch, head, q_block * BLOCK_Q + row, first_key[0] + key);
             });
-        } else if (!(p.scale > 0.0f)) {
-            each_score(scores, lane, [&](float& score, int, int) { score *= sign; });
+        } else if (p.scale < 0.0f) {
+            each_score(scores, [&](float& score, int, int) { score = -score; });
         }
         if (first_key[0] + STEP_KV > p.seq_kv)
-            each_score(scores, lane, [&](float& score, int, int key) {
+            each_score(scores, [&](float& score, int, int key) {
                 if (first_key[0] + key >= p.seq_kv) score = -infinity();
             });
-        if (HAS_MASK_MOD && step < blocks.partial_count * STEPS_PER_BLOCK)
-            each_score(scores, lane, [&](float& score, int row, int key) {
-                if (!f.mask_mod(batch, head, first_row + row, first_key[0] + key)) score = -infinity();
+        if (HAS_MASK_MOD && step < kept[thread_place() / 32].counts.partial * STEPS_PER_BLOCK)
+            each_score(scores, [&](float& score, int row, int key) {
+                if (!f.mask_mod(batch, head, q_block * BLOCK_Q + row, first_key[0] + key)) score = -infinity();
             });
 
+        const float to_exponent = exponent_scale();
         raise_maxima(state, scores, to_exponent);
-        accumulate_values(state, scores, to_exponent, v_lane + slot);
+        accumulate_values(state, scores, to_exponent,
+                          Layout::lane_by_columns(kv_tiles + slot + KV_BYTES, 0, thread_place() % 32));
 
 #pragma unroll
-        for (int i = 0; i < AHEAD + 1; ++i) first_key[i] = first_key[i + 1];
-        first_key[AHEAD + 1] = first_key_of(step + AHEAD + 2);
+        for (int i = 0; i < AHEAD; ++i) first_key[i] = first_key[i + 1];
+        first_key[AHEAD] = first_key_of(step + AHEAD + 1);
         if constexpr (STAGES > 1) slot = slot == (STAGES - 1) * 2 * KV_BYTES ? 0 : slot + 2 * KV_BYTES;
     }
     copy_wait<0>();
     if (steps == 0) __syncthreads();  // the copies of Q by other warps must have landed before its rows are overwritten
-    write_rows(p, state, smem + warp * WARP_ROWS * Layout::ROW_BYTES, lane, batch, head, first_row);
+    const int warp_row = thread_place() / 32 * WARP_ROWS;
+    write_rows(p, state, smem + warp_row * Layout::ROW_BYTES, thread_place() % 32, batch, head, q_block * BLOCK_Q + warp_row);
 }

@@ -6,10 +6,14 @@ __device__ __forceinline__ unsigned shared_address(const void* pointer) {
     return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }
 
-/// Starts a 16-byte copy past L1. Where `present` is false nothing is read and zeros are written.
+/// Starts a 16-byte copy past L1, both addresses moved by a constant that goes into the instruction itself. Where
+/// `present` is false nothing is read and zeros are written.
+template <int TO_OFFSET, int FROM_OFFSET>
 __device__ __forceinline__ void copy_async(unsigned to, const void* from, bool present) {
     const int bytes = present ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0 + %3], [%1 + %4], 16, %2;" ::"r"(to), "l"(from), "r"(bytes),
+                 "n"(TO_OFFSET), "n"(FROM_OFFSET)
+                 : "memory");
 }
 
 /// Closes the group of copies started since the last commit.

@@ -2,7 +2,7 @@
 #pragma once
 
 /// This thread block's place in a [q_blocks, heads, batch] grid, read anew at each call. What is computed from
-/// blockIdx would be kept in registers across a whole kernel; from this it is made where it is needed.
+/// blockIdx would be kept in registers across a whole loop; from this it is made where it is (rarely) needed.
 __device__ __forceinline__ dim3 block_place() {
     dim3 place;
     asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(place.x));
@@ -11,33 +11,49 @@ __device__ __forceinline__ dim3 block_place() {
     return place;
 }
 
-/// Blocks whose elements the mask function still decides come first, whole blocks after them.
+/// Blocks whose elements the mask function still decides come first, whole blocks after them. Each lane of a warp holds
+/// one number of a window of 32 places, so that the next number costs a shuffle and no address.
 ///
 /// The lists are a caller's: a count past its list is cut, and a number that is no block reads as block `kv_blocks`,
 /// whose keys all lie past the end and so are never loaded and always masked.
 struct KeyBlocks {
-    int partial_count;
-    int count;
+    /// Blocks in this row's lists; meant to live in shared memory.
+    struct Counts {
+        int partial;
+        int all;
+    };
+    int window;
 
-    __device__ __forceinline__ explicit KeyBlocks(const Params& p) {
-        partial_count = length(p.kv_counts, p.kv_counts_stride, p.max_blocks);
-        count = partial_count;
+    static __device__ __forceinline__ Counts counts(const Params& p) {
+        Counts found;
+        found.partial = length(p.kv_counts, p.kv_counts_stride, p.max_blocks);
+        found.all = found.partial;
         if (p.full_kv_counts && p.full_kv_indices)
-            count += length(p.full_kv_counts, p.full_kv_counts_stride, p.max_full_blocks);
+            found.all += length(p.full_kv_counts, p.full_kv_counts_stride, p.max_full_blocks);
+        return found;
     }
 
-    /// The block number at `place`; places past the last read as no block.
-    __device__ __forceinline__ int at(const Params& p, int place) const {
-        if (place >= count) return p.kv_blocks;
-        const int block = place < partial_count ? entry(p.kv_indices, p.kv_indices_stride, place)
-                                                : entry(p.full_kv_indices, p.full_kv_indices_stride, place - partial_count);
-        return static_cast<unsigned>(block) < static_cast<unsigned>(p.kv_blocks) ? block : p.kv_blocks;
+    /// Makes the window start at `place`; places past the last read as no block.
+    __device__ __forceinline__ void move_window(const Params& params, const Counts& counts, int place) {
+        // Read through an address the compiler cannot see through, or it keeps the lists' strides in registers.
+        const Params* hidden = &params;
+        asm volatile("" : "+l"(hidden));
+        const Params& p = *hidden;
+        place += thread_place() % 32;
+        window = p.kv_blocks;
+        if (place >= counts.all) return;
+        const int block = place < counts.partial
+                              ? entry(p.kv_indices, p.kv_indices_stride, place)
+                              : entry(p.full_kv_indices, p.full_kv_indices_stride, place - counts.partial);
+        if (static_cast<unsigned>(block) < static_cast<unsigned>(p.kv_blocks)) window = block;
     }
+
+    /// The block number at `place`, which the window must hold.
+    __device__ __forceinline__ int at(int place) const { return __shfl_sync(0xffffffffu, window, place % 32); }
 
    private:
     static __device__ __forceinline__ int length(const int* counts, const long long* stride, int width) {
-        const dim3 block = block_place();
-        return min(max(__ldg(counts + block.z * stride[0] + block.y * stride[1] + block.x), 0), width);
+        return min(max(__ldg(counts + blockIdx.z * stride[0] + blockIdx.y * stride[1] + blockIdx.x), 0), width);
     }
     static __device__ __forceinline__ int entry(const int* indices, const long long* stride, int place) {
         const dim3 block = block_place();

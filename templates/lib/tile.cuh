@@ -38,56 +38,81 @@ struct Tile {
     }
 };
 
-/// One thread's share of the copies that fill tiles of COLS columns: PERIOD neighbouring threads take a row, and
-/// since the rows of one thread are a multiple of 8 apart its swizzle never changes.
+/// threadIdx.x, read anew at each call: what depends on it alone is made where it is needed, not kept in a register.
+__device__ __forceinline__ unsigned thread_place() {
+    unsigned thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
+/// The copies of one thread that fill tiles of COLS columns, in passes of all threads: PERIOD neighbouring threads take a
+/// row, and since the rows of one thread are a multiple of 8 apart its swizzle never changes.
 template <typename Element, int COLS, int COPY_THREADS>
 struct TileCopy {
     using Layout = Tile<COLS>;
     static constexpr int ROWS_PER_PASS = COPY_THREADS / Layout::PERIOD;
     static_assert(ROWS_PER_PASS % 8 == 0, "a thread's rows must share a swizzle");
 
-    const Element* source;  // row 0 of the whole tensor (one batch and head) plus this thread's place
+    const Element* tensor;  // row 0 of one batch and head
     long long stride;       // elements between rows
-    int columns;            // columns that exist to the right of this thread's first
-    int row;
-    unsigned place;         // byte offset in a tile
-
-    __device__ __forceinline__ TileCopy(const Element* tensor, long long row_stride, int width, int thread) {
-        const int column = thread % Layout::PERIOD * 8;
-        row = thread / Layout::PERIOD;
-        stride = row_stride;
-        columns = width - column;
-        source = tensor + row * stride + column;
-        place = Layout::offset(row, column / 8);
-        // Kept as one finished pointer: left alone, the compiler keeps its several summands.
-        asm volatile("" : "+l"(source), "+r"(place));
-    }
+    int width;              // columns that exist
 
     /// Starts the copy of rows first .. first + ROWS; rows at or past `end` become zeros.
     template <int ROWS>
     __device__ __forceinline__ void start(unsigned tile, int first, int end) const {
-        const Element* from = source + first * stride;
+        static_assert(ROWS % ROWS_PER_PASS == 0, "a tile is a whole number of passes");
+        const unsigned thread = thread_place();
+        const Element* from = tensor + (first + row(thread)) * stride + column(thread);
+        const unsigned to = tile + Layout::offset(row(thread), column(thread) / 8);
         if (first + ROWS <= end) {
-            each<ROWS>(tile + place, from, [](int) { return true; });
+            each<ROWS>(to, from, thread, [](int) { return true; });
         } else {
-            const int rows = end - first - row;
-            each<ROWS>(tile + place, from, [rows](int below) { return below < rows; });
+            const int rows = end - first - row(thread);
+            each<ROWS>(to, from, thread, [rows](int below) { return below < rows; });
         }
     }
 
+    /// A copy that is started pass by pass, between other work.
+    struct Passes {
+        unsigned to;
+        const Element* from;
+        int rows;     // that exist from this thread's first on
+        int columns;  // likewise
+    };
+
+
+    __device__ __forceinline__ Passes passes(unsigned tile, int first, int end) const {
+        const unsigned thread = thread_place();
+        return {tile + Layout::offset(row(thread), column(thread) / 8),
+                tensor + (first + row(thread)) * stride + column(thread), end - first - row(thread),
+                width - column(thread)};
+    }
+
+    /// Starts the pass at row `below` of the tile; passes must come in order.
+    __device__ __forceinline__ void next(Passes& copy, int below) const {
+        spans<0>(copy.to + below * Layout::ROW_BYTES, copy.from, below < copy.rows, copy.columns);
+        copy.from += ROWS_PER_PASS * stride;
+    }
+
    private:
-    template <int ROWS, typename Present>
-    __device__ __forceinline__ void each(unsigned to, const Element* from, Present present) const {
-#pragma unroll
-        for (int below = 0; below < ROWS; below += ROWS_PER_PASS) {
-#pragma unroll
-            for (int span = 0; span < Layout::SPANS; ++span) {
-                const int right = span * Layout::PERIOD * 8;
-                // The last pass may be longer than the tile (a short tile, many threads).
-                if (ROWS % ROWS_PER_PASS == 0 || below + row < ROWS)
-                    copy_async(to + below * Layout::ROW_BYTES + 2 * right, from + below * stride + right,
-                               right < columns && present(below));
-            }
+    static __device__ __forceinline__ int row(unsigned thread) { return thread / Layout::PERIOD; }
+    static __device__ __forceinline__ int column(unsigned thread) { return thread % Layout::PERIOD * 8; }
+
+    /// Passes from row BELOW on, from a pointer that walks down with them.
+    template <int ROWS, int BELOW = 0, typename Present>
+    __device__ __forceinline__ void each(unsigned to, const Element* from, unsigned thread, Present present) const {
+        if constexpr (BELOW < ROWS) {
+            spans<BELOW>(to, from, present(BELOW), width - column(thread));
+            each<ROWS, BELOW + ROWS_PER_PASS>(to, from + ROWS_PER_PASS * stride, thread, present);
+        }
+    }
+
+    template <int BELOW, int SPAN = 0>
+    __device__ __forceinline__ void spans(unsigned to, const Element* from, bool present, int columns) const {
+        if constexpr (SPAN < Layout::SPANS) {
+            constexpr int RIGHT = SPAN * Layout::PERIOD * 8;
+            copy_async<int(BELOW * Layout::ROW_BYTES) + 2 * RIGHT, 2 * RIGHT>(to, from, present && RIGHT < columns);
+            spans<BELOW, SPAN + 1>(to, from, present, columns);
         }
     }
 };

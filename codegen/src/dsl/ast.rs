@@ -102,6 +102,17 @@ pub enum SpecValues {
     Ints(Vec<i64>),
 }
 
+impl SpecValues {
+    /// The values for a message: `64, 128`.
+    pub(crate) fn list(&self) -> String {
+        let all: Vec<String> = match self {
+            SpecValues::DTypes(all) => all.iter().map(ToString::to_string).collect(),
+            SpecValues::Ints(all) => all.iter().map(ToString::to_string).collect(),
+        };
+        all.join(", ")
+    }
+}
+
 /// A device function the body calls as `f.<name>(…)`.
 #[derive(Debug, Clone)]
 pub struct FunctionSlot {
@@ -142,6 +153,9 @@ pub struct Body {
     pub smem_bytes: Expr,
     /// Estimated registers a thread; none given means no estimate (0).
     pub registers: Expr,
+    /// Candidates with a larger value come first; those with the same keep the order of their tuning values. It can
+    /// use `CTAS_PER_SM`, the blocks that fit a multiprocessor at once.
+    pub prefer: Option<Expr>,
     /// The launch.
     pub launch: Launch,
 }

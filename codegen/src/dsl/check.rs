@@ -1,131 +1,185 @@
 //! What a declaration must satisfy beyond its grammar.
 
-use super::parse::Spans;
-use super::{ArgKind, ElementType, Expr, Kernel, SpecValues};
+use super::spans::{Role, Spans};
+use super::{ArgKind, Body, ElementType, Expr, Kernel, SpecValues};
+use crate::params::ParamsLayout;
 use std::collections::HashSet;
 use syn::{Error, Result};
 
 /// Checks names, element types, expressions and bodies.
 pub(super) fn check(kernel: &Kernel, spans: &Spans) -> Result<()> {
-    let fail = |name: &str, message: String| Err(Error::new(spans.of(name), message));
-    let mut names = HashSet::new();
-    for arg in &kernel.args {
-        if !names.insert(arg.name.as_str()) {
-            return fail(&arg.name, format!("argument `{}` is declared twice", arg.name));
-        }
-        if let ArgKind::Tensor { element: ElementType::Param(param), .. } = &arg.kind
-            && !kernel
-                .specialize
-                .iter()
-                .any(|s| s.name == *param && matches!(s.values, SpecValues::DTypes(_)))
-        {
-            return fail(
-                param,
-                format!(
-                    "`{param}` is no element type: use f16, bf16, f32, i32, u8 or a dtype parameter of `specialize`"
-                ),
-            );
-        }
+    let check = Check { kernel, spans };
+    check.arguments()?;
+    check.parameters()?;
+    check.functions()?;
+    check.dimensions()?;
+    if kernel.bodies.is_empty() {
+        let message = format!("kernel `{}` has no body: add `body sm80 {{ … }}`", kernel.name);
+        return check.fail(&kernel.name, message);
     }
-    let dims: HashSet<&str> = kernel.dims().into_iter().collect();
-    if let Some(clash) = kernel.args.iter().find(|arg| dims.contains(arg.name.as_str())) {
-        return fail(
-            &clash.name,
-            format!("`{}` is both an argument and a dimension: rename one", clash.name),
-        );
-    }
-    let mut constants: HashSet<&str> = HashSet::new();
-    for param in &kernel.specialize {
-        if dims.contains(param.name.as_str()) || !constants.insert(&param.name) {
-            return fail(&param.name, format!("`{}` already names something else", param.name));
+    let mut families = HashSet::new();
+    for (at, body) in kernel.bodies.iter().enumerate() {
+        if !families.insert(body.family) {
+            let message = format!("a second body for {}: join the two", body.family);
+            return Err(Error::new(spans.of_body(at + 1), message));
         }
+        check.body(body, at + 1)?;
     }
-    for shipped in &kernel.ship {
-        let within =
-            kernel.spec_param(&shipped.name).is_some_and(|param| match (&shipped.values, &param.values) {
-                (SpecValues::DTypes(some), SpecValues::DTypes(all)) => {
-                    some.iter().all(|value| all.contains(value))
-                }
-                (SpecValues::Ints(some), SpecValues::Ints(all)) => {
-                    some.iter().all(|value| all.contains(value))
-                }
-                _ => false,
-            });
-        if !within {
-            return fail(
-                &shipped.name,
-                format!("`ship` names `{}` with values `specialize` does not have", shipped.name),
-            );
-        }
-    }
-    let ints: HashSet<&str> = kernel
-        .specialize
-        .iter()
-        .filter(|param| matches!(param.values, SpecValues::Ints(_)))
-        .map(|param| param.name.as_str())
-        .collect();
+    Ok(())
+}
 
-    let known = |expr: &Expr, scope: &[&HashSet<&str>], what: &str| -> Result<()> {
-        match expr.names().into_iter().find(|name| !scope.iter().any(|names| names.contains(name))) {
-            None => Ok(()),
-            Some(name) => {
-                let mut allowed: Vec<&str> = scope.iter().flat_map(|names| names.iter().copied()).collect();
-                allowed.sort_unstable();
-                let message = format!("`{name}` is not known in {what}: it can use {}", allowed.join(", "));
-                Err(Error::new(spans.of_expr(expr), message))
+struct Check<'a> {
+    kernel: &'a Kernel,
+    spans: &'a Spans,
+}
+
+impl Check<'_> {
+    fn fail<T>(&self, name: &str, message: String) -> Result<T> {
+        Err(Error::new(self.spans.of(name), message))
+    }
+
+    fn arguments(&self) -> Result<()> {
+        let mut names = HashSet::new();
+        for arg in &self.kernel.args {
+            if !names.insert(arg.name.as_str()) {
+                return self.fail(&arg.name, format!("argument `{}` is declared twice", arg.name));
+            }
+            let ArgKind::Tensor { element: ElementType::Param(param), .. } = &arg.kind else { continue };
+            let found = self.kernel.spec_param(param);
+            if !found.is_some_and(|param| matches!(param.values, SpecValues::DTypes(_))) {
+                let message = format!(
+                    "`{param}` is no element type: use f16, bf16, f32, i32, u8 or a dtype parameter of `specialize`"
+                );
+                return Err(Error::new(self.spans.of_first(param), message));
             }
         }
-    };
-    let condition = |expr: &Expr, what: &str| -> Result<()> {
+        let dims = self.kernel.dims();
+        if let Some(clash) = dims.iter().find(|dim| names.contains(*dim)) {
+            return self.fail(clash, format!("`{clash}` is both an argument and a dimension: rename one"));
+        }
+        let mut members = HashSet::new();
+        for field in ParamsLayout::of(self.kernel).fields {
+            if !members.insert(field.name.clone()) {
+                let tensor = field.name.strip_suffix("_stride").unwrap_or(&field.name);
+                let message = format!("`{}` is the name of the strides of `{tensor}`: rename it", field.name);
+                return self.fail(&field.name, message);
+            }
+        }
+        Ok(())
+    }
+
+    fn parameters(&self) -> Result<()> {
+        let mut taken = self.variables();
+        for param in &self.kernel.specialize {
+            if !taken.insert(param.name.to_lowercase()) {
+                return self.fail(&param.name, taken_already(&param.name));
+            }
+        }
+        for shipped in &self.kernel.ship {
+            let Some(param) = self.kernel.spec_param(&shipped.name) else {
+                let message = format!("`ship` names `{}`, which `specialize` does not", shipped.name);
+                return Err(Error::new(self.spans.of_shipped(&shipped.name), message));
+            };
+            let within = match (&shipped.values, &param.values) {
+                (SpecValues::DTypes(some), SpecValues::DTypes(all)) => some.iter().all(|v| all.contains(v)),
+                (SpecValues::Ints(some), SpecValues::Ints(all)) => some.iter().all(|v| all.contains(v)),
+                _ => false,
+            };
+            if !within {
+                let message =
+                    format!("`ship` gives `{}` values that `specialize` does not have", shipped.name);
+                return Err(Error::new(self.spans.of_shipped(&shipped.name), message));
+            }
+        }
+        Ok(())
+    }
+
+    fn functions(&self) -> Result<()> {
+        for (at, slot) in self.kernel.functions.iter().enumerate() {
+            let before = &self.kernel.functions[..at];
+            if before.iter().any(|other| other.name == slot.name || other.kind == slot.kind) {
+                let message = "a kernel calls each kind of function under one name: keep one of the two";
+                return self.fail(&slot.name, message.to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    fn dimensions(&self) -> Result<()> {
+        let (kernel, dims, ints) = (self.kernel, self.kernel.dims(), self.ints());
+        // A derived dimension sees the tensors' dimensions and the derived ones above it.
+        let derived = |name: &&str| kernel.derived.iter().any(|derived| derived.name == **name);
+        let mut bound: Vec<&str> = dims.iter().copied().filter(|dim| !derived(dim)).collect();
+        for derived in &kernel.derived {
+            self.known(&derived.value, Role::Derived, 0, &[&bound, &ints])?;
+            if bound.contains(&derived.name.as_str()) {
+                return self.fail(&derived.name, format!("dimension `{}` is derived twice", derived.name));
+            }
+            bound.push(&derived.name);
+        }
+        for require in &kernel.requires {
+            self.condition(&require.condition, Role::Requirement, 0)?;
+            self.known(&require.condition, Role::Requirement, 0, &[&dims, &ints])?;
+        }
+        Ok(())
+    }
+
+    fn body(&self, body: &Body, at: usize) -> Result<()> {
+        let mut taken = self.variables();
+        taken.extend(self.kernel.specialize.iter().map(|param| param.name.to_lowercase()));
+        for param in &body.tune {
+            if !taken.insert(param.name.to_lowercase()) {
+                return self.fail(&param.name, taken_already(&param.name));
+            }
+        }
+        let (dims, ints) = (self.kernel.dims(), self.ints());
+        let tune: Vec<&str> = body.tune.iter().map(|param| param.name.as_str()).collect();
+        for constraint in &body.constraints {
+            self.condition(&constraint.condition, Role::Constraint, at)?;
+            self.known(&constraint.condition, Role::Constraint, at, &[&ints, &tune])?;
+        }
+        self.known(&body.smem_bytes, Role::Budget, at, &[&ints, &tune])?;
+        self.known(&body.registers, Role::Budget, at, &[&ints, &tune])?;
+        if let Some(prefer) = &body.prefer {
+            self.known(prefer, Role::Prefer, at, &[&ints, &tune, &["CTAS_PER_SM"]])?;
+        }
+        self.known(&body.launch.threads, Role::Threads, at, &[&ints, &tune])?;
+        for axis in &body.launch.grid {
+            self.known(axis, Role::Grid, at, &[&dims, &ints, &tune])?;
+        }
+        Ok(())
+    }
+
+    /// Variables of the generated binding before any parameter; a parameter becomes one in lower case.
+    fn variables(&self) -> HashSet<String> {
+        let args = self.kernel.args.iter().map(|arg| arg.name.clone());
+        args.chain(self.kernel.dims().into_iter().map(str::to_owned)).collect()
+    }
+
+    /// The integer parameters of `specialize`.
+    fn ints(&self) -> Vec<&str> {
+        let ints = self.kernel.specialize.iter().filter(|param| matches!(param.values, SpecValues::Ints(_)));
+        ints.map(|param| param.name.as_str()).collect()
+    }
+
+    fn known(&self, expr: &Expr, role: Role, body: usize, scope: &[&[&str]]) -> Result<()> {
+        let unknown = expr.names().into_iter().find(|name| !scope.iter().any(|names| names.contains(name)));
+        let Some(name) = unknown else { return Ok(()) };
+        let allowed = scope.concat().join(", ");
+        let allowed = if allowed.is_empty() { "numbers alone".to_owned() } else { allowed };
+        let message = format!("`{name}` is not known in {role}: it can use {allowed}");
+        Err(Error::new(self.spans.of_name(name, expr, role, body), message))
+    }
+
+    fn condition(&self, expr: &Expr, role: Role, body: usize) -> Result<()> {
         if expr.is_condition() {
             return Ok(());
         }
-        Err(Error::new(spans.of_expr(expr), format!("{what} must be a comparison, found `{expr}`")))
-    };
+        let message = format!("{role} must be a comparison, found `{expr}`");
+        Err(Error::new(self.spans.of_expr(expr, role, body), message))
+    }
+}
 
-    // A derived dimension sees the tensors' dimensions and the derived ones above it.
-    let mut bound: HashSet<&str> = dims.clone();
-    for derived in &kernel.derived {
-        bound.remove(derived.name.as_str());
-    }
-    for derived in &kernel.derived {
-        known(&derived.value, &[&bound, &ints], "a derived dimension")?;
-        if !bound.insert(&derived.name) {
-            return fail(&derived.name, format!("dimension `{}` is derived twice", derived.name));
-        }
-    }
-    for require in &kernel.requires {
-        condition(&require.condition, "a requirement")?;
-        known(&require.condition, &[&dims, &ints], "a requirement")?;
-    }
-
-    if kernel.bodies.is_empty() {
-        return fail(&kernel.name, format!("kernel `{}` has no body: add `body sm80 {{ … }}`", kernel.name));
-    }
-    let mut families = HashSet::new();
-    for body in &kernel.bodies {
-        if !families.insert(body.family) {
-            return fail(
-                &kernel.name,
-                format!("kernel `{}` has two bodies for {}", kernel.name, body.family),
-            );
-        }
-        let mut tune: HashSet<&str> = HashSet::new();
-        for param in &body.tune {
-            if constants.contains(param.name.as_str()) || !tune.insert(&param.name) {
-                return fail(&param.name, format!("`{}` is already a parameter: rename it", param.name));
-            }
-        }
-        for constraint in &body.constraints {
-            condition(&constraint.condition, "a constraint")?;
-            known(&constraint.condition, &[&ints, &tune], "a constraint")?;
-        }
-        known(&body.smem_bytes, &[&ints, &tune], "a budget")?;
-        known(&body.registers, &[&ints, &tune], "a budget")?;
-        known(&body.launch.threads, &[&ints, &tune], "`threads`")?;
-        for axis in &body.launch.grid {
-            known(axis, &[&dims, &ints, &tune], "`grid`")?;
-        }
-    }
-    Ok(())
+fn taken_already(name: &str) -> String {
+    format!("`{name}` already names something else, upper and lower case being alike: rename one")
 }

@@ -23,6 +23,7 @@ mod ast;
 mod check;
 mod expr;
 mod parse;
+mod spans;
 
 pub use ast::{
     Arg, ArgKind, Body, Constraint, Derived, DimRef, ElementType, FunctionSlot, Kernel, Launch, Require,

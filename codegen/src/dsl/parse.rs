@@ -1,5 +1,6 @@
 //! From tokens to [`Kernel`].
 
+use super::spans::{Role, Spans};
 use super::{
     Arg, ArgKind, Body, Constraint, Derived, DimRef, ElementType, Expr, FunctionSlot, Kernel, Launch,
     Require, ScalarType, SpecParam, SpecValues, TuneParam, check,
@@ -7,7 +8,7 @@ use super::{
 use crate::arch::Family;
 use crate::lower::FunctionKind;
 use crate::{DType, Error};
-use syn::ext::IdentExt;
+use proc_macro2::Span;
 use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
 use syn::{Ident, LitInt, LitStr, Result, Token, braced, bracketed, parenthesized};
@@ -35,6 +36,11 @@ impl Kernel {
 }
 
 fn parse_file(text: &str) -> Result<Kernel> {
+    // syn's own message for this is about token streams, which an author has not heard of.
+    if let Err(error) = text.parse::<proc_macro2::TokenStream>() {
+        let message = "a bracket, a brace or a quote from here on has no partner";
+        return Err(syn::Error::new(error.span(), message));
+    }
     let file = syn::parse_file(text)?;
     let mut kernels = file.items.iter().map(|item| match item {
         syn::Item::Macro(item) if item.mac.path.is_ident("kernel") => Ok(&item.mac),
@@ -42,16 +48,13 @@ fn parse_file(text: &str) -> Result<Kernel> {
             Err(syn::Error::new_spanned(other, "a kernel.rs holds one `kernel! { … }` and nothing else"))
         }
     });
-    let Some(kernel) = kernels.next() else {
-        return Err(syn::Error::new(
-            proc_macro2::Span::call_site(),
-            "no `kernel! { … }` in the file: declare one",
-        ));
+    let Some(kernel) = kernels.next().transpose()? else {
+        return Err(syn::Error::new(Span::call_site(), "no `kernel! { … }` in the file: declare one"));
     };
     if let Some(second) = kernels.next() {
         return Err(syn::Error::new_spanned(&second?.path, "a second kernel: give it a folder of its own"));
     }
-    let kernel = kernel?.parse_body::<Spanned<Kernel>>()?;
+    let kernel = kernel.parse_body::<Spanned<Kernel>>()?;
     check::check(&kernel.value, &kernel.spans)?;
     Ok(kernel.value)
 }
@@ -62,46 +65,12 @@ struct Spanned<T> {
     spans: Spans,
 }
 
-/// Where each name was written, in order; and each expression.
-#[derive(Default)]
-pub(super) struct Spans {
-    names: Vec<(String, proc_macro2::Span)>,
-    exprs: Vec<(Expr, proc_macro2::Span)>,
-}
-
-impl Spans {
-    fn name(&mut self, ident: &Ident) -> String {
-        let name = ident.unraw().to_string();
-        self.names.push((name.clone(), ident.span()));
-        name
-    }
-
-    fn expr(&mut self, input: ParseStream) -> Result<Expr> {
-        let expr: syn::Expr = input.parse()?;
-        let parsed = Expr::try_from(&expr)?;
-        self.exprs.push((parsed.clone(), syn::spanned::Spanned::span(&expr)));
-        Ok(parsed)
-    }
-
-    /// The last place a name was written: the repetition, where there is one.
-    pub(super) fn of(&self, name: &str) -> proc_macro2::Span {
-        let found = self.names.iter().rev().find(|(known, _)| known == name);
-        found.map_or_else(proc_macro2::Span::call_site, |(_, span)| *span)
-    }
-
-    /// Where an expression was written.
-    pub(super) fn of_expr(&self, expr: &Expr) -> proc_macro2::Span {
-        let found = self.exprs.iter().find(|(known, _)| known == expr);
-        found.map_or_else(proc_macro2::Span::call_site, |(_, span)| *span)
-    }
-}
-
 impl Parse for Spanned<Kernel> {
     fn parse(input: ParseStream) -> Result<Self> {
         let mut spans = Spans::default();
         let doc = parse_doc(input)?;
         input.parse::<Token![fn]>()?;
-        let name = spans.name(&input.parse()?);
+        let name = spans.name(&input.parse()?)?;
         let list;
         parenthesized!(list in input);
         let mut args = Vec::new();
@@ -151,19 +120,19 @@ fn parse_section(input: ParseStream, kernel: &mut Kernel, spans: &mut Spans) -> 
         kernel.specialize.extend(parse_braced_list(input, spans, parse_spec_param)?);
     } else if next.peek(kw::ship) {
         input.parse::<kw::ship>()?;
-        kernel.ship.extend(parse_braced_list(input, spans, parse_spec_param)?);
+        kernel.ship.extend(parse_braced_list(input, spans, parse_shipped)?);
     } else if next.peek(kw::functions) {
         input.parse::<kw::functions>()?;
         kernel.functions.extend(parse_braced_list(input, spans, parse_function_slot)?);
     } else if next.peek(Token![let]) {
         input.parse::<Token![let]>()?;
-        let name = spans.name(&input.parse()?);
+        let name = spans.name(&input.parse()?)?;
         input.parse::<Token![=]>()?;
-        kernel.derived.push(Derived { name, value: spans.expr(input)? });
+        kernel.derived.push(Derived { name, value: spans.expr(input, Role::Derived)? });
         input.parse::<Token![;]>()?;
     } else if next.peek(kw::require) {
         input.parse::<kw::require>()?;
-        let condition = spans.expr(input)?;
+        let condition = spans.expr(input, Role::Requirement)?;
         let message = if input.parse::<Option<Token![,]>>()?.is_some() {
             input.parse::<LitStr>()?.value()
         } else {
@@ -199,7 +168,7 @@ fn parse_braced_list<T>(
 
 fn parse_arg(input: ParseStream, spans: &mut Spans) -> Result<Arg> {
     let align = parse_align(input)?;
-    let name = spans.name(&input.parse()?);
+    let name = spans.name(&input.parse()?)?;
     input.parse::<Token![:]>()?;
     let mutable = input.parse::<Option<Token![mut]>>()?.is_some();
     let head: Ident = input.parse()?;
@@ -259,7 +228,7 @@ fn parse_tensor(
     let element: Ident = input.parse()?;
     let element = match DType::from_name(&element.to_string()) {
         Some(dtype) => ElementType::Fixed(dtype),
-        None => ElementType::Param(spans.name(&element)),
+        None => ElementType::Param(spans.name(&element)?),
     };
     input.parse::<Token![,]>()?;
     let list;
@@ -270,8 +239,8 @@ fn parse_tensor(
     }
     let dims = dims
         .into_iter()
-        .map(|dim| DimRef { name: spans.name(&dim.name), broadcast: dim.broadcast })
-        .collect();
+        .map(|dim| Ok(DimRef { name: spans.name(&dim.name)?, broadcast: dim.broadcast }))
+        .collect::<Result<_>>()?;
     input.parse::<Token![>]>()?;
     Ok(ArgKind::Tensor { element, dims, mutable, optional, align })
 }
@@ -297,7 +266,7 @@ impl Parse for DimToken {
 }
 
 fn parse_spec_param(input: ParseStream, spans: &mut Spans) -> Result<SpecParam> {
-    let name = spans.name(&input.parse()?);
+    let name = spans.name(&input.parse()?)?;
     input.parse::<Token![:]>()?;
     if input.peek(syn::token::Bracket) {
         let ahead = input.fork();
@@ -322,6 +291,14 @@ fn parse_spec_param(input: ParseStream, spans: &mut Spans) -> Result<SpecParam> 
     Ok(SpecParam { name, values: SpecValues::Ints(parse_ints(input)?) })
 }
 
+/// As in `specialize`, with positions of its own: the names are the same.
+fn parse_shipped(input: ParseStream, spans: &mut Spans) -> Result<SpecParam> {
+    let mut shipped = Spans::default();
+    let param = parse_spec_param(input, &mut shipped)?;
+    spans.shipped(shipped);
+    Ok(param)
+}
+
 /// `[1, 2]` or `1..=3`
 fn parse_ints(input: ParseStream) -> Result<Vec<i64>> {
     let int = |input: ParseStream| input.parse::<LitInt>()?.base10_parse::<i64>();
@@ -332,7 +309,15 @@ fn parse_ints(input: ParseStream) -> Result<Vec<i64>> {
         if values.is_empty() {
             return Err(syn::Error::new(bracket.span.join(), "at least one value is needed"));
         }
-        return values.iter().map(LitInt::base10_parse).collect();
+        let mut ints = Vec::with_capacity(values.len());
+        for value in &values {
+            let int = value.base10_parse::<i64>()?;
+            if ints.contains(&int) {
+                return Err(syn::Error::new(value.span(), format!("{int} is listed twice")));
+            }
+            ints.push(int);
+        }
+        return Ok(ints);
     }
     let start = int(input)?;
     let range = input.parse::<Token![..=]>()?;
@@ -344,7 +329,7 @@ fn parse_ints(input: ParseStream) -> Result<Vec<i64>> {
 }
 
 fn parse_function_slot(input: ParseStream, spans: &mut Spans) -> Result<FunctionSlot> {
-    let name = spans.name(&input.parse()?);
+    let name = spans.name(&input.parse()?)?;
     input.parse::<Token![:]>()?;
     let kind: Ident = input.parse()?;
     let kind = match kind.to_string().as_str() {
@@ -360,20 +345,21 @@ fn parse_function_slot(input: ParseStream, spans: &mut Spans) -> Result<Function
 
 fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> {
     let family: Ident = input.parse()?;
+    spans.body(&family);
     let family = Family::from_name(&family.to_string()).ok_or_else(|| {
         let known = Family::ALL.map(Family::name).join(", ");
         syn::Error::new(family.span(), format!("`{family}` is no architecture family: use one of {known}"))
     })?;
     let content;
     let brace = braced!(content in input);
-    let (mut tune, mut constraints, mut smem_bytes, mut registers, mut launch) =
-        (Vec::new(), Vec::new(), Expr::Int(0), Expr::Int(0), None);
+    let (mut tune, mut constraints, mut smem_bytes, mut registers, mut prefer, mut launch) =
+        (Vec::new(), Vec::new(), None, None, None, None);
     while !content.is_empty() {
         let next = content.lookahead1();
         if next.peek(kw::tune) {
             content.parse::<kw::tune>()?;
             tune.extend(parse_braced_list(&content, spans, |input, spans| {
-                let name = spans.name(&input.parse()?);
+                let name = spans.name(&input.parse()?)?;
                 input.parse::<Token![:]>()?;
                 Ok(TuneParam { name, values: parse_ints(input)? })
             })?);
@@ -381,14 +367,17 @@ fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> {
             content.parse::<Token![where]>()?;
             for clause in parse_braced_list(&content, spans, parse_clause)? {
                 match clause {
-                    Clause::Smem(value) => smem_bytes = value,
-                    Clause::Registers(value) => registers = value,
+                    Clause::Smem(name, value) => once(&mut smem_bytes, value, name.span(), "`smem_bytes`")?,
+                    Clause::Registers(name, value) => {
+                        once(&mut registers, value, name.span(), "`registers`")?
+                    }
+                    Clause::Prefer(name, value) => once(&mut prefer, value, name.span(), "`prefer`")?,
                     Clause::Condition(condition) => constraints.push(Constraint { condition }),
                 }
             }
         } else if next.peek(kw::launch) {
-            content.parse::<kw::launch>()?;
-            launch = Some(parse_launch(&content, spans)?);
+            let keyword = content.parse::<kw::launch>()?;
+            once(&mut launch, parse_launch(&content, spans)?, keyword.span, "`launch`")?;
         } else {
             return Err(next.error());
         }
@@ -397,12 +386,22 @@ fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> {
         let message = "a body needs `launch { grid = [x, y, z], threads = n }`";
         return Err(syn::Error::new(brace.span.join(), message));
     };
-    Ok(Body { family, tune, constraints, smem_bytes, registers, launch })
+    let (smem_bytes, registers) = (smem_bytes.unwrap_or(Expr::Int(0)), registers.unwrap_or(Expr::Int(0)));
+    Ok(Body { family, tune, constraints, smem_bytes, registers, prefer, launch })
+}
+
+/// Fills a place that one body has once.
+fn once<T>(place: &mut Option<T>, value: T, span: Span, what: &str) -> Result<()> {
+    if place.replace(value).is_some() {
+        return Err(syn::Error::new(span, format!("{what} is given twice in one body: keep one")));
+    }
+    Ok(())
 }
 
 enum Clause {
-    Smem(Expr),
-    Registers(Expr),
+    Smem(Ident, Expr),
+    Registers(Ident, Expr),
+    Prefer(Ident, Expr),
     Condition(Expr),
 }
 
@@ -411,15 +410,18 @@ fn parse_clause(input: ParseStream, spans: &mut Spans) -> Result<Clause> {
         let name: Ident = input.parse()?;
         input.parse::<Token![=]>()?;
         return match name.to_string().as_str() {
-            "smem_bytes" => Ok(Clause::Smem(spans.expr(input)?)),
-            "registers" => Ok(Clause::Registers(spans.expr(input)?)),
+            "smem_bytes" => Ok(Clause::Smem(name, spans.expr(input, Role::Budget)?)),
+            "registers" => Ok(Clause::Registers(name, spans.expr(input, Role::Budget)?)),
+            "prefer" => Ok(Clause::Prefer(name, spans.expr(input, Role::Prefer)?)),
             other => {
-                let message = format!("`{other}` is no budget: use smem_bytes or registers, or a condition");
+                let message = format!(
+                    "`{other}` is not known here: use smem_bytes, registers or prefer, or a condition"
+                );
                 Err(syn::Error::new(name.span(), message))
             }
         };
     }
-    Ok(Clause::Condition(spans.expr(input)?))
+    Ok(Clause::Condition(spans.expr(input, Role::Constraint)?))
 }
 
 fn parse_launch(input: ParseStream, spans: &mut Spans) -> Result<Launch> {
@@ -431,7 +433,7 @@ fn parse_launch(input: ParseStream, spans: &mut Spans) -> Result<Launch> {
     let bracket = bracketed!(list in content);
     let mut grid = Vec::new();
     while !list.is_empty() {
-        grid.push(spans.expr(&list)?);
+        grid.push(spans.expr(&list, Role::Grid)?);
         if !list.is_empty() {
             list.parse::<Token![,]>()?;
         }
@@ -443,7 +445,7 @@ fn parse_launch(input: ParseStream, spans: &mut Spans) -> Result<Launch> {
     content.parse::<Token![,]>()?;
     content.parse::<kw::threads>()?;
     content.parse::<Token![=]>()?;
-    let threads = spans.expr(&content)?;
+    let threads = spans.expr(&content, Role::Threads)?;
     content.parse::<Option<Token![,]>>()?;
     Ok(Launch { grid, threads })
 }

@@ -44,10 +44,7 @@ impl Renderer {
     /// Parses the kernel's templates and the shared headers.
     pub(crate) fn new(source: &KernelSource) -> Result<Self, Error> {
         let mut tera = Tera::new();
-        let fail = |error: tera::Error| Error::Template {
-            template: source.name.to_string(),
-            message: report(&error),
-        };
+        let fail = |error: tera::Error| failure(&source.name, &error);
         // CUDA and PTX use `{{`, `{%0` and `{#`; none of these pairs occurs in them.
         tera.set_delimiters(Delimiters {
             block_start: "<%".into(),
@@ -73,15 +70,21 @@ impl Renderer {
         let name = candidate.name();
         let context = context(kernel, candidate, &name);
         let body = format!("{}/{}.cu", kernel.name, candidate.schedule.family);
-        let render = |template: &str| {
-            self.tera
-                .render(template, &context)
-                .map_err(|error| Error::Template { template: template.to_owned(), message: report(&error) })
-        };
+        let render =
+            |template: &str| self.tera.render(template, &context).map_err(|error| failure(template, &error));
         let mut source = render(PRELUDE)?;
         source += &render(&body)?;
         Ok(Variant::new(name, source, candidate.clone()))
     }
+}
+
+/// The engine's error, with the file it points at: that may be a header which the template includes.
+fn failure(template: &str, error: &tera::Error) -> Error {
+    let message = report(error);
+    let place = message.lines().find_map(|line| line.trim_start().strip_prefix("--> "));
+    let file = place.and_then(|place| place.rsplitn(3, ':').last()).unwrap_or(template);
+    let template = file.to_owned();
+    Error::Template { template, message: message.trim_start_matches("error: ").trim_end().to_owned() }
 }
 
 /// The engine's message with its causes, which hold the line and the name.

@@ -9,8 +9,8 @@
 #endif
 <% for param in types %>
 using $( param.name )$ = $( param.value )$;<% endfor %><% for param in constants %>
-constexpr int $( param.name )$ = $( param.value )$;<% endfor %><% for slot in functions %>
-constexpr bool HAS_$( slot.name | upper )$ = $( slot.present )$;<% endfor %>
+[[maybe_unused]] constexpr int $( param.name )$ = $( param.value )$;<% endfor %><% for slot in functions %>
+[[maybe_unused]] constexpr bool HAS_$( slot.name | upper )$ = $( slot.present )$;<% endfor %>
 
 struct Params {<% for field in fields %>
   $( field.declaration )$;<% endfor %>

@@ -1,4 +1,4 @@
-//! Shared by the tests of the CPU executor: random tensors, hand-made functions, the comparison with f64.
+//! Shared by the tests: random tensors, hand-made functions, the comparison with f64.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use half::{bf16, f16};

@@ -1,0 +1,139 @@
+//! The GPU kernels on the three workloads of video diffusion: `cargo bench --bench attention [-- FILTER]`.
+//!
+//! Random bf16 data, blocks of 128×64, medians of CUDA-event times. Effective TFLOP/s count the kept blocks alone:
+//! 4 · batch · heads · seq_q · seq_kv · d · kept share / time. `benches/dense_peers.py` times dense attention beside it.
+
+use half::bf16;
+use rayon::prelude::*;
+use tilewright::device::{CudaDevice, DeviceError};
+use tilewright::{Attention, BlockMask, DType, Device, Error, HeadDim, Tensor, top_k, top_p};
+
+struct Workload {
+    name: &'static str,
+    heads: usize,
+    seq: usize,
+    d: usize,
+}
+
+const WORKLOADS: [Workload; 3] = [
+    Workload { name: "Wan 480p", heads: 12, seq: 32_760, d: 128 },
+    Workload { name: "Wan 720p", heads: 10, seq: 75_600, d: 128 },
+    Workload { name: "CogVideoX", heads: 30, seq: 17_776, d: 64 },
+];
+
+const LAUNCHES: usize = 30;
+
+fn main() -> Result<(), Error> {
+    let device = match Device::cuda(0) {
+        Ok(device) => device,
+        Err(reason) => {
+            println!("skipped: no GPU ({reason})");
+            return Ok(());
+        }
+    };
+    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with("--")).unwrap_or_default();
+    let (major, minor) = device.as_cuda().expect("asked for above").info().driver_version;
+    println!("{device}, driver of CUDA {major}.{minor}, bf16, 128×64 blocks, median of {LAUNCHES} launches");
+    for workload in WORKLOADS.iter().filter(|workload| workload.name.contains(&filter)) {
+        run(&device, workload)?;
+    }
+    Ok(())
+}
+
+fn run(device: &Device, workload: &Workload) -> Result<(), Error> {
+    let &Workload { name, heads, seq, d } = workload;
+    let cuda = device.as_cuda().expect("a GPU");
+    let tensor = |seed| Tensor::from_slice(&random(heads * seq * d, seed), &[1, heads, seq, d])?.to(device);
+    let (q, k, v) = (tensor(1)?, tensor(2)?, tensor(3)?);
+    let head_dim = HeadDim::new(d)?;
+    let start = std::time::Instant::now();
+    let attention =
+        Attention::builder(head_dim, DType::Bf16).select(top_k(0.05) | top_p(0.05)).build(device)?;
+    println!("\n{name}: {heads} heads × {seq} × {d}; kernels ready in {:.0?}", start.elapsed());
+    for kernel in attention.kernels() {
+        let report = kernel.report();
+        println!(
+            "  {:<58} {:>3} registers, {} spilled",
+            kernel.variant().name,
+            report.registers,
+            report.spill_store_bytes
+        );
+    }
+
+    let ms = median(cuda, || attention.mask(&q, &k).map(drop))?;
+    println!("  mask (pool, score, select, both indices)      {ms:>8.3} ms");
+    let (q_blocks, kv_blocks) = (seq.div_ceil(128), seq.div_ceil(64));
+    for kept in [0.02, 0.05, 0.10, 0.25, 1.0] {
+        let mask = random_mask(heads, (q_blocks, kv_blocks), kept, seq)?;
+        let share = 1.0 - mask.sparsity()?;
+        let mask = mask.to(device)?;
+        let ms = median(cuda, || attention.attend_with(&q, &k, &v, &mask).map(drop))?;
+        let flops = 4.0 * heads as f64 * (seq as f64).powi(2) * d as f64 * share;
+        println!(
+            "  forward, {:>5.2} % kept                          {ms:>8.3} ms  {:>6.0} effective TF/s",
+            100.0 * share,
+            flops / f64::from(ms) / 1e9
+        );
+    }
+    let ms = median(cuda, || attention.forward(&q, &k, &v).map(drop))?;
+    println!("  a user's call (mask and forward, 5 % top-k)   {ms:>8.3} ms");
+    Ok(())
+}
+
+fn median(cuda: &CudaDevice, work: impl Fn() -> Result<(), Error>) -> Result<f32, Error> {
+    let mut failure = None;
+    let mut once = || {
+        cuda.time_ms(|_| {
+            if let Err(error) = work() {
+                failure = Some(error);
+            }
+            Ok::<(), DeviceError>(())
+        })
+    };
+    for _ in 0..5 {
+        once()?;
+    }
+    let mut times = (0..LAUNCHES).map(|_| once()).collect::<Result<Vec<f32>, _>>()?;
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    times.sort_by(f32::total_cmp);
+    Ok(times[LAUNCHES / 2])
+}
+
+/// About normal, the same on every run.
+fn random(count: usize, seed: u64) -> Vec<bf16> {
+    let mut data = vec![bf16::ZERO; count];
+    data.par_chunks_mut(1 << 16).enumerate().for_each(|(chunk, data)| {
+        let mut state = (seed << 40) ^ (chunk as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        for value in data {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            // The sum of four bytes: variance 4 · 256² / 12.
+            let sum: u32 = (state >> 32).to_le_bytes()[..4].iter().map(|&byte| u32::from(byte)).sum();
+            *value = bf16::from_f32((sum as f32 - 510.0) / 147.8);
+        }
+    });
+    data
+}
+
+/// Every row keeps the same number of blocks, at random places.
+fn random_mask(
+    heads: usize,
+    (rows, columns): (usize, usize),
+    kept: f64,
+    seq: usize,
+) -> Result<BlockMask, Error> {
+    let count = ((columns as f64 * kept).round() as usize).max(1);
+    let mut state = 7u64;
+    let mut map = vec![false; heads * rows * columns];
+    for row in map.chunks_mut(columns) {
+        // Floyd's sampling: `count` different blocks with `count` draws.
+        for last in columns - count..columns {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let drawn = (state >> 33) as usize % (last + 1);
+            let place = if row[drawn] { last } else { drawn };
+            row[place] = true;
+        }
+    }
+    BlockMask::from_dense(&map, [1, heads, rows, columns], (128, 64), (seq, seq))
+}

@@ -1,0 +1,220 @@
+//! Where a declaration's names and expressions were written, and which names it may not use.
+
+use super::Expr;
+use proc_macro2::Span;
+use std::fmt;
+use syn::ext::IdentExt;
+use syn::parse::ParseStream;
+use syn::spanned::Spanned;
+use syn::visit::Visit;
+use syn::{Error, Ident, Result};
+
+/// What an expression of a declaration is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Derived,
+    Requirement,
+    Constraint,
+    Budget,
+    Prefer,
+    Threads,
+    Grid,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Role::Derived => "a derived dimension",
+            Role::Requirement => "a requirement",
+            Role::Constraint => "a constraint",
+            Role::Budget => "a budget",
+            Role::Prefer => "`prefer`",
+            Role::Threads => "`threads`",
+            Role::Grid => "`grid`",
+        })
+    }
+}
+
+/// Where each name was written, in order; each expression; each body.
+#[derive(Default)]
+pub(super) struct Spans {
+    names: Vec<(String, Span)>,
+    /// Those of `ship`.
+    shipped: Vec<(String, Span)>,
+    exprs: Vec<Written>,
+    bodies: Vec<Span>,
+}
+
+/// An expression as it was written. The same text may stand in several places, of which one is wrong.
+struct Written {
+    expr: Expr,
+    role: Role,
+    /// How many bodies had begun.
+    body: usize,
+    span: Span,
+    names: Vec<(String, Span)>,
+}
+
+/// Words of C++ that are names in Rust: they would not compile as members and constants of the CUDA source.
+const CPP_WORDS: &[&str] = &[
+    "alignas",
+    "alignof",
+    "and",
+    "asm",
+    "auto",
+    "bool",
+    "case",
+    "catch",
+    "char",
+    "class",
+    "compl",
+    "constexpr",
+    "decltype",
+    "default",
+    "delete",
+    "double",
+    "explicit",
+    "export",
+    "float",
+    "friend",
+    "goto",
+    "inline",
+    "int",
+    "long",
+    "mutable",
+    "namespace",
+    "new",
+    "noexcept",
+    "not",
+    "nullptr",
+    "operator",
+    "or",
+    "private",
+    "protected",
+    "public",
+    "register",
+    "short",
+    "signed",
+    "sizeof",
+    "switch",
+    "template",
+    "this",
+    "throw",
+    "typedef",
+    "typeid",
+    "typename",
+    "union",
+    "unsigned",
+    "void",
+    "volatile",
+    "xor",
+];
+
+/// Names the generated prelude and bindings use themselves.
+const RESERVED: &[&str] = &[
+    "CTAS_PER_SM",
+    "Functions",
+    "MaskMod",
+    "Params",
+    "ScoreMod",
+    "THREADS",
+    "TILEWRIGHT_KERNEL",
+    "binder",
+    "candidate",
+    "dtype",
+    "grid",
+    "params",
+    "tw",
+];
+
+impl Spans {
+    /// Notes a name, which becomes one in Rust and in CUDA.
+    pub(super) fn name(&mut self, ident: &Ident) -> Result<String> {
+        let name = ident.unraw().to_string();
+        let fail = |why: &str| Err(Error::new(ident.span(), format!("`{ident}` {why}: rename it")));
+        if *ident == "_" || !name.is_ascii() || *ident != name {
+            return fail("is no plain name in both Rust and CUDA");
+        }
+        if CPP_WORDS.contains(&name.as_str()) {
+            return fail("is a word of C++");
+        }
+        if RESERVED.contains(&name.as_str()) {
+            return fail("is a name of the generated code");
+        }
+        self.names.push((name.clone(), ident.span()));
+        Ok(name)
+    }
+
+    /// Notes names of `ship`.
+    pub(super) fn shipped(&mut self, names: Spans) {
+        self.shipped.extend(names.names);
+    }
+
+    /// Notes that a body begins.
+    pub(super) fn body(&mut self, family: &Ident) {
+        self.bodies.push(family.span());
+    }
+
+    /// Parses and notes an expression.
+    pub(super) fn expr(&mut self, input: ParseStream, role: Role) -> Result<Expr> {
+        let parsed: syn::Expr = input.parse()?;
+        let expr = Expr::try_from(&parsed)?;
+        let mut names = Names(Vec::new());
+        names.visit_expr(&parsed);
+        let (span, body) = (parsed.span(), self.bodies.len());
+        self.exprs.push(Written { expr: expr.clone(), role, body, span, names: names.0 });
+        Ok(expr)
+    }
+
+    /// The last place a name was written: the repetition, where there is one.
+    pub(super) fn of(&self, name: &str) -> Span {
+        let found = self.names.iter().rev().find(|(known, _)| known == name);
+        found.map_or_else(Span::call_site, |(_, span)| *span)
+    }
+
+    /// The first place a name was written.
+    pub(super) fn of_first(&self, name: &str) -> Span {
+        let found = self.names.iter().find(|(known, _)| known == name);
+        found.map_or_else(Span::call_site, |(_, span)| *span)
+    }
+
+    /// Where `ship` names a parameter.
+    pub(super) fn of_shipped(&self, name: &str) -> Span {
+        let found = self.shipped.iter().find(|(known, _)| known == name);
+        found.map_or_else(Span::call_site, |(_, span)| *span)
+    }
+
+    /// Where a body's family was written, counted from 1.
+    pub(super) fn of_body(&self, body: usize) -> Span {
+        self.bodies.get(body - 1).copied().unwrap_or_else(Span::call_site)
+    }
+
+    /// Where an expression was written: outside bodies (0) or in one, counted from 1.
+    pub(super) fn of_expr(&self, expr: &Expr, role: Role, body: usize) -> Span {
+        self.written(expr, role, body).map_or_else(Span::call_site, |written| written.span)
+    }
+
+    /// Where a name was written in an expression.
+    pub(super) fn of_name(&self, name: &str, expr: &Expr, role: Role, body: usize) -> Span {
+        let written = self.written(expr, role, body);
+        let found = written.and_then(|written| written.names.iter().find(|(known, _)| known == name));
+        found.map_or_else(Span::call_site, |(_, span)| *span)
+    }
+
+    fn written(&self, expr: &Expr, role: Role, body: usize) -> Option<&Written> {
+        // Derived dimensions and requirements may stand after a body.
+        let anywhere = matches!(role, Role::Derived | Role::Requirement);
+        self.exprs.iter().find(|written| {
+            written.role == role && (anywhere || written.body == body) && written.expr == *expr
+        })
+    }
+}
+
+/// Collects the identifiers of an expression.
+struct Names(Vec<(String, Span)>);
+
+impl<'a> Visit<'a> for Names {
+    fn visit_ident(&mut self, ident: &'a Ident) {
+        self.0.push((ident.to_string(), ident.span()));
+    }
+}

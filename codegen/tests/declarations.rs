@@ -1,0 +1,166 @@
+//! What the declaration language refuses: each mistake with its place and message, as an author sees it.
+
+use std::fmt::Write;
+use tilewright_codegen::Error;
+use tilewright_codegen::dsl::Kernel;
+
+/// A declaration with one of everything, without a mistake.
+const GOOD: &str = r#"kernel! {
+    /// Scales rows.
+    fn scale(
+        #[align(16)] x: Tensor<T, [rows, columns]>,
+        bias: Option<Tensor<f32, [rows | 1, columns]>>,
+        y: mut Tensor<T, [rows, columns]>,
+        factor: f32,
+    )
+    specialize { T: [f16, bf16], BLOCK: [64, 128] }
+    ship { T: [bf16] }
+    functions { score_mod: ScoreMod }
+    let blocks = ceil_div(columns, BLOCK);
+    require columns % 8 == 0, "pad the columns";
+    body sm80 {
+        tune { WARPS: [4, 8], STAGES: 2..=4 }
+        where { BLOCK % WARPS == 0, smem_bytes = 4 * BLOCK * STAGES, registers = 32, prefer = CTAS_PER_SM }
+        launch { grid = [blocks, rows, 1], threads = 32 * WARPS }
+    }
+}
+"#;
+
+/// The mistake, the text of [`GOOD`] it replaces, and what with.
+const MISTAKES: &[(&str, &str, &str)] = &[
+    // The file.
+    ("no kernel", GOOD, "// nothing here\n"),
+    ("something beside the kernel", "kernel! {\n    ///", "use std::fmt;\nkernel! {\n    ///"),
+    ("an unclosed brace", "tune { WARPS: [4, 8], STAGES: 2..=4 }", "tune { WARPS: [4, 8], STAGES: 2..=4"),
+    ("an attribute on the kernel", "/// Scales rows.", "#[inline]"),
+    ("a misspelt section", "specialize {", "specialise {"),
+    // Arguments.
+    ("an unknown argument type", "factor: f32", "factor: f64"),
+    ("a mutable scalar", "factor: f32", "factor: mut f32"),
+    ("an optional scalar", "bias: Option<Tensor<f32, [rows | 1, columns]>>", "bias: Option<f32>"),
+    ("an unknown element type", "y: mut Tensor<T,", "y: mut Tensor<f8,"),
+    ("an integer as element type", "y: mut Tensor<T,", "y: mut Tensor<BLOCK,"),
+    (
+        "a tensor without dimensions",
+        "bias: Option<Tensor<f32, [rows | 1, columns]>>",
+        "bias: Tensor<f32, []>",
+    ),
+    ("a repeated extent of 2", "rows | 1", "rows | 2"),
+    ("an alignment of 24", "align(16)", "align(24)"),
+    ("an alignment of 512", "align(16)", "align(512)"),
+    ("an alignment that is no number", "align(16)", "align(\"16\")"),
+    ("an unknown attribute", "#[align(16)]", "#[aligned(16)]"),
+    // Names.
+    ("an argument declared twice", "y: mut Tensor", "x: mut Tensor"),
+    ("an argument named like a dimension", "factor: f32", "rows: f32"),
+    ("an argument named like strides", "factor: f32", "x_stride: f32"),
+    ("an argument named like a parameter", "factor: f32", "block: f32"),
+    ("a word of C++", "factor: f32", "double: f32"),
+    ("a raw name", "factor: f32", "r#type: f32"),
+    ("a name of the generated code", "factor: f32", "params: f32"),
+    ("a parameter declared twice", "BLOCK: [64, 128] }", "BLOCK: [64, 128], T: [f32] }"),
+    ("a tuning parameter declared twice", "STAGES: 2..=4", "BLOCK: [1]"),
+    ("a tuning parameter named like a dimension", "STAGES: 2..=4", "ROWS: [1]"),
+    // Values.
+    ("an unknown dtype", "T: [f16, bf16]", "T: [f16, half]"),
+    ("a parameter without values", "BLOCK: [64, 128]", "BLOCK: []"),
+    ("a value listed twice", "BLOCK: [64, 128]", "BLOCK: [64, 64]"),
+    ("a value that is no integer", "BLOCK: [64, 128]", "BLOCK: [64, 12.8]"),
+    ("a value over 64 bits", "BLOCK: [64, 128]", "BLOCK: [64, 9223372036854775808]"),
+    ("an empty range", "2..=4", "4..=2"),
+    ("a half-open range", "2..=4", "2..4"),
+    ("ship outside specialize", "ship { T: [bf16] }", "ship { BLOCK: [256] }"),
+    ("ship of an unknown parameter", "ship { T: [bf16] }", "ship { TILE: [64] }"),
+    // Functions.
+    ("an unknown kind of function", "score_mod: ScoreMod", "score_mod: ScoreFn"),
+    ("a kind of function twice", "score_mod: ScoreMod", "score_mod: ScoreMod, bias_mod: ScoreMod"),
+    // Expressions.
+    ("an unknown name in a derived dimension", "ceil_div(columns, BLOCK)", "ceil_div(columns, TILE)"),
+    ("a tuning parameter in a derived dimension", "ceil_div(columns, BLOCK)", "columns / WARPS"),
+    ("a dimension derived from itself", "ceil_div(columns, BLOCK)", "blocks + 1"),
+    ("a dimension derived twice", "require columns", "let blocks = rows;\n    require columns"),
+    ("an unknown name in a requirement", "require columns % 8", "require cols % 8"),
+    ("a requirement that is no comparison", "require columns % 8 == 0", "require columns % 8"),
+    ("a constraint that is no comparison", "BLOCK % WARPS == 0", "BLOCK % WARPS"),
+    ("a dimension in a constraint", "BLOCK % WARPS == 0", "columns % WARPS == 0"),
+    ("a dimension in a budget", "4 * BLOCK * STAGES", "4 * columns"),
+    ("an unknown budget", "registers = 32", "register = 32"),
+    ("a budget given twice", "registers = 32", "smem_bytes = 32"),
+    ("an unknown name in the preference", "CTAS_PER_SM", "BLOCKS_PER_SM"),
+    ("an unknown name in the threads", "32 * WARPS", "32 * WARP"),
+    ("an unknown name in the grid", "[blocks, rows, 1]", "[blocks, row, 1]"),
+    ("an unsupported operator", "32 * WARPS", "WARPS << 5"),
+    ("an unknown function", "ceil_div(columns, BLOCK)", "div_ceil(columns, BLOCK)"),
+    ("a function of one argument", "ceil_div(columns, BLOCK)", "ceil_div(columns)"),
+    ("an if without an else", "ceil_div(columns, BLOCK)", "if columns > 64 { 1 }"),
+    ("a float", "registers = 32", "registers = 1.5 * BLOCK"),
+    // Bodies.
+    ("no body", BODY, ""),
+    ("an unknown family", "body sm80", "body sm75"),
+    ("a second body for a family", "    body sm80 {", SECOND_BODY),
+    ("no launch", "        launch { grid = [blocks, rows, 1], threads = 32 * WARPS }\n", ""),
+    (
+        "a second launch",
+        "        launch {",
+        "        launch { grid = [1, 1, 1], threads = 32 }\n        launch {",
+    ),
+    ("a grid of two dimensions", "[blocks, rows, 1]", "[blocks, rows]"),
+    ("a launch without threads", ", threads = 32 * WARPS", ""),
+    ("an unknown section of a body", "tune {", "tuning {"),
+];
+
+const BODY: &str = "    body sm80 {
+        tune { WARPS: [4, 8], STAGES: 2..=4 }
+        where { BLOCK % WARPS == 0, smem_bytes = 4 * BLOCK * STAGES, registers = 32, prefer = CTAS_PER_SM }
+        launch { grid = [blocks, rows, 1], threads = 32 * WARPS }
+    }
+";
+
+const SECOND_BODY: &str = "    body sm80 { launch { grid = [1, 1, 1], threads = 32 } }\n    body sm80 {";
+
+#[test]
+fn every_mistake_has_its_place_and_message() {
+    let mut report = String::new();
+    for (mistake, found, replacement) in MISTAKES {
+        assert_eq!(GOOD.matches(found).count(), 1, "`{found}` does not name one place");
+        let text = GOOD.replace(found, replacement);
+        let error = Kernel::parse("scale/kernel.rs", &text).expect_err(mistake);
+        let Error::Declaration { file, line, column, message } = &error else { panic!("{error:?}") };
+        assert_eq!(error.to_string(), format!("{file}:{line}:{column}: {message}"));
+        writeln!(report, "# {mistake}").unwrap();
+        if let Some(text) = line.checked_sub(1).and_then(|at| text.lines().nth(at)) {
+            let indent = text.len() - text.trim_start().len();
+            let caret = " ".repeat((column - 1).saturating_sub(indent));
+            writeln!(report, "    {}\n    {caret}^", text.trim()).unwrap();
+        }
+        writeln!(report, "{error}\n").unwrap();
+    }
+    insta::assert_snapshot!("mistakes", report);
+}
+
+#[test]
+fn a_second_kernel_needs_a_folder_of_its_own() {
+    let error = Kernel::parse("scale/kernel.rs", &GOOD.repeat(2)).expect_err("two kernels");
+    assert_eq!(error.to_string(), "scale/kernel.rs:20:1: a second kernel: give it a folder of its own");
+}
+
+/// The same expression may be right in one place and wrong in another.
+#[test]
+fn equal_expressions_keep_their_own_places() {
+    let text = GOOD.replace("ceil_div(columns, BLOCK)", "columns").replace("4 * BLOCK * STAGES", "columns");
+    let error = Kernel::parse("scale/kernel.rs", &text).expect_err("a dimension in a budget");
+    let Error::Declaration { line, column, .. } = error else { panic!("{error:?}") };
+    let written = text.lines().nth(line - 1).unwrap();
+    assert!(written[column - 1..].starts_with("columns, registers"), "{line}:{column}");
+}
+
+#[test]
+fn a_declaration_without_a_mistake_is_read_as_it_stands() {
+    let kernel = Kernel::parse("scale/kernel.rs", GOOD).unwrap();
+    assert_eq!((kernel.name.as_str(), kernel.doc.as_str()), ("scale", "Scales rows."));
+    assert_eq!(kernel.dims(), ["rows", "columns", "blocks"]);
+    assert_eq!(kernel.args.len(), 4);
+    assert_eq!(kernel.bodies[0].tune[1].values, [2, 3, 4]);
+    assert_eq!(kernel.bodies[0].smem_bytes.to_string(), "(4 * BLOCK) * STAGES");
+    assert_eq!(kernel.requires[0].message, "pad the columns");
+}

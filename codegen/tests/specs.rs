@@ -1,0 +1,206 @@
+//! Specs, architectures, candidates and templates: what is refused, and in which words.
+
+mod support;
+
+use std::sync::Arc;
+use support::{BODY, DECLARATION, HEADER, source};
+use tilewright_codegen::lower::{DeviceFunction, FunctionKind};
+use tilewright_codegen::{Arch, DType, Error, Family, Generator, KernelSource, Value};
+
+fn message<T>(result: Result<T, Error>) -> String {
+    result.err().map(|error| error.to_string()).expect("an error")
+}
+
+#[test]
+fn a_spec_has_one_allowed_value_for_every_parameter() {
+    let generator = Generator::new(&source(DECLARATION, BODY)).unwrap();
+    let t = ("T", Value::from(DType::F16));
+    let block = ("BLOCK", Value::from(64));
+    for (values, expected) in [
+        (vec![t], "kernel `scale`: no value for `BLOCK`: give one of 64, 128"),
+        (vec![t, ("BLOCK", 96.into())], "kernel `scale`: BLOCK = 96 is not supported: use one of 64, 128"),
+        (
+            vec![t, ("BLOCK", DType::F16.into())],
+            "kernel `scale`: BLOCK = f16 is not supported: use one of 64, 128",
+        ),
+        (
+            vec![("T", DType::F32.into()), block],
+            "kernel `scale`: T = f32 is not supported: use one of f16, bf16",
+        ),
+        (vec![("T", 16.into()), block], "kernel `scale`: T = 16 is not supported: use one of f16, bf16"),
+        (vec![t, block, ("D", 64.into())], "kernel `scale`: `D` is no parameter: it has T, BLOCK"),
+        (vec![t, block, t], "kernel `scale`: `T` is given twice: give it once"),
+    ] {
+        assert_eq!(message(generator.spec(&values)), expected);
+    }
+    let spec = generator.spec(&[block, t]).unwrap();
+    assert_eq!(spec.values().iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["T", "BLOCK"]);
+    assert_eq!((spec.int("BLOCK"), spec.dtype("T"), spec.int("T")), (Some(64), Some(DType::F16), None));
+}
+
+#[test]
+fn functions_go_where_the_declaration_has_a_slot_for_them() {
+    let causal = "fn causal(b: i32, h: i32, q: i32, kv: i32) -> bool { q >= kv }";
+    let causal = Arc::new(DeviceFunction::from_source(FunctionKind::MaskMod, causal).unwrap());
+    let generator = Generator::new(&source(DECLARATION, BODY)).unwrap();
+    let spec = generator.spec(&[("T", DType::F16.into()), ("BLOCK", 64.into())]).unwrap();
+    assert_eq!(
+        message(spec.clone().with_function("mask_mod", causal.clone())),
+        "kernel `scale`: it calls no device function `mask_mod`: declare it in `functions`"
+    );
+    assert_eq!(
+        message(spec.with_function("score_mod", causal)),
+        "kernel `scale`: `score_mod` takes a score_mod, found the mask_mod `causal`"
+    );
+}
+
+/// The variant's name is a symbol of C whatever the function is called.
+#[test]
+fn names_of_functions_become_symbols() {
+    let generator = Generator::new(&source(DECLARATION, BODY)).unwrap();
+    let text = "fn r#struct(score: f32, b: i32, h: i32, q: i32, kv: i32) -> f32 { score }";
+    let function = DeviceFunction::from_source(FunctionKind::ScoreMod, text).unwrap();
+    let spec = generator.spec(&[("T", DType::F16.into()), ("BLOCK", 64.into())]).unwrap();
+    let spec = Arc::new(spec.with_function("score_mod", function.into()).unwrap());
+    for candidate in generator.candidates(&spec, Arch::Sm80).unwrap().accepted {
+        let name = candidate.name();
+        assert!(name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_'), "{name}");
+    }
+}
+
+#[test]
+fn architectures_are_read_in_every_spelling() {
+    for arch in Arch::ALL {
+        assert_eq!(arch.name().parse::<Arch>().unwrap(), arch);
+        assert_eq!(arch.name().replace('_', "").to_uppercase().parse::<Arch>().unwrap(), arch);
+        assert_eq!(arch.name().trim_end_matches('a').parse::<Arch>().unwrap(), arch);
+        let digits = arch.name().trim_start_matches("sm_").trim_end_matches('a');
+        let (major, minor) = digits.split_at(digits.len() - 1);
+        let known = Arch::from_compute_capability(major.parse().unwrap(), minor.parse().unwrap());
+        assert_eq!(known, Some(arch));
+        assert!(arch.runs(Family::Sm80));
+    }
+    assert!(Arch::Sm90a.runs(Family::Sm90) && !Arch::Sm100a.runs(Family::Sm90));
+    for text in ["sm_70", "sm_80a", "90", "", "a", "compute_90a", "sm_90af", "hopper"] {
+        assert_eq!(
+            message(text.parse::<Arch>()),
+            format!(
+                "unknown architecture `{text}`: use one of \
+                 sm_80, sm_86, sm_87, sm_89, sm_90a, sm_100a, sm_103a, sm_120a, sm_121a"
+            )
+        );
+    }
+    for (major, minor) in [(7, 5), (8, 8), (9, 9), (0, 0), (-1, 0)] {
+        assert_eq!(Arch::from_compute_capability(major, minor), None);
+    }
+}
+
+#[test]
+fn a_kernel_without_a_schedule_says_why() {
+    let declare = |clause: &str| {
+        let text = DECLARATION.replace("smem_bytes = 4 * BLOCK * WARPS", clause);
+        let generator = Generator::new(&source(&text, BODY)).unwrap();
+        let spec = generator.spec(&[("T", DType::F16.into()), ("BLOCK", 64.into())]).unwrap();
+        message(generator.candidates(&Arc::new(spec), Arch::Sm86))
+    };
+    let no_schedule = |reasons: &str| {
+        let reason = |warps| format!("sm80 warps={warps}: {}", reasons.replace('#', warps));
+        format!("kernel `scale` has no schedule that fits sm_86: {}; {}", reason("4"), reason("8"))
+    };
+    for (clause, reasons) in [
+        ("smem_bytes = 2000 * BLOCK", "shared memory: 128000 bytes, limit 101376"),
+        ("smem_bytes = 4 - BLOCK", "smem_bytes is -60: `4 - BLOCK`"),
+        ("smem_bytes = 4 / (BLOCK - 64)", "`4 / (BLOCK - 64)` divides by zero or overflows"),
+        (
+            "smem_bytes = 9223372036854775807 * BLOCK",
+            "`9223372036854775807 * BLOCK` divides by zero or overflows",
+        ),
+        ("registers = 256", "registers: about 256 a thread, limit 255"),
+        ("BLOCK % (48 * WARPS) == 0", "(BLOCK % (48 * WARPS)) == 0 does not hold (BLOCK = 64, WARPS = #)"),
+    ] {
+        assert_eq!(declare(clause), no_schedule(reasons));
+    }
+
+    let threads = DECLARATION.replace("32 * WARPS", "512 * WARPS");
+    let generator = Generator::new(&source(&threads, BODY)).unwrap();
+    let spec = generator.spec(&[("T", DType::F16.into()), ("BLOCK", 64.into())]).unwrap();
+    assert_eq!(
+        message(generator.candidates(&Arc::new(spec), Arch::Sm80)),
+        "kernel `scale` has no schedule that fits sm_80: sm80 warps=4: threads: 2048 a block, limit 1024; \
+         sm80 warps=8: threads: 4096 a block, limit 1024"
+    );
+}
+
+#[test]
+fn a_body_runs_where_its_family_does() {
+    let hopper = DECLARATION.replace("body sm80", "body sm90");
+    let files = vec![("scale/sm90.cu".into(), BODY.into()), ("scale/load.cuh".into(), HEADER.into())];
+    let source = KernelSource { name: "scale".into(), declaration: hopper.into(), files: files.into() };
+    let generator = Generator::new(&source).unwrap();
+    let spec = generator.spec(&[("T", DType::F16.into()), ("BLOCK", 64.into())]).unwrap();
+    let spec = Arc::new(spec);
+    assert_eq!(
+        message(generator.candidates(&spec, Arch::Sm80)),
+        "kernel `scale` has no body for sm_80: it has bodies for sm90"
+    );
+    assert!(generator.candidates(&spec, Arch::Sm90a).is_ok());
+    // What a kernel ships is for the architectures it runs on.
+    assert!(!generator.shipped().unwrap().is_empty());
+}
+
+#[test]
+fn a_folder_has_the_kernel_s_name_and_its_bodies() {
+    let good = source(DECLARATION, BODY);
+    let renamed = KernelSource { name: "other".into(), ..good.clone() };
+    assert_eq!(
+        message(Generator::new(&renamed)),
+        "kernel `scale`: its folder is named `other`: give both one name"
+    );
+    let empty = KernelSource { files: Vec::new().into(), ..good };
+    assert_eq!(
+        message(Generator::new(&empty)),
+        "kernel `scale`: `body sm80` is declared but scale/sm80.cu is missing: write it"
+    );
+}
+
+#[test]
+fn a_broken_template_is_named_with_its_line() {
+    let mut report = String::new();
+    for (mistake, body) in [
+        ("an unknown variable", "int a;\nint b = $( missing )$;\n"),
+        ("an unclosed block", "int a;\n<% if family %>\nint b;\n"),
+        ("an unknown block", "int a;\n<% macro x %>\n"),
+        ("a variable that is not closed", "int a;\nint b = $( variant ;\n"),
+        ("a missing include", "int a;\n<% include \"lib/missing.cuh\" %>\n"),
+        ("an unknown filter", "int a;\nint b = $( variant | shout )$;\n"),
+    ] {
+        let error = Generator::new(&source(DECLARATION, body))
+            .and_then(|generator| generator.shipped())
+            .expect_err(mistake);
+        let Error::Template { template, .. } = &error else { panic!("{mistake}: {error:?}") };
+        assert_eq!(template, "scale/sm80.cu", "{mistake}");
+        report += &format!("# {mistake}\n{error}\n\n");
+    }
+    insta::assert_snapshot!("templates", report);
+}
+
+#[test]
+fn folders_that_cannot_be_read_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing");
+    let error = message(KernelSource::read_all(&missing));
+    assert!(error.starts_with(&format!("reading {}: ", missing.display())), "{error}");
+    let error = message(KernelSource::read_all(folder.path()));
+    assert_eq!(
+        error,
+        format!(
+            "{} holds no kernel: make a folder in it with a kernel.rs and its bodies",
+            folder.path().display()
+        )
+    );
+    let kernel = folder.path().join("scale");
+    std::fs::create_dir(&kernel).unwrap();
+    std::fs::write(kernel.join("kernel.rs"), b"\xff").unwrap();
+    let error = message(KernelSource::read(folder.path(), "scale"));
+    assert!(error.starts_with(&format!("reading {}: ", kernel.join("kernel.rs").display())), "{error}");
+}

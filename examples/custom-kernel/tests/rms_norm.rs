@@ -1,0 +1,75 @@
+//! The kernel renders and compiles for every spec, and its launch is checked; on a GPU it is right.
+
+use custom_kernel::kernels::rms_norm::{Args, SOURCE};
+use custom_kernel::{rms_norm, rms_norm_cpu};
+use half::f16;
+use std::sync::Arc;
+use tilewright::codegen::{Arch, Candidate, Generator};
+use tilewright::launch::{BindError, KernelArgs};
+use tilewright::toolchain::Toolchain;
+use tilewright::{DType, Device, Tensor};
+
+fn candidates(dtype: DType, d: i64) -> (Generator, Vec<Candidate>) {
+    let generator = Generator::new(&SOURCE).unwrap();
+    let spec = Arc::new(generator.spec(&[("T", dtype.into()), ("D", d.into())]).unwrap());
+    let accepted = generator.candidates(&spec, Arch::Sm80).unwrap().accepted;
+    (generator, accepted)
+}
+
+#[test]
+fn every_candidate_renders_and_compiles() {
+    let toolchain = Toolchain::find();
+    if toolchain.is_err() {
+        assert!(std::env::var_os("CI").is_none(), "CI installs NVRTC before it tests");
+        eprintln!("not compiled: no NVRTC");
+    }
+    for (dtype, d) in [DType::Bf16, DType::F16].into_iter().flat_map(|t| [64, 128, 256].map(|d| (t, d))) {
+        let (generator, accepted) = candidates(dtype, d);
+        for candidate in &accepted {
+            let variant = generator.render(candidate).unwrap();
+            assert!(variant.source.contains(&format!("constexpr int D = {d};")));
+            let Ok(toolchain) = &toolchain else { continue };
+            let cubin = toolchain.compile(&variant.name, &variant.source, "sm_80").unwrap();
+            assert!(!cubin.report.spills() && cubin.warnings.is_empty(), "{:?}", cubin);
+        }
+    }
+}
+
+#[test]
+fn a_launch_is_checked() {
+    let tensor = |shape: &[usize], address| {
+        let strides = tilewright::tensor::contiguous_strides(shape);
+        // SAFETY: the memory is never used: nothing is launched.
+        unsafe { Tensor::from_device_pointer(0, address, DType::Bf16, shape, &strides) }.unwrap()
+    };
+    let (_, accepted) = candidates(DType::Bf16, 128);
+    let x = tensor(&[1, 2, 100, 128], 0x1000);
+    let (weight, wrong) = (tensor(&[128], 0x2000), tensor(&[64], 0x2000));
+    let mut y = tensor(&[1, 2, 100, 128], 0x3000);
+    let bound = Args { x: &x, weight: &weight, y: &mut y, epsilon: 1e-6 }.bind(&accepted[0]).unwrap();
+    assert_eq!((bound.grid, bound.params.weight), ([7, 2, 1], 0x2000));
+    let error = Args { x: &x, weight: &wrong, y: &mut y, epsilon: 1e-6 }.bind(&accepted[0]).expect_err("64");
+    assert!(matches!(error, BindError::Disagree { dim: "head_dim", .. }));
+    assert_eq!(
+        error.to_string(),
+        "kernel `rms_norm`: `head_dim` is 128 in `x` and 64 in `weight`: they must be equal"
+    );
+}
+
+#[test]
+fn the_gpu_agrees_with_the_cpu() {
+    let Ok(device) = Device::cuda(0) else {
+        eprintln!("skipped: no GPU");
+        return;
+    };
+    let x: Vec<f16> = (0..2 * 3 * 100 * 64).map(|i| f16::from_f32((i as f32 * 0.37).sin())).collect();
+    let weight: Vec<f16> = (0..64).map(|i| f16::from_f32(i as f32 / 32.0)).collect();
+    let (x, weight) =
+        (Tensor::from_slice(&x, &[2, 3, 100, 64]).unwrap(), Tensor::from_slice(&weight, &[64]).unwrap());
+    let on_gpu = [&x, &weight].map(|tensor| tensor.to(&device).unwrap());
+    let y = rms_norm(device.as_cuda().unwrap(), &on_gpu[0], &on_gpu[1], 1e-6).unwrap();
+    let expected = rms_norm_cpu(&x.to_f32_vec().unwrap(), &weight.to_f32_vec().unwrap(), 1e-6);
+    for (y, expected) in y.to_f32_vec().unwrap().into_iter().zip(expected) {
+        assert!((y - expected).abs() <= 2e-3, "{y} for {expected}");
+    }
+}

@@ -1,0 +1,367 @@
+//! The checks between tensors and a kernel's parameters. No GPU is touched: the tensors have addresses that nobody reads.
+
+use std::sync::Arc;
+use tilewright::codegen::{Arch, Candidate, Generator, KernelSource, Value};
+use tilewright::kernels::{forward, pool, select};
+use tilewright::launch::{BindError, Binder, Bound, Dim, KernelArgs};
+use tilewright::tensor::{TensorError, contiguous_strides};
+use tilewright::{DType, Device, Error, Tensor};
+
+/// The preferred candidate of a spec.
+fn candidate(source: &KernelSource, values: &[(&str, Value)]) -> Candidate {
+    let generator = Generator::new(source).unwrap();
+    let spec = Arc::new(generator.spec(values).unwrap());
+    generator.candidates(&spec, Arch::Sm80).unwrap().accepted.swap_remove(0)
+}
+
+fn bf16_128() -> Candidate {
+    let values =
+        [("T", DType::Bf16.into()), ("D", 128.into()), ("BLOCK_Q", 128.into()), ("BLOCK_KV", 64.into())];
+    candidate(&forward::SOURCE, &values)
+}
+
+fn pool_64() -> Candidate {
+    candidate(&pool::SOURCE, &[("T", DType::Bf16.into()), ("D", 64.into()), ("BLOCK", 64.into())])
+}
+
+/// A view at an address of GPU `ordinal`.
+fn view(ordinal: usize, address: u64, dtype: DType, shape: &[usize], strides: &[usize]) -> Tensor {
+    // SAFETY: the memory is never used: nothing is launched, and nothing is copied.
+    unsafe { Tensor::from_device_pointer(ordinal, address, dtype, shape, strides) }.unwrap()
+}
+
+fn dense(address: u64, dtype: DType, shape: &[usize]) -> Tensor {
+    view(0, address, dtype, shape, &contiguous_strides(shape))
+}
+
+/// The arguments of a forward of 2 batches, 4 heads of 2 key heads, 300 queries and 200 keys of 128.
+struct Forward {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_counts: Tensor,
+    kv_indices: Tensor,
+    full_kv_counts: Option<Tensor>,
+    full_kv_indices: Option<Tensor>,
+    out: Tensor,
+    lse: Tensor,
+}
+
+const Q: [usize; 4] = [2, 4, 300, 128];
+const KV: [usize; 4] = [2, 2, 200, 128];
+
+impl Forward {
+    fn good() -> Self {
+        Forward {
+            q: dense(0x1_0000, DType::Bf16, &Q),
+            k: dense(0x2_0000, DType::Bf16, &KV),
+            v: dense(0x3_0000, DType::Bf16, &KV),
+            kv_counts: dense(0x4_0000, DType::I32, &[2, 4, 3]),
+            kv_indices: dense(0x5_0000, DType::I32, &[2, 4, 3, 4]),
+            full_kv_counts: None,
+            full_kv_indices: None,
+            out: dense(0x6_0000, DType::Bf16, &Q),
+            lse: dense(0x7_0000, DType::F32, &Q[..3]),
+        }
+    }
+
+    fn bind(&mut self, candidate: &Candidate) -> Result<Bound<forward::Params>, BindError> {
+        let args = forward::Args {
+            q: &self.q,
+            k: &self.k,
+            v: &self.v,
+            kv_counts: &self.kv_counts,
+            kv_indices: &self.kv_indices,
+            full_kv_counts: self.full_kv_counts.as_ref(),
+            full_kv_indices: self.full_kv_indices.as_ref(),
+            out: &mut self.out,
+            lse: &mut self.lse,
+            scale: 0.125,
+        };
+        args.bind(candidate)
+    }
+}
+
+#[test]
+fn what_is_refused_says_why() {
+    let candidate = bf16_128();
+    let bf16 = |shape: &[usize]| dense(0x9_0000, DType::Bf16, shape);
+    let ints = |shape: &[usize]| dense(0x9_0000, DType::I32, shape);
+    type Spoil<'a> = Box<dyn Fn(&mut Forward) + 'a>;
+    let mistakes: Vec<(Spoil, &str)> = vec![
+        (
+            Box::new(|a| a.k = dense(0x2_0000, DType::F16, &KV)),
+            "`k` has dtype f16, needed bf16: convert it, or build for f16",
+        ),
+        (
+            Box::new(|a| a.kv_counts = dense(0x4_0000, DType::F32, &[2, 4, 3])),
+            "`kv_counts` has dtype f32, needed i32: convert it, or build for f32",
+        ),
+        (
+            Box::new(|a| a.q = bf16(&[4, 300, 128])),
+            "`q` has shape [4, 300, 128], needed [batch, heads, seq_q, head_dim]: add or remove dimensions",
+        ),
+        (
+            Box::new(|a| a.lse = dense(0x7_0000, DType::F32, &[2, 4, 300, 1])),
+            "`lse` has shape [2, 4, 300, 1], needed [batch, heads, seq_q]: add or remove dimensions",
+        ),
+        (
+            Box::new(|a| a.v = bf16(&[2, 2, 128, 200]).permute(&[0, 1, 3, 2])),
+            "`v` has stride 200 on its last dimension, needed 1: make that dimension contiguous",
+        ),
+        (
+            Box::new(|a| a.q = dense(0x1_0008, DType::Bf16, &Q)),
+            "the address of `q` is 65544 bytes, needed a multiple of 16: align it, or copy the tensor",
+        ),
+        (
+            Box::new(|a| a.lse = dense(0x7_0002, DType::F32, &Q[..3])),
+            "the address of `lse` is 458754 bytes, needed a multiple of 4: align it, or copy the tensor",
+        ),
+        (
+            Box::new(|a| a.q = view(0, 0x1_0000, DType::Bf16, &Q, &[4 * 300 * 132, 300 * 132, 132, 1])),
+            "a stride of `q` is 264 bytes, needed a multiple of 16: align it, or copy the tensor",
+        ),
+        (
+            Box::new(|a| a.v = bf16(&[2, 2, 201, 128])),
+            "`seq_kv` is 200 in `k` and 201 in `v`: they must be equal",
+        ),
+        (Box::new(|a| a.k = bf16(&[3, 2, 200, 128])), "`batch` is 2 in `q` and 3 in `k`: they must be equal"),
+        (
+            Box::new(|a| a.out = bf16(&[2, 4, 300, 120])),
+            "`head_dim` is 128 in `q` and 120 in `out`: they must be equal",
+        ),
+        (
+            Box::new(|a| a.kv_counts = ints(&[2, 3, 3])),
+            "`heads` is 4 in `q` and 3 in `kv_counts`: they must be equal",
+        ),
+        (
+            Box::new(|a| (a.kv_counts, a.kv_indices) = (ints(&[2, 4, 2]), ints(&[2, 4, 2, 4]))),
+            "`q_blocks` is 2 in `kv_counts`, needed 3 (ceil_div(seq_q, BLOCK_Q)): allocate it so",
+        ),
+        (Box::new(|a| a.q = bf16(&[2, 4, 0, 128])), "`seq_q` is 0 in `q`, needed 1 to 2147483647"),
+        (
+            Box::new(|a| a.q = view(0, 0x1_0000, DType::Bf16, &[2, 4, 1 << 31, 128], &[0, 0, 128, 1])),
+            "`seq_q` is 2147483648 in `q`, needed 1 to 2147483647",
+        ),
+        (
+            Box::new(|a| a.kv_indices = ints(&[2, 4, 3, 0])),
+            "`max_blocks` is 0 in `kv_indices`, needed 1 to 2147483647",
+        ),
+        (
+            Box::new(|a| a.q = Tensor::zeros(DType::Bf16, &Q).unwrap()),
+            "`q` is on the CPU, needed on a CUDA device: call `.to(&device)` first",
+        ),
+        (
+            Box::new(|a| a.v = view(1, 0x3_0000, DType::Bf16, &KV, &contiguous_strides(&KV))),
+            "`v` is on cuda:1, needed on cuda:0: call `.to(&device)` first",
+        ),
+    ];
+    for (spoil, expected) in mistakes {
+        let mut args = Forward::good();
+        spoil(&mut args);
+        let error = args.bind(&candidate).expect_err(expected);
+        assert_eq!(error.to_string(), format!("kernel `forward`: {expected}"));
+    }
+}
+
+#[test]
+fn what_the_declaration_requires_is_checked() {
+    let candidate = bf16_128();
+    for ((heads, kv_heads, d), expected) in [
+        (
+            (4, 2, 136),
+            "kernel `forward` needs head_dim <= D, found head_dim = 136, D = 128: build for a larger head dimension",
+        ),
+        (
+            (4, 3, 128),
+            "kernel `forward` needs (heads % kv_heads) == 0, found heads = 4, kv_heads = 3: \
+             each key head serves the same number of query heads",
+        ),
+        (
+            (2, 4, 128),
+            "kernel `forward` needs (heads % kv_heads) == 0, found heads = 2, kv_heads = 4: \
+             each key head serves the same number of query heads",
+        ),
+    ] {
+        let (q, kv) = ([2, heads, 300, d], [2, kv_heads, 200, d]);
+        let mut args = Forward {
+            q: dense(0x1_0000, DType::Bf16, &q),
+            k: dense(0x2_0000, DType::Bf16, &kv),
+            v: dense(0x3_0000, DType::Bf16, &kv),
+            kv_counts: dense(0x4_0000, DType::I32, &[1, 1, 3]),
+            kv_indices: dense(0x5_0000, DType::I32, &[1, 1, 3, 4]),
+            out: dense(0x6_0000, DType::Bf16, &q),
+            lse: dense(0x7_0000, DType::F32, &q[..3]),
+            ..Forward::good()
+        };
+        assert_eq!(args.bind(&candidate).expect_err(expected).to_string(), expected);
+    }
+    // A row of 20 elements is 40 bytes: the rows' alignment is found out first.
+    let x = view(0, 0x1_0000, DType::Bf16, &[1, 1, 64, 20], &[2048, 2048, 32, 1]);
+    let mut mean = dense(0x2_0000, DType::F32, &[1, 1, 1, 20]);
+    let error = pool::Args { x: &x, mean: &mut mean }.bind(&pool_64()).expect_err("20");
+    assert!(matches!(error, BindError::Require { condition: "(head_dim % 8) == 0", .. }), "{error}");
+}
+
+#[test]
+fn a_grid_over_cuda_s_limits_is_refused() {
+    let candidate = pool_64();
+    let bind = |batch: usize, heads: usize| {
+        let x = dense(0x1_0000, DType::Bf16, &[batch, heads, 64, 64]);
+        let mut mean = dense(0x2_0000, DType::F32, &[batch, heads, 1, 64]);
+        pool::Args { x: &x, mean: &mut mean }.bind(&candidate).map(|bound| bound.grid)
+    };
+    assert_eq!(bind(1, 65535), Ok([1, 65535, 1]));
+    assert_eq!(bind(65535, 1), Ok([1, 1, 65535]));
+    for (batch, heads) in [(1, 65536), (65536, 1)] {
+        assert_eq!(
+            bind(batch, heads).expect_err("too large").to_string(),
+            format!(
+                "kernel `pool` would need a grid of [1, {heads}, {batch}] blocks, the limit is \
+                 [2147483647, 65535, 65535]: split the call"
+            )
+        );
+    }
+}
+
+#[test]
+fn a_candidate_of_another_kernel_is_refused() {
+    let error = Forward::good().bind(&pool_64()).expect_err("pool is no forward");
+    assert_eq!(
+        error.to_string(),
+        "the arguments are of kernel `forward`, the candidate is of `pool`: load the kernel the arguments belong to"
+    );
+}
+
+#[test]
+fn parameters_of_dense_tensors() {
+    let Bound { params, grid, on } = Forward::good().bind(&bf16_128()).unwrap();
+    assert_eq!((grid, on), ([3, 4, 2], Some(("q", 0))));
+    assert_eq!((params.q, params.k, params.v, params.out), (0x1_0000, 0x2_0000, 0x3_0000, 0x6_0000));
+    assert_eq!(params.q_stride, [4 * 300 * 128, 300 * 128, 128]);
+    assert_eq!(params.k_stride, [2 * 200 * 128, 200 * 128, 128]);
+    assert_eq!(params.kv_counts_stride, [12, 3]);
+    assert_eq!(params.kv_indices_stride, [48, 12, 4]);
+    assert_eq!(params.lse_stride, [1200, 300]);
+    assert_eq!((params.batch, params.heads, params.kv_heads), (2, 4, 2));
+    assert_eq!((params.seq_q, params.seq_kv, params.head_dim), (300, 200, 128));
+    assert_eq!((params.q_blocks, params.kv_blocks, params.max_blocks), (3, 4, 4));
+    assert_eq!(params.scale, 0.125);
+    // Absent optional arguments are null pointers, and nobody gave their dimension.
+    assert_eq!((params.full_kv_counts, params.full_kv_counts_stride), (0, [0, 0]));
+    assert_eq!((params.full_kv_indices, params.full_kv_indices_stride), (0, [0, 0, 0]));
+    assert_eq!(params.max_full_blocks, 0);
+}
+
+#[test]
+fn parameters_of_bshd_tensors() {
+    let mut args = Forward::good();
+    let bshd = |address, [batch, heads, seq, d]: [usize; 4]| {
+        dense(address, DType::Bf16, &[batch, seq, heads, d]).permute(&[0, 2, 1, 3])
+    };
+    (args.q, args.k, args.v, args.out) =
+        (bshd(0x1_0000, Q), bshd(0x2_0000, KV), bshd(0x3_0000, KV), bshd(0x6_0000, Q));
+    let params = args.bind(&bf16_128()).unwrap().params;
+    assert_eq!(params.q_stride, [300 * 4 * 128, 128, 4 * 128]);
+    assert_eq!(params.v_stride, [200 * 2 * 128, 128, 2 * 128]);
+    assert_eq!(params.out_stride, params.q_stride);
+    assert_eq!((params.seq_q, params.heads), (300, 4));
+}
+
+#[test]
+fn a_shared_mask_is_repeated() {
+    let mut args = Forward::good();
+    args.kv_counts = dense(0x4_0000, DType::I32, &[1, 4, 3]);
+    args.kv_indices = dense(0x5_0000, DType::I32, &[1, 1, 3, 4]);
+    args.full_kv_counts = Some(dense(0x8_0000, DType::I32, &[2, 1, 3]));
+    args.full_kv_indices = Some(dense(0x9_0000, DType::I32, &[2, 1, 3, 7]));
+    let params = args.bind(&bf16_128()).unwrap().params;
+    assert_eq!(params.kv_counts_stride, [0, 3]);
+    assert_eq!(params.kv_indices_stride, [0, 0, 4]);
+    assert_eq!((params.full_kv_counts, params.full_kv_counts_stride), (0x8_0000, [3, 0]));
+    assert_eq!((params.full_kv_indices, params.full_kv_indices_stride), (0x9_0000, [21, 0, 7]));
+    assert_eq!((params.max_blocks, params.max_full_blocks), (4, 7));
+}
+
+/// What a stride along an extent of 1 says does not matter: no element is reached with it.
+#[test]
+fn strides_of_single_elements_are_free() {
+    let mut args = Forward::good();
+    let one = [1, 4, 300, 128];
+    args.q = view(0, 0x1_0000, DType::Bf16, &one, &[7, 300 * 128, 128, 1]);
+    args.k = dense(0x2_0000, DType::Bf16, &[1, 2, 200, 128]);
+    args.v = args.k.clone();
+    args.kv_counts = dense(0x4_0000, DType::I32, &[1, 4, 3]);
+    args.kv_indices = view(0, 0x5_0000, DType::I32, &[1, 4, 3, 1], &[12, 3, 1, 9]);
+    args.out = dense(0x6_0000, DType::Bf16, &one);
+    args.lse = dense(0x7_0000, DType::F32, &one[..3]);
+    let params = args.bind(&bf16_128()).unwrap().params;
+    assert_eq!((params.q_stride, params.batch, params.max_blocks), ([0, 300 * 128, 128], 1, 1));
+}
+
+/// One of a pair of optional outputs, and a scalar that means "not given".
+#[test]
+fn optional_outputs_may_be_absent() {
+    let mut tensors = [0x1_0000, 0x2_0000, 0x3_0000].map(|address| {
+        let dtype = if address == 0x1_0000 { DType::F32 } else { DType::I32 };
+        dense(address, dtype, if address == 0x2_0000 { &[1, 2, 3] } else { &[1, 2, 3, 4] })
+    });
+    let mut keep = dense(0x4_0000, DType::U8, &[1, 2, 3, 4]);
+    let [logits, kv_counts, kv_indices] = &mut tensors;
+    let args = select::Args {
+        logits,
+        classes: None,
+        kv_counts,
+        kv_indices,
+        full_kv_counts: None,
+        full_kv_indices: None,
+        keep: &mut keep,
+        top_k: 0.5,
+        top_p: 0.0,
+    };
+    let bound = args.bind(&candidate(&select::SOURCE, &[])).unwrap();
+    assert_eq!(bound.grid, [3, 2, 1]);
+    assert_eq!((bound.params.classes, bound.params.full_kv_counts), (0, 0));
+    assert_eq!((bound.params.top_k, bound.params.top_p), (0.5, 0.0));
+}
+
+#[test]
+fn a_dimension_that_everybody_repeats_is_1() {
+    let mut binder = Binder::new("forward", &bf16_128()).unwrap();
+    let row = dense(0x1_0000, DType::F32, &[1, 8]);
+    let dims = [Dim::broadcast("rows"), Dim::exact("columns")];
+    let bound = binder.tensor::<2, 1>("row", Some(&row), DType::F32, 1, dims).unwrap();
+    assert_eq!((binder.dim("rows"), binder.dim("columns"), binder.dim("absent")), (1, 8, 0));
+    assert_eq!((bound.pointer, bound.strides), (0x1_0000, [0]));
+}
+
+/// Views of memory that somebody else owns: what they refuse, without a GPU in the machine.
+#[test]
+fn external_memory_is_checked_like_any_other() {
+    // SAFETY: the memory is never used.
+    let make = |address, shape: &[usize], strides: &[usize]| unsafe {
+        Tensor::from_device_pointer(3, address, DType::F32, shape, strides)
+    };
+    let error = make(64, &[2, 3], &[3]).expect_err("one stride for two dimensions");
+    assert!(matches!(error, Error::Tensor(TensorError::Strides { .. })), "{error}");
+    for (address, shape, strides) in [
+        (64, [usize::MAX, 3], [3, 1]),
+        (64, [2, 3], [usize::MAX, 1]),
+        (64, [3, 3], [usize::MAX / 4, 1]),
+        (u64::MAX - 8, [2, 3], [3, 1]),
+    ] {
+        let error = make(address, &shape, &strides).expect_err("no address space holds it");
+        assert!(matches!(error, Error::Tensor(TensorError::TooLarge { .. })), "{error}");
+    }
+    let mut tensor = make(64, &[2, 3], &[8, 1]).unwrap();
+    assert_eq!((tensor.shape(), tensor.strides(), tensor.elements()), (&[2, 3][..], &[8, 1][..], 6));
+    // The storage ends with the last element of the view.
+    assert!(tensor.with_strides(&[11], &[1]).is_ok() && tensor.with_strides(&[12], &[1]).is_err());
+    let error = tensor.host_elements::<f32>().expect_err("it is on a GPU");
+    assert_eq!(error.to_string(), "the tensor is on cuda:3, needed on the CPU: call `.to(&device)` first");
+    assert!(tensor.fill_bytes(0).is_err(), "it is not ours to fill");
+    if Device::cuda(3).is_err() {
+        assert!(matches!(tensor.to(&Device::cpu()), Err(Error::Device(_))));
+        assert!(matches!(tensor.to_vec::<f32>(), Err(Error::Device(_))));
+    }
+}

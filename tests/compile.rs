@@ -1,0 +1,266 @@
+//! Everything the generator makes for the shipped kernels compiles, without spills and within every architecture's
+//! shared memory. No GPU is needed, NVRTC is: without it these tests are skipped, except where `CI` is set.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::sync::Arc;
+use tilewright::codegen::dsl::SpecValues;
+use tilewright::codegen::lower::testing::{Methods, grow};
+use tilewright::codegen::lower::{DEVICE_PRELUDE, DeviceFunction, FunctionKind};
+use tilewright::codegen::{Arch, Candidate, Generator, KernelSource, KernelSpec, Value, Variant};
+use tilewright::compile::{CompileJob, Cubin, compile_all};
+use tilewright::toolchain::Toolchain;
+use tilewright::{DeviceFn, mask_mod, score_mod};
+
+#[score_mod]
+fn softcap(score: f32, b: i32, h: i32, q: i32, kv: i32, cap: f32) -> f32 {
+    cap * (score / cap).tanh()
+}
+
+#[score_mod]
+fn alibi(score: f32, b: i32, h: i32, q: i32, kv: i32, heads: i32) -> f32 {
+    let slope = (-8.0 * (h + 1) as f32 / heads as f32).exp2();
+    score - slope * (q - kv).abs() as f32
+}
+
+#[mask_mod]
+fn causal(b: i32, h: i32, q: i32, kv: i32) -> bool {
+    q >= kv
+}
+
+#[mask_mod]
+fn sliding_window(b: i32, h: i32, q: i32, kv: i32, window: i32) -> bool {
+    (q - kv).abs() <= window
+}
+
+#[mask_mod]
+fn document(b: i32, h: i32, q: i32, kv: i32, doc: &[i32]) -> bool {
+    doc[q as usize] == doc[kv as usize]
+}
+
+fn toolchain() -> Option<Toolchain> {
+    match Toolchain::find() {
+        Ok(toolchain) => Some(toolchain),
+        Err(error) if std::env::var_os("CI").is_some() => {
+            panic!("CI installs NVRTC before it tests: {error}")
+        }
+        Err(_) => {
+            eprintln!("skipped: no NVRTC");
+            None
+        }
+    }
+}
+
+fn kernels() -> Vec<Generator> {
+    let templates = Path::new(env!("CARGO_MANIFEST_DIR")).join("templates");
+    let sources = KernelSource::read_all(&templates).unwrap();
+    sources.iter().map(|source| Generator::new(source).unwrap()).collect()
+}
+
+/// Every combination of the values a declaration allows.
+fn every_spec(generator: &Generator) -> Vec<KernelSpec> {
+    let mut points: Vec<Vec<(&str, Value)>> = vec![Vec::new()];
+    for param in &generator.kernel().specialize {
+        let values: Vec<Value> = match &param.values {
+            SpecValues::DTypes(all) => all.iter().map(|&dtype| dtype.into()).collect(),
+            SpecValues::Ints(all) => all.iter().map(|&int| int.into()).collect(),
+        };
+        points = points
+            .iter()
+            .flat_map(|point| {
+                values.iter().map(|&value| [&point[..], &[(param.name.as_str(), value)]].concat())
+            })
+            .collect();
+    }
+    points.iter().map(|point| generator.spec(point).unwrap()).collect()
+}
+
+fn with(spec: KernelSpec, slot: &str, kind: FunctionKind, function: &dyn DeviceFn) -> KernelSpec {
+    let parsed = DeviceFunction::from_source(kind, function.source()).unwrap();
+    spec.with_function(slot, Arc::new(parsed)).unwrap()
+}
+
+/// Compiles all on all cores; every source must compile, without a warning of the compiler's own.
+fn compile(toolchain: &Toolchain, wanted: &[(Variant, Arch)]) -> Vec<Cubin> {
+    let jobs = wanted.iter().map(|(variant, arch)| CompileJob {
+        name: variant.name.clone(),
+        source: variant.source.clone(),
+        arch: arch.name().to_owned(),
+    });
+    let cubins = compile_all(toolchain, jobs.collect(), |_| {});
+    cubins.into_iter().map(|cubin| cubin.unwrap_or_else(|error| panic!("{error}"))).collect()
+}
+
+/// What is wrong with a cubin other than spills.
+fn faults(candidate: &Candidate, arch: Arch, cubin: &Cubin) -> Vec<String> {
+    let mut faults = Vec::new();
+    let (report, budget, limits) = (&cubin.report, &candidate.budget, arch.limits());
+    let smem = i64::from(report.static_smem_bytes) + budget.smem_bytes;
+    if smem > limits.smem_per_block {
+        faults.push(format!("{smem} bytes of shared memory, the limit is {}", limits.smem_per_block));
+    }
+    // A block is launched only if the registers of all its threads fit.
+    let registers = i64::from(report.registers.next_multiple_of(8)) * budget.threads;
+    if registers > limits.registers_per_sm {
+        faults.push(format!("{registers} registers a block, the limit is {}", limits.registers_per_sm));
+    }
+    if !cubin.is_whole() {
+        faults.push("the cubin is cut short".to_owned());
+    }
+    let warnings = cubin.warnings.iter().filter(|warning| !warning.contains("spilled to local memory"));
+    faults.extend(warnings.map(|warning| format!("warning: {warning}")));
+    faults
+}
+
+#[test]
+fn shipped_variants_compile_everywhere_without_spills() {
+    let Some(toolchain) = toolchain() else { return };
+    let mut wanted = Vec::new();
+    for generator in kernels() {
+        for spec in generator.shipped_specs().unwrap() {
+            for arch in Arch::SHIPPED {
+                let preferred = &generator.candidates(&spec, arch).unwrap().accepted[0];
+                wanted.push((generator.render(preferred).unwrap(), arch));
+            }
+        }
+    }
+    let mut wrong = String::new();
+    for ((variant, arch), cubin) in wanted.iter().zip(compile(&toolchain, &wanted)) {
+        let mut faults = faults(&variant.candidate, *arch, &cubin);
+        if cubin.report.spills() || cubin.report.stack_bytes > 0 {
+            faults.push(format!("{:?}", cubin.report));
+        }
+        faults.iter().for_each(|fault| writeln!(wrong, "{} {arch}: {fault}", variant.name).unwrap());
+    }
+    assert!(wrong.is_empty(), "\n{wrong}");
+}
+
+/// A spec on an architecture, with the candidates that were not tried yet.
+struct Search<'a> {
+    generator: &'a Generator,
+    arch: Arch,
+    candidates: std::vec::IntoIter<Candidate>,
+}
+
+impl<'a> Search<'a> {
+    fn new(generator: &'a Generator, spec: KernelSpec, arch: Arch) -> Self {
+        let found = generator.candidates(&Arc::new(spec), arch).unwrap();
+        Search { generator, arch, candidates: found.accepted.into_iter() }
+    }
+}
+
+/// Tries the candidates of each search in order until one does not spill, as loading does. A spec whose first candidate
+/// spills costs its users a compilation, so those are printed; a spec of which all spill cannot be used at all.
+fn settle(toolchain: &Toolchain, mut searches: Vec<Search>) {
+    let (mut wrong, mut slow) = (String::new(), String::new());
+    while !searches.is_empty() {
+        let wanted: Vec<(Variant, Arch)> = (searches.iter_mut())
+            .map(|search| {
+                let candidate = search.candidates.next().expect("a search goes on while it has candidates");
+                (search.generator.render(&candidate).unwrap(), search.arch)
+            })
+            .collect();
+        let cubins = compile(toolchain, &wanted);
+        let mut left = Vec::new();
+        for ((search, (variant, arch)), cubin) in searches.into_iter().zip(&wanted).zip(cubins) {
+            for fault in faults(&variant.candidate, *arch, &cubin) {
+                writeln!(wrong, "{} {arch}: {fault}", variant.name).unwrap();
+            }
+            if !cubin.report.spills() {
+                continue;
+            }
+            let bytes = cubin.report.spill_store_bytes;
+            writeln!(slow, "{} {arch}: {bytes} bytes spilled", variant.name).unwrap();
+            match search.candidates.len() {
+                0 => writeln!(wrong, "{} {arch}: every candidate spills", variant.name).unwrap(),
+                _ => left.push(search),
+            }
+        }
+        searches = left;
+    }
+    if !slow.is_empty() {
+        eprintln!("candidates that spill and are passed over:\n{slow}");
+    }
+    assert!(wrong.is_empty(), "\n{wrong}");
+}
+
+#[test]
+fn every_spec_has_a_candidate_without_spills() {
+    let Some(toolchain) = toolchain() else { return };
+    let generators = kernels();
+    let searches = generators.iter().flat_map(|generator| {
+        every_spec(generator).into_iter().flat_map(move |spec| {
+            [Arch::Sm80, Arch::Sm90a].map(|arch| Search::new(generator, spec.clone(), arch))
+        })
+    });
+    settle(&toolchain, searches.collect());
+}
+
+#[test]
+fn kernels_with_functions_have_a_candidate_without_spills() {
+    let Some(toolchain) = toolchain() else { return };
+    let scores: [Box<dyn DeviceFn>; 2] = [Box::new(softcap { cap: 30.0 }), Box::new(alibi { heads: 12 })];
+    let masks: [Box<dyn DeviceFn>; 3] =
+        [Box::new(causal {}), Box::new(sliding_window { window: 64 }), Box::new(document { doc: vec![0] })];
+    let generators = kernels();
+    let mut searches = Vec::new();
+    for generator in &generators {
+        let slot = |name: &str| generator.kernel().functions.iter().any(|slot| slot.name == name);
+        let scores: &[_] = if slot("score_mod") { &scores } else { &[] };
+        let masks: &[_] = if slot("mask_mod") { &masks } else { &[] };
+        for spec in generator.shipped_specs().unwrap().into_iter().map(Arc::unwrap_or_clone) {
+            let score = |spec, f: &dyn DeviceFn| with(spec, "score_mod", FunctionKind::ScoreMod, f);
+            let mask = |spec, f: &dyn DeviceFn| with(spec, "mask_mod", FunctionKind::MaskMod, f);
+            let mut specs: Vec<KernelSpec> = scores.iter().map(|f| score(spec.clone(), &**f)).collect();
+            specs.extend(masks.iter().map(|f| mask(spec.clone(), &**f)));
+            if let ([softcap, ..], [.., document]) = (scores, masks) {
+                specs.push(mask(score(spec, &**softcap), &**document));
+            }
+            for arch in [Arch::Sm80, Arch::Sm90a] {
+                searches.extend(specs.iter().map(|spec| Search::new(generator, spec.clone(), arch)));
+            }
+        }
+    }
+    settle(&toolchain, searches);
+}
+
+/// Functions nobody would write: every one that parses compiles.
+#[test]
+fn random_functions_compile() {
+    let Some(toolchain) = toolchain() else { return };
+    let mut tape = Tape(1);
+    for kind in [FunctionKind::ScoreMod, FunctionKind::MaskMod] {
+        let (mut functors, mut calls) = (String::new(), String::new());
+        for at in 0..40 {
+            let bytes: Vec<u8> = (0..20 + 5 * at).map(|_| tape.byte()).collect();
+            let (text, _) = grow(kind, Methods::All, &bytes);
+            let function = DeviceFunction::from_source(kind, &text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+            writeln!(functors, "namespace f{at} {{ // {text}\n{}\n}}", function.cuda()).unwrap();
+            let (functor, score) = match kind {
+                FunctionKind::ScoreMod => ("ScoreMod", "out[i], "),
+                FunctionKind::MaskMod => ("MaskMod", ""),
+            };
+            let functor = format!("(*static_cast<const f{at}::{functor}*>(captures))");
+            writeln!(calls, "    out[i] = {functor}({score}blockIdx.z, blockIdx.y, blockIdx.x, i);").unwrap();
+        }
+        let source = format!(
+            "#define TILEWRIGHT_OFFSETOF(type, member) __INTADDR__(&((type*)0)->member)\n{DEVICE_PRELUDE}\n{functors}\n\
+             extern \"C\" __global__ void functions(volatile float* out, const void* captures) {{\n    \
+             const int i = threadIdx.x;\n{calls}}}\n"
+        );
+        for arch in [Arch::Sm80, Arch::Sm90a] {
+            let cubin = toolchain.compile("functions", &source, arch.name());
+            assert!(cubin.unwrap_or_else(|error| panic!("{error}")).is_whole());
+        }
+    }
+}
+
+/// Bytes that are the same on every run.
+struct Tape(u64);
+
+impl Tape {
+    fn byte(&mut self) -> u8 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 56) as u8
+    }
+}

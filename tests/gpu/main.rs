@@ -1,0 +1,52 @@
+//! What runs on a GPU, against the f64 oracle. Without a GPU every test here is listed as ignored, with the reason.
+
+mod forward;
+mod functions;
+mod mask;
+mod random_functions;
+mod robust;
+#[path = "../support/mod.rs"]
+mod support;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use tilewright::Device;
+
+/// A test: its name and what it does on the GPU.
+type Test = (&'static str, fn(&Device) -> Result<(), Failed>);
+
+fn main() -> std::process::ExitCode {
+    let arguments = Arguments::from_args();
+    let device = Device::cuda(0);
+    if let Err(reason) = &device
+        && !arguments.list
+    {
+        println!("skipped: no GPU ({reason})");
+    }
+    let tests: Vec<&Test> =
+        [forward::TESTS, functions::TESTS, mask::TESTS, random_functions::TESTS, robust::TESTS].concat_refs();
+    let trials = tests
+        .into_iter()
+        .map(|&(name, test)| {
+            let trial = match &device {
+                Ok(device) => {
+                    let device = device.clone();
+                    Trial::test(name, move || test(&device))
+                }
+                Err(_) => Trial::test(name, || Ok(())).with_ignored_flag(true),
+            };
+            // The kind stands beside the name in the listing.
+            if device.is_err() { trial.with_kind("skipped: no GPU") } else { trial }
+        })
+        .collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+trait ConcatRefs {
+    fn concat_refs(&self) -> Vec<&Test>;
+}
+
+impl ConcatRefs for [&'static [Test]; 5] {
+    fn concat_refs(&self) -> Vec<&Test> {
+        self.iter().flat_map(|tests| tests.iter()).collect()
+    }
+}
