@@ -113,7 +113,7 @@ impl KernelArgs for Args<'_> {
         binder
             .require(
                 (head_dim % 8) == 0,
-                "(head_dim % 8) == 0",
+                "head_dim % 8 == 0",
                 &[("head_dim", head_dim)],
                 "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8",
             )?;

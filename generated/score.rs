@@ -135,14 +135,14 @@ impl KernelArgs for Args<'_> {
         binder
             .require(
                 (heads % kv_heads) == 0,
-                "(heads % kv_heads) == 0",
+                "heads % kv_heads == 0",
                 &[("heads", heads), ("kv_heads", kv_heads)],
                 "each key head serves the same number of query heads",
             )?;
         binder
             .require(
                 (head_dim % 4) == 0,
-                "(head_dim % 4) == 0",
+                "head_dim % 4 == 0",
                 &[("head_dim", head_dim)],
                 "means are read 16 bytes at a time: pad the head dimension to a multiple of 4",
             )?;

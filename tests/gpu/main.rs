@@ -4,6 +4,7 @@ mod forward;
 mod functions;
 mod mask;
 mod random_functions;
+mod real;
 mod robust;
 #[path = "../support/mod.rs"]
 mod support;
@@ -23,7 +24,8 @@ fn main() -> std::process::ExitCode {
         println!("skipped: no GPU ({reason})");
     }
     let tests: Vec<&Test> =
-        [forward::TESTS, functions::TESTS, mask::TESTS, random_functions::TESTS, robust::TESTS].concat_refs();
+        [forward::TESTS, functions::TESTS, mask::TESTS, random_functions::TESTS, real::TESTS, robust::TESTS]
+            .concat_refs();
     let trials = tests
         .into_iter()
         .map(|&(name, test)| {
@@ -45,7 +47,7 @@ trait ConcatRefs {
     fn concat_refs(&self) -> Vec<&Test>;
 }
 
-impl ConcatRefs for [&'static [Test]; 5] {
+impl ConcatRefs for [&'static [Test]; 6] {
     fn concat_refs(&self) -> Vec<&Test> {
         self.iter().flat_map(|tests| tests.iter()).collect()
     }
