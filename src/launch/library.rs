@@ -113,8 +113,8 @@ impl Kernel {
             return Err(BindError::Place { kernel: A::KERNEL, arg, found, needed }.into());
         }
         let budget = &variant.candidate.budget;
-        // SAFETY: `Params` is a `repr(C)` struct whose size and offsets are asserted, without padding inside; every byte
-        // of it up to its size is read as plain memory only.
+        // SAFETY: `Params` is a `repr(C)` struct of plain numbers whose size and offsets are asserted; what would be padding is a
+        // member of its own, so every byte of it is defined.
         let params = unsafe {
             std::slice::from_raw_parts((&raw const bound.params).cast::<u8>(), size_of::<A::Params>())
         };
