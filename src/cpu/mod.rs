@@ -9,11 +9,9 @@ mod pool;
 mod score;
 mod select;
 mod softmax;
-mod user_code;
 
 pub use attend::attend;
 pub use select::select_row;
-pub(crate) use user_code::UserCode;
 
 use crate::mask::{BlockMask, BlockSize, EMPTY, FULL, PARTIAL, classify};
 use crate::operands::{Shape, half_dtype_error};
