@@ -159,12 +159,17 @@ fn writable(folder: &Path) -> std::io::Result<()> {
 fn self_test(device: &Device) -> Result<String, String> {
     let measure = || -> Result<f64, tilewright::Error> {
         let shape = [1, 2, 300, 64];
-        let tensor = |seed: f32| {
-            let value = |i: usize| half::bf16::from_f32((i as f32 * seed).sin());
+        // Noise: on waves the values cancel out over a row, and what is left is the rounding of the weights.
+        let tensor = |seed: u32| {
+            let value = |i: usize| {
+                let mut bits = (i as u32 ^ seed.rotate_left(16)).wrapping_mul(0x9E37_79B1);
+                bits = (bits ^ (bits >> 15)).wrapping_mul(0x85EB_CA77);
+                half::bf16::from_f32((bits >> 8) as f32 / (1 << 22) as f32 - 2.0)
+            };
             let values: Vec<_> = (0..shape.iter().product()).map(value).collect();
             Tensor::from_slice(&values, &shape)
         };
-        let (q, k, v) = (tensor(0.37)?, tensor(0.73)?, tensor(0.11)?);
+        let (q, k, v) = (tensor(1)?, tensor(2)?, tensor(3)?);
         let attention = Attention::builder(HeadDim::D64, DType::Bf16).select(top_k(0.4)).build(device)?;
         let Output { out, mask, .. } = attention.forward(&q.to(device)?, &k.to(device)?, &v.to(device)?)?;
         let exact = attention_f64(&q, &k, &v, &mask, attention.scale(), None, None)?;
