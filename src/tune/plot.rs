@@ -84,7 +84,9 @@ fn text<'a>(
     colour: RGBColor,
     align: HPos,
 ) -> Result<'a> {
-    let style = ("sans-serif", size).into_font().color(&colour).pos(Pos::new(align, VPos::Top));
+    // plotters writes a font's size divided by 1.24.
+    let style =
+        ("sans-serif", f64::from(size) * 1.24).into_font().color(&colour).pos(Pos::new(align, VPos::Top));
     area.draw(&Text::new(text.to_owned(), at, style))
 }
 
