@@ -79,6 +79,8 @@ pub struct Params {
     pub kv_blocks: i32,
     /// Scalar `scale`.
     pub scale: f32,
+    /// 0.
+    pub padding: i32,
 }
 const _: () = {
     assert!(size_of:: < Params > () == 312);
@@ -111,6 +113,7 @@ const _: () = {
     assert!(offset_of!(Params, max_full_blocks) == 296);
     assert!(offset_of!(Params, kv_blocks) == 300);
     assert!(offset_of!(Params, scale) == 304);
+    assert!(offset_of!(Params, padding) == 308);
 };
 /// The arguments of `forward`.
 ///
@@ -299,14 +302,14 @@ impl KernelArgs for Args<'_> {
         binder
             .require(
                 (head_dim % 8) == 0,
-                "(head_dim % 8) == 0",
+                "head_dim % 8 == 0",
                 &[("head_dim", head_dim)],
                 "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8",
             )?;
         binder
             .require(
                 (heads % kv_heads) == 0,
-                "(heads % kv_heads) == 0",
+                "heads % kv_heads == 0",
                 &[("heads", heads), ("kv_heads", kv_heads)],
                 "each key head serves the same number of query heads",
             )?;
@@ -344,6 +347,7 @@ impl KernelArgs for Args<'_> {
             max_full_blocks: binder.int(max_full_blocks)?,
             kv_blocks: binder.int(kv_blocks)?,
             scale: self.scale,
+            padding: 0,
         };
         binder.finish(params, grid)
     }

@@ -39,6 +39,8 @@ pub struct Params {
     pub head_dim: i32,
     /// Dimension `blocks`.
     pub blocks: i32,
+    /// 0.
+    pub padding: i32,
 }
 const _: () = {
     assert!(size_of:: < Params > () == 88);
@@ -51,6 +53,7 @@ const _: () = {
     assert!(offset_of!(Params, seq) == 72);
     assert!(offset_of!(Params, head_dim) == 76);
     assert!(offset_of!(Params, blocks) == 80);
+    assert!(offset_of!(Params, padding) == 84);
 };
 /// The arguments of `pool`.
 ///
@@ -113,7 +116,7 @@ impl KernelArgs for Args<'_> {
         binder
             .require(
                 (head_dim % 8) == 0,
-                "(head_dim % 8) == 0",
+                "head_dim % 8 == 0",
                 &[("head_dim", head_dim)],
                 "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8",
             )?;
@@ -131,6 +134,7 @@ impl KernelArgs for Args<'_> {
             seq: binder.int(seq)?,
             head_dim: binder.int(head_dim)?,
             blocks: binder.int(blocks)?,
+            padding: 0,
         };
         binder.finish(params, grid)
     }

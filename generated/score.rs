@@ -47,6 +47,8 @@ pub struct Params {
     pub kv_blocks: i32,
     /// Scalar `scale`.
     pub scale: f32,
+    /// 0.
+    pub padding: i32,
 }
 const _: () = {
     assert!(size_of:: < Params > () == 128);
@@ -63,6 +65,7 @@ const _: () = {
     assert!(offset_of!(Params, kv_heads) == 112);
     assert!(offset_of!(Params, kv_blocks) == 116);
     assert!(offset_of!(Params, scale) == 120);
+    assert!(offset_of!(Params, padding) == 124);
 };
 /// The arguments of `score`.
 ///
@@ -135,14 +138,14 @@ impl KernelArgs for Args<'_> {
         binder
             .require(
                 (heads % kv_heads) == 0,
-                "(heads % kv_heads) == 0",
+                "heads % kv_heads == 0",
                 &[("heads", heads), ("kv_heads", kv_heads)],
                 "each key head serves the same number of query heads",
             )?;
         binder
             .require(
                 (head_dim % 4) == 0,
-                "(head_dim % 4) == 0",
+                "head_dim % 4 == 0",
                 &[("head_dim", head_dim)],
                 "means are read 16 bytes at a time: pad the head dimension to a multiple of 4",
             )?;
@@ -173,6 +176,7 @@ impl KernelArgs for Args<'_> {
             kv_heads: binder.int(kv_heads)?,
             kv_blocks: binder.int(kv_blocks)?,
             scale: self.scale,
+            padding: 0,
         };
         binder.finish(params, grid)
     }

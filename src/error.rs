@@ -54,6 +54,22 @@ pub enum Error {
         /// The architecture.
         arch: String,
     },
+    /// Something only a GPU has.
+    #[error("{what} was given, but the attention runs on the CPU: build it for `Device::cuda(n)`")]
+    NotOnGpu {
+        /// What was given.
+        what: &'static str,
+    },
+    /// Tensors of other sizes than a workspace was made for.
+    #[error(
+        "the workspace was made for {expected}, the call has {found}: make one with `attention.workspace(&q, &k, &v)`"
+    )]
+    Workspace {
+        /// The sizes of the call.
+        found: String,
+        /// The workspace's sizes.
+        expected: String,
+    },
     /// A device function whose text is outside the supported subset of Rust.
     #[error("device function `{name}` cannot run on a GPU: {message}")]
     Function {

@@ -23,6 +23,7 @@ pub mod select;
 pub mod tensor;
 pub mod toolchain;
 pub mod tune;
+mod user_code;
 
 pub use attention::{Attention, AttentionBuilder, HeadDim, HeadDimError, Output};
 pub use device::Device;

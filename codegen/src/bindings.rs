@@ -62,6 +62,7 @@ fn params_struct(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
             }
             FieldKind::Dim => (quote!(i32), format!(" Dimension `{}`.", field.name)),
             FieldKind::Scalar(ScalarType::F32) => (quote!(f32), format!(" Scalar `{}`.", field.name)),
+            FieldKind::Padding => (quote!(i32), " 0.".to_owned()),
             FieldKind::Scalar(ScalarType::I32) => (quote!(i32), format!(" Scalar `{}`.", field.name)),
         };
         quote!(#[doc = #doc] pub #name: #ty)
@@ -165,6 +166,7 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
             }
             FieldKind::Dim => quote!(#ident: binder.int(#ident)?),
             FieldKind::Scalar(_) => quote!(#ident: self.#ident),
+            FieldKind::Padding => quote!(#ident: 0),
         }
     });
     let grids = kernel.bodies.iter().map(|body| {

@@ -20,6 +20,8 @@ pub(crate) enum FieldKind {
     Dim,
     /// A scalar argument, 32 bits.
     Scalar(ScalarType),
+    /// Fills the struct up to its alignment: its bytes are read as they are, so none may be undefined.
+    Padding,
 }
 
 /// All members in order. Everything of 8 bytes comes first, so that there is no padding inside.
@@ -37,7 +39,7 @@ impl ParamsLayout {
             let size = match kind {
                 FieldKind::Pointer { .. } => 8,
                 FieldKind::Strides(count) => 8 * count,
-                FieldKind::Dim | FieldKind::Scalar(_) => 4,
+                FieldKind::Dim | FieldKind::Scalar(_) | FieldKind::Padding => 4,
             };
             fields.push(Field { name, kind, offset });
             offset += size;
@@ -59,6 +61,10 @@ impl ParamsLayout {
                 push(arg.name.clone(), FieldKind::Scalar(scalar));
             }
         }
-        ParamsLayout { fields, size: offset.next_multiple_of(8) }
+        if !offset.is_multiple_of(8) {
+            fields.push(Field { name: "padding".into(), kind: FieldKind::Padding, offset });
+            offset += 4;
+        }
+        ParamsLayout { fields, size: offset }
     }
 }

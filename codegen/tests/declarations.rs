@@ -161,6 +161,6 @@ fn a_declaration_without_a_mistake_is_read_as_it_stands() {
     assert_eq!(kernel.dims(), ["rows", "columns", "blocks"]);
     assert_eq!(kernel.args.len(), 4);
     assert_eq!(kernel.bodies[0].tune[1].values, [2, 3, 4]);
-    assert_eq!(kernel.bodies[0].smem_bytes.to_string(), "(4 * BLOCK) * STAGES");
+    assert_eq!(kernel.bodies[0].smem_bytes.to_string(), "4 * BLOCK * STAGES");
     assert_eq!(kernel.requires[0].message, "pad the columns");
 }

@@ -116,7 +116,7 @@ fn a_kernel_without_a_schedule_says_why() {
             "`9223372036854775807 * BLOCK` divides by zero or overflows",
         ),
         ("registers = 256", "registers: about 256 a thread, limit 255"),
-        ("BLOCK % (48 * WARPS) == 0", "(BLOCK % (48 * WARPS)) == 0 does not hold (BLOCK = 64, WARPS = #)"),
+        ("BLOCK % (48 * WARPS) == 0", "BLOCK % (48 * WARPS) == 0 does not hold (BLOCK = 64, WARPS = #)"),
     ] {
         assert_eq!(declare(clause), no_schedule(reasons));
     }

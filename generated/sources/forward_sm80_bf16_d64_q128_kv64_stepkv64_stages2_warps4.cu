@@ -49,6 +49,7 @@ struct Params {
   int max_full_blocks;
   int kv_blocks;
   float scale;
+  int padding;
 };
 static_assert(sizeof(Params) == 312, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q) == 0, "q differs from the Rust side");
@@ -80,6 +81,7 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 292, "max_blocks differ
 static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 296, "max_full_blocks differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 300, "kv_blocks differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 304, "scale differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, padding) == 308, "padding differs from the Rust side");
 
 struct ScoreMod {
     unsigned unused;

@@ -24,6 +24,7 @@ struct Params {
   int seq;
   int head_dim;
   int blocks;
+  int padding;
 };
 static_assert(sizeof(Params) == 88, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, x) == 0, "x differs from the Rust side");
@@ -35,6 +36,7 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 68, "heads differs from the 
 static_assert(TILEWRIGHT_OFFSETOF(Params, seq) == 72, "seq differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 76, "head_dim differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, blocks) == 80, "blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, padding) == 84, "padding differs from the Rust side");
 
 #define TILEWRIGHT_KERNEL pool_sm80_f16_d128_block64_warps4
 

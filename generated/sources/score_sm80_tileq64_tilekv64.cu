@@ -26,6 +26,7 @@ struct Params {
   int kv_heads;
   int kv_blocks;
   float scale;
+  int padding;
 };
 static_assert(sizeof(Params) == 128, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q_mean) == 0, "q_mean differs from the Rust side");
@@ -41,6 +42,7 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 108, "head_dim differs fr
 static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 112, "kv_heads differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 116, "kv_blocks differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 120, "scale differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, padding) == 124, "padding differs from the Rust side");
 
 #define TILEWRIGHT_KERNEL score_sm80_tileq64_tilekv64
 

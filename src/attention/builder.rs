@@ -85,6 +85,6 @@ impl AttentionBuilder {
             mask_mod: self.mask_mod,
         };
         let pipeline = device.as_cuda().map(|device| Pipeline::new(device, &rule)).transpose()?;
-        Ok(Attention { device: device.clone(), rule, pipeline })
+        Ok(Attention { device: device.clone(), rule: Arc::new(rule), pipeline })
     }
 }

@@ -14,11 +14,11 @@ pub(super) struct Pipeline {
     /// Absent when nothing is selected.
     rank: Option<Rank>,
     /// Absent without a mask function.
-    classify: Option<(Kernel, FunctionArgs)>,
+    classify: Option<(Kernel, Arc<FunctionArgs>)>,
     select: Kernel,
     transpose: Kernel,
     forward: Kernel,
-    functions: FunctionArgs,
+    functions: Arc<FunctionArgs>,
 }
 
 /// Block means and their products.
@@ -62,12 +62,13 @@ impl Pipeline {
         let (forward, select, transpose) = (next(), next(), next());
         let mask_fn = rule.mask_mod.as_deref().map(|f| f as &dyn DeviceFn);
         let score_fn = rule.score_mod.as_deref().map(|f| f as &dyn DeviceFn);
-        let functions = FunctionArgs::new(cuda, &forward.variant().candidate.spec, &[score_fn, mask_fn])?;
+        let functions =
+            Arc::new(FunctionArgs::new(cuda, &forward.variant().candidate.spec, &[score_fn, mask_fn])?);
         let classify = match mask_fn {
             Some(_) => {
                 let kernel = next();
                 let args = FunctionArgs::new(cuda, &kernel.variant().candidate.spec, &[mask_fn])?;
-                Some((kernel, args))
+                Some((kernel, Arc::new(args)))
             }
             None => None,
         };
@@ -90,99 +91,115 @@ impl Pipeline {
         rank.chain(classify).chain([&self.select, &self.transpose, &self.forward]).collect()
     }
 
-    fn uninit(&self, dtype: DType, shape: &[usize]) -> Result<Tensor, Error> {
-        Tensor::uninit(&self.device, dtype, shape)
+    /// The same chain on another stream of the same GPU.
+    pub(super) fn on(&self, cuda: &CudaDevice) -> Self {
+        let on = |kernel: &Kernel| kernel.on(cuda);
+        Pipeline {
+            device: Device::Cuda(cuda.clone()),
+            rank: self.rank.as_ref().map(|rank| Rank {
+                pool_q: on(&rank.pool_q),
+                pool_kv: on(&rank.pool_kv),
+                score: on(&rank.score),
+            }),
+            classify: self.classify.as_ref().map(|(kernel, functions)| (on(kernel), functions.clone())),
+            select: on(&self.select),
+            transpose: on(&self.transpose),
+            forward: on(&self.forward),
+            functions: self.functions.clone(),
+        }
     }
 
-    /// The block mask of `q` and `k`.
-    pub(super) fn mask(&self, rule: &Rule, q: &Tensor, k: &Tensor) -> Result<BlockMask, Error> {
-        let &[batch, heads, seq_q, _] = q.shape() else { unreachable!("checked by the caller") };
-        let seq_kv = k.shape()[2];
+    /// Room for everything between `q`, `k` and a block mask of these tensors' sizes.
+    pub(super) fn buffers(&self, rule: &Rule, q: &Tensor, k: &Tensor) -> Result<MaskBuffers, Error> {
+        let &[batch, heads, seq_q, head_dim] = q.shape() else { unreachable!("checked by the caller") };
+        let (kv_heads, seq_kv) = (k.shape()[1], k.shape()[2]);
         let (q_blocks, kv_blocks) = (seq_q.div_ceil(rule.blocks.q()), seq_kv.div_ceil(rule.blocks.kv()));
         let map = [batch, heads, q_blocks, kv_blocks];
+        let uninit = |dtype, shape: &[usize]| Tensor::uninit(&self.device, dtype, shape);
+        let index = |rows, width| -> Result<BlockIndex, Error> {
+            Ok(BlockIndex {
+                counts: uninit(DType::I32, &[batch, heads, rows])?,
+                indices: uninit(DType::I32, &[batch, heads, rows, width])?,
+            })
+        };
+        let split = self.classify.is_some();
+        Ok(MaskBuffers {
+            means: match self.rank {
+                Some(_) => Some((
+                    uninit(DType::F32, &[batch, heads, q_blocks, head_dim])?,
+                    uninit(DType::F32, &[batch, kv_heads, kv_blocks, head_dim])?,
+                )),
+                None => None,
+            },
+            // Where nothing is selected by score they stay zeros.
+            logits: Tensor::zeros_on(&self.device, DType::F32, &map)?,
+            classes: if split { Some(uninit(DType::U8, &map)?) } else { None },
+            keep: uninit(DType::U8, &map)?,
+            kv: index(q_blocks, kv_blocks)?,
+            full_kv: if split { Some(index(q_blocks, kv_blocks)?) } else { None },
+            by_kv: index(kv_blocks, q_blocks)?,
+            full_by_kv: if split { Some(index(kv_blocks, q_blocks)?) } else { None },
+        })
+    }
 
-        let mut logits = self.logits(rule, q, k, &map)?;
-        let classes = self.classes(&map, seq_q, seq_kv)?;
-        let split = classes.is_some();
-        let mut kv = self.index(&[batch, heads, q_blocks], kv_blocks)?;
-        let mut full_kv = split.then(|| self.index(&[batch, heads, q_blocks], kv_blocks)).transpose()?;
-        let mut keep = self.uninit(DType::U8, &map)?;
-        let (full_kv_counts, full_kv_indices) = parts(&mut full_kv);
+    /// Fills the lists of `buffers` for `q` and `k`. Launches only: nothing is allocated and nothing waits.
+    pub(super) fn select(
+        &self,
+        rule: &Rule,
+        q: &Tensor,
+        k: &Tensor,
+        buffers: &mut MaskBuffers,
+    ) -> Result<(), Error> {
+        if let (Some(Rank { pool_q, pool_kv, score }), Some((q_mean, k_mean))) =
+            (&self.rank, &mut buffers.means)
+        {
+            pool_q.launch(&pool::Args { x: q, mean: q_mean }, None)?;
+            pool_kv.launch(&pool::Args { x: k, mean: k_mean }, None)?;
+            let args = score::Args { q_mean, k_mean, logits: &mut buffers.logits, scale: rule.scale };
+            score.launch(&args, None)?;
+        }
+        if let (Some((kernel, functions)), Some(classes)) = (&self.classify, &mut buffers.classes) {
+            let args = classify::Args { classes, seq_q: q.shape()[2] as i32, seq_kv: k.shape()[2] as i32 };
+            kernel.launch(&args, Some(functions))?;
+        }
+        let (full_kv_counts, full_kv_indices) = parts(&mut buffers.full_kv);
         self.select.launch(
             &select::Args {
-                logits: &mut logits,
-                classes: classes.as_ref(),
-                kv_counts: &mut kv.counts,
-                kv_indices: &mut kv.indices,
+                logits: &mut buffers.logits,
+                classes: buffers.classes.as_ref(),
+                kv_counts: &mut buffers.kv.counts,
+                kv_indices: &mut buffers.kv.indices,
                 full_kv_counts,
                 full_kv_indices,
-                keep: &mut keep,
+                keep: &mut buffers.keep,
                 // Without a rule every admissible block is kept: a mass of 1 is all of them.
                 top_k: rule.selection.map_or(0.0, |selection| selection.k_f32()),
                 top_p: rule.selection.map_or(1.0, |selection| selection.p_f32()),
             },
             None,
         )?;
-
-        let mut by_kv = self.index(&[batch, heads, kv_blocks], q_blocks)?;
-        let mut full_by_kv = split.then(|| self.index(&[batch, heads, kv_blocks], q_blocks)).transpose()?;
-        let (full_q_counts, full_q_indices) = parts(&mut full_by_kv);
+        let (full_q_counts, full_q_indices) = parts(&mut buffers.full_by_kv);
         self.transpose.launch(
             &transpose::Args {
-                keep: &keep,
-                q_counts: &mut by_kv.counts,
-                q_indices: &mut by_kv.indices,
+                keep: &buffers.keep,
+                q_counts: &mut buffers.by_kv.counts,
+                q_indices: &mut buffers.by_kv.indices,
                 full_q_counts,
                 full_q_indices,
             },
             None,
-        )?;
-        Ok(BlockMask::from_parts(rule.blocks, (seq_q, seq_kv), (kv, full_kv), (by_kv, full_by_kv)))
+        )
     }
 
-    /// Scores of every pair of blocks; zeros when nothing is selected by score.
-    fn logits(&self, rule: &Rule, q: &Tensor, k: &Tensor, map: &[usize; 4]) -> Result<Tensor, Error> {
-        let Some(Rank { pool_q, pool_kv, score }) = &self.rank else {
-            return Tensor::zeros_on(&self.device, DType::F32, map);
-        };
-        let &[batch, heads, q_blocks, kv_blocks] = map;
-        let (kv_heads, head_dim) = (k.shape()[1], k.shape()[3]);
-        let mut q_mean = self.uninit(DType::F32, &[batch, heads, q_blocks, head_dim])?;
-        let mut k_mean = self.uninit(DType::F32, &[batch, kv_heads, kv_blocks, head_dim])?;
-        let mut logits = self.uninit(DType::F32, map)?;
-        pool_q.launch(&pool::Args { x: q, mean: &mut q_mean }, None)?;
-        pool_kv.launch(&pool::Args { x: k, mean: &mut k_mean }, None)?;
-        let args = score::Args { q_mean: &q_mean, k_mean: &k_mean, logits: &mut logits, scale: rule.scale };
-        score.launch(&args, None)?;
-        Ok(logits)
-    }
-
-    /// What the mask function makes of every block.
-    fn classes(&self, map: &[usize; 4], seq_q: usize, seq_kv: usize) -> Result<Option<Tensor>, Error> {
-        let Some((kernel, functions)) = &self.classify else { return Ok(None) };
-        let mut classes = self.uninit(DType::U8, map)?;
-        let args = classify::Args { classes: &mut classes, seq_q: seq_q as i32, seq_kv: seq_kv as i32 };
-        kernel.launch(&args, Some(functions))?;
-        Ok(Some(classes))
-    }
-
-    fn index(&self, rows: &[usize; 3], width: usize) -> Result<BlockIndex, Error> {
-        let counts = self.uninit(DType::I32, rows)?;
-        let indices = self.uninit(DType::I32, &[rows[0], rows[1], rows[2], width])?;
-        Ok(BlockIndex { counts, indices })
-    }
-
-    /// Attention over the kept blocks.
+    /// Attention over the kept blocks, into `out` and `lse`.
     pub(super) fn attend(
         &self,
         rule: &Rule,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
+        [q, k, v]: [&Tensor; 3],
         mask: &BlockMask,
-    ) -> Result<(Tensor, Tensor), Error> {
-        let mut out = self.uninit(rule.dtype, q.shape())?;
-        let mut lse = self.uninit(DType::F32, &q.shape()[..3])?;
+        out: &mut Tensor,
+        lse: &mut Tensor,
+    ) -> Result<(), Error> {
         let args = forward::Args {
             q,
             k,
@@ -191,12 +208,32 @@ impl Pipeline {
             kv_indices: &mask.kv().indices,
             full_kv_counts: mask.full_kv().map(|full| &full.counts),
             full_kv_indices: mask.full_kv().map(|full| &full.indices),
-            out: &mut out,
-            lse: &mut lse,
+            out,
+            lse,
             scale: rule.scale,
         };
-        self.forward.launch(&args, Some(&self.functions))?;
-        Ok((out, lse))
+        self.forward.launch(&args, Some(&self.functions))
+    }
+}
+
+/// What the kernels of the selection write.
+pub(super) struct MaskBuffers {
+    means: Option<(Tensor, Tensor)>,
+    logits: Tensor,
+    classes: Option<Tensor>,
+    keep: Tensor,
+    kv: BlockIndex,
+    full_kv: Option<BlockIndex>,
+    by_kv: BlockIndex,
+    full_by_kv: Option<BlockIndex>,
+}
+
+impl MaskBuffers {
+    /// A mask that shares the lists: what the kernels write later, it shows.
+    pub(super) fn mask(&self, rule: &Rule, seqs: (usize, usize)) -> BlockMask {
+        let (kv, by_kv) =
+            ((self.kv.clone(), self.full_kv.clone()), (self.by_kv.clone(), self.full_by_kv.clone()));
+        BlockMask::from_parts(rule.blocks, seqs, kv, by_kv)
     }
 }
 

@@ -18,9 +18,11 @@
 mod builder;
 mod gpu;
 mod head_dim;
+mod workspace;
 
 pub use builder::AttentionBuilder;
 pub use head_dim::{HeadDim, HeadDimError};
+pub use workspace::Workspace;
 
 use crate::device::Device;
 use crate::launch::Kernel;
@@ -33,7 +35,7 @@ use std::sync::Arc;
 /// What an attention computes, on one device.
 pub struct Attention {
     device: Device,
-    rule: Rule,
+    rule: Arc<Rule>,
     /// The kernels; absent on the CPU.
     pipeline: Option<Pipeline>,
 }
@@ -135,14 +137,38 @@ impl Attention {
         self.attend_unchecked(q, k, v, mask)
     }
 
+    /// The same attention with its work on a stream of the caller's: see [`CudaDevice::on_stream`](crate::device::CudaDevice::on_stream).
+    ///
+    /// # Errors
+    /// [`Error::NotOnGpu`] for an attention on the CPU.
+    ///
+    /// # Safety
+    /// As for [`CudaDevice::on_stream`](crate::device::CudaDevice::on_stream).
+    pub unsafe fn on_stream(&self, stream: *mut std::ffi::c_void) -> Result<Self, Error> {
+        let (Device::Cuda(cuda), Some(pipeline)) = (&self.device, &self.pipeline) else {
+            return Err(Error::NotOnGpu { what: "a stream" });
+        };
+        // SAFETY: the caller answers for the stream.
+        let cuda = unsafe { cuda.on_stream(stream) };
+        let pipeline = Some(pipeline.on(&cuda));
+        Ok(Attention { device: Device::Cuda(cuda), rule: self.rule.clone(), pipeline })
+    }
+
     fn mask_unchecked(&self, q: &Tensor, k: &Tensor) -> Result<BlockMask, Error> {
         let rule = &self.rule;
-        match &self.pipeline {
-            Some(pipeline) => pipeline.mask(rule, q, k),
-            None => {
-                cpu::mask(q, k, rule.selection.as_ref(), rule.scale, rule.blocks, rule.mask_mod.as_deref())
-            }
-        }
+        let Some(pipeline) = &self.pipeline else {
+            return cpu::mask(
+                q,
+                k,
+                rule.selection.as_ref(),
+                rule.scale,
+                rule.blocks,
+                rule.mask_mod.as_deref(),
+            );
+        };
+        let mut buffers = pipeline.buffers(rule, q, k)?;
+        pipeline.select(rule, q, k, &mut buffers)?;
+        Ok(buffers.mask(rule, (q.shape()[2], k.shape()[2])))
     }
 
     fn attend_unchecked(
@@ -153,12 +179,21 @@ impl Attention {
         mask: &BlockMask,
     ) -> Result<(Tensor, Tensor), Error> {
         let rule = &self.rule;
-        match &self.pipeline {
-            Some(pipeline) => pipeline.attend(rule, q, k, v, mask),
-            None => {
-                cpu::attend(q, k, v, mask, rule.scale, rule.score_mod.as_deref(), rule.mask_mod.as_deref())
-            }
-        }
+        let Some(pipeline) = &self.pipeline else {
+            return cpu::attend(
+                q,
+                k,
+                v,
+                mask,
+                rule.scale,
+                rule.score_mod.as_deref(),
+                rule.mask_mod.as_deref(),
+            );
+        };
+        let mut out = Tensor::uninit(&self.device, rule.dtype, q.shape())?;
+        let mut lse = Tensor::uninit(&self.device, DType::F32, &q.shape()[..3])?;
+        pipeline.attend(rule, [q, k, v], mask, &mut out, &mut lse)?;
+        Ok((out, lse))
     }
 
     fn check(&self, q: &Tensor, k: &Tensor, v: Option<&Tensor>) -> Result<Shape, Error> {

@@ -2,10 +2,10 @@
 
 use super::gemm::{Matrix, product};
 use super::softmax::RowState;
-use super::user_code::UserCode;
 use crate::mask::{BlockMask, BlockSize, HostLists};
 use crate::operands::{Rows, Shape, half_dtype_error};
 use crate::tensor::Half;
+use crate::user_code::UserCode;
 use crate::{DType, Error, MaskMod, ScoreMod, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;

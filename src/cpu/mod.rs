@@ -1,6 +1,6 @@
 //! The CPU executor: the same rules as the kernels, in f32, on tensors in host memory.
 //!
-//! [`mask()`] pools, scores and selects; [`attend`] computes the kept blocks and no others. Work is shared over
+//! `mask` pools, scores and selects; `attend` computes the kept blocks and no others. Work is shared over
 //! (batch, head, query block), so a mask that drops 95 % of the blocks saves close to 95 % of the time.
 
 mod attend;
@@ -9,11 +9,9 @@ mod pool;
 mod score;
 mod select;
 mod softmax;
-mod user_code;
 
 pub use attend::attend;
 pub use select::select_row;
-pub(crate) use user_code::UserCode;
 
 use crate::mask::{BlockMask, BlockSize, EMPTY, FULL, PARTIAL, classify};
 use crate::operands::{Shape, half_dtype_error};

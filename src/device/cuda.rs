@@ -57,6 +57,20 @@ impl CudaDevice {
         Ok(Self { inner: Arc::new(Inner { context, stream, info }) })
     }
 
+    /// The same GPU with its work on a stream of the caller's (a `cudaStream_t` or `CUstream`): PyTorch's current one, or
+    /// one that is being captured into a graph.
+    ///
+    /// # Safety
+    /// The stream belongs to this GPU's primary context and outlives everything made with the device returned. Memory
+    /// that was used on another stream is ordered by the caller, with events.
+    pub unsafe fn on_stream(&self, stream: *mut std::ffi::c_void) -> Self {
+        let inner = &*self.inner;
+        // SAFETY: the caller answers for the stream; it is borrowed, so dropping it here destroys nothing.
+        let stream = unsafe { inner.context.wrap_borrowed_stream(stream.cast()) };
+        let inner = Inner { context: inner.context.clone(), stream, info: inner.info.clone() };
+        Self { inner: Arc::new(inner) }
+    }
+
     /// What the GPU is and has.
     pub fn info(&self) -> &DeviceInfo {
         &self.inner.info

@@ -4,6 +4,8 @@ use std::ffi::{CString, c_void};
 use std::fmt;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as DeviceAttribute, CUfunction_attribute_enum};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 
@@ -119,7 +121,7 @@ impl LoadedKernel {
             return Ok(());
         }
         cuda("cuCtxSetCurrent", inner.context.bind_to_thread())?;
-        let mut pointers: Vec<*mut c_void> =
+        let mut pointers: SmallVec<[*mut c_void; 4]> =
             params.iter().map(|param| param.as_ptr().cast_mut().cast()).collect();
         // SAFETY: the function is loaded, the parameters have the sizes it declares and are copied by the call; the
         // caller answers for what they hold.

@@ -4,6 +4,7 @@ use super::BindError;
 use crate::codegen::{Candidate, Family};
 use crate::tensor::place_name;
 use crate::{DType, Tensor};
+use smallvec::SmallVec;
 
 /// A dimension as a tensor argument declares it.
 #[derive(Debug, Clone, Copy)]
@@ -54,9 +55,10 @@ struct Extent {
 /// Collects dimensions from the arguments and checks that they agree.
 pub struct Binder {
     kernel: &'static str,
-    extents: Vec<Extent>,
+    // On the stack up to a size no kernel here reaches: a launch allocates nothing.
+    extents: SmallVec<[Extent; 16]>,
     /// Dimensions whose extent of 1 an argument repeats.
-    repeated: Vec<&'static str>,
+    repeated: SmallVec<[&'static str; 4]>,
     /// The first tensor argument and the GPU it is on.
     on: Option<(&'static str, usize)>,
 }
@@ -71,7 +73,7 @@ impl Binder {
             let found = format!("of `{}`", candidate.spec.kernel());
             return Err(BindError::Candidate { kernel, found });
         }
-        Ok(Binder { kernel, extents: Vec::with_capacity(12), repeated: Vec::new(), on: None })
+        Ok(Binder { kernel, extents: SmallVec::new(), repeated: SmallVec::new(), on: None })
     }
 
     /// An integer the candidate is specialised with.

@@ -61,34 +61,40 @@ impl Request {
     }
 }
 
-/// A loaded kernel with what was chosen and what ptxas reported.
+/// A loaded kernel with what was chosen and what ptxas reported, and the stream its launches go to.
 #[derive(Clone)]
 pub struct Kernel {
-    inner: Arc<Inner>,
+    compiled: Arc<Compiled>,
+    device: CudaDevice,
 }
 
-struct Inner {
+/// What a kernel is on every stream.
+struct Compiled {
     variant: Variant,
     report: PtxasReport,
     compile_time: Duration,
     loaded: LoadedKernel,
-    device: CudaDevice,
 }
 
 impl Kernel {
     /// The variant: name, fingerprint, source, candidate.
     pub fn variant(&self) -> &Variant {
-        &self.inner.variant
+        &self.compiled.variant
     }
 
     /// Registers, spills and shared memory as ptxas reported them.
     pub fn report(&self) -> &PtxasReport {
-        &self.inner.report
+        &self.compiled.report
     }
 
     /// How long NVRTC took.
     pub fn compile_time(&self) -> Duration {
-        self.inner.compile_time
+        self.compiled.compile_time
+    }
+
+    /// The same kernel with its launches on another stream of the same GPU.
+    pub(crate) fn on(&self, device: &CudaDevice) -> Self {
+        Kernel { compiled: self.compiled.clone(), device: device.clone() }
     }
 
     /// Blocks that fit a multiprocessor at once.
@@ -96,8 +102,8 @@ impl Kernel {
     /// # Errors
     /// A driver error.
     pub fn blocks_per_sm(&self) -> Result<u32, Error> {
-        let budget = &self.inner.variant.candidate.budget;
-        Ok(self.inner.loaded.blocks_per_sm(budget.threads as u32, budget.smem_bytes as u32)?)
+        let budget = &self.compiled.variant.candidate.budget;
+        Ok(self.compiled.loaded.blocks_per_sm(budget.threads as u32, budget.smem_bytes as u32)?)
     }
 
     /// Checks the arguments and puts the launch on the device's stream.
@@ -105,7 +111,8 @@ impl Kernel {
     /// # Errors
     /// [`BindError`] for arguments the declaration does not allow; a device error when the driver refuses.
     pub fn launch<A: KernelArgs>(&self, args: &A, functions: Option<&FunctionArgs>) -> Result<(), Error> {
-        let Inner { variant, loaded, device, .. } = &*self.inner;
+        let Compiled { variant, loaded, .. } = &*self.compiled;
+        let device = &self.device;
         let bound = args.bind(&variant.candidate)?;
         let here = device.info().ordinal;
         if let Some((arg, ordinal)) = bound.on.filter(|(_, ordinal)| *ordinal != here) {
@@ -113,8 +120,8 @@ impl Kernel {
             return Err(BindError::Place { kernel: A::KERNEL, arg, found, needed }.into());
         }
         let budget = &variant.candidate.budget;
-        // SAFETY: `Params` is a `repr(C)` struct whose size and offsets are asserted, without padding inside; every byte
-        // of it up to its size is read as plain memory only.
+        // SAFETY: `Params` is a `repr(C)` struct of plain numbers whose size and offsets are asserted; what would be padding is a
+        // member of its own, so every byte of it is defined.
         let params = unsafe {
             std::slice::from_raw_parts((&raw const bound.params).cast::<u8>(), size_of::<A::Params>())
         };
@@ -135,8 +142,11 @@ impl Kernel {
     }
 }
 
+/// By GPU and fingerprint.
+type Loaded = HashMap<(usize, String), Arc<Compiled>>;
+
 /// Every kernel loaded so far: a second `Attention` of the same spec compiles nothing.
-static LOADED: LazyLock<Mutex<HashMap<(usize, String), Kernel>>> = LazyLock::new(Mutex::default);
+static LOADED: LazyLock<Mutex<Loaded>> = LazyLock::new(Mutex::default);
 
 /// Loads a kernel for each request: the preferred candidate that compiles without spills. All compile in parallel.
 ///
@@ -212,16 +222,16 @@ fn load_variants(device: &CudaDevice, variants: Vec<Variant>) -> Result<Vec<Opti
             }
             let loaded = device.load(&cubin)?;
             let Cubin { report, compile_time, .. } = cubin;
-            let inner =
-                Inner { variant: variant.clone(), report, compile_time, loaded, device: device.clone() };
-            lock().insert(key(variant), Kernel { inner: Arc::new(inner) });
+            let compiled = Compiled { variant: variant.clone(), report, compile_time, loaded };
+            lock().insert(key(variant), Arc::new(compiled));
         }
     }
     let loaded = lock();
-    Ok(variants.iter().map(|variant| loaded.get(&key(variant)).cloned()).collect())
+    let kernel = |compiled: &Arc<Compiled>| Kernel { compiled: compiled.clone(), device: device.clone() };
+    Ok(variants.iter().map(|variant| loaded.get(&key(variant)).map(kernel)).collect())
 }
 
-fn lock() -> std::sync::MutexGuard<'static, HashMap<(usize, String), Kernel>> {
+fn lock() -> std::sync::MutexGuard<'static, Loaded> {
     // A panic elsewhere cannot leave the map half-written: insert is its only change.
     LOADED.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -1,7 +1,7 @@
 //! Empty, partial and full blocks of a mask function.
 
 use super::{BlockSize, EMPTY, FULL, PARTIAL};
-use crate::cpu::UserCode;
+use crate::user_code::UserCode;
 use crate::{Error, MaskMod};
 use rayon::prelude::*;
 use std::ops::Range;

@@ -4,7 +4,9 @@ mod forward;
 mod functions;
 mod mask;
 mod random_functions;
+mod real;
 mod robust;
+mod streams;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -22,8 +24,16 @@ fn main() -> std::process::ExitCode {
     {
         println!("skipped: no GPU ({reason})");
     }
-    let tests: Vec<&Test> =
-        [forward::TESTS, functions::TESTS, mask::TESTS, random_functions::TESTS, robust::TESTS].concat_refs();
+    let tests: Vec<&Test> = [
+        forward::TESTS,
+        functions::TESTS,
+        mask::TESTS,
+        random_functions::TESTS,
+        real::TESTS,
+        robust::TESTS,
+        streams::TESTS,
+    ]
+    .concat_refs();
     let trials = tests
         .into_iter()
         .map(|&(name, test)| {
@@ -45,7 +55,7 @@ trait ConcatRefs {
     fn concat_refs(&self) -> Vec<&Test>;
 }
 
-impl ConcatRefs for [&'static [Test]; 5] {
+impl ConcatRefs for [&'static [Test]; 7] {
     fn concat_refs(&self) -> Vec<&Test> {
         self.iter().flat_map(|tests| tests.iter()).collect()
     }

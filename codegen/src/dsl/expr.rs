@@ -77,6 +77,17 @@ impl Op {
         }
     }
 
+    /// How tightly it binds.
+    fn level(self) -> u8 {
+        match self {
+            Op::Or => 0,
+            Op::And => 1,
+            Op::Mul | Op::Div | Op::Rem => 4,
+            Op::Add | Op::Sub => 3,
+            _ => 2,
+        }
+    }
+
     fn is_condition(self) -> bool {
         !matches!(self, Op::Add | Op::Sub | Op::Mul | Op::Div | Op::Rem)
     }
@@ -210,14 +221,20 @@ impl Expr {
 
 impl fmt::Display for Expr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let operand = |e: &Expr| match e {
-            Expr::Binary(..) | Expr::If(..) => format!("({e})"),
-            _ => e.to_string(),
-        };
         match self {
             Expr::Int(value) => write!(f, "{value}"),
             Expr::Name(name) => f.write_str(name),
-            Expr::Binary(op, a, b) => write!(f, "{} {} {}", operand(a), op.symbol(), operand(b)),
+            Expr::Binary(op, a, b) => {
+                // As Rust's grammar binds: the right operand of an equal level needs its parentheses.
+                let operand = |e: &Expr, least: u8| match e {
+                    Expr::Binary(inner, ..) if inner.level() < least => format!("({e})"),
+                    Expr::If(..) => format!("({e})"),
+                    _ => e.to_string(),
+                };
+                // Comparisons do not chain, so neither side may be one.
+                let left = op.level() + u8::from(op.level() == Op::Eq.level());
+                write!(f, "{} {} {}", operand(a, left), op.symbol(), operand(b, op.level() + 1))
+            }
             Expr::Call(function, a, b) => write!(f, "{}({a}, {b})", function.name()),
             Expr::If(c, a, b) => write!(f, "if {c} {{ {a} }} else {{ {b} }}"),
         }

@@ -120,6 +120,7 @@ const RESERVED: &[&str] = &[
     "THREADS",
     "TILEWRIGHT_KERNEL",
     "binder",
+    "padding",
     "candidate",
     "dtype",
     "grid",

@@ -167,7 +167,7 @@ fn declaration(name: &str, kind: &FieldKind) -> String {
             format!("{constness}{element}* {name}")
         }
         FieldKind::Strides(count) => format!("long long {name}[{count}]"),
-        FieldKind::Dim | FieldKind::Scalar(ScalarType::I32) => format!("int {name}"),
+        FieldKind::Dim | FieldKind::Scalar(ScalarType::I32) | FieldKind::Padding => format!("int {name}"),
         FieldKind::Scalar(ScalarType::F32) => format!("float {name}"),
     }
 }

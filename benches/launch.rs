@@ -1,0 +1,76 @@
+//! What a launch costs the host once its kernel is loaded: `cargo bench --bench launch`.
+
+use std::time::Instant;
+use tilewright::kernels::transpose;
+use tilewright::launch::{Request, load};
+use tilewright::{Attention, DType, Device, Error, HeadDim, Tensor, top_k, top_p};
+
+const LAUNCHES: u32 = 2000;
+const SERIES: usize = 9;
+
+fn main() -> Result<(), Error> {
+    let device = match Device::cuda(0) {
+        Ok(device) => device,
+        Err(reason) => {
+            println!("skipped: no GPU ({reason})");
+            return Ok(());
+        }
+    };
+    let cuda = device.as_cuda().expect("asked for above");
+    println!("{device}, host time a launch, median of {SERIES} series of {LAUNCHES}");
+
+    let kernel = load(cuda, &[Request::new(&transpose::SOURCE)])?.remove(0);
+    let keep = Tensor::zeros_on(&device, DType::U8, &[1, 1, 8, 32])?;
+    let mut q_counts = Tensor::uninit(&device, DType::I32, &[1, 1, 32])?;
+    let mut q_indices = Tensor::uninit(&device, DType::I32, &[1, 1, 32, 8])?;
+    report(&device, "one checked launch (transpose, 5 tensor arguments)", 1, || {
+        let args = transpose::Args {
+            keep: &keep,
+            q_counts: &mut q_counts,
+            q_indices: &mut q_indices,
+            full_q_counts: None,
+            full_q_indices: None,
+        };
+        kernel.launch(&args, None)
+    })?;
+
+    // Small, so that the queue never fills up and the host is what is timed.
+    let shape = [1, 1, 128, 64];
+    let attention =
+        Attention::builder(HeadDim::D64, DType::Bf16).select(top_k(0.5) | top_p(0.5)).build(&device)?;
+    let tensor = || Tensor::zeros_on(&device, DType::Bf16, &shape);
+    let (q, k, v) = (tensor()?, tensor()?, tensor()?);
+    let mut workspace = attention.workspace(&q, &k, &v)?;
+    let launches = attention.kernels().len() as u32;
+    report(&device, "forward_into (the whole chain), a launch", launches, || {
+        attention.forward_into(&q, &k, &v, &mut workspace).map(drop)
+    })
+}
+
+fn report(
+    device: &Device,
+    what: &str,
+    launches: u32,
+    mut call: impl FnMut() -> Result<(), Error>,
+) -> Result<(), Error> {
+    let cuda = device.as_cuda().expect("a GPU");
+    let mut times = Vec::with_capacity(SERIES);
+    for _ in 0..=SERIES {
+        let mut host = 0.0;
+        // In short bursts with a wait between: a full queue would make the host wait for the GPU.
+        for _ in 0..LAUNCHES / 100 {
+            let start = Instant::now();
+            for _ in 0..100 {
+                call()?;
+            }
+            host += start.elapsed().as_secs_f64();
+            cuda.synchronize()?;
+        }
+        times.push(1e6 * host / f64::from(LAUNCHES * launches));
+    }
+    // The first series warms up.
+    times.remove(0);
+    times.sort_by(f64::total_cmp);
+    println!("  {what:<52} {:.2} µs ({:.2} to {:.2})", times[SERIES / 2], times[0], times[SERIES - 1]);
+    Ok(())
+}

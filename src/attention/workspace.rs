@@ -1,0 +1,74 @@
+//! Calls that allocate nothing: for loops, for streams of one's own and for CUDA graphs.
+
+use super::gpu::MaskBuffers;
+use super::{Attention, Output};
+use crate::{DType, Error, Tensor};
+
+/// Memory for calls of one shape: the intermediate tensors of the selection and the output.
+pub struct Workspace {
+    /// Absent on the CPU, where a call makes its own.
+    buffers: Option<MaskBuffers>,
+    output: Output,
+    /// Shapes of q and k.
+    shapes: [Vec<usize>; 2],
+}
+
+impl Workspace {
+    /// What the last [`Attention::forward_into`] wrote; unspecified before the first.
+    pub fn output(&self) -> &Output {
+        &self.output
+    }
+}
+
+impl Attention {
+    /// Memory for [`forward_into`](Self::forward_into) on tensors of these shapes.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward); a device error when the GPU's memory does not suffice.
+    pub fn workspace(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Workspace, Error> {
+        let shape = self.check(q, k, Some(v))?;
+        let shapes = [q.shape().to_vec(), k.shape().to_vec()];
+        let Some(pipeline) = &self.pipeline else {
+            return Ok(Workspace { buffers: None, output: self.forward(q, k, v)?, shapes });
+        };
+        let buffers = pipeline.buffers(&self.rule, q, k)?;
+        let output = Output {
+            out: Tensor::uninit(&self.device, self.rule.dtype, q.shape())?,
+            lse: Tensor::uninit(&self.device, DType::F32, &q.shape()[..3])?,
+            mask: buffers.mask(&self.rule, (shape.seq_q, shape.seq_kv)),
+        };
+        Ok(Workspace { buffers: Some(buffers), output, shapes })
+    }
+
+    /// As [`forward`](Self::forward), into a workspace. On a GPU it only launches: it allocates nothing, waits for
+    /// nothing, and can be captured into a CUDA graph on a stream of the caller's
+    /// ([`on_stream`](Self::on_stream)). Tensors and workspace must then outlive the graph.
+    ///
+    /// # Errors
+    /// [`Error::Workspace`] for tensors of other sizes; otherwise as [`forward`](Self::forward).
+    pub fn forward_into<'a>(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        workspace: &'a mut Workspace,
+    ) -> Result<&'a Output, Error> {
+        self.check(q, k, Some(v))?;
+        if workspace.shapes[0] != q.shape() || workspace.shapes[1] != k.shape() {
+            let text = |q: &[usize], k: &[usize]| format!("q {q:?} and k {k:?}");
+            return Err(Error::Workspace {
+                found: text(q.shape(), k.shape()),
+                expected: text(&workspace.shapes[0], &workspace.shapes[1]),
+            });
+        }
+        match (&self.pipeline, &mut workspace.buffers) {
+            (Some(pipeline), Some(buffers)) => {
+                pipeline.select(&self.rule, q, k, buffers)?;
+                let Output { out, lse, mask } = &mut workspace.output;
+                pipeline.attend(&self.rule, [q, k, v], mask, out, lse)?;
+            }
+            _ => workspace.output = self.forward(q, k, v)?,
+        }
+        Ok(&workspace.output)
+    }
+}

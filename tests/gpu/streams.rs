@@ -1,0 +1,118 @@
+//! Calls that allocate nothing, streams of the caller's, CUDA graphs.
+
+use super::Test;
+use super::support::Random;
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use libtest_mimic::Failed;
+use tilewright::{Attention, DType, Device, Error, HeadDim, Output, Tensor, mask_mod, top_k, top_p};
+
+pub const TESTS: &[Test] = &[
+    ("streams::a_workspace_gives_the_same_bits", workspace),
+    ("streams::a_stream_of_the_callers", own_stream),
+    ("streams::a_cuda_graph", graph),
+    ("streams::a_workspace_of_other_sizes_is_refused", other_sizes),
+];
+
+#[mask_mod]
+fn causal(b: i32, h: i32, q: i32, kv: i32) -> bool {
+    kv <= q
+}
+
+const SHAPE: [usize; 4] = [1, 4, 1500, 128];
+
+fn attention(device: &Device, masked: bool) -> Result<Attention, Failed> {
+    let builder = Attention::builder(HeadDim::D128, DType::Bf16).select(top_k(0.1) | top_p(0.3));
+    Ok(if masked { builder.mask_mod(causal {}).build(device)? } else { builder.build(device)? })
+}
+
+fn inputs(device: &Device, seed: u64) -> Result<[Tensor; 3], Failed> {
+    let mut random = Random(seed);
+    let mut tensor = || random.tensor(DType::Bf16, &SHAPE).to(device);
+    Ok([tensor()?, tensor()?, tensor()?])
+}
+
+/// The bits of a result (out, lse) and its blocks.
+type Bits = (Vec<u32>, Vec<u32>, Vec<u8>);
+
+fn bits(output: &Output) -> Result<Bits, Failed> {
+    let bits = |tensor: &Tensor| -> Result<Vec<u32>, Error> {
+        Ok(tensor.to_f32_vec()?.into_iter().map(f32::to_bits).collect())
+    };
+    Ok((bits(&output.out)?, bits(&output.lse)?, output.mask.to_dense()?.classes))
+}
+
+fn workspace(device: &Device) -> Result<(), Failed> {
+    for masked in [false, true] {
+        let attention = attention(device, masked)?;
+        let [q, k, v] = inputs(device, 71)?;
+        let mut workspace = attention.workspace(&q, &k, &v)?;
+        for seed in [71, 72, 73] {
+            let [q, k, v] = inputs(device, seed)?;
+            let expected = bits(&attention.forward(&q, &k, &v)?)?;
+            if bits(attention.forward_into(&q, &k, &v, &mut workspace)?)? != expected {
+                return Err(format!("seed {seed}, masked {masked}: the workspace's result differs").into());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn own_stream(device: &Device) -> Result<(), Failed> {
+    let cuda = device.as_cuda().unwrap();
+    let attention = attention(device, true)?;
+    let [q, k, v] = inputs(device, 79)?;
+    let expected = bits(&attention.forward(&q, &k, &v)?)?;
+    cuda.synchronize()?;
+    let stream = cuda.context().new_stream()?;
+    // SAFETY: the stream is of this GPU's context and outlives the attention made on it; everything before it is done.
+    let elsewhere = unsafe { attention.on_stream(stream.cu_stream().cast())? };
+    let output = elsewhere.forward(&q, &k, &v)?;
+    stream.synchronize()?;
+    if bits(&output)? != expected {
+        return Err("another stream, another result".into());
+    }
+    drop((output, elsewhere));
+    stream.synchronize()?;
+    Ok(())
+}
+
+/// A captured call gives its result again whenever the graph is launched.
+fn graph(device: &Device) -> Result<(), Failed> {
+    let cuda = device.as_cuda().unwrap();
+    let attention = attention(device, false)?;
+    let [q, k, v] = inputs(device, 83)?;
+    let mut workspace = attention.workspace(&q, &k, &v)?;
+    let expected = bits(attention.forward_into(&q, &k, &v, &mut workspace)?)?;
+    cuda.synchronize()?;
+    let stream = cuda.context().new_stream()?;
+    // SAFETY: as above.
+    let captured = unsafe { attention.on_stream(stream.cu_stream().cast())? };
+    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
+    captured.forward_into(&q, &k, &v, &mut workspace)?;
+    let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    let graph = stream.end_capture(flags)?.ok_or("nothing was captured")?;
+    for seed in [89, 97] {
+        // Something else in the workspace, so that the graph has something to put right.
+        let [q, k, v] = inputs(device, seed)?;
+        if bits(attention.forward_into(&q, &k, &v, &mut workspace)?)? == expected {
+            return Err("other inputs gave the same result".into());
+        }
+        graph.launch()?;
+        stream.synchronize()?;
+        if bits(workspace.output())? != expected {
+            return Err("the graph gives another result".into());
+        }
+    }
+    Ok(())
+}
+
+fn other_sizes(device: &Device) -> Result<(), Failed> {
+    let attention = attention(device, false)?;
+    let [q, k, v] = inputs(device, 101)?;
+    let mut workspace = attention.workspace(&q, &k, &v)?;
+    let small = Random(1).tensor(DType::Bf16, &[1, 4, 100, 128]).to(device)?;
+    match attention.forward_into(&small, &small, &small, &mut workspace) {
+        Err(Error::Workspace { .. }) => Ok(()),
+        other => Err(format!("{other:?} instead of Error::Workspace").into()),
+    }
+}
