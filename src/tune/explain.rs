@@ -137,13 +137,16 @@ impl TuneRecord {
     }
 }
 
-/// The first line of a reason: a compiler's message goes on for pages.
+/// The first line of a reason, as a compiler's message goes on for pages, without what no text file may hold.
 pub(super) fn one_line(reason: &str) -> String {
+    const LONGEST: usize = 100;
     let line = reason.lines().next().unwrap_or_default().trim_end();
-    match line.char_indices().nth(100) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line.to_owned(),
+    let clean = line.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut short: String = clean.take(LONGEST).collect();
+    if line.chars().count() > LONGEST {
+        short.push('…');
     }
+    short
 }
 
 fn number(text: Option<String>) -> Cell {

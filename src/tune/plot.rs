@@ -49,9 +49,10 @@ fn draw<'a>(area: &Drawing<'a>, record: &TuneRecord, rows: &[Row], height: i32) 
     let step = tick(longest);
     let x = |us: f64| LEFT + ((WIDTH - LEFT - RIGHT) as f64 * us / longest.max(f64::MIN_POSITIVE)) as i32;
     let bottom = TOP + STEP * bars().count() as i32;
+    let digits = (-step.log10().floor()).max(0.0) as usize;
     for tick in (0..).map(|n| f64::from(n) * step).take_while(|us| *us <= longest) {
         area.draw(&PathElement::new([(x(tick), TOP - 6), (x(tick), bottom)], GRID))?;
-        text(area, &format!("{tick} µs"), (x(tick), TOP - 20), 11, FAINT, HPos::Center)?;
+        text(area, &format!("{tick:.digits$} µs"), (x(tick), TOP - 20), 11, FAINT, HPos::Center)?;
     }
     for (place, row) in rows.iter().enumerate() {
         let y = TOP + STEP * place as i32 + (STEP - BAR) / 2;

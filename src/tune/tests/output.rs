@@ -45,9 +45,6 @@ fn the_record_on_disk_is_readable() {
 fn the_plot_is_well_formed_and_has_a_bar_for_each_time() {
     let (record, pruned) = everything();
     let svg = record.plot(&pruned);
-    if let Some(path) = std::env::var_os("TILEWRIGHT_TEST_PLOT") {
-        std::fs::write(path, &svg).unwrap();
-    }
     let document = roxmltree::Document::parse(&svg).unwrap();
     assert_eq!(document.root_element().tag_name().name(), "svg");
     let text = |wanted: &str| {
@@ -68,9 +65,23 @@ fn the_plot_is_well_formed_and_has_a_bar_for_each_time() {
 
 #[test]
 fn a_record_of_one_candidate_is_drawn_too() {
-    let mut bench = Fake::named(&[("f1", 0.7)]);
+    let mut bench = Fake::named(&[("f1", 0.95)]);
     let result = bench.race();
     let record = TuneRecord::new(tune_key(), contenders(&bench), Vec::new(), &result).unwrap();
-    roxmltree::Document::parse(&record.plot(&[])).unwrap();
+    let svg = record.plot(&[]);
+    roxmltree::Document::parse(&svg).unwrap();
+    assert!(svg.contains("0.6 µs"), "{svg}");
     assert_eq!(record.rows(&[]).len(), 1);
+}
+
+#[test]
+fn reasons_are_shortened_and_cleaned() {
+    let mut bench = Fake::named(&[("f1", 100.0), ("f2", 100.0)]);
+    bench.check = |i| if i == 1 { Err(format!("\u{1b}[31m{}\nmore", "µ".repeat(200))) } else { Ok(()) };
+    let result = bench.race();
+    let record = TuneRecord::new(tune_key(), contenders(&bench), Vec::new(), &result).unwrap();
+    let svg = record.plot(&[]);
+    roxmltree::Document::parse(&svg).unwrap();
+    assert!(svg.contains("µ…") && !svg.contains("more"), "{svg}");
+    assert!(!record.explain(&[]).contains('\u{1b}'));
 }
