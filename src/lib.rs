@@ -22,6 +22,7 @@ pub mod reference;
 pub mod select;
 pub mod tensor;
 pub mod toolchain;
+pub mod tune;
 mod user_code;
 
 pub use attention::{Attention, AttentionBuilder, HeadDim, HeadDimError, Output};

@@ -1,0 +1,154 @@
+//! A record for people: why this schedule, and why not the others.
+
+use super::{Outcome, TuneRecord};
+use crate::codegen::Rejection;
+use comfy_table::{Cell, CellAlignment, LineStyle, Table, TableStyle};
+use serde::Serialize;
+
+/// A line below the headings and nothing else.
+const STYLE: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
+
+/// One candidate of the explanation.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Row {
+    /// Whether it is the winner.
+    pub winner: bool,
+    /// The variant's fingerprint; none for one that was never rendered.
+    pub fingerprint: Option<String>,
+    /// How it is computed: `sm80 warps=4 stages=2`.
+    pub schedule: String,
+    /// Registers a thread.
+    pub registers: Option<u32>,
+    /// Shared memory of a block in bytes.
+    pub smem_bytes: Option<u64>,
+    /// Blocks that fit a multiprocessor at once.
+    pub blocks_per_sm: Option<u32>,
+    /// How long NVRTC took.
+    pub compile_ms: Option<f64>,
+    /// The median of one launch in microseconds.
+    pub median_us: Option<f64>,
+    /// The median over the winner's.
+    pub relative: Option<f64>,
+    /// Whether it left the race early, as too slow.
+    pub eliminated: bool,
+    /// Why it must not be used.
+    pub rejected: Option<String>,
+}
+
+impl TuneRecord {
+    /// Every candidate: the winner, the others from fast to slow, the rejected, and those of `pruned`, the
+    /// candidates that were rejected before they were rendered.
+    pub fn rows(&self, pruned: &[Rejection]) -> Vec<Row> {
+        let best = self.winner().and_then(|winner| winner.median_us());
+        let mut rows: Vec<Row> = self
+            .candidates()
+            .iter()
+            .map(|timing| {
+                let candidate = &timing.candidate;
+                let (median_us, eliminated, rejected) = match &timing.outcome {
+                    Outcome::Timed { median_us, eliminated, .. } => (Some(*median_us), *eliminated, None),
+                    Outcome::Rejected { reason, median_us } => (*median_us, false, Some(reason.clone())),
+                };
+                Row {
+                    winner: self
+                        .winner()
+                        .is_some_and(|winner| winner.candidate.fingerprint == candidate.fingerprint),
+                    fingerprint: Some(candidate.fingerprint.clone()),
+                    schedule: candidate.schedule.to_string(),
+                    registers: candidate.registers,
+                    smem_bytes: Some(candidate.smem_bytes),
+                    blocks_per_sm: candidate.blocks_per_sm,
+                    compile_ms: candidate.compile_ms,
+                    median_us,
+                    relative: median_us.zip(best).map(|(median, best)| median / best),
+                    eliminated,
+                    rejected,
+                }
+            })
+            .collect();
+        rows.extend(pruned.iter().map(|rejection| Row {
+            winner: false,
+            fingerprint: None,
+            schedule: rejection.schedule.to_string(),
+            registers: None,
+            smem_bytes: None,
+            blocks_per_sm: None,
+            compile_ms: None,
+            median_us: None,
+            relative: None,
+            eliminated: false,
+            rejected: Some(rejection.reason.to_string()),
+        }));
+        // Stable: what is equal keeps the order of the declaration.
+        rows.sort_by(|a, b| {
+            let key = |row: &Row| (!row.winner, row.rejected.is_some(), row.fingerprint.is_none());
+            let median = |row: &Row| row.median_us.unwrap_or(f64::INFINITY);
+            key(a).cmp(&key(b)).then(median(a).total_cmp(&median(b)))
+        });
+        rows
+    }
+
+    /// The table of candidates as text: two lines that say what was tuned, a line for each candidate, the winner
+    /// marked `*`. For `pruned` see [`rows`](Self::rows).
+    pub fn explain(&self, pruned: &[Rejection]) -> String {
+        let mut table = Table::new();
+        table.load_style(STYLE);
+        table.set_header([
+            "",
+            "schedule",
+            "registers",
+            "shared",
+            "blocks/SM",
+            "compile ms",
+            "median µs",
+            "relative",
+            "",
+        ]);
+        for row in self.rows(pruned) {
+            let note = match (&row.rejected, row.eliminated) {
+                (Some(reason), _) => format!("rejected: {}", one_line(reason)),
+                (None, true) => "left early".to_owned(),
+                (None, false) => String::new(),
+            };
+            table.add_row([
+                Cell::new(if row.winner { "*" } else { "" }),
+                Cell::new(&row.schedule),
+                number(row.registers.map(|n| n.to_string())),
+                number(row.smem_bytes.map(|bytes| format!("{:.1} KiB", bytes as f64 / 1024.0))),
+                number(row.blocks_per_sm.map(|n| n.to_string())),
+                number(row.compile_ms.map(|ms| format!("{ms:.0}"))),
+                number(row.median_us.map(|us| format!("{us:.1}"))),
+                number(row.relative.map(|share| format!("{share:.3}×"))),
+                Cell::new(note),
+            ]);
+        }
+        let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+        format!("{}\n{}\n\n{}\n", self.title(), self.key().bucket, lines.join("\n"))
+    }
+
+    /// The rows as JSON, with the key.
+    pub fn explain_json(&self, pruned: &[Rejection]) -> serde_json::Value {
+        serde_json::json!({ "key": self.key(), "candidates": self.rows(pruned) })
+    }
+
+    /// `forward on NVIDIA H200 (sm_90a, 132 SMs)`.
+    pub(super) fn title(&self) -> String {
+        format!("{} on {}", self.key().kernel(), self.key().device)
+    }
+}
+
+/// The first line of a reason, as a compiler's message goes on for pages, without what no text file may hold.
+pub(super) fn one_line(reason: &str) -> String {
+    const LONGEST: usize = 100;
+    let line = reason.lines().next().unwrap_or_default().trim_end();
+    let clean = line.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut short: String = clean.take(LONGEST).collect();
+    if line.chars().count() > LONGEST {
+        short.push('…');
+    }
+    short
+}
+
+fn number(text: Option<String>) -> Cell {
+    Cell::new(text.unwrap_or_else(|| "–".to_owned())).set_alignment(CellAlignment::Right)
+}

@@ -1,0 +1,10 @@
+//! The tuner with invented times: no GPU is needed.
+
+mod fake;
+mod key;
+mod lock;
+mod output;
+mod plan;
+mod race;
+mod record;
+mod synthetic;
