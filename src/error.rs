@@ -1,6 +1,7 @@
 //! The one error type of the public API.
 
 use crate::attention::HeadDimError;
+use crate::cache::CacheError;
 use crate::codegen::lower::CaptureError;
 use crate::compile::CompileError;
 use crate::device::DeviceError;
@@ -9,6 +10,7 @@ use crate::mask::MaskError;
 use crate::select::SelectError;
 use crate::tensor::TensorError;
 use crate::toolchain::ToolchainError;
+use crate::tune::PolicyError;
 
 /// Anything that can go wrong in a call. The message says what was found, what was needed and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +43,36 @@ pub enum Error {
     /// A GPU that cannot be used, or that failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// A kernel cache that cannot be used: a cubin is code, and another user could have put it there.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// `TILEWRIGHT_POLICY` names no policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// Nothing is tuned or compiled in production, and the cache does not hold what the call needs.
+    #[error(
+        "kernel `{kernel}` is not in the cache for {device} ({what}), and the policy is cache-only: fill it with `{command}`, or import a bundle"
+    )]
+    CacheOnly {
+        /// The kernel.
+        kernel: String,
+        /// The GPU.
+        device: String,
+        /// The record or the cubin that is missing.
+        what: String,
+        /// What fills it.
+        command: String,
+    },
+    /// No candidate passed the checks of the tuner.
+    #[error("kernel `{kernel}` cannot be tuned on {device}: {reason}")]
+    Tune {
+        /// The kernel.
+        kernel: String,
+        /// The GPU.
+        device: String,
+        /// What became of the candidates.
+        reason: String,
+    },
     /// Captures that do not match a device function's parameters.
     #[error(transparent)]
     Capture(#[from] CaptureError),

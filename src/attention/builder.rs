@@ -3,6 +3,7 @@
 use super::{Attention, HeadDim, Pipeline, Rule};
 use crate::device::Device;
 use crate::tensor::TensorError;
+use crate::tune::Policy;
 use crate::{BlockSize, DType, Error, MaskMod, ScoreMod, Selection};
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ pub struct AttentionBuilder {
     scale: Option<f32>,
     score_mod: Option<Arc<dyn ScoreMod>>,
     mask_mod: Option<Arc<dyn MaskMod>>,
+    policy: Option<Policy>,
 }
 
 impl AttentionBuilder {
@@ -28,6 +30,7 @@ impl AttentionBuilder {
             scale: None,
             score_mod: None,
             mask_mod: None,
+            policy: None,
         }
     }
 
@@ -62,7 +65,14 @@ impl AttentionBuilder {
         self
     }
 
-    /// Makes the attention for a device. On a GPU this compiles the kernels that are not loaded yet.
+    /// How schedules are chosen on a GPU; `TILEWRIGHT_POLICY`, else [`Policy::Tune`], when not given.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = Some(policy);
+        self
+    }
+
+    /// Makes the attention for a device. On a GPU the kernels are compiled and tuned at
+    /// the first call of a size, and found in the cache by every later process.
     ///
     /// # Errors
     /// [`Error::Tensor`] unless the dtype is f16 or bf16, [`Error::Select`] for a share outside (0, 1],
@@ -84,7 +94,13 @@ impl AttentionBuilder {
             score_mod: self.score_mod,
             mask_mod: self.mask_mod,
         };
-        let pipeline = device.as_cuda().map(|device| Pipeline::new(device, &rule)).transpose()?;
+        let pipeline = match device.as_cuda() {
+            Some(device) => {
+                let policy = self.policy.map_or_else(Policy::from_env, Ok)?;
+                Some(Pipeline::new(device, &rule, policy)?)
+            }
+            None => None,
+        };
         Ok(Attention { device: device.clone(), rule: Arc::new(rule), pipeline })
     }
 }

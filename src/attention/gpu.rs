@@ -4,41 +4,50 @@ use super::Rule;
 use crate::codegen::lower::{DeviceFunction, FunctionKind};
 use crate::device::{CudaDevice, Device};
 use crate::kernels::{classify, forward, pool, score, select, transpose};
-use crate::launch::{FunctionArgs, Kernel, Request, load};
+use crate::launch::{FunctionArgs, Outputs, Request, Tolerance, Tuned};
+use crate::tune::{Policy, Workload};
 use crate::{BlockIndex, BlockMask, DType, DeviceFn, Error, Tensor};
 use std::sync::Arc;
 
-/// Loaded kernels and the functions' captures.
+/// The kernels of the chain, each with its tuning space, and the functions' captures.
+#[derive(Clone)]
 pub(super) struct Pipeline {
     device: Device,
     /// Absent when nothing is selected.
     rank: Option<Rank>,
     /// Absent without a mask function.
-    classify: Option<(Kernel, Arc<FunctionArgs>)>,
-    select: Kernel,
-    transpose: Kernel,
-    forward: Kernel,
+    classify: Option<(Tuned, Arc<FunctionArgs>)>,
+    select: Tuned,
+    transpose: Tuned,
+    forward: Tuned,
     functions: Arc<FunctionArgs>,
 }
 
 /// Block means and their products.
+#[derive(Clone)]
 struct Rank {
-    pool_q: Kernel,
-    pool_kv: Kernel,
-    score: Kernel,
+    pool_q: Tuned,
+    pool_kv: Tuned,
+    score: Tuned,
 }
 
+/// How far apart the outputs of two schedules of the forward may be: each rounds P to the dtype in its own places.
+const FORWARD_TOLERANCE: f64 = 1e-2;
+
 impl Pipeline {
-    /// Loads every kernel the rule needs, compiling in parallel.
-    pub(super) fn new(cuda: &CudaDevice, rule: &Rule) -> Result<Self, Error> {
-        let score_mod = parse(FunctionKind::ScoreMod, rule.score_mod.as_deref().map(|f| f as &dyn DeviceFn))?;
-        let mask_mod = parse(FunctionKind::MaskMod, rule.mask_mod.as_deref().map(|f| f as &dyn DeviceFn))?;
+    /// Prepares the tuning space of every kernel the rule needs. What is compiled is decided at the first call.
+    pub(super) fn new(cuda: &CudaDevice, rule: &Rule, policy: Policy) -> Result<Self, Error> {
+        let score_fn = rule.score_mod.as_deref().map(|f| f as &dyn DeviceFn);
+        let mask_fn = rule.mask_mod.as_deref().map(|f| f as &dyn DeviceFn);
+        let score_mod = parse(FunctionKind::ScoreMod, score_fn)?;
+        let mask_mod = parse(FunctionKind::MaskMod, mask_fn)?;
         let (block_q, block_kv) = (rule.blocks.q() as i64, rule.blocks.kv() as i64);
         let tile = rule.head_dim.tile() as i64;
+        let tuned = |request: Request| Tuned::new(cuda, &request, policy);
         let pool = |block: i64| {
-            Request::new(&pool::SOURCE).value("T", rule.dtype).value("D", tile).value("BLOCK", block)
+            tuned(Request::new(&pool::SOURCE).value("T", rule.dtype).value("D", tile).value("BLOCK", block))
         };
-        let mut requests = vec![
+        let forward = tuned(
             Request::new(&forward::SOURCE)
                 .value("T", rule.dtype)
                 .value("D", tile)
@@ -46,54 +55,47 @@ impl Pipeline {
                 .value("BLOCK_KV", block_kv)
                 .function("score_mod", score_mod.as_ref())
                 .function("mask_mod", mask_mod.as_ref()),
-            Request::new(&select::SOURCE),
-            Request::new(&transpose::SOURCE),
-        ];
-        if mask_mod.is_some() {
-            let request =
-                Request::new(&classify::SOURCE).value("BLOCK_Q", block_q).value("BLOCK_KV", block_kv);
-            requests.push(request.function("mask_mod", mask_mod.as_ref()));
-        }
-        if rule.selection.is_some() {
-            requests.extend([pool(block_q), pool(block_kv), Request::new(&score::SOURCE)]);
-        }
-        let mut kernels = load(cuda, &requests)?.into_iter();
-        let mut next = || kernels.next().expect("a kernel for every request");
-        let (forward, select, transpose) = (next(), next(), next());
-        let mask_fn = rule.mask_mod.as_deref().map(|f| f as &dyn DeviceFn);
-        let score_fn = rule.score_mod.as_deref().map(|f| f as &dyn DeviceFn);
-        let functions =
-            Arc::new(FunctionArgs::new(cuda, &forward.variant().candidate.spec, &[score_fn, mask_fn])?);
+        )?;
         let classify = match mask_fn {
             Some(_) => {
-                let kernel = next();
-                let args = FunctionArgs::new(cuda, &kernel.variant().candidate.spec, &[mask_fn])?;
+                let request =
+                    Request::new(&classify::SOURCE).value("BLOCK_Q", block_q).value("BLOCK_KV", block_kv);
+                let kernel = tuned(request.function("mask_mod", mask_mod.as_ref()))?;
+                let args = FunctionArgs::new(cuda, kernel.spec(), &[mask_fn])?;
                 Some((kernel, Arc::new(args)))
             }
             None => None,
         };
-        let rank = rule.selection.is_some().then(|| Rank { pool_q: next(), pool_kv: next(), score: next() });
+        let rank = match rule.selection {
+            Some(_) => Some(Rank {
+                pool_q: pool(block_q)?,
+                pool_kv: pool(block_kv)?,
+                score: tuned(Request::new(&score::SOURCE))?,
+            }),
+            None => None,
+        };
+        let functions = Arc::new(FunctionArgs::new(cuda, forward.spec(), &[score_fn, mask_fn])?);
         Ok(Pipeline {
             device: Device::Cuda(cuda.clone()),
             rank,
             classify,
-            select,
-            transpose,
+            select: tuned(Request::new(&select::SOURCE))?,
+            transpose: tuned(Request::new(&transpose::SOURCE))?,
             forward,
             functions,
         })
     }
 
-    /// The kernels in the order they run.
-    pub(super) fn kernels(&self) -> Vec<&Kernel> {
+    /// The stages in the order they run.
+    pub(super) fn stages(&self) -> impl Iterator<Item = &Tuned> {
         let rank = self.rank.iter().flat_map(|rank| [&rank.pool_q, &rank.pool_kv, &rank.score]);
         let classify = self.classify.iter().map(|(kernel, _)| kernel);
-        rank.chain(classify).chain([&self.select, &self.transpose, &self.forward]).collect()
+        rank.chain(classify).chain([&self.select, &self.transpose, &self.forward])
     }
 
     /// The same chain on another stream of the same GPU.
     pub(super) fn on(&self, cuda: &CudaDevice) -> Self {
-        let on = |kernel: &Kernel| kernel.on(cuda);
+        let on = |kernel: &Tuned| kernel.on(cuda);
         Pipeline {
             device: Device::Cuda(cuda.clone()),
             rank: self.rank.as_ref().map(|rank| Rank {
@@ -142,7 +144,8 @@ impl Pipeline {
         })
     }
 
-    /// Fills the lists of `buffers` for `q` and `k`. Launches only: nothing is allocated and nothing waits.
+    /// Fills the lists of `buffers` for `q` and `k`. Launches only, once the kernels are chosen: nothing is allocated and
+    /// nothing waits.
     pub(super) fn select(
         &self,
         rule: &Rule,
@@ -150,45 +153,77 @@ impl Pipeline {
         k: &Tensor,
         buffers: &mut MaskBuffers,
     ) -> Result<(), Error> {
-        if let (Some(Rank { pool_q, pool_kv, score }), Some((q_mean, k_mean))) =
-            (&self.rank, &mut buffers.means)
-        {
-            pool_q.launch(&pool::Args { x: q, mean: q_mean }, None)?;
-            pool_kv.launch(&pool::Args { x: k, mean: k_mean }, None)?;
-            let args = score::Args { q_mean, k_mean, logits: &mut buffers.logits, scale: rule.scale };
-            score.launch(&args, None)?;
+        let workload = workload(rule, q, k);
+        let MaskBuffers { means, logits, classes, keep, kv, full_kv, by_kv, full_by_kv } = buffers;
+        if let (Some(rank), Some((q_mean, k_mean))) = (&self.rank, &mut *means) {
+            let close = |tensor: &Tensor| Outputs::new(vec![tensor.clone()], Tolerance::Close(1e-5));
+            let outputs = rank.pool_q.outputs(&workload, || close(q_mean));
+            rank.pool_q.run(&workload, outputs, &mut |kernel| {
+                kernel.launch(&pool::Args { x: q, mean: q_mean }, None)
+            })?;
+            let outputs = rank.pool_kv.outputs(&workload, || close(k_mean));
+            rank.pool_kv.run(&workload, outputs, &mut |kernel| {
+                kernel.launch(&pool::Args { x: k, mean: k_mean }, None)
+            })?;
+            let outputs = rank.score.outputs(&workload, || close(logits));
+            rank.score.run(&workload, outputs, &mut |kernel| {
+                kernel.launch(&score::Args { q_mean, k_mean, logits, scale: rule.scale }, None)
+            })?;
         }
-        if let (Some((kernel, functions)), Some(classes)) = (&self.classify, &mut buffers.classes) {
-            let args = classify::Args { classes, seq_q: q.shape()[2] as i32, seq_kv: k.shape()[2] as i32 };
-            kernel.launch(&args, Some(functions))?;
+        if let (Some((kernel, functions)), Some(classes)) = (&self.classify, &mut *classes) {
+            let (seq_q, seq_kv) = (q.shape()[2] as i32, k.shape()[2] as i32);
+            let outputs = kernel.outputs(&workload, || Outputs::new(vec![classes.clone()], Tolerance::Exact));
+            kernel.run(&workload, outputs, &mut |kernel| {
+                kernel.launch(&classify::Args { classes, seq_q, seq_kv }, Some(functions))
+            })?;
         }
-        let (full_kv_counts, full_kv_indices) = parts(&mut buffers.full_kv);
-        self.select.launch(
-            &select::Args {
-                logits: &mut buffers.logits,
-                classes: buffers.classes.as_ref(),
-                kv_counts: &mut buffers.kv.counts,
-                kv_indices: &mut buffers.kv.indices,
+        let outputs = self.select.outputs(&workload, || {
+            let full = full_kv.as_ref().map(|full| full.counts.clone());
+            let tensors = [Some(kv.counts.clone()), full, Some(keep.clone())];
+            Outputs::new(tensors.into_iter().flatten().collect(), Tolerance::Mostly(0.01))
+        });
+        // Long rows are worked on in place: what one candidate leaves is no input for the next.
+        let again = match &self.rank {
+            Some(rank) if outputs.is_some() && logits.shape()[3] > LONG_ROW => rank.score.current(),
+            _ => None,
+        };
+        let (top_k, top_p) =
+            // Without a rule every admissible block is kept: a mass of 1 is all of them.
+            rule.selection.map_or((0.0, 1.0), |selection| (selection.k_f32(), selection.p_f32()));
+        self.select.run(&workload, outputs, &mut |kernel| {
+            if let (Some(score), Some((q_mean, k_mean))) = (&again, &means) {
+                score.launch(&score::Args { q_mean, k_mean, logits, scale: rule.scale }, None)?;
+            }
+            let (full_kv_counts, full_kv_indices) = parts(full_kv);
+            let args = select::Args {
+                logits,
+                classes: classes.as_ref(),
+                kv_counts: &mut kv.counts,
+                kv_indices: &mut kv.indices,
                 full_kv_counts,
                 full_kv_indices,
-                keep: &mut buffers.keep,
-                // Without a rule every admissible block is kept: a mass of 1 is all of them.
-                top_k: rule.selection.map_or(0.0, |selection| selection.k_f32()),
-                top_p: rule.selection.map_or(1.0, |selection| selection.p_f32()),
-            },
-            None,
-        )?;
-        let (full_q_counts, full_q_indices) = parts(&mut buffers.full_by_kv);
-        self.transpose.launch(
-            &transpose::Args {
-                keep: &buffers.keep,
-                q_counts: &mut buffers.by_kv.counts,
-                q_indices: &mut buffers.by_kv.indices,
+                keep,
+                top_k,
+                top_p,
+            };
+            kernel.launch(&args, None)
+        })?;
+        let outputs = self.transpose.outputs(&workload, || {
+            let full = full_by_kv.as_ref().map(|full| full.counts.clone());
+            let tensors = [Some(by_kv.counts.clone()), Some(by_kv.indices.clone()), full];
+            Outputs::new(tensors.into_iter().flatten().collect(), Tolerance::Exact)
+        });
+        self.transpose.run(&workload, outputs, &mut |kernel| {
+            let (full_q_counts, full_q_indices) = parts(full_by_kv);
+            let args = transpose::Args {
+                keep,
+                q_counts: &mut by_kv.counts,
+                q_indices: &mut by_kv.indices,
                 full_q_counts,
                 full_q_indices,
-            },
-            None,
-        )
+            };
+            kernel.launch(&args, None)
+        })
     }
 
     /// Attention over the kept blocks, into `out` and `lse`.
@@ -200,20 +235,39 @@ impl Pipeline {
         out: &mut Tensor,
         lse: &mut Tensor,
     ) -> Result<(), Error> {
-        let args = forward::Args {
-            q,
-            k,
-            v,
-            kv_counts: &mask.kv().counts,
-            kv_indices: &mask.kv().indices,
-            full_kv_counts: mask.full_kv().map(|full| &full.counts),
-            full_kv_indices: mask.full_kv().map(|full| &full.indices),
-            out,
-            lse,
-            scale: rule.scale,
-        };
-        self.forward.launch(&args, Some(&self.functions))
+        let workload = workload(rule, q, k);
+        let outputs = self.forward.outputs(&workload, || {
+            Outputs::new(vec![out.clone(), lse.clone()], Tolerance::Close(FORWARD_TOLERANCE))
+        });
+        self.forward.run(&workload, outputs, &mut |kernel| {
+            let args = forward::Args {
+                q,
+                k,
+                v,
+                kv_counts: &mask.kv().counts,
+                kv_indices: &mask.kv().indices,
+                full_kv_counts: mask.full_kv().map(|full| &full.counts),
+                full_kv_indices: mask.full_kv().map(|full| &full.indices),
+                out,
+                lse,
+                scale: rule.scale,
+            };
+            kernel.launch(&args, Some(&self.functions))
+        })
     }
+}
+
+/// Key blocks from which `select` may overwrite its logits: 12 a thread of its smallest schedule.
+const LONG_ROW: usize = 12 * 64;
+
+/// The sizes the tuner goes by. The density is what the rule asks for: the mask's own is on the GPU, and reading it
+/// would make every call wait.
+fn workload(rule: &Rule, q: &Tensor, k: &Tensor) -> Workload {
+    let density = rule.selection.map_or(1.0, |selection| match (selection.k(), selection.p()) {
+        (Some(k), _) => k,
+        (None, p) => p.unwrap_or(1.0),
+    });
+    Workload { batch: q.shape()[0], heads: q.shape()[1], seq_q: q.shape()[2], seq_kv: k.shape()[2], density }
 }
 
 /// What the kernels of the selection write.

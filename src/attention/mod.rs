@@ -25,7 +25,7 @@ pub use head_dim::{HeadDim, HeadDimError};
 pub use workspace::Workspace;
 
 use crate::device::Device;
-use crate::launch::Kernel;
+use crate::launch::{Choice, Kernel, Tuned};
 use crate::operands::Shape;
 use crate::tensor::TensorError;
 use crate::{BlockMask, BlockSize, DType, Error, MaskMod, ScoreMod, Selection, Tensor, cpu};
@@ -84,9 +84,14 @@ impl Attention {
         self.rule.scale
     }
 
-    /// The loaded kernels, in the order they run; none on the CPU.
-    pub fn kernels(&self) -> Vec<&Kernel> {
-        self.pipeline.as_ref().map(Pipeline::kernels).unwrap_or_default()
+    /// The kernels in use, in the order they run: those of the last call; none before the first, and none on the CPU.
+    pub fn kernels(&self) -> Vec<Kernel> {
+        self.pipeline.iter().flat_map(Pipeline::stages).filter_map(Tuned::current).collect()
+    }
+
+    /// What was chosen for each kernel of the last call, and why.
+    pub fn choices(&self) -> Vec<Choice> {
+        self.pipeline.iter().flat_map(Pipeline::stages).filter_map(Tuned::choice).collect()
     }
 
     /// Selects blocks, then attends to them. Nothing is copied to the host.

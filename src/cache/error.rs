@@ -100,3 +100,10 @@ pub enum CacheError {
         source: std::io::Error,
     },
 }
+
+impl CacheError {
+    /// Whether somebody else could have put something into the folder: then nothing is to be run from it.
+    pub fn is_unsafe(&self) -> bool {
+        matches!(self, CacheError::Owner { .. } | CacheError::Writable { .. })
+    }
+}

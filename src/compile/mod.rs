@@ -105,11 +105,16 @@ pub fn compile_all(
         on_done(&CompileResult { job, result: &result });
         result
     };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(jobs.len());
+    in_parallel(&jobs, compile)
+}
+
+/// Calls `work` for every item on all cores, on threads whose stacks are deep enough for NVRTC; results keep the order.
+pub(crate) fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync + Send) -> Vec<R> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
     match rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK_BYTES).build() {
-        Ok(pool) => pool.install(|| jobs.par_iter().with_max_len(1).map(compile).collect()),
+        Ok(pool) => pool.install(|| items.par_iter().with_max_len(1).map(&work).collect()),
         // A system that grants no more threads still compiles.
-        Err(_) => jobs.iter().map(compile).collect(),
+        Err(_) => items.iter().map(work).collect(),
     }
 }
 

@@ -203,6 +203,31 @@ impl CudaDevice {
         cuda("cuMemsetD8Async", set)
     }
 
+    /// Whether what is put on the stream goes into a graph instead of running.
+    ///
+    /// # Errors
+    /// An error of the driver's.
+    pub fn is_capturing(&self) -> Result<bool, DeviceError> {
+        let status = cuda("cuStreamIsCapturing", self.stream().capture_status())?;
+        Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
+    /// Sets every byte of memory at an address.
+    ///
+    /// # Errors
+    /// An error of the driver's.
+    ///
+    /// # Safety
+    /// There are `bytes` bytes of this GPU's memory at `address`, and nothing else uses them meanwhile.
+    pub(crate) unsafe fn set_bytes(&self, address: u64, byte: u8, bytes: usize) -> Result<(), DeviceError> {
+        cuda("cuCtxSetCurrent", self.inner.context.bind_to_thread())?;
+        let stream = self.stream().cu_stream();
+        // SAFETY: the caller's.
+        cuda("cuMemsetD8Async", unsafe {
+            cudarc::driver::result::memset_d8_async(address, byte, bytes, stream)
+        })
+    }
+
     /// Waits until all work is done. An error of a kernel shows here at the latest.
     ///
     /// # Errors
@@ -320,6 +345,8 @@ fn inquire(context: &CudaContext, driver_version: (i32, i32)) -> Result<DeviceIn
         smem_optin_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         registers_per_sm: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR)?,
         l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
+        memory_clock_khz: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)
+            .map_or(0, |khz| u32::try_from(khz).unwrap_or_default()),
         total_memory: cuda("cuDeviceTotalMem", context.total_mem())?,
         name,
         driver_version,

@@ -123,6 +123,20 @@ pub enum DeviceError {
 }
 
 impl DeviceError {
+    /// Whether the driver refused to start a kernel: another variant may do, and the GPU is as it was.
+    pub fn is_refused_launch(&self) -> bool {
+        match self {
+            Self::TooMuch { .. } => true,
+            Self::Cuda { call: "cuLaunchKernel", code_name, .. } => matches!(
+                code_name.as_str(),
+                "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"
+                    | "CUDA_ERROR_NO_BINARY_FOR_GPU"
+                    | "CUDA_ERROR_INVALID_IMAGE"
+            ),
+            _ => false,
+        }
+    }
+
     /// An error of the driver's while it was doing `call`.
     pub(super) fn cuda(call: &'static str, error: DriverError) -> Self {
         Self::Cuda {

@@ -103,6 +103,8 @@ pub struct DeviceInfo {
     pub l2_bytes: usize,
     /// The size of its memory in bytes.
     pub total_memory: usize,
+    /// The highest clock of its memory in kHz; 0 where the driver does not say.
+    pub memory_clock_khz: u32,
     /// The newest CUDA version the driver knows, major and minor.
     pub driver_version: (i32, i32),
 }

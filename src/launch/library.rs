@@ -1,16 +1,15 @@
 //! From specs to loaded kernels, each variant once a process.
 
-use super::{BindError, FunctionArgs, KernelArgs};
+use super::kernel::{Compiled, Kernel};
+use super::store::Store;
 use crate::Error;
+use crate::cache::Origin;
 use crate::codegen::lower::DeviceFunction;
-use crate::codegen::{Arch, Candidate, Generator, KernelSource, Value, Variant};
-use crate::compile::{CompileJob, Cubin, PtxasReport, compile_all};
-use crate::device::{CudaDevice, LoadedKernel};
-use crate::tensor::place_name;
-use crate::toolchain::Toolchain;
+use crate::codegen::{Arch, Candidate, Generator, KernelSource, KernelSpec, Value, Variant};
+use crate::compile::PtxasReport;
+use crate::device::CudaDevice;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex};
-use std::time::Duration;
 
 /// A kernel wanted: its source, a value for every specialisation parameter, its device functions.
 pub struct Request {
@@ -45,100 +44,29 @@ impl Request {
         let (generator, candidates) = self.candidates(device.arch().parse()?)?;
         let variants =
             candidates.iter().map(|candidate| generator.render(candidate)).collect::<Result<Vec<_>, _>>()?;
-        let kernels = load_variants(device, variants)?;
+        let kernels = load_variants(device, &variants.iter().collect::<Vec<_>>(), |_| {})?;
         Ok(kernels.into_iter().flatten().collect())
     }
 
     /// The candidates of this request on an architecture, rendered lazily by the generator returned with them.
-    pub(crate) fn candidates(&self, arch: Arch) -> Result<(Generator, Vec<Candidate>), Error> {
+    fn candidates(&self, arch: Arch) -> Result<(Generator, Vec<Candidate>), Error> {
         let generator = Generator::new(self.source)?;
+        let accepted = generator.candidates(&self.spec(&generator)?, arch)?.accepted;
+        Ok((generator, accepted))
+    }
+
+    /// The kernel's files.
+    pub(super) fn source(&self) -> &'static KernelSource {
+        self.source
+    }
+
+    /// What is computed.
+    pub(super) fn spec(&self, generator: &Generator) -> Result<Arc<KernelSpec>, Error> {
         let mut spec = generator.spec(&self.values)?;
         for (slot, function) in &self.functions {
             spec = spec.with_function(slot, function.clone())?;
         }
-        let accepted = generator.candidates(&Arc::new(spec), arch)?.accepted;
-        Ok((generator, accepted))
-    }
-}
-
-/// A loaded kernel with what was chosen and what ptxas reported, and the stream its launches go to.
-#[derive(Clone)]
-pub struct Kernel {
-    compiled: Arc<Compiled>,
-    device: CudaDevice,
-}
-
-/// What a kernel is on every stream.
-struct Compiled {
-    variant: Variant,
-    report: PtxasReport,
-    compile_time: Duration,
-    loaded: LoadedKernel,
-}
-
-impl Kernel {
-    /// The variant: name, fingerprint, source, candidate.
-    pub fn variant(&self) -> &Variant {
-        &self.compiled.variant
-    }
-
-    /// Registers, spills and shared memory as ptxas reported them.
-    pub fn report(&self) -> &PtxasReport {
-        &self.compiled.report
-    }
-
-    /// How long NVRTC took.
-    pub fn compile_time(&self) -> Duration {
-        self.compiled.compile_time
-    }
-
-    /// The same kernel with its launches on another stream of the same GPU.
-    pub(crate) fn on(&self, device: &CudaDevice) -> Self {
-        Kernel { compiled: self.compiled.clone(), device: device.clone() }
-    }
-
-    /// Blocks that fit a multiprocessor at once.
-    ///
-    /// # Errors
-    /// A driver error.
-    pub fn blocks_per_sm(&self) -> Result<u32, Error> {
-        let budget = &self.compiled.variant.candidate.budget;
-        Ok(self.compiled.loaded.blocks_per_sm(budget.threads as u32, budget.smem_bytes as u32)?)
-    }
-
-    /// Checks the arguments and puts the launch on the device's stream.
-    ///
-    /// # Errors
-    /// [`BindError`] for arguments the declaration does not allow; a device error when the driver refuses.
-    pub fn launch<A: KernelArgs>(&self, args: &A, functions: Option<&FunctionArgs>) -> Result<(), Error> {
-        let Compiled { variant, loaded, .. } = &*self.compiled;
-        let device = &self.device;
-        let bound = args.bind(&variant.candidate)?;
-        let here = device.info().ordinal;
-        if let Some((arg, ordinal)) = bound.on.filter(|(_, ordinal)| *ordinal != here) {
-            let (found, needed) = (place_name(Some(ordinal)), place_name(Some(here)));
-            return Err(BindError::Place { kernel: A::KERNEL, arg, found, needed }.into());
-        }
-        let budget = &variant.candidate.budget;
-        // SAFETY: `Params` is a `repr(C)` struct of plain numbers whose size and offsets are asserted; what would be padding is a
-        // member of its own, so every byte of it is defined.
-        let params = unsafe {
-            std::slice::from_raw_parts((&raw const bound.params).cast::<u8>(), size_of::<A::Params>())
-        };
-        let with_functions = [params, functions.map_or(&[][..], FunctionArgs::bytes)];
-        let params = if functions.is_some() { &with_functions[..] } else { &with_functions[..1] };
-        // SAFETY: the tensors are on this device with the extents in `Params`; their storage
-        // is freed on the same stream, after this launch.
-        unsafe {
-            loaded.launch(
-                device.stream(),
-                bound.grid,
-                budget.threads as u32,
-                budget.smem_bytes as u32,
-                params,
-            )?;
-        }
-        Ok(())
+        Ok(Arc::new(spec))
     }
 }
 
@@ -186,62 +114,56 @@ fn compile_round(device: &CudaDevice, searches: &mut [Search]) -> Result<(), Err
         };
         variants.push(search.generator.render(&candidate)?);
     }
-    for (search, kernel) in waiting.into_iter().zip(load_variants(device, variants)?) {
-        search.found = kernel;
+    let kernels = load_variants(device, &variants.iter().collect::<Vec<_>>(), |_| {})?;
+    for (search, kernel) in waiting.into_iter().zip(kernels) {
+        search.found = kernel.ok();
     }
     Ok(())
 }
 
-/// Loads variants, compiling those not loaded yet in parallel; `None` for those that spill.
-fn load_variants(device: &CudaDevice, variants: Vec<Variant>) -> Result<Vec<Option<Kernel>>, Error> {
+/// Loads variants: those not loaded yet from the cache, or compiled in parallel, `compiled` being told of each (whether
+/// it was). The reason stands in for one that spills.
+pub(super) fn load_variants(
+    device: &CudaDevice,
+    variants: &[&Variant],
+    compiled: impl Fn(bool) + Sync + Send,
+) -> Result<Vec<Result<Kernel, String>>, Error> {
     // Two threads that want the same kernel compile it once: the second finds it loaded.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let key = |variant: &Variant| (device.info().ordinal, variant.fingerprint.clone());
     let unknown: Vec<&Variant> = {
         let loaded = lock();
-        variants.iter().filter(|variant| !loaded.contains_key(&key(variant))).collect()
+        variants.iter().copied().filter(|variant| !loaded.contains_key(&key(variant))).collect()
     };
-    if !unknown.is_empty() {
-        let toolchain = toolchain()?;
-        device.check_toolchain(&toolchain)?;
-        let jobs = unknown
-            .iter()
-            .map(|variant| CompileJob {
-                name: variant.name.clone(),
-                source: variant.source.clone(),
-                arch: device.arch().to_owned(),
-            })
-            .collect();
-        let cubins = compile_all(&toolchain, jobs, |_| {});
-        for (variant, cubin) in unknown.into_iter().zip(cubins) {
-            let cubin: Cubin = cubin?;
-            if cubin.report.spills() {
-                tracing::debug!(variant = variant.name, "spills: not a candidate");
-                continue;
-            }
-            let loaded = device.load(&cubin)?;
-            let Cubin { report, compile_time, .. } = cubin;
-            let compiled = Compiled { variant: variant.clone(), report, compile_time, loaded };
-            lock().insert(key(variant), Arc::new(compiled));
+    let done = |origin| compiled(origin == Origin::Compiled);
+    let cubins = Store::global()?.cubins(device.arch(), &unknown, done);
+    let mut failed = HashMap::new();
+    for (variant, cubin) in unknown.into_iter().zip(cubins) {
+        let loaded = cubin.and_then(|cubin| match cubin.report.spills() {
+            true => Ok(Err(spills(&cubin.report))),
+            false => Ok(Ok(Compiled::load(device, variant.clone(), cubin)?)),
+        });
+        match loaded? {
+            Ok(kernel) => drop(lock().insert(key(variant), Arc::new(kernel))),
+            Err(reason) => drop(failed.insert(key(variant), reason)),
         }
     }
     let loaded = lock();
-    let kernel = |compiled: &Arc<Compiled>| Kernel { compiled: compiled.clone(), device: device.clone() };
-    Ok(variants.iter().map(|variant| loaded.get(&key(variant)).map(kernel)).collect())
+    Ok(variants
+        .iter()
+        .map(|variant| match loaded.get(&key(variant)) {
+            Some(compiled) => Ok(Kernel::new(compiled.clone(), device)),
+            None => Err(failed.get(&key(variant)).cloned().unwrap_or_default()),
+        })
+        .collect())
+}
+
+fn spills(report: &PtxasReport) -> String {
+    format!("it spills {} bytes of registers", report.spill_store_bytes.max(report.spill_load_bytes))
 }
 
 fn lock() -> std::sync::MutexGuard<'static, Loaded> {
     // A panic elsewhere cannot leave the map half-written: insert is its only change.
     LOADED.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-/// The process's toolchain, found (or installed, with a line on standard error) at the first compile.
-fn toolchain() -> Result<Toolchain, Error> {
-    static FOUND: Mutex<Option<Toolchain>> = Mutex::new(None);
-    let mut found = FOUND.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if found.is_none() {
-        *found = Some(Toolchain::find()?);
-    }
-    Ok(found.clone().expect("set above"))
 }

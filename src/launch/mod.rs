@@ -20,12 +20,20 @@
 mod bind;
 mod error;
 mod functions;
+mod kernel;
 mod library;
+mod store;
+mod trial;
+mod tuned;
 
 pub use bind::{Binder, Bound, BoundTensor, Dim};
 pub use error::BindError;
 pub use functions::FunctionArgs;
-pub use library::{Kernel, Request, load};
+pub use kernel::Kernel;
+pub use library::{Request, load};
+pub(crate) use trial::{Outputs, Tolerance};
+pub use tuned::Choice;
+pub(crate) use tuned::Tuned;
 
 use crate::codegen::Candidate;
 

@@ -94,6 +94,16 @@ impl Tensor {
         Ok(())
     }
 
+    /// Fills the elements of a contiguous tensor of this library's own with 0xFF bytes, whoever shares it: the tuner does so
+    /// before a candidate writes it.
+    pub(crate) fn poison(&self, device: &CudaDevice) -> Result<(), Error> {
+        if let Storage::Cuda(storage) = &self.storage {
+            // SAFETY: the storage is that large and lives on; work on it is ordered by the stream.
+            unsafe { device.set_bytes(storage.buffer.address(), 0xFF, storage.buffer.len())? };
+        }
+        Ok(())
+    }
+
     fn is_on(&self, device: &Device) -> bool {
         self.ordinal() == device.as_cuda().map(|device| device.info().ordinal)
     }

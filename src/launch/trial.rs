@@ -1,0 +1,149 @@
+//! Candidates on the GPU as the tuner sees them: checked on the call's own tensors, timed by CUDA events.
+
+use super::Kernel;
+use crate::device::{CudaDevice, DeviceError};
+use crate::tune::Bench;
+use crate::{DType, Error, Tensor};
+
+/// How far a candidate's outputs may be from those of the first one that ran.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Tolerance {
+    /// Not at all.
+    Exact,
+    /// By this relative Frobenius distance: schedules sum in different orders.
+    Close(f64),
+    /// In this share of the elements: a row whose mass lands on p within rounding keeps a block more or less.
+    Mostly(f64),
+}
+
+/// What a launch writes, sharing the storage of its arguments.
+pub(crate) struct Outputs {
+    tensors: Vec<Tensor>,
+    tolerance: Tolerance,
+}
+
+impl Outputs {
+    pub(crate) fn new(tensors: Vec<Tensor>, tolerance: Tolerance) -> Self {
+        Outputs { tensors, tolerance }
+    }
+
+    /// The bytes of every output.
+    fn read(&self) -> Result<Vec<Vec<f32>>, Error> {
+        self.tensors
+            .iter()
+            .map(|tensor| match tensor.dtype() {
+                DType::I32 => Ok(tensor.to_vec::<i32>()?.into_iter().map(|x| x as f32).collect()),
+                DType::U8 => Ok(tensor.to_vec::<u8>()?.into_iter().map(f32::from).collect()),
+                _ => tensor.to_f32_vec(),
+            })
+            .collect()
+    }
+
+    fn agree(&self, found: &[Vec<f32>], first: &[Vec<f32>]) -> Result<(), String> {
+        for (found, first) in found.iter().zip(first) {
+            let distance = match self.tolerance {
+                Tolerance::Close(_) => relative_distance(found, first),
+                _ => different_share(found, first),
+            };
+            let bound = match self.tolerance {
+                Tolerance::Exact => 0.0,
+                Tolerance::Close(bound) | Tolerance::Mostly(bound) => bound,
+            };
+            // Written so that a NaN fails.
+            let agrees = distance <= bound;
+            if !agrees {
+                return Err(format!(
+                    "its output is off by {distance:.1e} from the first candidate's (bound {bound:.0e})"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// ‖a − b‖ / ‖b‖ over the elements that are numbers in both; elements that are not must be alike.
+fn relative_distance(a: &[f32], b: &[f32]) -> f64 {
+    let (mut apart, mut norm) = (0f64, 0f64);
+    for (&a, &b) in a.iter().zip(b) {
+        if a.is_finite() && b.is_finite() {
+            apart += f64::from(a - b).powi(2);
+            norm += f64::from(b).powi(2);
+        } else if a != b && !(a.is_nan() && b.is_nan()) {
+            return f64::NAN;
+        }
+    }
+    if apart == 0.0 { 0.0 } else { (apart / norm).sqrt() }
+}
+
+fn different_share(a: &[f32], b: &[f32]) -> f64 {
+    let different = a.iter().zip(b).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+    different as f64 / a.len().max(1) as f64
+}
+
+/// The candidates of one race.
+pub(super) struct Trial<'a> {
+    device: &'a CudaDevice,
+    kernels: &'a [Kernel],
+    launch: &'a mut dyn FnMut(&Kernel) -> Result<(), Error>,
+    outputs: &'a Outputs,
+    first: Option<Vec<Vec<f32>>>,
+}
+
+impl<'a> Trial<'a> {
+    pub(super) fn new(
+        device: &'a CudaDevice,
+        kernels: &'a [Kernel],
+        launch: &'a mut dyn FnMut(&Kernel) -> Result<(), Error>,
+        outputs: &'a Outputs,
+    ) -> Self {
+        Trial { device, kernels, launch, outputs, first: None }
+    }
+
+    fn outputs_of(&mut self, i: usize) -> Result<Vec<Vec<f32>>, Error> {
+        // What a candidate does not write must not look right because the one before wrote it. 0xFF bytes are NaN, -1, 255.
+        for tensor in &self.outputs.tensors {
+            tensor.poison(self.device)?;
+        }
+        (self.launch)(&self.kernels[i])?;
+        self.device.synchronize()?;
+        self.outputs.read()
+    }
+}
+
+impl Bench for Trial<'_> {
+    fn len(&self) -> usize {
+        self.kernels.len()
+    }
+
+    fn name(&self, i: usize) -> &str {
+        &self.kernels[i].variant().fingerprint
+    }
+
+    fn check(&mut self, i: usize) -> Result<(), String> {
+        let found = self.outputs_of(i).map_err(|error| error.to_string())?;
+        match &self.first {
+            Some(first) => self.outputs.agree(&found, first),
+            None => {
+                self.first = Some(found);
+                Ok(())
+            }
+        }
+    }
+
+    fn time_us(&mut self, i: usize, launches: u32) -> Result<f64, String> {
+        let (mut failure, kernel) = (None, &self.kernels[i]);
+        let launch = &mut self.launch;
+        let ms = self.device.time_ms(|_| {
+            for _ in 0..launches {
+                if let Err(error) = launch(kernel) {
+                    failure.get_or_insert(error);
+                }
+            }
+            Ok::<(), DeviceError>(())
+        });
+        match failure {
+            Some(error) => Err(error.to_string()),
+            None => Ok(1e3 * f64::from(ms.map_err(|error| error.to_string())?) / f64::from(launches)),
+        }
+    }
+}
