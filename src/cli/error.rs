@@ -31,6 +31,10 @@ pub enum CliError {
     },
     #[error("cannot write to standard output: {0}")]
     Stdout(std::io::Error),
+    #[error(
+        "there is nothing to tune on the CPU: run this where the GPU is, or ask for it with `--device cuda:0`"
+    )]
+    NothingToTune,
     #[error("there is no kernel `{found}`: there are {known}")]
     NoKernel { found: String, known: String },
     #[error("there is no candidate {found}: {arch} has {count}, numbered from 0")]

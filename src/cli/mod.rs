@@ -15,6 +15,7 @@ mod run;
 mod table;
 mod tensor_file;
 mod toolchain;
+mod tune;
 mod variants;
 
 use clap::{Parser, Subcommand};
@@ -46,6 +47,8 @@ enum Command {
     Compile(compile::CompileArgs),
     /// Show the kernels there are, or one kernel's candidates, source and ptxas report.
     Inspect(inspect::InspectArgs),
+    /// Time the schedules of some shapes on this GPU, keep the fastest, and explain the choice.
+    Tune(tune::TuneArgs),
     /// List, verify, prune or clear the cache of compiled kernels.
     #[command(subcommand)]
     Cache(cache::CacheCommand),
@@ -64,6 +67,7 @@ impl Command {
             Command::Emit(args) => emit::run(args),
             Command::Compile(args) => compile::run(args),
             Command::Inspect(args) => inspect::run(args),
+            Command::Tune(args) => tune::run(args),
             Command::Cache(command) => cache::run(command),
             Command::Doctor => doctor::run(),
             Command::Toolchain(command) => toolchain::run(command),

@@ -9,6 +9,7 @@ mod robust;
 mod streams;
 #[path = "../support/mod.rs"]
 mod support;
+mod tuned;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use tilewright::Device;
@@ -18,6 +19,13 @@ type Test = (&'static str, fn(&Device) -> Result<(), Failed>);
 
 fn main() -> std::process::ExitCode {
     let arguments = Arguments::from_args();
+    let cache = tempfile::tempdir().expect("a folder for the cache");
+    // SAFETY: nothing else runs yet. The tests start from an empty cache of their own; where they do not ask for the tuner,
+    // the preferred schedule is enough.
+    unsafe {
+        std::env::set_var("TILEWRIGHT_CACHE", cache.path().join("tilewright"));
+        std::env::set_var("TILEWRIGHT_POLICY", "first-valid");
+    }
     let device = Device::cuda(0);
     if let Err(reason) = &device
         && !arguments.list
@@ -55,7 +63,7 @@ trait ConcatRefs {
     fn concat_refs(&self) -> Vec<&Test>;
 }
 
-impl ConcatRefs for [&'static [Test]; 7] {
+impl ConcatRefs for [&'static [Test]; 8] {
     fn concat_refs(&self) -> Vec<&Test> {
         self.iter().flat_map(|tests| tests.iter()).collect()
     }
