@@ -93,3 +93,44 @@ fn clocks_decide_nothing() {
     assert!(normal.is_in(&cache));
     assert!(normal.folder(&cache).join("used").exists());
 }
+
+#[test]
+fn what_is_removed_meanwhile_is_a_miss_and_nothing_else() {
+    let (_dir, cache) = cache();
+    let kernels: Vec<Kernel> = (0..3).map(|number| kernel_of(number, 50_000, (13, 0))).collect();
+    let end = std::time::Instant::now() + Duration::from_millis(400);
+    let until_the_end = |work: &dyn Fn()| {
+        while std::time::Instant::now() < end {
+            work();
+        }
+    };
+    std::thread::scope(|scope| {
+        // `is_in` compares what it finds.
+        for _ in 0..2 {
+            scope.spawn(|| {
+                until_the_end(&|| assert!(kernels.iter().filter(|kernel| kernel.is_in(&cache)).count() <= 3))
+            });
+        }
+        scope.spawn(|| {
+            until_the_end(&|| {
+                cache.prune(60_000);
+            })
+        });
+        // A folder may be removed as it is written into: that is an error, and no more.
+        scope.spawn(|| {
+            until_the_end(&|| {
+                cache.clear();
+            })
+        });
+        until_the_end(&|| {
+            for kernel in &kernels {
+                let got =
+                    cache.get_or_compile(&kernel.key, &kernel.source, || Ok::<_, ()>(kernel.cubin.clone()));
+                assert_eq!(got.expect("a cubin").0, kernel.cubin);
+            }
+        });
+    });
+    kernels.iter().for_each(|kernel| kernel.put(&cache));
+    assert!(kernels.iter().all(|kernel| kernel.is_in(&cache)));
+    assert_eq!(cache.verify().broken, []);
+}
