@@ -17,6 +17,17 @@ use tilewright::Device;
 /// A test: its name and what it does on the GPU.
 type Test = (&'static str, fn(&Device) -> Result<(), Failed>);
 
+const GROUPS: [&[Test]; 8] = [
+    forward::TESTS,
+    functions::TESTS,
+    mask::TESTS,
+    random_functions::TESTS,
+    real::TESTS,
+    robust::TESTS,
+    streams::TESTS,
+    tuned::TESTS,
+];
+
 fn main() -> std::process::ExitCode {
     let arguments = Arguments::from_args();
     let cache = tempfile::tempdir().expect("a folder for the cache");
@@ -32,18 +43,9 @@ fn main() -> std::process::ExitCode {
     {
         println!("skipped: no GPU ({reason})");
     }
-    let tests: Vec<&Test> = [
-        forward::TESTS,
-        functions::TESTS,
-        mask::TESTS,
-        random_functions::TESTS,
-        real::TESTS,
-        robust::TESTS,
-        streams::TESTS,
-    ]
-    .concat_refs();
-    let trials = tests
+    let trials = GROUPS
         .into_iter()
+        .flatten()
         .map(|&(name, test)| {
             let trial = match &device {
                 Ok(device) => {
@@ -57,14 +59,4 @@ fn main() -> std::process::ExitCode {
         })
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
-}
-
-trait ConcatRefs {
-    fn concat_refs(&self) -> Vec<&Test>;
-}
-
-impl ConcatRefs for [&'static [Test]; 8] {
-    fn concat_refs(&self) -> Vec<&Test> {
-        self.iter().flat_map(|tests| tests.iter()).collect()
-    }
 }
