@@ -134,7 +134,10 @@ impl Pipeline {
                 None => None,
             },
             // Where nothing is selected by score they stay zeros.
-            logits: Tensor::zeros_on(&self.device, DType::F32, &map)?,
+            logits: match self.rank {
+                Some(_) => uninit(DType::F32, &map)?,
+                None => Tensor::zeros_on(&self.device, DType::F32, &map)?,
+            },
             classes: if split { Some(uninit(DType::U8, &map)?) } else { None },
             keep: uninit(DType::U8, &map)?,
             kv: index(q_blocks, kv_blocks)?,

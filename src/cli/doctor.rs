@@ -5,6 +5,7 @@ use super::report::Report;
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::Path;
+use tilewright::cache::KernelCache;
 use tilewright::device::{DeviceError, driver_version};
 use tilewright::reference::{attention_f64, relative_error};
 use tilewright::toolchain::{Environment, Toolchain, ToolchainError};
@@ -46,6 +47,7 @@ pub fn run() -> Result<Report, CliError> {
         gpu(&gpus),
         nvrtc(&toolchain),
         data_folder(&environment),
+        kernel_cache(),
     ];
     let mut gpu_works = false;
     if let (Ok(found), Ok(toolchain)) = (&gpus, &toolchain) {
@@ -147,6 +149,14 @@ fn data_folder(environment: &Environment) -> Finding {
             )),
         },
     )
+}
+
+fn kernel_cache() -> Finding {
+    let found = KernelCache::open().map_err(|error| error.to_string()).map(|cache| {
+        let (kernels, records) = (cache.entries().len(), cache.records().len());
+        format!("{}: {kernels} kernels, {records} tuning records", cache.root().display())
+    });
+    finding("kernel cache", found)
 }
 
 /// Whether a folder, or the nearest one above it that exists, can be written to.

@@ -52,7 +52,7 @@ enum Command {
     /// List, verify, prune or clear the cache of compiled kernels.
     #[command(subcommand)]
     Cache(cache::CacheCommand),
-    /// Check what this machine has for Tilewright: GPU, driver, NVRTC, data folder.
+    /// Check what this machine has for Tilewright: GPU, driver, NVRTC, data folder, kernel cache.
     Doctor,
     /// Find or install NVRTC, NVIDIA's run-time compiler.
     #[command(subcommand)]

@@ -159,9 +159,9 @@ impl TuneKey {
         self.spec.rsplit_once('-').map_or(&self.spec, |(kernel, _)| kernel)
     }
 
-    /// The record's file, inside the GPU's folder: `forward-<hash>.json`.
+    /// The record's file inside the GPU's folder, without its extension: `forward-<hash>`.
     pub fn file_name(&self) -> String {
-        format!("{}-{}.json", slug(self.kernel()), self.hash())
+        format!("{}-{}", slug(self.kernel()), self.hash())
     }
 }
 
