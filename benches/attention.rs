@@ -6,6 +6,7 @@
 use half::bf16;
 use rayon::prelude::*;
 use tilewright::device::{CudaDevice, DeviceError};
+use tilewright::tune::Policy;
 use tilewright::{Attention, BlockMask, DType, Device, Error, HeadDim, Tensor, top_k, top_p};
 
 struct Workload {
@@ -46,23 +47,20 @@ fn run(device: &Device, workload: &Workload) -> Result<(), Error> {
     let tensor = |seed| Tensor::from_slice(&random(heads * seq * d, seed), &[1, heads, seq, d])?.to(device);
     let (q, k, v) = (tensor(1)?, tensor(2)?, tensor(3)?);
     let head_dim = HeadDim::new(d)?;
+    let build = |policy| {
+        Attention::builder(head_dim, DType::Bf16)
+            .select(top_k(0.05) | top_p(0.05))
+            .policy(policy)
+            .build(device)
+    };
     let start = std::time::Instant::now();
-    let attention =
-        Attention::builder(head_dim, DType::Bf16).select(top_k(0.05) | top_p(0.05)).build(device)?;
+    let attention = build(Policy::Tune)?;
     attention.forward(&q, &k, &v)?;
     println!("\n{name}: {heads} heads × {seq} × {d}; first call after {:.0?}", start.elapsed());
     for kernel in attention.kernels() {
-        let report = kernel.report();
-        println!(
-            "  {:<58} {:>3} registers, {} spilled",
-            kernel.variant().name,
-            report.registers,
-            report.spill_store_bytes
-        );
+        let (report, name) = (kernel.report(), &kernel.variant().name);
+        println!("  {name:<58} {:>3} registers, {} spilled", report.registers, report.spill_store_bytes);
     }
-
-    let ms = median(cuda, || attention.mask(&q, &k).map(drop))?;
-    println!("  mask (pool, score, select, both indices)      {ms:>8.3} ms");
     let (q_blocks, kv_blocks) = (seq.div_ceil(128), seq.div_ceil(64));
     for kept in [0.02, 0.05, 0.10, 0.25, 1.0] {
         let mask = random_mask(heads, (q_blocks, kv_blocks), kept, seq)?;
@@ -76,8 +74,17 @@ fn run(device: &Device, workload: &Workload) -> Result<(), Error> {
             flops / f64::from(ms) / 1e9
         );
     }
-    let ms = median(cuda, || attention.forward(&q, &k, &v).map(drop))?;
-    println!("  a user's call (mask and forward, 5 % top-k)   {ms:>8.3} ms");
+    let mask = random_mask(heads, (q_blocks, kv_blocks), 0.05, seq)?.to(device)?;
+    for policy in [Policy::FirstValid, Policy::Tune] {
+        let attention = build(policy)?;
+        let select = median(cuda, || attention.mask(&q, &k).map(drop))?;
+        let forward = median(cuda, || attention.attend_with(&q, &k, &v, &mask).map(drop))?;
+        let both = median(cuda, || attention.forward(&q, &k, &v).map(drop))?;
+        println!(
+            "  {policy:<12} mask (pool, score, select, both indices) {select:.3} ms, forward {forward:.3} ms, \
+             a user's call {both:.3} ms"
+        );
+    }
     Ok(())
 }
 

@@ -168,6 +168,9 @@ impl Tuned {
         launch: &mut dyn FnMut(&Kernel) -> Result<(), Error>,
     ) -> Result<Kernel, Error> {
         let store = Store::global()?;
+        if self.shared.policy == Policy::FirstValid {
+            return self.first_valid();
+        }
         let all = self.fingerprints();
         let key = self.key(bucket);
         let record = read(store.cache(), &key);
@@ -178,16 +181,14 @@ impl Tuned {
             self.remember(record);
             return Ok(kernel);
         }
-        match self.shared.policy {
-            Policy::CacheOnly => self.cached(store, record.is_none()),
-            Policy::FirstValid => self.first_valid(),
-            Policy::Tune if self.shared.variants.len() == 1 => self.first_valid(),
-            // Timing would put its launches into the graph.
-            Policy::Tune if self.device.is_capturing()? => self.first_valid(),
-            Policy::Tune => match outputs {
-                Some(outputs) => self.tune(store, key, &outputs, launch),
-                None => self.first_valid(),
-            },
+        if self.shared.policy == Policy::CacheOnly {
+            return self.cached(store, record.is_none());
+        }
+        // Timing during a capture would put its launches into the graph.
+        let untimed = self.shared.variants.len() == 1 || self.device.is_capturing()?;
+        match outputs {
+            Some(outputs) if !untimed => self.tune(store, key, &outputs, launch),
+            _ => self.first_valid(),
         }
     }
 
