@@ -377,3 +377,49 @@ impl Drop for ProgressLine<'_> {
         self.bar.finish_and_clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{Device, DeviceError};
+    use crate::kernels::pool;
+    use crate::launch::Tolerance;
+    use crate::{DType, Tensor};
+
+    /// The driver refuses the recorded winner: the next best runs, and the record is corrected for later processes.
+    #[test]
+    fn a_refused_launch_falls_back_to_the_next_and_corrects_the_record() {
+        let Ok(device) = Device::cuda(0) else {
+            println!("skipped: no GPU");
+            return;
+        };
+        let cuda = device.as_cuda().unwrap();
+        let x = Tensor::zeros_on(&device, DType::Bf16, &[1, 3, 5000, 64]).unwrap();
+        let mut mean = Tensor::zeros_on(&device, DType::F32, &[1, 3, 79, 64]).unwrap();
+        let workload = Workload { batch: 1, heads: 3, seq_q: 5000, seq_kv: 5000, density: 0.5 };
+        let new = || {
+            let request =
+                Request::new(&pool::SOURCE).value("T", DType::Bf16).value("D", 64).value("BLOCK", 64);
+            Tuned::new(cuda, &request, Policy::Tune).unwrap()
+        };
+        let mut run = |tuned: &Tuned, refused: Option<&str>| {
+            let outputs =
+                tuned.outputs(&workload, || Outputs::new(vec![mean.clone()], Tolerance::Close(1e-5)));
+            let mut launch = |kernel: &Kernel| {
+                if refused == Some(kernel.variant().name.as_str()) {
+                    let (kernel, what) = (kernel.variant().name.clone(), "threads a block");
+                    return Err(DeviceError::TooMuch { kernel, what, found: 2, limit: 1 }.into());
+                }
+                kernel.launch(&pool::Args { x: &x, mean: &mut mean }, None)
+            };
+            tuned.run(&workload, outputs, &mut launch).unwrap();
+            tuned.current().unwrap().variant().name.clone()
+        };
+        let tuned = new();
+        let winner = run(&tuned, None);
+        let next = run(&tuned, Some(&winner));
+        assert_ne!(next, winner);
+        assert_eq!(run(&tuned, None), next);
+        assert_eq!(run(&new(), None), next, "a later process goes by the corrected record");
+    }
+}
