@@ -2,6 +2,7 @@
 
 use super::tensor_file::TensorFileError;
 use std::path::PathBuf;
+use tilewright::cache::CacheError;
 use tilewright::device::DeviceError;
 use tilewright::tensor::TensorError;
 use tilewright::toolchain::ToolchainError;
@@ -15,6 +16,8 @@ pub enum CliError {
     Codegen(#[from] tilewright::codegen::Error),
     #[error(transparent)]
     Toolchain(#[from] ToolchainError),
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     #[error(transparent)]
     Device(#[from] DeviceError),
     #[error(transparent)]

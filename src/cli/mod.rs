@@ -1,6 +1,7 @@
 //! The command line: one file for each subcommand, each of which turns its arguments into a [`Report`].
 
 mod args;
+mod cache;
 mod compile;
 mod demo;
 mod doctor;
@@ -45,6 +46,9 @@ enum Command {
     Compile(compile::CompileArgs),
     /// Show the kernels there are, or one kernel's candidates, source and ptxas report.
     Inspect(inspect::InspectArgs),
+    /// List, verify, prune or clear the cache of compiled kernels.
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
     /// Check what this machine has for Tilewright: GPU, driver, NVRTC, data folder.
     Doctor,
     /// Find or install NVRTC, NVIDIA's run-time compiler.
@@ -60,6 +64,7 @@ impl Command {
             Command::Emit(args) => emit::run(args),
             Command::Compile(args) => compile::run(args),
             Command::Inspect(args) => inspect::run(args),
+            Command::Cache(command) => cache::run(command),
             Command::Doctor => doctor::run(),
             Command::Toolchain(command) => toolchain::run(command),
         }

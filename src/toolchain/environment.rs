@@ -68,7 +68,7 @@ impl Environment {
     }
 
     /// A variable's value, when it is set and not empty.
-    pub(super) fn variable(&self, name: &str) -> Option<&Path> {
+    pub(crate) fn variable(&self, name: &str) -> Option<&Path> {
         self.variables.get(name).map(PathBuf::as_path)
     }
 

@@ -1,0 +1,241 @@
+//! What is in the cache, whether it is sound, and keeping it small.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use super::files::Fault;
+use super::{CubinKey, KernelCache, entry, files};
+use crate::compile::PtxasReport;
+
+/// How often the cache is swept, and how old what a process left behind has to be.
+const SWEEP_AGE: Duration = Duration::from_secs(3600);
+
+/// A file that old is left behind whatever its process's number says: numbers come again.
+const ABANDONED: Duration = Duration::from_secs(24 * 3600);
+
+/// The file whose time says when the cache was last swept.
+const SWEPT: &str = "swept";
+
+/// An entry that is there. Its cubin was not verified: [`KernelCache::get`] with its key does that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Entry {
+    /// What it is the cubin of.
+    pub key: CubinKey,
+    /// Its folder.
+    pub path: PathBuf,
+    /// Bytes on the disk.
+    pub bytes: u64,
+    /// What ptxas reported.
+    pub report: PtxasReport,
+    /// How long the compilation took.
+    pub compile_time: Duration,
+    /// When it was made, by the clock of that time: seconds since 1970.
+    pub created: u64,
+    /// When it was last used, to the hour.
+    pub used: Option<SystemTime>,
+}
+
+/// What [`KernelCache::verify`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VerifyReport {
+    /// Entries with nothing wrong with them.
+    pub entries: usize,
+    /// Tuning records with nothing wrong with them.
+    pub records: usize,
+    /// Entries and records of another version of Tilewright, left as they are.
+    pub other_schema: usize,
+    /// What is wrong, and why. It was moved to the quarantine, unless the disk did not let us.
+    pub broken: Vec<(PathBuf, String)>,
+}
+
+/// What [`KernelCache::prune`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PruneReport {
+    /// How many entries were removed.
+    pub removed: usize,
+    /// The bytes of all that was removed, the quarantine's among them.
+    pub freed_bytes: u64,
+    /// How many entries are left.
+    pub kept: usize,
+    /// Their bytes.
+    pub kept_bytes: u64,
+}
+
+/// What [`KernelCache::clear`] removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClearReport {
+    /// How many entries.
+    pub entries: usize,
+    /// How many tuning records.
+    pub records: usize,
+    /// The bytes of everything.
+    pub freed_bytes: u64,
+}
+
+impl KernelCache {
+    /// The entries, by architecture and name.
+    pub fn entries(&self) -> Vec<Entry> {
+        let entry = |path: PathBuf| {
+            let (meta, key) = entry::read_meta(&path).ok()?;
+            let (report, compile_time, created) = (meta.report, meta.compile_time(), meta.created);
+            let (bytes, used) = (size(&path), modified(&path.join(entry::USED)));
+            Some(Entry { key, path, bytes, report, compile_time, created, used })
+        };
+        entry::folders(&self.v1()).into_iter().filter_map(entry).collect()
+    }
+
+    /// Reads and verifies everything, and moves what is damaged to the quarantine.
+    pub fn verify(&self) -> VerifyReport {
+        let v1 = self.v1();
+        let mut report = VerifyReport::default();
+        let mut note =
+            |path: PathBuf, result: Result<(), Fault>, sound: fn(&mut VerifyReport) -> &mut usize| {
+                match result {
+                    Ok(()) => *sound(&mut report) += 1,
+                    Err(Fault::Absent) => {}
+                    Err(Fault::Schema(_)) => report.other_schema += 1,
+                    Err(fault) => {
+                        let _ = files::quarantine(&v1, &path, &fault.to_string());
+                        report.broken.push((path, fault.to_string()));
+                    }
+                }
+            };
+        for path in entry::folders(&v1) {
+            let result = entry::load(&path).map(drop);
+            note(path, result, |report| &mut report.entries);
+        }
+        for path in self.record_files() {
+            let result = self.check_record(&path);
+            note(path, result, |report| &mut report.records);
+        }
+        report
+    }
+
+    /// Empties the quarantine and removes the entries that were used the longest time ago, until the entries take no
+    /// more than `max_bytes`. Tuning records are small and stay.
+    pub fn prune(&self, max_bytes: u64) -> PruneReport {
+        let mut report = PruneReport::default();
+        for path in files::children(&self.v1().join("quarantine")) {
+            let bytes = size(&path);
+            if files::retire(&path) {
+                report.freed_bytes += bytes;
+            }
+        }
+        let now = SystemTime::now();
+        // A stamp of the future (the clock was set back) counts as now: it cannot keep an entry for ever.
+        let used =
+            |path: &Path| modified(&path.join(entry::USED)).or_else(|| modified(path)).map(|t| t.min(now));
+        let mut entries: Vec<_> =
+            entry::folders(&self.v1()).into_iter().map(|path| (used(&path), size(&path), path)).collect();
+        entries.sort();
+        let mut total: u64 = entries.iter().map(|(_, bytes, _)| bytes).sum();
+        for (_, bytes, path) in &entries {
+            if total > max_bytes && files::retire(path) {
+                tracing::debug!(path = %path.display(), bytes, "removed from the kernel cache");
+                total -= bytes;
+                report.removed += 1;
+                report.freed_bytes += bytes;
+            }
+        }
+        report.kept = entries.len() - report.removed;
+        report.kept_bytes = total;
+        report
+    }
+
+    /// Removes everything: entries, tuning records, the quarantine.
+    pub fn clear(&self) -> ClearReport {
+        let mut report = ClearReport::default();
+        let (entries, records) = (entry::folders(&self.v1()), self.record_files());
+        for path in files::children(&self.v1()) {
+            // Locks are held by processes, not by the cache.
+            if path.ends_with("locks") {
+                continue;
+            }
+            let bytes = size(&path);
+            if files::retire(&path) {
+                report.freed_bytes += bytes;
+            }
+        }
+        report.entries = entries.iter().filter(|path| fs::symlink_metadata(path).is_err()).count();
+        report.records = records.iter().filter(|path| fs::symlink_metadata(path).is_err()).count();
+        report
+    }
+
+    /// Removes what killed processes left behind. It is looked for once an hour.
+    pub(super) fn sweep(&self) {
+        let v1 = self.v1();
+        let swept = v1.join(SWEPT);
+        if age(&swept).is_some_and(|age| age < SWEEP_AGE) {
+            return;
+        }
+        let options = &mut fs::OpenOptions::new();
+        let stamp = files::open(options.write(true).create(true).truncate(false), &swept);
+        // Where nothing can be written, nothing can be removed.
+        if stamp.and_then(|file| file.set_modified(SystemTime::now())).is_err() {
+            return;
+        }
+        let folders = files::children(&v1);
+        let tuned = files::children(&v1.join("tune"));
+        for folder in folders.iter().chain(&tuned).chain([&v1]) {
+            for path in files::children(folder).into_iter().filter(|path| left_behind(path)) {
+                tracing::debug!(path = %path.display(), "removed what a process left behind");
+                files::remove(&path);
+            }
+        }
+    }
+}
+
+/// Whether a process that is gone left this.
+fn left_behind(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let Some(age) = age(path).filter(|&age| age > SWEEP_AGE) else { return false };
+    match name.strip_prefix(files::TEMPORARY) {
+        Some(rest) => {
+            let process = rest.split('-').next().and_then(|number| number.parse().ok());
+            age > ABANDONED || !process.is_some_and(is_running)
+        }
+        // Removing a lock that is held after all costs a second compilation, nothing else.
+        None => {
+            name.ends_with(".lock")
+                && path.parent().is_some_and(|parent| parent.ends_with("locks"))
+                && age > ABANDONED
+        }
+    }
+}
+
+#[cfg(unix)]
+fn is_running(process: i32) -> bool {
+    use rustix::process::{Pid, test_kill_process};
+    // Not being allowed to send a signal means that there is somebody to send it to.
+    Pid::from_raw(process.max(0))
+        .is_some_and(|pid| matches!(test_kill_process(pid), Ok(()) | Err(rustix::io::Errno::PERM)))
+}
+
+#[cfg(not(unix))]
+fn is_running(_process: i32) -> bool {
+    true
+}
+
+/// How far a file's time lies from now, in either direction: a clock that was set back makes nothing eternal.
+fn age(path: &Path) -> Option<Duration> {
+    let modified = modified(path)?;
+    Some(SystemTime::now().duration_since(modified).unwrap_or_else(|error| error.duration()))
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    fs::symlink_metadata(path).and_then(|metadata| metadata.modified()).ok()
+}
+
+/// The bytes of all files in a folder, or of a file.
+pub(super) fn size(path: &Path) -> u64 {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => files::children(path).iter().map(|path| size(path)).sum(),
+        Ok(metadata) => metadata.len(),
+        Err(_) => 0,
+    }
+}
