@@ -4,6 +4,8 @@
 extern crate self as tilewright;
 
 pub mod attention;
+pub mod build;
+pub mod bundle;
 pub mod cache;
 pub mod compile;
 /// The CPU executor. Reached through the attention on `Device::cpu()`; public for the tests and benchmarks alone.

@@ -5,7 +5,7 @@
 pub(super) const SCHEMA: u32 = 1;
 
 /// Folders in `v1` that are no architectures.
-pub(super) const RESERVED: [&str; 3] = ["tune", "quarantine", "locks"];
+pub(crate) const RESERVED: [&str; 3] = ["tune", "quarantine", "locks"];
 
 /// The longest name that a file gets from a user's text: with a hash and an ending it stays below the 255 bytes that
 /// file systems allow.

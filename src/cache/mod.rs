@@ -40,6 +40,7 @@ mod record;
 mod sealed;
 mod settings;
 mod toolchain;
+pub(crate) mod transfer;
 mod upkeep;
 
 use std::path::{Path, PathBuf};

@@ -7,10 +7,10 @@ use super::key::file_name;
 use super::{CacheError, KernelCache, sealed};
 
 /// The largest record.
-const LARGEST: u64 = 64 << 20;
+pub(super) const LARGEST: u64 = 64 << 20;
 
 /// The most bytes that the seal adds, whatever the names.
-const SEAL: u64 = 1 << 20;
+pub(super) const SEAL: u64 = 1 << 20;
 
 /// A record that is there.
 #[derive(Clone, Debug, PartialEq, Eq)]

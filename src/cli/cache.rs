@@ -184,7 +184,7 @@ fn clear(cache: &KernelCache) -> Report {
     Report::new(text, &json).with_outcome(left == 0)
 }
 
-fn bytes(bytes: u64) -> String {
+pub(super) fn bytes(bytes: u64) -> String {
     match bytes as f64 {
         small if small < 1024.0 => format!("{bytes} B"),
         kib if kib < 1024.0 * 1024.0 => format!("{:.1} KiB", kib / 1024.0),

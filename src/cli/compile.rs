@@ -1,6 +1,7 @@
 //! `compile`: the shipped variants on the architectures asked for.
 
 use super::args::ArchList;
+use super::bundle::{exported, exported_json};
 use super::error::CliError;
 use super::progress::note;
 use super::report::Report;
@@ -8,8 +9,12 @@ use super::{table, variants};
 use clap::Args;
 use serde_json::json;
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
-use tilewright::codegen::KernelSource;
+use tilewright::bundle::{Contents, ExportReport, export};
+use tilewright::cache::{CacheError, CubinKey, KernelCache};
+use tilewright::codegen::{KernelSource, Variant};
+use tilewright::compile::{Cubin, OPTIONS};
 use tilewright::kernels;
 use tilewright::toolchain::Toolchain;
 
@@ -21,6 +26,10 @@ pub struct CompileArgs {
     /// Only this kernel.
     #[arg(long, value_name = "NAME")]
     kernel: Option<String>,
+    /// Write the compiled kernels to a bundle, for `tilewright import` on other machines. Neither a GPU nor the cache is
+    /// touched.
+    #[arg(long, value_name = "FILE")]
+    bundle: Option<PathBuf>,
 }
 
 /// The shipped kernel of that name.
@@ -42,13 +51,23 @@ pub fn run(args: &CompileArgs) -> Result<Report, CliError> {
         jobs.extend(variants::shipped(source, &args.arch.0)?);
     }
     let start = Instant::now();
-    let reports = variants::compile(&toolchain, &jobs);
+    let mut cubins = Vec::new();
+    let reports = variants::compile_with(&toolchain, &jobs, |variant, cubin| {
+        if args.bundle.is_some() {
+            cubins.push((variant.clone(), cubin.clone()));
+        }
+    });
     let seconds = start.elapsed().as_secs_f64();
 
     let all = || reports.iter().flat_map(|report| report.compiled.iter().map(move |one| (report, one)));
     let failed = all().filter(|(_, one)| one.ptxas.is_none()).count();
     let spilled = all().filter(|(_, one)| one.ptxas.is_some_and(|ptxas| ptxas.spills())).count();
     let ok = all().all(|(_, one)| one.is_good());
+    // Half a bundle would be missed only where it is used.
+    let bundled = match &args.bundle {
+        Some(file) if failed == 0 => Some(bundle(&cubins, file)?),
+        _ => None,
+    };
 
     let mut text = table::variants(&reports, false).to_string();
     text.push('\n');
@@ -65,7 +84,13 @@ pub fn run(args: &CompileArgs) -> Result<Report, CliError> {
         text,
         "{count} compilations with NVRTC {major}.{minor} in {seconds:.1} s: {failed} failed, {spilled} with spills"
     );
+    if let Some(bundled) = &bundled {
+        text.push_str(&exported(bundled));
+    } else if let Some(file) = &args.bundle {
+        let _ = writeln!(text, "{} was not written, because not everything compiled", file.display());
+    }
     let json = json!({
+        "bundle": bundled.as_ref().map(exported_json),
         "nvrtc": format!("{major}.{minor}"),
         "seconds": seconds,
         "compilations": count,
@@ -74,4 +99,16 @@ pub fn run(args: &CompileArgs) -> Result<Report, CliError> {
         "variants": reports,
     });
     Ok(Report::new(text, &json).with_outcome(ok))
+}
+
+/// Writes cubins to a bundle, by way of a cache of their own.
+fn bundle(cubins: &[(Variant, Cubin)], file: &Path) -> Result<ExportReport, CliError> {
+    let folder = tempfile::tempdir().map_err(CliError::TemporaryFolder)?;
+    let cache = KernelCache::at(folder.path())?.with_limit(u64::MAX);
+    let put = |(variant, cubin): &(Variant, Cubin)| -> Result<(), CacheError> {
+        let key = CubinKey::new(&variant.name, &cubin.arch, &variant.source, OPTIONS, cubin.nvrtc);
+        cache.put(&key, &variant.source, cubin)
+    };
+    cubins.iter().try_for_each(put)?;
+    Ok(export(&cache, &Contents::Everything, file)?)
 }

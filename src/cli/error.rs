@@ -2,6 +2,7 @@
 
 use super::tensor_file::TensorFileError;
 use std::path::PathBuf;
+use tilewright::bundle::BundleError;
 use tilewright::cache::CacheError;
 use tilewright::device::DeviceError;
 use tilewright::tensor::TensorError;
@@ -18,6 +19,8 @@ pub enum CliError {
     Toolchain(#[from] ToolchainError),
     #[error(transparent)]
     Cache(#[from] CacheError),
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
     #[error(transparent)]
     Device(#[from] DeviceError),
     #[error(transparent)]
@@ -37,6 +40,8 @@ pub enum CliError {
     NothingToTune,
     #[error("there is no kernel `{found}`: there are {known}")]
     NoKernel { found: String, known: String },
+    #[error("cannot make a folder for the bundle's kernels: {0}; set TMPDIR to a place you may write to")]
+    TemporaryFolder(std::io::Error),
     #[error("there is no candidate {found}: {arch} has {count}, numbered from 0")]
     NoCandidate { found: usize, count: usize, arch: String },
 }

@@ -1,6 +1,7 @@
 //! The command line: one file for each subcommand, each of which turns its arguments into a [`Report`].
 
 mod args;
+mod bundle;
 mod cache;
 mod compile;
 mod demo;
@@ -52,6 +53,10 @@ enum Command {
     /// List, verify, prune or clear the cache of compiled kernels.
     #[command(subcommand)]
     Cache(cache::CacheCommand),
+    /// Write the compiled kernels and tuning records of the cache to one file, for other machines.
+    Export(bundle::ExportArgs),
+    /// Bring what a bundle holds into the cache, verified.
+    Import(bundle::ImportArgs),
     /// Check what this machine has for Tilewright: GPU, driver, NVRTC, data folder, kernel cache.
     Doctor,
     /// Find or install NVRTC, NVIDIA's run-time compiler.
@@ -69,6 +74,8 @@ impl Command {
             Command::Inspect(args) => inspect::run(args),
             Command::Tune(args) => tune::run(args),
             Command::Cache(command) => cache::run(command),
+            Command::Export(args) => bundle::run_export(args),
+            Command::Import(args) => bundle::run_import(args),
             Command::Doctor => doctor::run(),
             Command::Toolchain(command) => toolchain::run(command),
         }

@@ -1,6 +1,7 @@
 //! `tune`: time the schedules for some shapes now, so that no later process has to, and explain the choice.
 
 use super::args::{AttentionArgs, describe};
+use super::bundle::{exported, exported_json};
 use super::error::CliError;
 use super::report::Report;
 use clap::Args;
@@ -9,6 +10,8 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Instant;
+use tilewright::bundle::{Contents, export};
+use tilewright::cache::KernelCache;
 use tilewright::launch::Choice;
 use tilewright::tune::Policy;
 use tilewright::{Attention, DType, Device, HeadDim, Tensor};
@@ -35,6 +38,9 @@ pub struct TuneArgs {
     /// Draw the times of the forward's candidates into an SVG file; of several shapes, the last one's.
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
+    /// Write the cache's kernels and tuning records of this GPU's architecture to a bundle, for other machines.
+    #[arg(long, value_name = "FILE")]
+    export: Option<PathBuf>,
 }
 
 /// Sizes to tune for.
@@ -108,7 +114,14 @@ pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
             "kernels": choices.iter().map(to_json).collect::<Vec<_>>(),
         }));
     }
-    Ok(Report::new(text, &json!({ "device": device.to_string(), "shapes": shapes })))
+    let mut json = json!({ "device": device.to_string(), "shapes": shapes });
+    if let Some(path) = &args.export {
+        let arch = device.arch().unwrap_or_default();
+        let report = export(&KernelCache::open()?, &Contents::Archs(&[&arch]), path)?;
+        text += &format!("\n{}", exported(&report));
+        json["bundle"] = exported_json(&report);
+    }
+    Ok(Report::new(text, &json))
 }
 
 fn explain(choice: &Choice) -> String {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use std::time::Duration;
 use tilewright::codegen::{Arch, Budget, Generator, KernelSource, Variant};
-use tilewright::compile::{CompileJob, PtxasReport, compile_all};
+use tilewright::compile::{CompileJob, Cubin, PtxasReport, compile_all};
 use tilewright::toolchain::Toolchain;
 
 /// A variant with what became of it on each architecture.
@@ -108,6 +108,15 @@ pub fn shipped(source: &KernelSource, archs: &[Arch]) -> Result<Vec<Job>, CliErr
 
 /// Compiles everything on all cores, with a progress bar.
 pub fn compile(toolchain: &Toolchain, jobs: &[Job]) -> Vec<VariantReport> {
+    compile_with(toolchain, jobs, |_, _| {})
+}
+
+/// The same; what compiles is shown to `each`.
+pub fn compile_with(
+    toolchain: &Toolchain,
+    jobs: &[Job],
+    mut each: impl FnMut(&Variant, &Cubin),
+) -> Vec<VariantReport> {
     let pairs: Vec<(&Variant, Arch)> =
         jobs.iter().flat_map(|job| job.archs.iter().map(|&arch| (&job.variant, arch))).collect();
     let compile_jobs = pairs.iter().map(|(variant, arch)| CompileJob {
@@ -122,7 +131,10 @@ pub fn compile(toolchain: &Toolchain, jobs: &[Job]) -> Vec<VariantReport> {
     });
     bar.finish_and_clear();
     let mut results = pairs.iter().zip(cubins).map(|((variant, arch), cubin)| match cubin {
-        Ok(cubin) => ArchReport::new(variant, arch.name(), cubin.report, cubin.compile_time),
+        Ok(cubin) => {
+            each(variant, &cubin);
+            ArchReport::new(variant, arch.name(), cubin.report, cubin.compile_time)
+        }
         Err(error) => ArchReport::failed(variant, arch.name(), error.to_string()),
     });
     let report = |job: &Job| VariantReport {

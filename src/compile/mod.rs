@@ -8,6 +8,7 @@
 
 mod diagnostic;
 mod elf;
+mod embedded;
 mod nvrtc;
 mod report;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use serde::Serialize;
 use crate::toolchain::Toolchain;
 
 pub use diagnostic::Diagnostic;
+pub use embedded::{EmbeddedCubin, embedded, register};
 pub use nvrtc::OPTIONS;
 pub use report::PtxasReport;
 

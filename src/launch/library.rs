@@ -6,7 +6,7 @@ use crate::Error;
 use crate::cache::Origin;
 use crate::codegen::lower::DeviceFunction;
 use crate::codegen::{Arch, Candidate, Generator, KernelSource, KernelSpec, Value, Variant};
-use crate::compile::PtxasReport;
+use crate::compile::{Cubin, PtxasReport};
 use crate::device::CudaDevice;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex};
@@ -140,13 +140,8 @@ pub(super) fn load_variants(
     let cubins = Store::global()?.cubins(device.arch(), &unknown, done);
     let mut failed = HashMap::new();
     for (variant, cubin) in unknown.into_iter().zip(cubins) {
-        let loaded = cubin.and_then(|cubin| match cubin.report.spills() {
-            true => Ok(Err(spills(&cubin.report))),
-            false => Ok(Ok(Compiled::load(device, variant.clone(), cubin)?)),
-        });
-        match loaded? {
-            Ok(kernel) => drop(lock().insert(key(variant), Arc::new(kernel))),
-            Err(reason) => drop(failed.insert(key(variant), reason)),
+        if let Err(reason) = load_cubin(device, variant, cubin?)? {
+            failed.insert(key(variant), reason);
         }
     }
     let loaded = lock();
@@ -157,6 +152,20 @@ pub(super) fn load_variants(
             None => Err(failed.get(&key(variant)).cloned().unwrap_or_default()),
         })
         .collect())
+}
+
+/// Loads a variant from a cubin that is at hand; the reason stands in for one that spills.
+pub(super) fn load_cubin(
+    device: &CudaDevice,
+    variant: &Variant,
+    cubin: Cubin,
+) -> Result<Result<Kernel, String>, Error> {
+    if cubin.report.spills() {
+        return Ok(Err(spills(&cubin.report)));
+    }
+    let compiled = Arc::new(Compiled::load(device, variant.clone(), cubin)?);
+    lock().insert((device.info().ordinal, variant.fingerprint.clone()), compiled.clone());
+    Ok(Ok(Kernel::new(compiled, device)))
 }
 
 fn spills(report: &PtxasReport) -> String {

@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::cache::{CubinKey, KernelCache, Origin};
 use crate::codegen::Variant;
-use crate::compile::{Cubin, OPTIONS, in_parallel};
+use crate::compile::{Cubin, OPTIONS, embedded, in_parallel};
 use crate::toolchain::{Environment, Toolchain, ToolchainError};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -61,25 +61,38 @@ impl Store {
         variants: &[&Variant],
         done: impl Fn(Origin) + Sync + Send,
     ) -> Vec<Result<Cubin, Error>> {
-        // The version is part of the key. A warm start knows it without loading NVRTC.
-        let version = self.cache.as_ref().and_then(|cache| cache.nvrtc_version(&self.environment));
-        let version = version.map_or_else(|| self.toolchain().map(|toolchain| toolchain.version()), Ok);
+        // The version is part of the key. A warm start knows it without loading NVRTC, and embedded cubins need none.
+        let version = OnceLock::new();
+        let version = || {
+            version.get_or_init(|| {
+                let remembered = self.cache.as_ref().and_then(|cache| cache.nvrtc_version(&self.environment));
+                remembered.or_else(|| self.toolchain().ok().map(|toolchain| toolchain.version()))
+            })
+        };
         in_parallel(variants, |variant| {
-            let cubin = match &version {
-                Ok(version) => self.cubin(arch, variant, *version),
-                // A machine without NVRTC runs what a bundle brought.
-                Err(_) => match self.bundled(arch, variant) {
-                    Some(found) => Ok(found),
-                    None => self.toolchain().map_err(Error::from).and_then(|found| {
-                        // It has been installed meanwhile.
-                        self.cubin(arch, variant, found.version())
-                    }),
+            let (cubin, origin) = match embedded(&variant.fingerprint, arch) {
+                Some(cubin) => (cubin, Origin::Cache),
+                None => match version() {
+                    Some(version) => self.cubin(arch, variant, *version)?,
+                    // A machine without NVRTC runs what a bundle brought.
+                    None => match self.bundled(arch, variant) {
+                        Some(cubin) => (cubin, Origin::Cache),
+                        None => return Err(self.no_toolchain()),
+                    },
                 },
             };
-            let (cubin, origin) = cubin?;
             done(origin);
             Ok(cubin)
         })
+    }
+
+    /// Why there is no NVRTC.
+    fn no_toolchain(&self) -> Error {
+        match self.toolchain() {
+            Err(error) => error.into(),
+            // It was installed a moment ago.
+            Ok(toolchain) => ToolchainError::JustInstalled { library: toolchain.library().to_owned() }.into(),
+        }
     }
 
     fn cubin(&self, arch: &str, variant: &Variant, version: (i32, i32)) -> Result<(Cubin, Origin), Error> {
@@ -93,13 +106,12 @@ impl Store {
         }
     }
 
-    fn bundled(&self, arch: &str, variant: &Variant) -> Option<(Cubin, Origin)> {
-        let cubin = self.cache.as_ref()?.find(&variant.name, arch, &variant.source)?;
-        Some((cubin, Origin::Cache))
+    fn bundled(&self, arch: &str, variant: &Variant) -> Option<Cubin> {
+        self.cache.as_ref()?.find(&variant.name, arch, &variant.source)
     }
 
-    /// The cubin of a variant if the cache holds it, whatever NVRTC made it. Nothing is compiled.
+    /// The cubin of a variant if the program or the cache holds it, whatever NVRTC made it. Nothing is compiled.
     pub(crate) fn cached(&self, arch: &str, variant: &Variant) -> Option<Cubin> {
-        self.bundled(arch, variant).map(|(cubin, _)| cubin)
+        embedded(&variant.fingerprint, arch).or_else(|| self.bundled(arch, variant))
     }
 }

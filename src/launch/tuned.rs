@@ -1,6 +1,6 @@
 //! The kernel for the sizes at hand: from the tuning record, else timed on the call's own tensors, else the model's pick.
 
-use super::library::load_variants;
+use super::library::{load_cubin, load_variants};
 use super::store::Store;
 use super::trial::Trial;
 use super::{Kernel, Outputs, Request};
@@ -205,10 +205,14 @@ impl Tuned {
     /// Candidate `i`, unless the policy forbids compiling and it is not in the cache, or it spills.
     fn load(&self, store: &Store, i: usize) -> Result<Option<Kernel>, Error> {
         let variant = &self.shared.variants[i];
-        if self.shared.policy == Policy::CacheOnly && store.cached(self.device.arch(), variant).is_none() {
-            return Ok(None);
-        }
-        Ok(load_variants(&self.device, &[variant], |_| {})?.pop().and_then(Result::ok))
+        let loaded = match self.shared.policy {
+            Policy::CacheOnly => match store.cached(self.device.arch(), variant) {
+                Some(cubin) => load_cubin(&self.device, variant, cubin)?,
+                None => return Ok(None),
+            },
+            _ => load_variants(&self.device, &[variant], |_| {})?.remove(0),
+        };
+        Ok(loaded.ok())
     }
 
     /// What the cache holds: the only candidate, or an error that says what is missing.

@@ -121,6 +121,12 @@ impl Toolchain {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ToolchainError {
+    /// NVRTC appeared between two looks.
+    #[error("NVRTC was installed at {} while the call ran: call again", library.display())]
+    JustInstalled {
+        /// The library.
+        library: PathBuf,
+    },
     /// No place has a usable NVRTC.
     #[error(
         "no usable NVRTC ({}.{} or newer, with its builtins library and the CUDA headers) was found. Looked at:{}\n\

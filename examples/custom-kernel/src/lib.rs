@@ -16,11 +16,17 @@ pub mod kernels {
 
 use kernels::rms_norm;
 
+// The kernels that `build.rs` compiled.
+#[cfg(feature = "ahead-of-time")]
+include!(concat!(env!("OUT_DIR"), "/tilewright_ahead.rs"));
+
 /// Normalises the rows of x `[batch, heads, seq, head_dim]` on the GPU that x is on.
 ///
 /// # Errors
 /// A dtype or head dimension that `kernel.rs` does not list, tensors it does not allow, no NVRTC, or a GPU that fails.
 pub fn rms_norm(device: &CudaDevice, x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Tensor, Error> {
+    #[cfg(feature = "ahead-of-time")]
+    tilewright::compile::register(AHEAD);
     // The last dimension is `head_dim`; a tensor without one is refused by the launch.
     let head_dim = x.shape().last().map_or(0, |&dim| dim as i64);
     let request = Request::new(&rms_norm::SOURCE).value("T", x.dtype()).value("D", head_dim);

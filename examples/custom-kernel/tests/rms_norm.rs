@@ -35,6 +35,25 @@ fn every_candidate_renders_and_compiles() {
     }
 }
 
+/// `cargo test -p custom-kernel --features ahead-of-time`
+#[cfg(feature = "ahead-of-time")]
+#[test]
+fn the_program_holds_its_kernels() {
+    use tilewright::compile::{embedded, register};
+    register(custom_kernel::AHEAD);
+    let generator = Generator::new(&SOURCE).unwrap();
+    for arch in [Arch::Sm80, Arch::Sm90a] {
+        for spec in generator.shipped_specs().unwrap() {
+            let preferred = &generator.candidates(&spec, arch).unwrap().accepted[0];
+            let variant = generator.render(preferred).unwrap();
+            let cubin = embedded(&variant.fingerprint, arch.name()).expect("it was compiled at build time");
+            assert_eq!((cubin.name.as_str(), cubin.arch.as_str()), (variant.name.as_str(), arch.name()));
+            assert!(cubin.is_whole() && !cubin.report.spills() && cubin.report.registers > 0);
+        }
+    }
+    assert_eq!(embedded("0123456789abcdef", "sm_80"), None);
+}
+
 #[test]
 fn a_launch_is_checked() {
     let tensor = |shape: &[usize], address| {

@@ -1,0 +1,175 @@
+//! What goes in comes out.
+
+use super::support::*;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use tilewright::bundle::{BundleError, Contents, export, import};
+use tilewright::cache::{CubinKey, KernelCache};
+use tilewright::compile::OPTIONS;
+use tilewright::toolchain::Toolchain;
+
+#[test]
+fn a_round_trip_brings_everything() {
+    let (from, cache) = cache();
+    let kernels: Vec<Kernel> = (0..5).map(kernel).collect();
+    kernels.iter().for_each(|kernel| kernel.put(&cache));
+    let record = record("sm_90a", &[("a", 2.0), ("b", 1.0)]);
+    write_record(&cache, &record);
+    let path = from.path().join("bundle.tar.zst");
+    let report = export(&cache, &Contents::Everything, &path).unwrap();
+    assert_eq!((report.kernels.len(), report.records.len(), report.skipped.len()), (5, 1, 0));
+    assert_eq!(report.bytes, fs::metadata(&path).unwrap().len());
+    assert_eq!(report.blake3, blake3::hash(&fs::read(&path).unwrap()).to_hex().as_str());
+    assert_eq!(files_of(&path)[0].path, "manifest.json");
+    assert_eq!(files_of(&path).len(), 1 + 5 * 3 + 1);
+
+    let (_to, target) = super::support::cache();
+    let report = import(&target, &path).unwrap();
+    assert_eq!((report.added.len(), report.added_records.len()), (5, 1));
+    assert!(report.present.is_empty() && report.refused.is_empty());
+    assert!(kernels.iter().all(|kernel| kernel.is_in(&target)));
+    assert_eq!(target.source(&kernels[0].key).as_deref(), Some(kernels[0].source.as_str()));
+    assert_eq!(read_record(&target, &record), Some(record.to_json()));
+    assert!(target.verify().broken.is_empty());
+    // The folder it was unpacked in is gone.
+    assert!(leftovers(&target).iter().all(|path| path.ends_with("sm_90a") || path.ends_with("tune")));
+
+    let again = import(&target, &path).unwrap();
+    assert_eq!((again.present.len(), again.present_records.len()), (5, 1));
+    assert!(again.added.is_empty() && again.added_records.is_empty() && again.replaced_records.is_empty());
+}
+
+#[test]
+fn the_same_content_gives_the_same_bytes() {
+    let (dir, cache) = cache();
+    for number in [4, 1, 3, 0, 2] {
+        kernel(number).put(&cache);
+    }
+    write_record(&cache, &record("sm_90a", &[("a", 2.0)]));
+    let exported = |cache: &KernelCache, name: &str| {
+        let path = dir.path().join(name);
+        export(cache, &Contents::Everything, &path).unwrap();
+        fs::read(path).unwrap()
+    };
+    let first = exported(&cache, "first");
+    // A copy on another day, in which the files come in another order.
+    let copy = dir.path().join("copy");
+    assert!(Command::new("cp").arg("-r").args([cache.root(), &copy]).status().unwrap().success());
+    let copy = KernelCache::at(&copy).unwrap();
+    cache.get(&kernel(3).key);
+    assert_eq!(exported(&copy, "second"), first);
+    assert_eq!(exported(&cache, "first"), first);
+}
+
+#[test]
+fn a_bundle_is_chosen_from() {
+    let (dir, cache) = cache();
+    let ampere = kernel_of("pool", "sm_80", 400);
+    let hopper = [kernel_of("pool", "sm_90a", 400), kernel_of("forward", "sm_90a", 400)];
+    [&ampere, &hopper[0], &hopper[1]].into_iter().for_each(|kernel| kernel.put(&cache));
+    let records = ["sm_80", "sm_90a"].map(|arch| record(arch, &[("a", 2.0)]));
+    records.iter().for_each(|record| write_record(&cache, record));
+    let path = dir.path().join("bundle");
+    let exported = |contents: Contents<'_>| export(&cache, &contents, &path);
+
+    let report = exported(Contents::Archs(&["sm_90a"])).unwrap();
+    assert!(report.kernels.len() == 2 && report.kernels.iter().all(|key| key.arch() == "sm_90a"));
+    assert_eq!(report.records.len(), 1);
+    assert_eq!(report.records[0].device, name_of(&records[1]).0);
+
+    let kernels = [hopper[1].key.clone(), kernel(7).key];
+    let names = [name_of(&records[0]), ("nowhere".to_owned(), "nothing".to_owned())];
+    let report = exported(Contents::These { kernels: &kernels, records: &names }).unwrap();
+    assert_eq!((report.kernels, report.records.len()), (kernels[..1].to_vec(), 1));
+    assert_eq!(report.skipped.len(), 2);
+    let (_to, target) = super::support::cache();
+    import(&target, &path).unwrap();
+    assert!(hopper[1].is_in(&target) && !ampere.is_in(&target));
+
+    let before = fs::read(&path).unwrap();
+    assert!(matches!(exported(Contents::Archs(&["sm_120a"])), Err(BundleError::Empty { .. })));
+    let nowhere = dir.path().join("nowhere/bundle");
+    assert!(matches!(export(&cache, &Contents::Everything, &nowhere), Err(BundleError::Write { .. })));
+    assert_eq!(fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn damaged_entries_stay_at_home() {
+    let (dir, cache) = cache();
+    let kernels = [kernel(0), kernel(1)];
+    kernels.iter().for_each(|kernel| kernel.put(&cache));
+    let entry = cache.entries().remove(0);
+    fs::write(entry.path.join("kernel.cubin"), b"\x7fELF").unwrap();
+    let report = export(&cache, &Contents::Everything, &dir.path().join("bundle")).unwrap();
+    assert_eq!((report.kernels.len(), report.skipped.len()), (1, 1));
+    assert!(report.skipped[0].0.contains(entry.key.name()), "{:?}", report.skipped);
+}
+
+#[test]
+fn what_is_there_stays_and_the_bundles_record_wins() {
+    let (_dir, path) = bundle();
+    let (_to, target) = cache();
+    kernel(1).put(&target);
+    let stamp = |cache: &KernelCache| {
+        let entry = cache.entries().into_iter().find(|entry| entry.key == kernel(1).key).unwrap();
+        fs::metadata(entry.path.join("meta.json")).unwrap().modified().unwrap()
+    };
+    let before = stamp(&target);
+    let (old, new) = (record("sm_90a", &[("a", 1.0)]), record("sm_90a", &[("a", 2.0), ("b", 1.0)]));
+    write_record(&target, &old);
+    let report = import(&target, &path).unwrap();
+    assert_eq!((report.added.len(), report.present), (2, vec![kernel(1).key]));
+    assert_eq!((report.added_records.len(), report.replaced_records.len()), (0, 1));
+    assert_eq!(stamp(&target), before);
+    assert_eq!(read_record(&target, &new), Some(new.to_json()));
+}
+
+#[test]
+fn long_names_survive() {
+    let (dir, cache) = cache();
+    let long = kernel_of(&"k".repeat(140), "sm_90a", 400);
+    let odd = kernel_of("a kernel/../of an odd name", "sm_90a", 400);
+    [&long, &odd].into_iter().for_each(|kernel| kernel.put(&cache));
+    let path = dir.path().join("bundle");
+    export(&cache, &Contents::Everything, &path).unwrap();
+    let (_to, target) = super::support::cache();
+    assert_eq!(import(&target, &path).unwrap().added.len(), 2);
+    assert!(long.is_in(&target) && odd.is_in(&target));
+}
+
+#[test]
+fn real_cubins_travel() {
+    let Ok(toolchain) = Toolchain::find() else {
+        eprintln!("skipped: no NVRTC (real_cubins_travel)");
+        return;
+    };
+    let (dir, cache) = cache();
+    let source = "extern \"C\" __global__ void scale(float* x) { x[threadIdx.x] *= 2.0f; }";
+    let keys = ["sm_80", "sm_90a"].map(|arch| {
+        let cubin = toolchain.compile("scale", source, arch).unwrap();
+        let key = CubinKey::new("scale", arch, source, OPTIONS, toolchain.version());
+        cache.put(&key, source, &cubin).unwrap();
+        (key, cubin)
+    });
+    let path = dir.path().join("bundle");
+    export(&cache, &Contents::Everything, &path).unwrap();
+    let (_to, target) = super::support::cache();
+    assert_eq!(import(&target, &path).unwrap().added.len(), 2);
+    for (key, cubin) in keys {
+        assert_eq!(target.get(&key).unwrap().bytes, cubin.bytes);
+        // As a machine without NVRTC asks.
+        assert_eq!(target.find("scale", key.arch(), source).unwrap().report, cubin.report);
+    }
+}
+
+#[test]
+fn no_bundle_is_no_panic() {
+    let (dir, cache) = cache();
+    let missing = import(&cache, &dir.path().join("nothing")).unwrap_err();
+    assert!(matches!(missing, BundleError::Open { .. }), "{missing}");
+    let folder = import(&cache, dir.path()).unwrap_err();
+    assert!(matches!(folder, BundleError::Open { .. }), "{folder}");
+    let device = import(&cache, Path::new("/dev/zero")).unwrap_err();
+    assert!(matches!(device, BundleError::Open { .. }), "{device}");
+}
