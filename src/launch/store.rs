@@ -86,6 +86,12 @@ impl Store {
         })
     }
 
+    /// Whether anything can be compiled here.
+    pub(crate) fn has_nvrtc(&self) -> bool {
+        let remembered = self.cache.as_ref().and_then(|cache| cache.nvrtc_version(&self.environment));
+        remembered.is_some() || self.toolchain().is_ok()
+    }
+
     /// Why there is no NVRTC.
     fn no_toolchain(&self) -> Error {
         match self.toolchain() {

@@ -187,7 +187,8 @@ impl Tuned {
         // Timing during a capture would put its launches into the graph.
         let untimed = self.shared.variants.len() == 1 || self.device.is_capturing()?;
         match outputs {
-            Some(outputs) if !untimed => self.tune(store, key, &outputs, launch),
+            // Without NVRTC there is what the program or a bundle brought: the preferred schedule of it.
+            Some(outputs) if !untimed && store.has_nvrtc() => self.tune(store, key, &outputs, launch),
             _ => self.first_valid(),
         }
     }
