@@ -65,7 +65,11 @@ pub struct Args<'a> {
     /// `[batch, heads, blocks, head_dim]` of f32.
     pub mean: &'a mut Tensor,
 }
-impl KernelArgs for Args<'_> {
+#[allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "written from the declaration that the CUDA struct is written from, with the layout asserted"
+)]
+unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "pool";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {

@@ -82,7 +82,11 @@ pub struct Args<'a> {
     /// By value.
     pub scale: f32,
 }
-impl KernelArgs for Args<'_> {
+#[allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "written from the declaration that the CUDA struct is written from, with the layout asserted"
+)]
+unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "score";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {

@@ -117,7 +117,11 @@ pub struct Args<'a> {
     /// By value.
     pub top_p: f32,
 }
-impl KernelArgs for Args<'_> {
+#[allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "written from the declaration that the CUDA struct is written from, with the layout asserted"
+)]
+unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "select";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {

@@ -85,7 +85,11 @@ pub struct Args<'a> {
     /// `[batch, heads, kv_blocks, q_blocks]` of i32.
     pub full_q_indices: Option<&'a mut Tensor>,
 }
-impl KernelArgs for Args<'_> {
+#[allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "written from the declaration that the CUDA struct is written from, with the layout asserted"
+)]
+unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "transpose";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {

@@ -86,12 +86,31 @@ pub enum Error {
         /// The architecture.
         arch: String,
     },
+    /// A factor of the scores that is no number.
+    #[error("the scale is {found}, needed a finite number; without one it is 1 / sqrt(head_dim)")]
+    Scale {
+        /// The scale.
+        found: f32,
+    },
+    /// A tensor that is read and written by one call.
+    #[error(
+        "`{what}` shares its memory with the workspace's `out`: copy it first, or use two workspaces in turn"
+    )]
+    Aliased {
+        /// The argument.
+        what: &'static str,
+    },
     /// Something only a GPU has.
     #[error("{what} was given, but the attention runs on the CPU: build it for `Device::cuda(n)`")]
     NotOnGpu {
         /// What was given.
         what: &'static str,
     },
+    /// A workspace of another attention.
+    #[error(
+        "the workspace belongs to another attention: make one with this attention's `workspace(&q, &k, &v)`"
+    )]
+    ForeignWorkspace,
     /// Tensors of other sizes than a workspace was made for.
     #[error(
         "the workspace was made for {expected}, the call has {found}: make one with `attention.workspace(&q, &k, &v)`"

@@ -106,7 +106,7 @@ fn what_is_refused_says_why() {
             "`lse` has shape [2, 4, 300, 1], needed [batch, heads, seq_q]: add or remove dimensions",
         ),
         (
-            Box::new(|a| a.v = bf16(&[2, 2, 128, 200]).permute(&[0, 1, 3, 2])),
+            Box::new(|a| a.v = bf16(&[2, 2, 128, 200]).permute(&[0, 1, 3, 2]).unwrap()),
             "`v` has stride 200 on its last dimension, needed 1: make that dimension contiguous",
         ),
         (
@@ -257,7 +257,7 @@ fn parameters_of_dense_tensors() {
 fn parameters_of_bshd_tensors() {
     let mut args = Forward::good();
     let bshd = |address, [batch, heads, seq, d]: [usize; 4]| {
-        dense(address, DType::Bf16, &[batch, seq, heads, d]).permute(&[0, 2, 1, 3])
+        dense(address, DType::Bf16, &[batch, seq, heads, d]).permute(&[0, 2, 1, 3]).unwrap()
     };
     (args.q, args.k, args.v, args.out) =
         (bshd(0x1_0000, Q), bshd(0x2_0000, KV), bshd(0x3_0000, KV), bshd(0x6_0000, Q));

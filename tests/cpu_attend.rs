@@ -81,8 +81,8 @@ fn strides() {
     let case = Case { batch: 2, heads: 4, kv_heads: 2, ..Case::SMALL };
     let mut random = Random(3);
     // [batch, seq, heads, d] seen as [batch, heads, seq, d], and keys with room between their rows.
-    let q = random.tensor(case.dtype, &[2, case.seq_q, 4, case.d]).permute(&[0, 2, 1, 3]);
-    let v = random.tensor(case.dtype, &[2, case.seq_kv, 2, case.d]).permute(&[0, 2, 1, 3]);
+    let q = random.tensor(case.dtype, &[2, case.seq_q, 4, case.d]).permute(&[0, 2, 1, 3]).unwrap();
+    let v = random.tensor(case.dtype, &[2, case.seq_kv, 2, case.d]).permute(&[0, 2, 1, 3]).unwrap();
     let wide = random.tensor(case.dtype, &[2, 2, case.seq_kv, case.d + 8]);
     let k = wide.with_strides(&[2, 2, case.seq_kv, case.d], wide.strides()).unwrap();
     let mask = case.random_mask(&mut random, 0.7);
@@ -236,7 +236,7 @@ fn tensors_that_do_not_belong_together() {
     let f16s = Tensor::zeros(DType::F16, &[2, 2, 64, 16]).unwrap();
     assert!(matches!(refused(&q, &f16s, &kv), Error::Tensor(TensorError::DType { .. })));
     assert!(matches!(refused(&q, &kv, &t(&[2, 64, 16])), Error::Tensor(TensorError::Rank { .. })));
-    let turned = t(&[2, 4, 16, 64]).permute(&[0, 1, 3, 2]);
+    let turned = t(&[2, 4, 16, 64]).permute(&[0, 1, 3, 2]).unwrap();
     assert!(matches!(refused(&turned, &kv, &kv), Error::Tensor(TensorError::Strides { .. })));
     let other = BlockMask::full(1, 1, (64, 64), (128, 64)).unwrap();
     let error = attend(&q, &kv, &kv, &other, 1.0, None, None).unwrap_err();

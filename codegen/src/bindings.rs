@@ -192,7 +192,11 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
     });
     // A kernel that has every family needs no fallback arm; the enum is non-exhaustive, so there is always one.
     quote! {
-        impl KernelArgs for Args #lifetime {
+        #[allow(
+            clippy::undocumented_unsafe_blocks,
+            reason = "written from the declaration that the CUDA struct is written from, with the layout asserted"
+        )]
+        unsafe impl KernelArgs for Args #lifetime {
             const KERNEL: &'static str = #name;
             type Params = Params;
 

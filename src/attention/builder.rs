@@ -82,6 +82,9 @@ impl AttentionBuilder {
             let needed = "f16 or bf16: cast q, k and v to one of them".to_owned();
             return Err(TensorError::DType { what: "the attention".into(), found: self.dtype, needed }.into());
         }
+        if let Some(found) = self.scale.filter(|scale| !scale.is_finite()) {
+            return Err(Error::Scale { found });
+        }
         if let Some(selection) = &self.selection {
             selection.validate()?;
         }

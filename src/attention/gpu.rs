@@ -1,6 +1,6 @@
 //! The chain of kernels on a GPU: pool → score → (classify) → select → transpose → forward. Nothing goes to the host.
 
-use super::Rule;
+use super::{Rule, oracle};
 use crate::codegen::lower::{DeviceFunction, FunctionKind};
 use crate::device::{CudaDevice, Device};
 use crate::kernels::{classify, forward, pool, score, select, transpose};
@@ -93,6 +93,12 @@ impl Pipeline {
         rank.chain(classify).chain([&self.select, &self.transpose, &self.forward])
     }
 
+    /// The captures that launches read.
+    pub(super) fn functions(&self) -> Vec<Arc<FunctionArgs>> {
+        let classify = self.classify.iter().map(|(_, functions)| functions.clone());
+        classify.chain([self.functions.clone()]).collect()
+    }
+
     /// The same chain on another stream of the same GPU.
     pub(super) fn on(&self, cuda: &CudaDevice) -> Self {
         let on = |kernel: &Tuned| kernel.on(cuda);
@@ -120,7 +126,8 @@ impl Pipeline {
         let uninit = |dtype, shape: &[usize]| Tensor::uninit(&self.device, dtype, shape);
         let index = |rows, width| -> Result<BlockIndex, Error> {
             Ok(BlockIndex {
-                counts: uninit(DType::I32, &[batch, heads, rows])?,
+                // Zeros: a mask that is looked at before the first call lists nothing.
+                counts: Tensor::zeros_on(&self.device, DType::I32, &[batch, heads, rows])?,
                 indices: uninit(DType::I32, &[batch, heads, rows, width])?,
             })
         };
@@ -187,7 +194,7 @@ impl Pipeline {
         });
         // Long rows are worked on in place: what one candidate leaves is no input for the next.
         let again = match &self.rank {
-            Some(rank) if outputs.is_some() && logits.shape()[3] > LONG_ROW => rank.score.current(),
+            Some(rank) if outputs.is_some() && logits.shape()[3] > LONG_ROW => rank.score.chosen(&workload),
             _ => None,
         };
         let (top_k, top_p) =
@@ -241,6 +248,7 @@ impl Pipeline {
         let workload = workload(rule, q, k);
         let outputs = self.forward.outputs(&workload, || {
             Outputs::new(vec![out.clone(), lse.clone()], Tolerance::Close(FORWARD_TOLERANCE))
+                .with_oracle(|kernel| oracle::check_forward(rule, &self.device, &self.functions, kernel))
         });
         self.forward.run(&workload, outputs, &mut |kernel| {
             let args = forward::Args {

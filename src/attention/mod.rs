@@ -18,6 +18,7 @@
 mod builder;
 mod gpu;
 mod head_dim;
+mod oracle;
 mod workspace;
 
 pub use builder::AttentionBuilder;
@@ -28,7 +29,7 @@ use crate::device::Device;
 use crate::launch::{Choice, Kernel, Tuned};
 use crate::operands::Shape;
 use crate::tensor::TensorError;
-use crate::{BlockMask, BlockSize, DType, Error, MaskMod, ScoreMod, Selection, Tensor, cpu};
+use crate::{BlockMask, BlockSize, DType, Error, MaskError, MaskMod, ScoreMod, Selection, Tensor, cpu};
 use gpu::Pipeline;
 use std::sync::Arc;
 
@@ -161,6 +162,12 @@ impl Attention {
 
     fn mask_unchecked(&self, q: &Tensor, k: &Tensor) -> Result<BlockMask, Error> {
         let rule = &self.rule;
+        if self.pipeline.is_some() && is_empty(q, k) {
+            let (q, k) = (q.to(&Device::Cpu)?, k.to(&Device::Cpu)?);
+            let mask_mod = rule.mask_mod.as_deref();
+            return cpu::mask(&q, &k, rule.selection.as_ref(), rule.scale, rule.blocks, mask_mod)?
+                .to(&self.device);
+        }
         let Some(pipeline) = &self.pipeline else {
             return cpu::mask(
                 q,
@@ -184,6 +191,13 @@ impl Attention {
         mask: &BlockMask,
     ) -> Result<(Tensor, Tensor), Error> {
         let rule = &self.rule;
+        if self.pipeline.is_some() && is_empty(q, k) {
+            let to = |tensor: &Tensor| tensor.to(&Device::Cpu);
+            let (q, k, v, mask) = (to(q)?, to(k)?, to(v)?, mask.to(&Device::Cpu)?);
+            let (score_mod, mask_mod) = (rule.score_mod.as_deref(), rule.mask_mod.as_deref());
+            let (out, lse) = cpu::attend(&q, &k, &v, &mask, rule.scale, score_mod, mask_mod)?;
+            return Ok((out.to(&self.device)?, lse.to(&self.device)?));
+        }
         let Some(pipeline) = &self.pipeline else {
             return cpu::attend(
                 q,
@@ -208,6 +222,12 @@ impl Attention {
             return Err(TensorError::DType { what: "q".into(), found: q.dtype(), needed }.into());
         }
         let shape = Shape::of(q, k, v)?;
+        // Kernels count positions in 32 bits, a block beyond the last included.
+        if let Some(found) =
+            [shape.seq_q, shape.seq_kv].into_iter().find(|&seq| seq > i32::MAX as usize - 256)
+        {
+            return Err(MaskError::TooLong { found }.into());
+        }
         if shape.d != rule.head_dim.get() {
             return Err(HeadDimError::Differs { found: shape.d, needed: rule.head_dim.get() }.into());
         }
@@ -217,4 +237,9 @@ impl Attention {
         }
         Ok(shape)
     }
+}
+
+/// Whether there is nothing to attend to, or nobody: no kernel is launched over no rows.
+fn is_empty(q: &Tensor, k: &Tensor) -> bool {
+    q.elements() == 0 || k.elements() == 0
 }

@@ -1,8 +1,10 @@
 //! Calls that allocate nothing: for loops, for streams of one's own and for CUDA graphs.
 
 use super::gpu::MaskBuffers;
-use super::{Attention, Output};
+use super::{Attention, Output, Rule, is_empty};
+use crate::launch::FunctionArgs;
 use crate::{DType, Error, Tensor};
+use std::sync::Arc;
 
 /// Memory for calls of one shape: the intermediate tensors of the selection and the output.
 pub struct Workspace {
@@ -11,6 +13,10 @@ pub struct Workspace {
     output: Output,
     /// Shapes of q and k.
     shapes: [Vec<usize>; 2],
+    /// The attention it was made for.
+    rule: Arc<Rule>,
+    /// Captures that a graph of calls into this workspace goes on reading.
+    _functions: Vec<Arc<FunctionArgs>>,
 }
 
 impl Workspace {
@@ -28,8 +34,15 @@ impl Attention {
     pub fn workspace(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Workspace, Error> {
         let shape = self.check(q, k, Some(v))?;
         let shapes = [q.shape().to_vec(), k.shape().to_vec()];
-        let Some(pipeline) = &self.pipeline else {
-            return Ok(Workspace { buffers: None, output: self.forward(q, k, v)?, shapes });
+        let Some(pipeline) = self.pipeline.as_ref().filter(|_| !is_empty(q, k)) else {
+            let output = self.forward(q, k, v)?;
+            return Ok(Workspace {
+                buffers: None,
+                output,
+                shapes,
+                rule: self.rule.clone(),
+                _functions: Vec::new(),
+            });
         };
         let buffers = pipeline.buffers(&self.rule, q, k)?;
         let output = Output {
@@ -37,7 +50,8 @@ impl Attention {
             lse: Tensor::uninit(&self.device, DType::F32, &q.shape()[..3])?,
             mask: buffers.mask(&self.rule, (shape.seq_q, shape.seq_kv)),
         };
-        Ok(Workspace { buffers: Some(buffers), output, shapes })
+        let _functions = pipeline.functions();
+        Ok(Workspace { buffers: Some(buffers), output, shapes, rule: self.rule.clone(), _functions })
     }
 
     /// As [`forward`](Self::forward), into a workspace. On a GPU it only launches: it allocates nothing, waits for
@@ -45,7 +59,8 @@ impl Attention {
     /// ([`on_stream`](Self::on_stream)). Tensors and workspace must then outlive the graph.
     ///
     /// # Errors
-    /// [`Error::Workspace`] for tensors of other sizes; otherwise as [`forward`](Self::forward).
+    /// [`Error::Workspace`] for tensors of other sizes, [`Error::ForeignWorkspace`] for a workspace of another
+    /// attention, [`Error::Aliased`] when q, k or v is the workspace's own `out`; otherwise as [`forward`](Self::forward).
     pub fn forward_into<'a>(
         &self,
         q: &Tensor,
@@ -54,6 +69,14 @@ impl Attention {
         workspace: &'a mut Workspace,
     ) -> Result<&'a Output, Error> {
         self.check(q, k, Some(v))?;
+        if !Arc::ptr_eq(&workspace.rule, &self.rule) {
+            return Err(Error::ForeignWorkspace);
+        }
+        for (what, tensor) in [("q", q), ("k", k), ("v", v)] {
+            if tensor.shares_storage(&workspace.output.out) {
+                return Err(Error::Aliased { what });
+            }
+        }
         if workspace.shapes[0] != q.shape() || workspace.shapes[1] != k.shape() {
             let text = |q: &[usize], k: &[usize]| format!("q {q:?} and k {k:?}");
             return Err(Error::Workspace {

@@ -112,9 +112,17 @@ pub fn compile_all(
 
 /// Calls `work` for every item on all cores, on threads whose stacks are deep enough for NVRTC; results keep the order.
 pub(crate) fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync + Send) -> Vec<R> {
+    if items.is_empty() {
+        return Vec::new();
+    }
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
     match rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK_BYTES).build() {
-        Ok(pool) => pool.install(|| items.par_iter().with_max_len(1).map(&work).collect()),
+        // From a thread of its own: one of a caller's pool would take up other work of that pool while it waits, and that
+        // work may wait for the same lock.
+        Ok(pool) => std::thread::scope(|scope| {
+            let all = || pool.install(|| items.par_iter().with_max_len(1).map(&work).collect());
+            scope.spawn(all).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        }),
         // A system that grants no more threads still compiles.
         Err(_) => items.iter().map(work).collect(),
     }

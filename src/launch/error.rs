@@ -140,6 +140,14 @@ pub enum BindError {
         /// Blocks along x, y, z.
         grid: [i64; 3],
     },
+    /// Captures of other functions than the kernel was built with.
+    #[error(
+        "kernel `{kernel}`: the function arguments are of other functions: make them from this kernel's spec"
+    )]
+    Functions {
+        /// The kernel.
+        kernel: &'static str,
+    },
     /// A candidate of another kernel.
     #[error(
         "the arguments are of kernel `{kernel}`, the candidate is {found}: load the kernel the arguments belong to"

@@ -6,11 +6,36 @@ use crate::device::{CudaDevice, DeviceBuffer};
 use crate::{DeviceFn, Error};
 
 /// The second argument of kernels that call device functions: the functors one after another, as C lays them out.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct FunctionArgs {
     bytes: Vec<u8>,
+    /// Of the functions' CUDA text: a kernel with other functions must not read these bytes.
+    hash: blake3::Hash,
     /// Kept alive for the launches.
-    _slices: Vec<DeviceBuffer>,
+    slices: Vec<DeviceBuffer>,
+    device: CudaDevice,
+}
+
+/// What a kernel and its function arguments must agree on.
+pub(super) fn functions_hash(spec: &KernelSpec) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    for (_, function) in spec.functions() {
+        let text = function.as_ref().map_or_else(String::new, |function| function.cuda());
+        hasher.update(&(text.len() as u64).to_le_bytes());
+        hasher.update(text.as_bytes());
+    }
+    hasher.finalize()
+}
+
+impl Drop for FunctionArgs {
+    /// Slices are freed on the device's own stream, but launches on a stream of the caller's may still read them.
+    fn drop(&mut self) {
+        if !self.slices.is_empty()
+            && let Err(error) = self.device.context().synchronize()
+        {
+            tracing::debug!(%error, "captures are freed without waiting");
+        }
+    }
 }
 
 impl FunctionArgs {
@@ -23,7 +48,8 @@ impl FunctionArgs {
         spec: &KernelSpec,
         functions: &[Option<&dyn DeviceFn>],
     ) -> Result<Self, Error> {
-        let mut args = FunctionArgs::default();
+        let (hash, device_of) = (functions_hash(spec), device.clone());
+        let mut args = FunctionArgs { bytes: Vec::new(), hash, slices: Vec::new(), device: device_of };
         let mut widest = 1;
         for ((_, parsed), function) in spec.functions().iter().zip(functions) {
             let (bytes, align) = match (parsed, function) {
@@ -55,9 +81,14 @@ impl FunctionArgs {
             };
             let buffer = device.upload(bytes)?;
             pointers.push(buffer.address());
-            self._slices.push(buffer);
+            self.slices.push(buffer);
         }
         Ok((function.pack(captures, &pointers)?, function.layout().align))
+    }
+
+    /// The hash of the functions these are the captures of.
+    pub(super) fn hash(&self) -> &blake3::Hash {
+        &self.hash
     }
 
     /// The bytes of the struct `Functions`.

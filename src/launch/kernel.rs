@@ -1,5 +1,6 @@
 //! A kernel that can be launched.
 
+use super::functions::functions_hash;
 use super::{BindError, FunctionArgs, KernelArgs};
 use crate::Error;
 use crate::codegen::Variant;
@@ -22,6 +23,7 @@ pub(super) struct Compiled {
     report: PtxasReport,
     compile_time: Duration,
     loaded: LoadedKernel,
+    functions: blake3::Hash,
 }
 
 impl Compiled {
@@ -29,7 +31,8 @@ impl Compiled {
     pub(super) fn load(device: &CudaDevice, variant: Variant, cubin: Cubin) -> Result<Self, Error> {
         let loaded = device.load(&cubin)?;
         let Cubin { report, compile_time, .. } = cubin;
-        Ok(Compiled { variant, report, compile_time, loaded })
+        let functions = functions_hash(&variant.candidate.spec);
+        Ok(Compiled { variant, report, compile_time, loaded, functions })
     }
 }
 
@@ -75,6 +78,9 @@ impl Kernel {
         let Compiled { variant, loaded, .. } = &*self.compiled;
         let device = &self.device;
         let bound = args.bind(&variant.candidate)?;
+        if functions.is_some_and(|functions| *functions.hash() != self.compiled.functions) {
+            return Err(BindError::Functions { kernel: A::KERNEL }.into());
+        }
         let here = device.info().ordinal;
         if let Some((arg, ordinal)) = bound.on.filter(|(_, ordinal)| *ordinal != here) {
             let (found, needed) = (place_name(Some(ordinal)), place_name(Some(here)));

@@ -116,7 +116,11 @@ fn compile_round(device: &CudaDevice, searches: &mut [Search]) -> Result<(), Err
     }
     let kernels = load_variants(device, &variants.iter().collect::<Vec<_>>(), |_| {})?;
     for (search, kernel) in waiting.into_iter().zip(kernels) {
-        search.found = kernel.ok();
+        match kernel {
+            Ok(kernel) => search.found = Some(kernel),
+            Err(Unusable::Spills(reason)) => tracing::debug!(reason, "the next candidate"),
+            Err(Unusable::Failed(error)) => return Err(*error),
+        }
     }
     Ok(())
 }
@@ -127,7 +131,7 @@ pub(super) fn load_variants(
     device: &CudaDevice,
     variants: &[&Variant],
     compiled: impl Fn(bool) + Sync + Send,
-) -> Result<Vec<Result<Kernel, String>>, Error> {
+) -> Result<Vec<Result<Kernel, Unusable>>, Error> {
     // Two threads that want the same kernel compile it once: the second finds it loaded.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -140,8 +144,12 @@ pub(super) fn load_variants(
     let cubins = Store::global()?.cubins(device.arch(), &unknown, done);
     let mut failed = HashMap::new();
     for (variant, cubin) in unknown.into_iter().zip(cubins) {
-        if let Err(reason) = load_cubin(device, variant, cubin?)? {
-            failed.insert(key(variant), reason);
+        let loaded = match cubin {
+            Ok(cubin) => load_cubin(device, variant, cubin)?,
+            Err(error) => Err(Unusable::of(error)?),
+        };
+        if let Err(why) = loaded {
+            failed.insert(key(variant), why);
         }
     }
     let loaded = lock();
@@ -149,21 +157,53 @@ pub(super) fn load_variants(
         .iter()
         .map(|variant| match loaded.get(&key(variant)) {
             Some(compiled) => Ok(Kernel::new(compiled.clone(), device)),
-            None => Err(failed.get(&key(variant)).cloned().unwrap_or_default()),
+            None => Err(failed
+                .remove(&key(variant))
+                .unwrap_or_else(|| Unusable::Spills("it is listed twice".into()))),
         })
         .collect())
 }
 
-/// Loads a variant from a cubin that is at hand; the reason stands in for one that spills.
+/// Why a candidate is none after all.
+#[derive(Debug)]
+pub(super) enum Unusable {
+    /// It spills registers: another schedule is faster.
+    Spills(String),
+    /// It does not compile or load; others may.
+    Failed(Box<Error>),
+}
+
+impl Unusable {
+    /// What went wrong with one candidate alone; the outer error is for what goes wrong with all of them.
+    fn of(error: Error) -> Result<Self, Error> {
+        match error {
+            Error::Compile(_) | Error::Device(_) => Ok(Unusable::Failed(error.into())),
+            other => Err(other),
+        }
+    }
+
+    /// The reason, as a record keeps it.
+    pub(super) fn reason(&self) -> String {
+        match self {
+            Unusable::Spills(reason) => reason.clone(),
+            Unusable::Failed(error) => error.to_string(),
+        }
+    }
+}
+
+/// Loads a variant from a cubin that is at hand.
 pub(super) fn load_cubin(
     device: &CudaDevice,
     variant: &Variant,
     cubin: Cubin,
-) -> Result<Result<Kernel, String>, Error> {
+) -> Result<Result<Kernel, Unusable>, Error> {
     if cubin.report.spills() {
-        return Ok(Err(spills(&cubin.report)));
+        return Ok(Err(Unusable::Spills(spills(&cubin.report))));
     }
-    let compiled = Arc::new(Compiled::load(device, variant.clone(), cubin)?);
+    let compiled = match Compiled::load(device, variant.clone(), cubin) {
+        Ok(compiled) => Arc::new(compiled),
+        Err(error) => return Ok(Err(Unusable::of(error)?)),
+    };
     lock().insert((device.info().ordinal, variant.fingerprint.clone()), compiled.clone());
     Ok(Ok(Kernel::new(compiled, device)))
 }

@@ -38,7 +38,11 @@ pub(crate) use tuned::Tuned;
 use crate::codegen::Candidate;
 
 /// The arguments of a kernel; generated from its declaration.
-pub trait KernelArgs {
+///
+/// # Safety
+/// [`bind`](Self::bind) returns what the kernel `KERNEL` expects: addresses of tensors that the arguments borrow, with
+/// extents and strides that stay inside them. `Params` has no padding and the layout of the kernel's own struct.
+pub unsafe trait KernelArgs {
     /// The kernel's name.
     const KERNEL: &'static str;
     /// What it takes by value.

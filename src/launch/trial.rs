@@ -17,17 +17,46 @@ pub(crate) enum Tolerance {
 }
 
 /// What a launch writes, sharing the storage of its arguments.
-pub(crate) struct Outputs {
+pub(crate) struct Outputs<'a> {
     tensors: Vec<Tensor>,
     tolerance: Tolerance,
+    /// Compares a candidate with the oracle on a small case.
+    oracle: Option<Oracle<'a>>,
 }
 
-impl Outputs {
+/// Says what is wrong with a candidate.
+type Oracle<'a> = Box<dyn Fn(&Kernel) -> Result<(), String> + 'a>;
+
+impl<'a> Outputs<'a> {
     pub(crate) fn new(tensors: Vec<Tensor>, tolerance: Tolerance) -> Self {
-        Outputs { tensors, tolerance }
+        Outputs { tensors, tolerance, oracle: None }
     }
 
-    /// The bytes of every output.
+    /// The same with a check of each candidate on a small case of its own.
+    pub(crate) fn with_oracle(self, oracle: impl Fn(&Kernel) -> Result<(), String> + 'a) -> Self {
+        Outputs { oracle: Some(Box::new(oracle)), ..self }
+    }
+
+    /// Whether an element still holds the poison: no computation makes a NaN with all bits set, an index of -1 or a class
+    /// of 255.
+    fn has_poison(&self) -> Result<bool, Error> {
+        for tensor in &self.tensors {
+            let left = match tensor.dtype() {
+                DType::F32 => tensor.to_vec::<f32>()?.iter().any(|x| x.to_bits() == u32::MAX),
+                DType::I32 => tensor.to_vec::<i32>()?.contains(&-1),
+                DType::U8 => tensor.to_vec::<u8>()?.contains(&u8::MAX),
+                DType::F16 => tensor.to_vec::<half::f16>()?.iter().any(|x| x.to_bits() == u16::MAX),
+                DType::Bf16 => tensor.to_vec::<half::bf16>()?.iter().any(|x| x.to_bits() == u16::MAX),
+                _ => false,
+            };
+            if left {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The elements of every output.
     fn read(&self) -> Result<Vec<Vec<f32>>, Error> {
         self.tensors
             .iter()
@@ -85,7 +114,7 @@ pub(super) struct Trial<'a> {
     device: &'a CudaDevice,
     kernels: &'a [Kernel],
     launch: &'a mut dyn FnMut(&Kernel) -> Result<(), Error>,
-    outputs: &'a Outputs,
+    outputs: &'a Outputs<'a>,
     first: Option<Vec<Vec<f32>>>,
 }
 
@@ -94,7 +123,7 @@ impl<'a> Trial<'a> {
         device: &'a CudaDevice,
         kernels: &'a [Kernel],
         launch: &'a mut dyn FnMut(&Kernel) -> Result<(), Error>,
-        outputs: &'a Outputs,
+        outputs: &'a Outputs<'a>,
     ) -> Self {
         Trial { device, kernels, launch, outputs, first: None }
     }
@@ -120,7 +149,13 @@ impl Bench for Trial<'_> {
     }
 
     fn check(&mut self, i: usize) -> Result<(), String> {
+        if let Some(oracle) = &self.outputs.oracle {
+            oracle(&self.kernels[i])?;
+        }
         let found = self.outputs_of(i).map_err(|error| error.to_string())?;
+        if self.outputs.has_poison().map_err(|error| error.to_string())? {
+            return Err("it leaves elements of its output unwritten".to_owned());
+        }
         match &self.first {
             Some(first) => self.outputs.agree(&found, first),
             None => {

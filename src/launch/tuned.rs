@@ -1,6 +1,6 @@
 //! The kernel for the sizes at hand: from the tuning record, else timed on the call's own tensors, else the model's pick.
 
-use super::library::{load_cubin, load_variants};
+use super::library::{Unusable, load_cubin, load_variants};
 use super::store::Store;
 use super::trial::Trial;
 use super::{Kernel, Outputs, Request};
@@ -81,7 +81,11 @@ impl Tuned {
     }
 
     /// What a launch writes, if [`run`](Self::run) will ask for it: where no kernel is chosen for the workload yet.
-    pub(crate) fn outputs(&self, workload: &Workload, outputs: impl FnOnce() -> Outputs) -> Option<Outputs> {
+    pub(crate) fn outputs<'a>(
+        &self,
+        workload: &Workload,
+        outputs: impl FnOnce() -> Outputs<'a>,
+    ) -> Option<Outputs<'a>> {
         let bucket = Bucket::of(workload);
         let chosen = self.shared.chosen.read().unwrap_or_else(PoisonError::into_inner);
         let known = chosen.iter().any(|(known, _)| *known == bucket);
@@ -95,7 +99,7 @@ impl Tuned {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .last()
-            .map(|(_, kernel)| kernel.clone())
+            .map(|(_, kernel)| kernel.on(&self.device))
     }
 
     /// What was chosen last, and why.
@@ -116,16 +120,16 @@ impl Tuned {
     pub(crate) fn run(
         &self,
         workload: &Workload,
-        outputs: Option<Outputs>,
+        outputs: Option<Outputs<'_>>,
         launch: &mut dyn FnMut(&Kernel) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let bucket = Bucket::of(workload);
-        let known = {
-            let chosen = self.shared.chosen.read().unwrap_or_else(PoisonError::into_inner);
-            chosen.iter().find(|(known, _)| *known == bucket).map(|(_, kernel)| kernel.on(&self.device))
-        };
-        let kernel = match known {
+        let kernel = match self.chosen_in(bucket) {
             Some(kernel) => kernel,
+            // Nothing can be timed while a graph is captured; what stands in for it is not kept.
+            None if self.shared.policy == Policy::Tune && self.device.is_capturing()? => {
+                self.first_valid()?
+            }
             None => {
                 let kernel = self.choose(bucket, outputs, launch)?;
                 self.keep(bucket, &kernel);
@@ -140,6 +144,16 @@ impl Tuned {
             }
             launched => launched,
         }
+    }
+
+    /// The kernel chosen for a workload.
+    pub(crate) fn chosen(&self, workload: &Workload) -> Option<Kernel> {
+        self.chosen_in(Bucket::of(workload))
+    }
+
+    fn chosen_in(&self, bucket: Bucket) -> Option<Kernel> {
+        let chosen = self.shared.chosen.read().unwrap_or_else(PoisonError::into_inner);
+        chosen.iter().find(|(known, _)| *known == bucket).map(|(_, kernel)| kernel.on(&self.device))
     }
 
     fn keep(&self, bucket: Bucket, kernel: &Kernel) {
@@ -164,7 +178,7 @@ impl Tuned {
     fn choose(
         &self,
         bucket: Bucket,
-        outputs: Option<Outputs>,
+        outputs: Option<Outputs<'_>>,
         launch: &mut dyn FnMut(&Kernel) -> Result<(), Error>,
     ) -> Result<Kernel, Error> {
         let store = Store::global()?;
@@ -184,8 +198,7 @@ impl Tuned {
         if self.shared.policy == Policy::CacheOnly {
             return self.cached(store, record.is_none());
         }
-        // Timing during a capture would put its launches into the graph.
-        let untimed = self.shared.variants.len() == 1 || self.device.is_capturing()?;
+        let untimed = self.shared.variants.len() == 1;
         match outputs {
             // Without NVRTC there is what the program or a bundle brought: the preferred schedule of it.
             Some(outputs) if !untimed && store.has_nvrtc() => self.tune(store, key, &outputs, launch),
@@ -195,12 +208,17 @@ impl Tuned {
 
     /// The first candidate that compiles without spills.
     fn first_valid(&self) -> Result<Kernel, Error> {
+        let mut failure = None;
         for variant in &self.shared.variants {
-            if let Some(Ok(kernel)) = load_variants(&self.device, &[variant], |_| {})?.pop() {
-                return Ok(kernel);
+            match load_variants(&self.device, &[variant], |_| {})?.remove(0) {
+                Ok(kernel) => return Ok(kernel),
+                Err(Unusable::Failed(error)) => failure = failure.or(Some(*error)),
+                Err(Unusable::Spills(_)) => {}
             }
         }
-        Err(Error::Spills { kernel: self.shared.name.clone(), arch: self.device.arch().to_owned() })
+        let spills =
+            || Error::Spills { kernel: self.shared.name.clone(), arch: self.device.arch().to_owned() };
+        Err(failure.unwrap_or_else(spills))
     }
 
     /// Candidate `i`, unless the policy forbids compiling and it is not in the cache, or it spills.
@@ -237,7 +255,7 @@ impl Tuned {
         &self,
         store: &Store,
         key: TuneKey,
-        outputs: &Outputs,
+        outputs: &Outputs<'_>,
         launch: &mut dyn FnMut(&Kernel) -> Result<(), Error>,
     ) -> Result<Kernel, Error> {
         let shared = &*self.shared;
@@ -269,7 +287,7 @@ impl Tuned {
         for (variant, loaded) in variants.into_iter().zip(loaded) {
             match loaded {
                 Ok(kernel) => kernels.push(kernel),
-                Err(reason) => rejected.push((Contender::of_variant(variant), reason)),
+                Err(why) => rejected.push((Contender::of_variant(variant), why.reason())),
             }
         }
         let fail = |reason: String| Error::Tune {
@@ -277,6 +295,10 @@ impl Tuned {
             device: self.device.info().name.clone(),
             reason,
         };
+        if kernels.is_empty() {
+            let reasons: Vec<String> = rejected.into_iter().map(|(_, reason)| reason).collect();
+            return Err(fail(reasons.join("; ")));
+        }
         let contenders = kernels.iter().map(Contender::of_kernel).collect();
         // With nothing new to race, the incumbent stays.
         let result = match incumbent.is_some() && kernels.len() < 2 {

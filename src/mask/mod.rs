@@ -151,6 +151,12 @@ impl BlockMask {
             let lists = HostLists::read(index)?;
             for row in 0..lists.counts.len() {
                 for &block in lists.row(row) {
+                    if block < 0 || block as usize >= kv_blocks {
+                        let (heads, rows) = (shape[1], shape[2]);
+                        let at = [row / rows / heads, row / rows % heads, row % rows];
+                        let what = "kv_indices";
+                        return Err(MaskError::Index { what, at, found: block, blocks: kv_blocks }.into());
+                    }
                     classes[row * kv_blocks + block as usize] = class;
                 }
             }
@@ -163,11 +169,13 @@ impl BlockMask {
     /// # Errors
     /// A device error when the counts cannot be copied from the GPU.
     pub fn row_counts(&self) -> Result<Vec<usize>, Error> {
-        let mut rows: Vec<usize> =
-            self.kv.counts.to_vec::<i32>()?.into_iter().map(|count| count as usize).collect();
+        let counts = |index: &BlockIndex| -> Result<Vec<usize>, Error> {
+            Ok(HostLists::read(index)?.counts.into_iter().map(|count| count as usize).collect())
+        };
+        let mut rows = counts(&self.kv)?;
         if let Some(full) = &self.full_kv {
-            for (row, count) in rows.iter_mut().zip(full.counts.to_vec::<i32>()?) {
-                *row += count as usize;
+            for (row, count) in rows.iter_mut().zip(counts(full)?) {
+                *row += count;
             }
         }
         Ok(rows)
@@ -258,11 +266,16 @@ pub(crate) struct HostLists {
 
 impl HostLists {
     pub(crate) fn read(index: &BlockIndex) -> Result<Self, Error> {
-        Ok(HostLists {
-            counts: index.counts.to_vec()?,
-            indices: index.indices.to_vec()?,
-            width: index.indices.shape()[3],
-        })
+        let width = index.indices.shape()[3];
+        let lists = HostLists { counts: index.counts.to_vec()?, indices: index.indices.to_vec()?, width };
+        let row_shape = index.counts.shape();
+        // Lists on a GPU can be written after they were checked.
+        if let Some(row) = lists.counts.iter().position(|&count| count < 0 || count as usize > width) {
+            let (heads, rows) = (row_shape[1], row_shape[2]);
+            let at = [row / rows / heads, row / rows % heads, row % rows];
+            return Err(MaskError::Count { what: "kv_counts", at, found: lists.counts[row], width }.into());
+        }
+        Ok(lists)
     }
 
     /// The blocks of row `(batch · heads + head) · rows + row`.

@@ -84,6 +84,16 @@ pub enum TensorError {
         /// Key and value heads.
         kv_heads: usize,
     },
+    /// An order of dimensions that is none.
+    #[error(
+        "{order:?} is no order of {rank} dimensions: name each of 0 to {rank} (without {rank} itself) once"
+    )]
+    Order {
+        /// The order given.
+        order: Vec<usize>,
+        /// The tensor's rank.
+        rank: usize,
+    },
     /// Storage that another tensor sees too.
     #[error("the storage is shared with another tensor: drop that one, or make a tensor of its own")]
     Shared,

@@ -4,7 +4,7 @@
 //! use tilewright::Tensor;
 //! let t = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0], &[2, 3])?;
 //! assert_eq!(t.strides(), &[3, 1]);
-//! let transposed = t.permute(&[1, 0]);
+//! let transposed = t.permute(&[1, 0])?;
 //! assert_eq!(transposed.to_vec::<f32>()?, [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
 //! # Ok::<(), tilewright::Error>(())
 //! ```
@@ -134,12 +134,28 @@ impl Tensor {
     /// The same storage with its dimensions reordered; `order` names each dimension once.
     ///
     /// A `[batch, seq, heads, d]` (BSHD) tensor becomes `[batch, heads, seq, d]` with `permute(&[0, 2, 1, 3])`, without a copy.
-    pub fn permute(&self, order: &[usize]) -> Self {
-        debug_assert_eq!(order.len(), self.shape.len());
-        Tensor {
+    ///
+    /// # Errors
+    /// [`TensorError::Order`] unless `order` names each dimension once.
+    pub fn permute(&self, order: &[usize]) -> Result<Self, Error> {
+        let mut sorted = order.to_vec();
+        sorted.sort_unstable();
+        if !sorted.into_iter().eq(0..self.shape.len()) {
+            return Err(TensorError::Order { order: order.to_vec(), rank: self.shape.len() }.into());
+        }
+        Ok(Tensor {
             shape: order.iter().map(|&i| self.shape[i]).collect(),
             strides: order.iter().map(|&i| self.strides[i]).collect(),
             ..self.clone()
+        })
+    }
+
+    /// Whether both see the same storage.
+    pub(crate) fn shares_storage(&self, other: &Tensor) -> bool {
+        match (&self.storage, &other.storage) {
+            (Storage::Host(a), Storage::Host(b)) => Arc::ptr_eq(a, b),
+            (Storage::Cuda(a), Storage::Cuda(b)) => Arc::ptr_eq(a, b),
+            _ => false,
         }
     }
 

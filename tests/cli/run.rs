@@ -26,7 +26,7 @@ fn agree(input: &Path, bshd: bool, d: HeadDim) {
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let [q, k, v] = ["q", "k", "v"].map(|name| {
         let tensor = tensor(&file, name);
-        if bshd { tensor.permute(&[0, 2, 1, 3]) } else { tensor }
+        if bshd { tensor.permute(&[0, 2, 1, 3]).unwrap() } else { tensor }
     });
     let attention =
         Attention::builder(d, DType::Bf16).select(top_k(0.1) | top_p(0.3)).build(&Device::cpu()).unwrap();
@@ -36,7 +36,7 @@ fn agree(input: &Path, bshd: bool, d: HeadDim) {
     let found = SafeTensors::deserialize(&bytes).unwrap();
     let found_out = tensor(&found, "out");
     assert_eq!(found_out.shape(), file.tensor("q").unwrap().shape(), "the layout of q");
-    let found_out = if bshd { found_out.permute(&[0, 2, 1, 3]) } else { found_out };
+    let found_out = if bshd { found_out.permute(&[0, 2, 1, 3]).unwrap() } else { found_out };
     assert!(found_out.to_vec::<bf16>().unwrap() == out.to_vec::<bf16>().unwrap(), "out differs");
     let words = |name: &str| -> Vec<[u8; 4]> {
         found.tensor(name).unwrap().data().chunks_exact(4).map(|word| word.try_into().unwrap()).collect()

@@ -72,7 +72,7 @@ impl Case {
 
     fn tensor(&self, random: &mut Random, heads: usize, seq: usize) -> Tensor {
         if self.bshd {
-            random.tensor(self.dtype, &[self.batch, seq, heads, self.d]).permute(&[0, 2, 1, 3])
+            random.tensor(self.dtype, &[self.batch, seq, heads, self.d]).permute(&[0, 2, 1, 3]).unwrap()
         } else {
             random.tensor(self.dtype, &[self.batch, heads, seq, self.d])
         }

@@ -11,6 +11,9 @@ pub const TESTS: &[Test] = &[
     ("streams::a_stream_of_the_callers", own_stream),
     ("streams::a_cuda_graph", graph),
     ("streams::a_workspace_of_other_sizes_is_refused", other_sizes),
+    ("streams::a_workspace_of_another_attention_is_refused", foreign_workspace),
+    ("streams::inputs_that_alias_the_output_are_refused", aliased),
+    ("streams::nothing_to_attend_to", nothing),
 ];
 
 #[mask_mod]
@@ -115,4 +118,45 @@ fn other_sizes(device: &Device) -> Result<(), Failed> {
         Err(Error::Workspace { .. }) => Ok(()),
         other => Err(format!("{other:?} instead of Error::Workspace").into()),
     }
+}
+
+fn foreign_workspace(device: &Device) -> Result<(), Failed> {
+    let (one, other) = (attention(device, false)?, attention(device, true)?);
+    let [q, k, v] = inputs(device, 103)?;
+    let mut workspace = one.workspace(&q, &k, &v)?;
+    match other.forward_into(&q, &k, &v, &mut workspace) {
+        Err(Error::ForeignWorkspace) => Ok(()),
+        other => Err(format!("{other:?} instead of Error::ForeignWorkspace").into()),
+    }
+}
+
+fn aliased(device: &Device) -> Result<(), Failed> {
+    let attention = attention(device, false)?;
+    let [q, k, v] = inputs(device, 107)?;
+    let mut workspace = attention.workspace(&q, &k, &v)?;
+    let out = workspace.output().out.clone();
+    match attention.forward_into(&q, &out, &v, &mut workspace) {
+        Err(Error::Aliased { what: "k" }) => Ok(()),
+        other => Err(format!("{other:?} instead of Error::Aliased").into()),
+    }
+}
+
+/// No keys: rows of zeros with a sum of nothing. No queries: nothing at all.
+fn nothing(device: &Device) -> Result<(), Failed> {
+    let attention = attention(device, true)?;
+    let tensor = |seq: usize| Random(1).tensor(DType::Bf16, &[1, 4, seq, 128]).to(device);
+    for (seq_q, seq_kv) in [(5, 0), (0, 5), (0, 0)] {
+        let (q, k, v) = (tensor(seq_q)?, tensor(seq_kv)?, tensor(seq_kv)?);
+        let mut workspace = attention.workspace(&q, &k, &v)?;
+        for output in [&attention.forward(&q, &k, &v)?, attention.forward_into(&q, &k, &v, &mut workspace)?] {
+            let (out, lse) = (output.out.to_f32_vec()?, output.lse.to_vec::<f32>()?);
+            if out.len() != 4 * seq_q * 128 || out.iter().any(|&x| x != 0.0) {
+                return Err(format!("{seq_q} × {seq_kv}: out is {out:?}").into());
+            }
+            if lse.len() != 4 * seq_q || lse.iter().any(|&x| x != f32::NEG_INFINITY) {
+                return Err(format!("{seq_q} × {seq_kv}: lse is {lse:?}").into());
+            }
+        }
+    }
+    Ok(())
 }

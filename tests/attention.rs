@@ -1,0 +1,87 @@
+//! The public API on the CPU: what it refuses and what it makes of nothing.
+
+mod support;
+
+use support::Random;
+use tilewright::tensor::TensorError;
+use tilewright::{Attention, BlockMask, BlockSize, DType, Device, Error, HeadDim, Tensor, top_k, top_p};
+
+fn attention() -> Attention {
+    Attention::builder(HeadDim::D64, DType::Bf16).select(top_k(0.5)).build(&Device::cpu()).unwrap()
+}
+
+fn tensor(shape: [usize; 4]) -> Tensor {
+    Random(shape[2] as u64 + 1).tensor(DType::Bf16, &shape)
+}
+
+#[test]
+fn nothing_to_attend_to_gives_zeros_and_no_sum() {
+    for (seq_q, seq_kv) in [(5, 0), (0, 5), (0, 0)] {
+        let (q, kv) = (tensor([1, 2, seq_q, 64]), tensor([1, 2, seq_kv, 64]));
+        let output = attention().forward(&q, &kv, &kv).unwrap();
+        assert_eq!(output.out.to_f32_vec().unwrap(), vec![0.0; 2 * seq_q * 64]);
+        assert_eq!(output.lse.to_vec::<f32>().unwrap(), vec![f32::NEG_INFINITY; 2 * seq_q]);
+    }
+}
+
+#[test]
+fn a_builder_refuses_what_it_cannot_build() {
+    let builder = || Attention::builder(HeadDim::D64, DType::Bf16);
+    let message = |result: Result<Attention, Error>| result.err().expect("an error").to_string();
+    let cpu = Device::cpu();
+    for (found, expected) in [
+        (message(builder().select(top_k(0.0)).build(&cpu)), "top-k is 0, needed a share in (0, 1]"),
+        (message(builder().select(top_p(1.5)).build(&cpu)), "top-p is 1.5, needed a share in (0, 1]"),
+        (message(builder().select(top_k(f64::NAN) | top_p(0.5)).build(&cpu)), "top-k is NaN"),
+        (message(builder().scale(f32::NAN).build(&cpu)), "the scale is NaN, needed a finite number"),
+        (message(Attention::builder(HeadDim::D64, DType::F32).build(&cpu)), "needed f16 or bf16"),
+    ] {
+        assert!(found.contains(expected), "{found}");
+    }
+    for dim in [0, 12, 264] {
+        assert!(HeadDim::new(dim).is_err(), "{dim}");
+    }
+}
+
+#[test]
+fn a_call_refuses_tensors_and_masks_of_other_sizes() {
+    let attention = attention();
+    let q = tensor([1, 2, 200, 64]);
+    let message = |result: Result<(), Error>| result.expect_err("an error").to_string();
+    let forward = |k: &Tensor, v: &Tensor| message(attention.forward(&q, k, v).map(drop));
+    let (short, wide) = (tensor([1, 2, 100, 64]), tensor([1, 2, 200, 128]));
+    assert!(forward(&q, &short).contains("seq_kv"), "{}", forward(&q, &short));
+    assert!(forward(&wide, &wide).contains("128"), "{}", forward(&wide, &wide));
+    let three = tensor([1, 3, 200, 64]);
+    assert!(forward(&three, &three).contains("heads"), "{}", forward(&three, &three));
+    let half = Random(1).tensor(DType::F16, &[1, 2, 200, 64]);
+    assert!(forward(&half, &half).contains("f16"), "{}", forward(&half, &half));
+
+    let mask = |blocks: BlockSize, seq| BlockMask::full(1, 2, (blocks.q(), blocks.kv()), (seq, seq)).unwrap();
+    let attend = |mask: &BlockMask| message(attention.attend_with(&q, &q, &q, mask).map(drop));
+    assert!(attend(&mask(BlockSize::ALL[1], 200)).contains("128×128"));
+    assert!(attend(&mask(BlockSize::default(), 300)).contains("300"));
+}
+
+#[test]
+fn an_order_of_dimensions_names_each_once() {
+    let x = tensor([1, 2, 3, 8]);
+    assert_eq!(x.permute(&[0, 2, 1, 3]).unwrap().shape(), [1, 3, 2, 8]);
+    for order in [&[0, 0, 1, 2][..], &[0, 1, 2], &[0, 1, 2, 4], &[]] {
+        let error = x.permute(order).unwrap_err();
+        assert!(matches!(error, Error::Tensor(TensorError::Order { .. })), "{error}");
+    }
+}
+
+#[test]
+fn a_workspace_serves_its_own_attention_alone() {
+    let (one, other) = (attention(), attention());
+    let q = tensor([1, 2, 200, 64]);
+    let mut workspace = one.workspace(&q, &q, &q).unwrap();
+    let expected = one.forward(&q, &q, &q).unwrap().out.to_f32_vec().unwrap();
+    let found = one.forward_into(&q, &q, &q, &mut workspace).unwrap().out.to_f32_vec().unwrap();
+    assert_eq!(found, expected);
+    assert!(matches!(other.forward_into(&q, &q, &q, &mut workspace), Err(Error::ForeignWorkspace)));
+    let short = tensor([1, 2, 100, 64]);
+    assert!(matches!(one.forward_into(&short, &q, &q, &mut workspace), Err(Error::Workspace { .. })));
+}
