@@ -22,14 +22,17 @@ impl Shape {
         }
         let [batch, heads, seq_q, d] = dimensions("q", q, q.dtype())?;
         let [_, kv_heads, seq_kv, _] = dimensions("k", k, q.dtype())?;
-        let mut pairs = vec![("batch", (0, 0), q, k, ("q", "k")), ("d", (3, 3), q, k, ("q", "k"))];
         if let Some(v) = v {
             dimensions("v", v, q.dtype())?;
-            let names = ["batch", "kv_heads", "seq_kv", "d"];
-            pairs.extend(names.iter().enumerate().map(|(i, &name)| (name, (i, i), k, v, ("k", "v"))));
         }
-        for (dimension, (i, j), a, b, (first, second)) in pairs {
-            let sizes = (a.shape()[i], b.shape()[j]);
+        // Arrays, for a call allocates nothing.
+        let of_k = [("batch", 0), ("d", 3)].map(|(name, i)| (name, i, q, k, ("q", "k")));
+        let of_v = v.map(|v| {
+            [("batch", 0), ("kv_heads", 1), ("seq_kv", 2), ("d", 3)]
+                .map(|(name, i)| (name, i, k, v, ("k", "v")))
+        });
+        for (dimension, i, a, b, (first, second)) in of_k.into_iter().chain(of_v.into_iter().flatten()) {
+            let sizes = (a.shape()[i], b.shape()[i]);
             if sizes.0 != sizes.1 {
                 return Err(TensorError::Dimension { dimension, sizes, first, second }.into());
             }

@@ -5,7 +5,7 @@ use crate::codegen::lower::{DeviceFunction, FunctionKind};
 use crate::device::{CudaDevice, Device};
 use crate::kernels::{classify, forward, pool, score, select, transpose};
 use crate::launch::{FunctionArgs, Outputs, Request, Tolerance, Tuned};
-use crate::tune::{Policy, Workload};
+use crate::tune::{Bucket, Policy, Workload};
 use crate::{BlockIndex, BlockMask, DType, DeviceFn, Error, Tensor};
 use std::sync::Arc;
 
@@ -118,7 +118,13 @@ impl Pipeline {
     }
 
     /// Room for everything between `q`, `k` and a block mask of these tensors' sizes.
-    pub(super) fn buffers(&self, rule: &Rule, q: &Tensor, k: &Tensor) -> Result<MaskBuffers, Error> {
+    pub(super) fn buffers(
+        &self,
+        rule: &Rule,
+        q: &Tensor,
+        k: &Tensor,
+        fill: Fill,
+    ) -> Result<MaskBuffers, Error> {
         let &[batch, heads, seq_q, head_dim] = q.shape() else { unreachable!("checked by the caller") };
         let (kv_heads, seq_kv) = (k.shape()[1], k.shape()[2]);
         let (q_blocks, kv_blocks) = (seq_q.div_ceil(rule.blocks.q()), seq_kv.div_ceil(rule.blocks.kv()));
@@ -126,8 +132,10 @@ impl Pipeline {
         let uninit = |dtype, shape: &[usize]| Tensor::uninit(&self.device, dtype, shape);
         let index = |rows, width| -> Result<BlockIndex, Error> {
             Ok(BlockIndex {
-                // Zeros: a mask that is looked at before the first call lists nothing.
-                counts: Tensor::zeros_on(&self.device, DType::I32, &[batch, heads, rows])?,
+                counts: match fill {
+                    Fill::Anything => uninit(DType::I32, &[batch, heads, rows])?,
+                    Fill::Empty => Tensor::zeros_on(&self.device, DType::I32, &[batch, heads, rows])?,
+                },
                 indices: uninit(DType::I32, &[batch, heads, rows, width])?,
             })
         };
@@ -163,44 +171,44 @@ impl Pipeline {
         k: &Tensor,
         buffers: &mut MaskBuffers,
     ) -> Result<(), Error> {
-        let workload = workload(rule, q, k);
+        let bucket = bucket(rule, q, k);
         let MaskBuffers { means, logits, classes, keep, kv, full_kv, by_kv, full_by_kv } = buffers;
         if let (Some(rank), Some((q_mean, k_mean))) = (&self.rank, &mut *means) {
             let close = |tensor: &Tensor| Outputs::new(vec![tensor.clone()], Tolerance::Close(1e-5));
-            let outputs = rank.pool_q.outputs(&workload, || close(q_mean));
-            rank.pool_q.run(&workload, outputs, &mut |kernel| {
+            let outputs = rank.pool_q.outputs(bucket, || close(q_mean));
+            rank.pool_q.run(bucket, outputs, &mut |kernel| {
                 kernel.launch(&pool::Args { x: q, mean: q_mean }, None)
             })?;
-            let outputs = rank.pool_kv.outputs(&workload, || close(k_mean));
-            rank.pool_kv.run(&workload, outputs, &mut |kernel| {
+            let outputs = rank.pool_kv.outputs(bucket, || close(k_mean));
+            rank.pool_kv.run(bucket, outputs, &mut |kernel| {
                 kernel.launch(&pool::Args { x: k, mean: k_mean }, None)
             })?;
-            let outputs = rank.score.outputs(&workload, || close(logits));
-            rank.score.run(&workload, outputs, &mut |kernel| {
+            let outputs = rank.score.outputs(bucket, || close(logits));
+            rank.score.run(bucket, outputs, &mut |kernel| {
                 kernel.launch(&score::Args { q_mean, k_mean, logits, scale: rule.scale }, None)
             })?;
         }
         if let (Some((kernel, functions)), Some(classes)) = (&self.classify, &mut *classes) {
             let (seq_q, seq_kv) = (q.shape()[2] as i32, k.shape()[2] as i32);
-            let outputs = kernel.outputs(&workload, || Outputs::new(vec![classes.clone()], Tolerance::Exact));
-            kernel.run(&workload, outputs, &mut |kernel| {
+            let outputs = kernel.outputs(bucket, || Outputs::new(vec![classes.clone()], Tolerance::Exact));
+            kernel.run(bucket, outputs, &mut |kernel| {
                 kernel.launch(&classify::Args { classes, seq_q, seq_kv }, Some(functions))
             })?;
         }
-        let outputs = self.select.outputs(&workload, || {
+        let outputs = self.select.outputs(bucket, || {
             let full = full_kv.as_ref().map(|full| full.counts.clone());
             let tensors = [Some(kv.counts.clone()), full, Some(keep.clone())];
             Outputs::new(tensors.into_iter().flatten().collect(), Tolerance::Mostly(0.01))
         });
         // Long rows are worked on in place: what one candidate leaves is no input for the next.
         let again = match &self.rank {
-            Some(rank) if outputs.is_some() && logits.shape()[3] > LONG_ROW => rank.score.chosen(&workload),
+            Some(rank) if outputs.is_some() && logits.shape()[3] > LONG_ROW => rank.score.chosen(bucket),
             _ => None,
         };
         let (top_k, top_p) =
             // Without a rule every admissible block is kept: a mass of 1 is all of them.
             rule.selection.map_or((0.0, 1.0), |selection| (selection.k_f32(), selection.p_f32()));
-        self.select.run(&workload, outputs, &mut |kernel| {
+        self.select.run(bucket, outputs, &mut |kernel| {
             if let (Some(score), Some((q_mean, k_mean))) = (&again, &means) {
                 score.launch(&score::Args { q_mean, k_mean, logits, scale: rule.scale }, None)?;
             }
@@ -218,12 +226,12 @@ impl Pipeline {
             };
             kernel.launch(&args, None)
         })?;
-        let outputs = self.transpose.outputs(&workload, || {
+        let outputs = self.transpose.outputs(bucket, || {
             let full = full_by_kv.as_ref().map(|full| full.counts.clone());
             let tensors = [Some(by_kv.counts.clone()), Some(by_kv.indices.clone()), full];
             Outputs::new(tensors.into_iter().flatten().collect(), Tolerance::Exact)
         });
-        self.transpose.run(&workload, outputs, &mut |kernel| {
+        self.transpose.run(bucket, outputs, &mut |kernel| {
             let (full_q_counts, full_q_indices) = parts(full_by_kv);
             let args = transpose::Args {
                 keep,
@@ -245,12 +253,12 @@ impl Pipeline {
         out: &mut Tensor,
         lse: &mut Tensor,
     ) -> Result<(), Error> {
-        let workload = workload(rule, q, k);
-        let outputs = self.forward.outputs(&workload, || {
+        let bucket = bucket(rule, q, k);
+        let outputs = self.forward.outputs(bucket, || {
             Outputs::new(vec![out.clone(), lse.clone()], Tolerance::Close(FORWARD_TOLERANCE))
                 .with_oracle(|kernel| oracle::check_forward(rule, &self.device, &self.functions, kernel))
         });
-        self.forward.run(&workload, outputs, &mut |kernel| {
+        self.forward.run(bucket, outputs, &mut |kernel| {
             let args = forward::Args {
                 q,
                 k,
@@ -273,12 +281,22 @@ const LONG_ROW: usize = 12 * 64;
 
 /// The sizes the tuner goes by. The density is what the rule asks for: the mask's own is on the GPU, and reading it
 /// would make every call wait.
-fn workload(rule: &Rule, q: &Tensor, k: &Tensor) -> Workload {
+fn bucket(rule: &Rule, q: &Tensor, k: &Tensor) -> Bucket {
     let density = rule.selection.map_or(1.0, |selection| match (selection.k(), selection.p()) {
         (Some(k), _) => k,
         (None, p) => p.unwrap_or(1.0),
     });
-    Workload { batch: q.shape()[0], heads: q.shape()[1], seq_q: q.shape()[2], seq_kv: k.shape()[2], density }
+    let [batch, heads, seq_q] = [0, 1, 2].map(|axis| q.shape()[axis]);
+    Bucket::of(&Workload { batch, heads, seq_q, seq_kv: k.shape()[2], density })
+}
+
+/// What new lists hold.
+#[derive(Clone, Copy)]
+pub(super) enum Fill {
+    /// Whatever the memory did: a kernel writes them before anybody looks.
+    Anything,
+    /// Nothing: they can be looked at.
+    Empty,
 }
 
 /// What the kernels of the selection write.

@@ -30,7 +30,7 @@ use crate::launch::{Choice, Kernel, Tuned};
 use crate::operands::Shape;
 use crate::tensor::TensorError;
 use crate::{BlockMask, BlockSize, DType, Error, MaskError, MaskMod, ScoreMod, Selection, Tensor, cpu};
-use gpu::Pipeline;
+use gpu::{Fill, Pipeline};
 use std::sync::Arc;
 
 /// What an attention computes, on one device.
@@ -178,7 +178,7 @@ impl Attention {
                 rule.mask_mod.as_deref(),
             );
         };
-        let mut buffers = pipeline.buffers(rule, q, k)?;
+        let mut buffers = pipeline.buffers(rule, q, k, Fill::Anything)?;
         pipeline.select(rule, q, k, &mut buffers)?;
         Ok(buffers.mask(rule, (q.shape()[2], k.shape()[2])))
     }

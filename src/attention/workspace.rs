@@ -1,6 +1,6 @@
 //! Calls that allocate nothing: for loops, for streams of one's own and for CUDA graphs.
 
-use super::gpu::MaskBuffers;
+use super::gpu::{Fill, MaskBuffers};
 use super::{Attention, Output, Rule, is_empty};
 use crate::launch::FunctionArgs;
 use crate::{DType, Error, Tensor};
@@ -44,7 +44,7 @@ impl Attention {
                 _functions: Vec::new(),
             });
         };
-        let buffers = pipeline.buffers(&self.rule, q, k)?;
+        let buffers = pipeline.buffers(&self.rule, q, k, Fill::Empty)?;
         let output = Output {
             out: Tensor::uninit(&self.device, self.rule.dtype, q.shape())?,
             lse: Tensor::uninit(&self.device, DType::F32, &q.shape()[..3])?,

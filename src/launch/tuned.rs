@@ -10,7 +10,7 @@ use crate::codegen::{Arch, Generator, Rejection, Variant};
 use crate::device::CudaDevice;
 use crate::tune::{
     Bucket, Contender, DeviceKey, DeviceLock, Plan, Policy, Progress, RaceSettings, TuneKey, TuneRecord,
-    Workload, plan, race, spec_fingerprint,
+    plan, race, spec_fingerprint,
 };
 use indicatif::ProgressBar;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -80,13 +80,12 @@ impl Tuned {
         &self.shared.variants[0].candidate.spec
     }
 
-    /// What a launch writes, if [`run`](Self::run) will ask for it: where no kernel is chosen for the workload yet.
+    /// What a launch writes, if [`run`](Self::run) will ask for it: where no kernel is chosen for the sizes yet.
     pub(crate) fn outputs<'a>(
         &self,
-        workload: &Workload,
+        bucket: Bucket,
         outputs: impl FnOnce() -> Outputs<'a>,
     ) -> Option<Outputs<'a>> {
-        let bucket = Bucket::of(workload);
         let chosen = self.shared.chosen.read().unwrap_or_else(PoisonError::into_inner);
         let known = chosen.iter().any(|(known, _)| *known == bucket);
         (!known).then(outputs)
@@ -113,18 +112,17 @@ impl Tuned {
         })
     }
 
-    /// Launches the kernel for the workload; the first time it is chosen. A launch that the driver refuses falls back to
+    /// Launches the kernel for the sizes; the first time it is chosen. A launch that the driver refuses falls back to
     /// the next best candidate and corrects the record.
     ///
     /// `launch` may be called many times and must do the same each time; `outputs` are those of [`outputs`](Self::outputs).
     pub(crate) fn run(
         &self,
-        workload: &Workload,
+        bucket: Bucket,
         outputs: Option<Outputs<'_>>,
         launch: &mut dyn FnMut(&Kernel) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let bucket = Bucket::of(workload);
-        let kernel = match self.chosen_in(bucket) {
+        let kernel = match self.chosen(bucket) {
             Some(kernel) => kernel,
             // Nothing can be timed while a graph is captured; what stands in for it is not kept.
             None if self.shared.policy == Policy::Tune && self.device.is_capturing()? => {
@@ -146,12 +144,8 @@ impl Tuned {
         }
     }
 
-    /// The kernel chosen for a workload.
-    pub(crate) fn chosen(&self, workload: &Workload) -> Option<Kernel> {
-        self.chosen_in(Bucket::of(workload))
-    }
-
-    fn chosen_in(&self, bucket: Bucket) -> Option<Kernel> {
+    /// The kernel chosen for sizes.
+    pub(crate) fn chosen(&self, bucket: Bucket) -> Option<Kernel> {
         let chosen = self.shared.chosen.read().unwrap_or_else(PoisonError::into_inner);
         chosen.iter().find(|(known, _)| *known == bucket).map(|(_, kernel)| kernel.on(&self.device))
     }
@@ -411,6 +405,7 @@ mod tests {
     use crate::device::{Device, DeviceError};
     use crate::kernels::pool;
     use crate::launch::Tolerance;
+    use crate::tune::Workload;
     use crate::{DType, Tensor};
 
     /// The driver refuses the recorded winner: the next best runs, and the record is corrected for later processes.
@@ -424,14 +419,14 @@ mod tests {
         let x = Tensor::zeros_on(&device, DType::Bf16, &[1, 3, 5000, 64]).unwrap();
         let mut mean = Tensor::zeros_on(&device, DType::F32, &[1, 3, 79, 64]).unwrap();
         let workload = Workload { batch: 1, heads: 3, seq_q: 5000, seq_kv: 5000, density: 0.5 };
+        let bucket = Bucket::of(&workload);
         let new = || {
             let request =
                 Request::new(&pool::SOURCE).value("T", DType::Bf16).value("D", 64).value("BLOCK", 64);
             Tuned::new(cuda, &request, Policy::Tune).unwrap()
         };
         let mut run = |tuned: &Tuned, refused: Option<&str>| {
-            let outputs =
-                tuned.outputs(&workload, || Outputs::new(vec![mean.clone()], Tolerance::Close(1e-5)));
+            let outputs = tuned.outputs(bucket, || Outputs::new(vec![mean.clone()], Tolerance::Close(1e-5)));
             let mut launch = |kernel: &Kernel| {
                 if refused == Some(kernel.variant().name.as_str()) {
                     let (kernel, what) = (kernel.variant().name.clone(), "threads a block");
@@ -439,7 +434,7 @@ mod tests {
                 }
                 kernel.launch(&pool::Args { x: &x, mean: &mut mean }, None)
             };
-            tuned.run(&workload, outputs, &mut launch).unwrap();
+            tuned.run(bucket, outputs, &mut launch).unwrap();
             tuned.current().unwrap().variant().name.clone()
         };
         let tuned = new();
