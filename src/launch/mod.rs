@@ -22,6 +22,7 @@ mod error;
 mod functions;
 mod kernel;
 mod library;
+mod progress;
 mod store;
 mod trial;
 mod tuned;

@@ -1,6 +1,7 @@
 //! The kernel for the sizes at hand: from the tuning record, else timed on the call's own tensors, else the model's pick.
 
 use super::library::{Unusable, load_cubin, load_variants};
+use super::progress::ProgressLine;
 use super::store::Store;
 use super::trial::Trial;
 use super::{Kernel, Outputs, Request};
@@ -12,7 +13,6 @@ use crate::tune::{
     Bucket, Contender, DeviceKey, DeviceLock, Plan, Policy, Progress, RaceSettings, TuneKey, TuneRecord,
     plan, race, spec_fingerprint,
 };
-use indicatif::ProgressBar;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -371,31 +371,6 @@ fn write(cache: Option<&KernelCache>, record: &TuneRecord) {
     let key = record.key();
     if let Err(error) = cache.write_record(&key.device.folder_name(), &key.file_name(), &record.to_json()) {
         tracing::warn!(%error, "the tuning record is not kept: the next process tunes again");
-    }
-}
-
-/// One line on standard error while a kernel is tuned; nothing where that is no terminal.
-struct ProgressLine<'a> {
-    bar: ProgressBar,
-    device: &'a str,
-    kernel: &'a str,
-}
-
-impl<'a> ProgressLine<'a> {
-    fn new(device: &'a str, kernel: &'a str) -> Self {
-        tracing::info!(device, kernel, "tuning");
-        ProgressLine { bar: ProgressBar::new_spinner(), device, kernel }
-    }
-
-    fn show(&self, progress: &Progress<'_>) {
-        self.bar.set_message(progress.line(self.device, self.kernel));
-        self.bar.tick();
-    }
-}
-
-impl Drop for ProgressLine<'_> {
-    fn drop(&mut self) {
-        self.bar.finish_and_clear();
     }
 }
 
