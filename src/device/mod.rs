@@ -120,7 +120,6 @@ fn arch_of(compute_capability: (i32, i32)) -> Option<&'static str> {
         (9, 0) => "sm_90a",
         (10, 0) => "sm_100a",
         (10, 3) => "sm_103a",
-        (11, 0) => "sm_110a",
         (12, 0) => "sm_120a",
         (12, 1) => "sm_121a",
         _ => return None,

@@ -299,6 +299,9 @@ fn parse_shipped(input: ParseStream, spans: &mut Spans) -> Result<SpecParam> {
     Ok(param)
 }
 
+/// The most values of a range: each may become a source to compile.
+const MOST_VALUES: i64 = 256;
+
 /// `[1, 2]` or `1..=3`
 fn parse_ints(input: ParseStream) -> Result<Vec<i64>> {
     let int = |input: ParseStream| input.parse::<LitInt>()?.base10_parse::<i64>();
@@ -324,6 +327,10 @@ fn parse_ints(input: ParseStream) -> Result<Vec<i64>> {
     let end = int(input)?;
     if end < start {
         return Err(syn::Error::new_spanned(range, format!("{start}..={end} is empty")));
+    }
+    if end.saturating_sub(start) >= MOST_VALUES {
+        let message = format!("{start}..={end} has more than {MOST_VALUES} values: list those worth trying");
+        return Err(syn::Error::new_spanned(range, message));
     }
     Ok((start..=end).collect())
 }
