@@ -17,6 +17,7 @@ mod tests;
 use std::fmt;
 
 use serde::Serialize;
+use tilewright_codegen::Arch;
 
 pub use cuda::{CudaDevice, DeviceBuffer};
 pub use driver::{OLDEST_DRIVER, driver_version};
@@ -111,17 +112,6 @@ pub struct DeviceInfo {
 
 /// The architecture to compile for: with the features of that very architecture where there are such (`a`).
 /// None below Ampere, whose cp.async and bf16 tensor cores every kernel needs, and for what is not yet known.
-fn arch_of(compute_capability: (i32, i32)) -> Option<&'static str> {
-    Some(match compute_capability {
-        (8, 0) => "sm_80",
-        (8, 6) => "sm_86",
-        (8, 7) => "sm_87",
-        (8, 9) => "sm_89",
-        (9, 0) => "sm_90a",
-        (10, 0) => "sm_100a",
-        (10, 3) => "sm_103a",
-        (12, 0) => "sm_120a",
-        (12, 1) => "sm_121a",
-        _ => return None,
-    })
+fn arch_of((major, minor): (i32, i32)) -> Option<&'static str> {
+    Arch::from_compute_capability(major, minor).map(Arch::name)
 }
