@@ -224,7 +224,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
         const T *k, *v;
         KeyBlocks::Counts counts;
     } kept[WARPS];
-    const KeyBlocks::Counts counts = KeyBlocks::counts(p);
+    const KeyBlocks::Counts counts = KeyBlocks::counts(p, blockIdx);
     if (thread_place() % 32 == 0)
         kept[thread_place() / 32] = {p.k + batch * p.k_stride[0] + kv_head * p.k_stride[1],
                                      p.v + batch * p.v_stride[0] + kv_head * p.v_stride[1], counts};
@@ -242,7 +242,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
     const int steps = counts.all * STEPS_PER_BLOCK;
     // Must be asked for each step in turn.
     const auto first_key_of = [&](int step) {
-        if (step % (32 * STEPS_PER_BLOCK) == 0) blocks.move_window(p, kept[thread_place() / 32].counts, step / STEPS_PER_BLOCK);
+        if (step % (32 * STEPS_PER_BLOCK) == 0) blocks.move_window(p, kept[thread_place() / 32].counts, step / STEPS_PER_BLOCK, block_place);
         return blocks.at(step / STEPS_PER_BLOCK) * BLOCK_KV + step % STEPS_PER_BLOCK * STEP_KV;
     };
     int first_key[AHEAD + 1];  // of this step and those whose copies start before it ends

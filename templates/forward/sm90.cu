@@ -1,0 +1,428 @@
+// Block-sparse attention, forward, for Hopper: copies by the copy engine (TMA), products of warpgroups (wgmma).
+//
+// One thread block a multiprocessor stays for many tiles of BLOCK_Q queries. Its last warpgroup only copies: the tile's
+// queries, then per step the STEP_KV keys and values of one or more key blocks, gathered side by side into a slot of a
+// ring. Each other warpgroup owns 64 queries. Under the softmax of one step run the products of the step before it and the
+// scores of the one after, and those of the other warpgroup.
+<% include "lib/math.cuh" %>
+<% include "lib/async_copy.cuh" %>
+<% include "lib/tile.cuh" %>
+<% include "lib/mma.cuh" %>
+<% include "lib/key_blocks.cuh" %>
+<% include "lib/mbarrier.cuh" %>
+<% include "lib/tma.cuh" %>
+<% set wgmma_widths = [constant.STEP_KV, constant.D] %>
+<% include "lib/wgmma.cuh" %>
+
+constexpr int GROUP_ROWS = 64;                // queries of a warpgroup
+constexpr int GROUPS = BLOCK_Q / GROUP_ROWS;  // warpgroups that compute
+constexpr int PIECE = 64;                     // keys of one copy
+constexpr int PIECES = STEP_KV / PIECE;       // of a step
+constexpr int PIECES_PER_BLOCK = BLOCK_KV / PIECE;
+
+static_assert(BLOCK_Q == GROUP_ROWS * GROUPS && STEP_KV == PIECE * PIECES && BLOCK_KV == PIECE * PIECES_PER_BLOCK);
+static_assert(THREADS == 128 * (GROUPS + 1), "a warpgroup for every 64 queries and one for the copies");
+
+using QTile = SwizzledTile<GROUP_ROWS, D>;
+using KvTile = SwizzledTile<STEP_KV, D>;
+
+// Shared memory, from a multiple of 1024 on: tiles, then barriers, then what the copying warp tells the others.
+constexpr unsigned KV_TILES = GROUPS * QTile::BYTES;
+constexpr unsigned BARRIERS = KV_TILES + STAGES * KvTile::BYTES;
+constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
+constexpr unsigned SMEM_BYTES = NOTES + 4 * (STAGES * PIECES + 2);
+
+// Registers are handed out anew among the warpgroups: a product's accumulators want more than the copies.
+constexpr int MIN_BLOCKS = GROUPS == 1 && 2 * (SMEM_BYTES + 1024) <= 228 * 1024 ? 2 : 1;
+constexpr int COPY_REGISTERS = GROUPS == 1 && MIN_BLOCKS == 1 ? 0 : 24;
+constexpr int COMPUTE_REGISTERS = GROUPS == 1 ? 232 : 240;
+
+// The running maximum may lag behind the true one by this much (in powers of two) before the output is rescaled:
+// exponentials then reach 256 at most, and after the first step a rescale is rare.
+constexpr float MAX_LAG = 8.0f;
+
+// The maximum of a row that has met no key: finite, so that a masked score's exponential is 0 and never NaN.
+constexpr float LOWEST = -3.402823466e38f;
+
+using Scores = float[STEP_KV / 8][4];
+using Weights = unsigned[STEP_KV / 16][4];
+using Output = float[D / 8][4];
+using Place = RingPlace<STAGES>;
+
+/// Addresses in shared memory.
+struct Shared {
+    unsigned base;
+
+    __device__ unsigned q_tile(int group) const { return base + group * QTile::BYTES; }
+    __device__ unsigned kv_tile(const Place& place) const { return base + KV_TILES + place.slot * KvTile::BYTES; }
+    /// A slot's copies have landed; everybody is done with it.
+    __device__ Barrier full(int slot) const { return {base + BARRIERS + slot * Barrier::BYTES}; }
+    __device__ Barrier empty(int slot) const { return {base + BARRIERS + (STAGES + slot) * Barrier::BYTES}; }
+    /// The same of the queries.
+    __device__ Barrier q_full() const { return {base + BARRIERS + 2 * STAGES * Barrier::BYTES}; }
+    __device__ Barrier q_empty() const { return {base + BARRIERS + (2 * STAGES + 1) * Barrier::BYTES}; }
+    /// The pieces of this tile: all of them and how many the mask function decides. Ready with the queries.
+    __device__ unsigned counts() const { return base + NOTES; }
+    /// The first key of each piece in a slot. Ready with the slot.
+    __device__ unsigned first_keys(int slot) const { return base + NOTES + 4 * (2 + slot * PIECES); }
+};
+
+__device__ __forceinline__ void store_shared(unsigned address, int value) {
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+__device__ __forceinline__ int load_shared(unsigned address) {
+    int value;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+    return value;
+}
+
+/// Tile number `tile` as (q_block, head, batch): one head's tiles run side by side, so that its keys stay in the L2 cache.
+__device__ __forceinline__ dim3 row_of(const Params& p, int tile) {
+    const int rest = tile / p.q_blocks;
+    return dim3(tile - rest * p.q_blocks, rest % p.heads, rest / p.heads);
+}
+__device__ __forceinline__ int tile_count(const Params& p) { return p.q_blocks * p.heads * p.batch; }
+
+/// The work of the copying warp.
+__device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& maps, Shared shared) {
+    const bool leader = thread_place() % 32 == 0;
+    if (leader) {
+        prefetch_map(maps.q);
+        prefetch_map(maps.k);
+        prefetch_map(maps.v);
+    }
+    Place place;
+    unsigned q_parity = 1;
+    for (int tile = blockIdx.x; tile < tile_count(p); tile += gridDim.x) {
+        const dim3 row = row_of(p, tile);
+        const int kv_head = row.y / (p.heads / p.kv_heads);
+        const KeyBlocks::Counts counts = KeyBlocks::counts(p, row);
+        const int pieces = counts.all * PIECES_PER_BLOCK;
+        const int steps = (pieces + PIECES - 1) / PIECES;
+        shared.q_empty().wait(q_parity);
+        q_parity ^= 1;
+        if (leader) {
+            store_shared(shared.counts(), steps);
+            store_shared(shared.counts() + 4, counts.partial * PIECES_PER_BLOCK);
+            shared.q_full().arrive_expecting(GROUPS * QTile::BYTES);
+#pragma unroll
+            for (int group = 0; group < GROUPS; ++group)
+#pragma unroll
+                for (int panel = 0; panel < QTile::PANELS; ++panel)
+                    copy_box(shared.q_tile(group) + panel * QTile::PANEL_BYTES, maps.q, panel * QTile::PANEL_COLS,
+                             row.x * BLOCK_Q + group * GROUP_ROWS, row.y, row.z, shared.q_full());
+        }
+        KeyBlocks blocks;
+        // The step's keys come two places before its values: the scores are computed one step ahead.
+        int first_key[PIECES], before[PIECES];
+        const auto copy_step = [&](const TensorMap& map, const int (&first)[PIECES]) {
+            shared.empty(place.slot).wait(place.parity ^ 1);
+            if (leader) {
+#pragma unroll
+                for (int i = 0; i < PIECES; ++i) store_shared(shared.first_keys(place.slot) + 4 * i, first[i]);
+                shared.full(place.slot).arrive_expecting(KvTile::BYTES);
+#pragma unroll
+                for (int i = 0; i < PIECES; ++i)
+#pragma unroll
+                    for (int panel = 0; panel < KvTile::PANELS; ++panel)
+                        copy_box(shared.kv_tile(place) + panel * KvTile::PANEL_BYTES + i * PIECE * 128, map,
+                                 panel * KvTile::PANEL_COLS, first[i], kv_head, row.z, shared.full(place.slot));
+            }
+            place.advance();
+        };
+        for (int step = 0; step <= steps; ++step) {
+#pragma unroll
+            for (int i = 0; i < PIECES; ++i) before[i] = first_key[i];
+            if (step < steps) {
+#pragma unroll
+                for (int i = 0; i < PIECES; ++i) {
+                    const int piece = step * PIECES + i;
+                    if (piece % (32 * PIECES_PER_BLOCK) == 0)
+                        blocks.move_window(p, counts, piece / PIECES_PER_BLOCK, [&] { return row; });
+                    first_key[i] = blocks.at(piece / PIECES_PER_BLOCK) * BLOCK_KV + piece % PIECES_PER_BLOCK * PIECE;
+                }
+                copy_step(maps.k, first_key);
+            }
+            if (step > 0) copy_step(maps.v, before);
+        }
+    }
+}
+
+/// Maximum and sum of exponentials of the two rows whose scores this thread has; what the output must be multiplied by.
+struct Softmax {
+    float max[2];     // base-2 exponent units
+    float sum[2];     // this lane's share
+    float factor[2];
+
+    /// Raises the maxima to cover these scores, if any row of the warp lags; says whether it did.
+    __device__ __forceinline__ bool raise(const Scores& scores, float to_exponent) {
+        float top[2];  // of this lane's scores: enough to see that nothing lags
+        bool lagging = false;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float some[2] = {scores[0][2 * half], scores[0][2 * half + 1]};
+#pragma unroll
+            for (int n = 1; n < STEP_KV / 8; ++n)
+#pragma unroll
+                for (int i = 0; i < 2; ++i) some[i] = fmaxf(some[i], scores[n][2 * half + i]);
+            top[half] = fmaxf(some[0], some[1]);
+            lagging |= fmaf(top[half], to_exponent, -max[half]) > MAX_LAG;
+        }
+        if (!__any_sync(0xffffffffu, lagging)) return false;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const float raised = fmaxf(max[half], quad_max(top[half]) * to_exponent);
+            factor[half] = exp2_approx(max[half] - raised);
+            max[half] = raised;
+            sum[half] *= factor[half];
+        }
+        return true;
+    }
+
+    /// Turns scores into exponentials and adds them up.
+    __device__ __forceinline__ void exponentiate(Scores& scores, float to_exponent) {
+        float more[2][2] = {};
+#pragma unroll
+        for (int n = 0; n < STEP_KV / 8; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                scores[n][i] = exp2_approx(fmaf(scores[n][i], to_exponent, -max[i / 2]));
+                more[i / 2][i % 2] += scores[n][i];
+            }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) sum[half] += more[half][0] + more[half][1];
+    }
+
+    __device__ __forceinline__ void rescale(Output& out) const {
+#pragma unroll
+        for (int n = 0; n < D / 8; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) out[n][i] *= factor[i / 2];
+    }
+};
+
+/// Calls `change(score, row, key)` for each score of this lane in piece `piece`, row and key counted from the tile's and the
+/// piece's first.
+template <typename Change>
+__device__ __forceinline__ void each_score(Scores& scores, int piece, Change change) {
+    const int lane = thread_place() % 32, first_row = thread_place() / 32 * 16;
+#pragma unroll
+    for (int n = 0; n < PIECE / 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            change(scores[piece * (PIECE / 8) + n][i], first_row + lane / 4 + i / 2 * 8, n * 8 + lane % 4 * 2 + i % 2);
+}
+
+/// Scores become what the softmax takes: modified, -inf where there is no key or the mask drops it.
+__device__ __forceinline__ void finish_scores(const Params& p, const Functions& f, Scores& scores, unsigned first_keys,
+                                              int tile, int decided) {
+    const dim3 row = HAS_SCORE_MOD || HAS_MASK_MOD ? row_of(p, tile) : dim3();
+#pragma unroll
+    for (int i = 0; i < PIECES; ++i) {
+        const int first_key = load_shared(first_keys + 4 * i);
+        if constexpr (HAS_SCORE_MOD) {
+            each_score(scores, i, [&](float& score, int query, int key) {
+                score = f.score_mod(score * p.scale, row.z, row.y, row.x * BLOCK_Q + query, first_key + key);
+            });
+        } else if (p.scale < 0.0f) {
+            each_score(scores, i, [&](float& score, int, int) { score = -score; });
+        }
+        if (first_key + PIECE > p.seq_kv)
+            each_score(scores, i, [&](float& score, int, int key) {
+                if (first_key + key >= p.seq_kv) score = -infinity();
+            });
+        if constexpr (HAS_MASK_MOD) {
+            if (i < decided)
+                each_score(scores, i, [&](float& score, int query, int key) {
+                    if (!f.mask_mod(row.z, row.y, row.x * BLOCK_Q + query, first_key + key)) score = -infinity();
+                });
+        }
+    }
+}
+
+/// Four registers of each lane of a quad, transposed: lane i gets register i of all four, in the order of the lanes.
+__device__ __forceinline__ uint4 transpose_quad(unsigned (&x)[4]) {
+    const unsigned lane = thread_place();
+    const bool upper = lane & 2, odd = lane & 1;
+    const unsigned far0 = __shfl_xor_sync(0xffffffffu, upper ? x[0] : x[2], 2);
+    const unsigned far1 = __shfl_xor_sync(0xffffffffu, upper ? x[1] : x[3], 2);
+    if (upper) {
+        x[0] = far0;
+        x[1] = far1;
+    } else {
+        x[2] = far0;
+        x[3] = far1;
+    }
+    const unsigned near0 = __shfl_xor_sync(0xffffffffu, odd ? x[0] : x[1], 1);
+    const unsigned near1 = __shfl_xor_sync(0xffffffffu, odd ? x[2] : x[3], 1);
+    return odd ? make_uint4(near0, x[1], near1, x[3]) : make_uint4(x[0], near0, x[2], near1);
+}
+
+/// Divides by the sums and writes `out` and `lse`. A quad has 64 consecutive bytes of a row in four groups of columns.
+__device__ __forceinline__ void write_rows(const Params& p, const Softmax& softmax, Output& out, int tile) {
+    const dim3 place = row_of(p, tile);
+    const int lane = thread_place() % 32;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int row = place.x * BLOCK_Q + thread_place() / 32 * 16 + half * 8 + lane / 4;
+        const float sum = quad_sum(softmax.sum[half]);
+        const float inverse = sum == 0.0f ? 0.0f : reciprocal_approx(sum);
+        if (lane % 4 == 0 && row < p.seq_q)
+            p.lse[place.z * p.lse_stride[0] + place.y * p.lse_stride[1] + row] =
+                sum == 0.0f ? -infinity() : (softmax.max[half] + log2_approx(sum)) * LN_2;
+        T* to = p.out + place.z * p.out_stride[0] + place.y * p.out_stride[1] + row * p.out_stride[2];
+#pragma unroll
+        for (int n = 0; n < D / 8; n += 4) {
+            unsigned packed[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                packed[i] = Mma<T>::pack(out[n + i][2 * half] * inverse, out[n + i][2 * half + 1] * inverse);
+            const uint4 chunk = transpose_quad(packed);
+            const int column = (n + lane % 4) * 8;
+            if (row < p.seq_q && column < p.head_dim) *reinterpret_cast<uint4*>(to + column) = chunk;
+        }
+    }
+}
+
+/// The work of a computing warpgroup.
+__device__ __forceinline__ void compute_tiles(const Params& p, const Functions& f, Shared shared, int group) {
+    const unsigned q_tile = shared.q_tile(group);
+    const bool speaker = thread_place() % 32 == 0;
+    // Warpgroups take turns at starting their products: one's softmax then runs under the other's products.
+    constexpr bool IN_TURN = PING_PONG && GROUPS == 2;
+    const NamedBarrier my_turn{1 + group, 256}, your_turn{2 - group, 256};
+    if (IN_TURN && group == 1) your_turn.arrive();
+
+    // Scores times this are exponents of two. The maxima are taken before the product, so it must be positive: scores
+    // take the sign of a negative scale by themselves, and a zero scale becomes one too small to matter.
+    const float to_exponent = HAS_SCORE_MOD ? LOG2_E : LOG2_E * fmaxf(fabsf(p.scale), 1e-30f);
+
+    const auto start_scores = [&](Scores& scores, const Place& place) {
+        const unsigned k_tile = shared.kv_tile(place);
+#pragma unroll
+        for (int k = 0; k < D / 16; ++k)
+            Wgmma<T, STEP_KV>::multiply(scores, QTile::along_rows(q_tile, k), KvTile::along_rows(k_tile, k), k > 0);
+        wgmma_commit();
+    };
+    const auto start_values = [&](Output& out, const Weights& weights, const Place& place, bool add) {
+        const unsigned v_tile = shared.kv_tile(place);
+#pragma unroll
+        for (int k = 0; k < STEP_KV / 16; ++k)
+            Wgmma<T, D>::multiply(out, weights[k], KvTile::down_columns(v_tile, k), k > 0 || add);
+        wgmma_commit();
+    };
+    const auto release = [&](Barrier barrier) {
+        __syncwarp();  // what other lanes have read is read
+        if (speaker) barrier.arrive();
+    };
+    const auto pack = [&](Weights& weights, const Scores& scores) {
+#pragma unroll
+        for (int k = 0; k < STEP_KV / 16; ++k)
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                weights[k][i] = Mma<T>::pack(scores[2 * k + i / 2][i % 2 * 2], scores[2 * k + i / 2][i % 2 * 2 + 1]);
+    };
+
+    Place place;
+    unsigned q_parity = 0;
+    for (int tile = blockIdx.x; tile < tile_count(p); tile += gridDim.x) {
+        shared.q_full().wait(q_parity);
+        q_parity ^= 1;
+        const int steps = load_shared(shared.counts());
+        int decided = load_shared(shared.counts() + 4);  // pieces from this step on that the mask function decides
+        Scores scores;
+        Weights weights;
+        Output out;
+        Softmax softmax;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            softmax.max[half] = LOWEST;
+            softmax.sum[half] = 0.0f;
+        }
+#pragma unroll
+        for (int n = 0; n < D / 8; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) out[n][i] = 0.0f;
+        if (steps == 0) {
+            release(shared.q_empty());
+        } else {
+            shared.full(place.slot).wait(place.parity);
+            wgmma_fence();
+            start_scores(scores, place);
+            wgmma_wait<0>();
+            hold(scores);
+            finish_scores(p, f, scores, shared.first_keys(place.slot), tile, decided);
+            release(shared.empty(place.slot));
+            if (steps == 1) release(shared.q_empty());
+            place.advance();
+            softmax.raise(scores, to_exponent);
+            softmax.exponentiate(scores, to_exponent);
+            pack(weights, scores);
+#pragma unroll 1
+            for (int step = 1; step < steps; ++step) {
+                const Place keys = place;
+                place.advance();
+                const Place values = place;
+                place.advance();
+                decided -= PIECES;
+                shared.full(keys.slot).wait(keys.parity);
+                if (IN_TURN) my_turn.wait();
+                hold(out);
+                hold(scores);
+                wgmma_fence();
+                start_scores(scores, keys);
+                shared.full(values.slot).wait(values.parity);
+                start_values(out, weights, values, true);
+                if (IN_TURN) your_turn.arrive();
+                wgmma_wait<1>();
+                hold(scores);
+                finish_scores(p, f, scores, shared.first_keys(keys.slot), tile, decided);
+                release(shared.empty(keys.slot));
+                if (step + 1 == steps) release(shared.q_empty());
+                const bool raised = softmax.raise(scores, to_exponent);
+                softmax.exponentiate(scores, to_exponent);
+                wgmma_wait<0>();
+                hold(out);
+                hold(weights);
+                release(shared.empty(values.slot));
+                if (raised) softmax.rescale(out);
+                pack(weights, scores);
+            }
+            shared.full(place.slot).wait(place.parity);
+            hold(out);
+            wgmma_fence();
+            start_values(out, weights, place, true);
+            wgmma_wait<0>();
+            hold(out);
+            release(shared.empty(place.slot));
+            place.advance();
+        }
+        write_rows(p, softmax, out, tile);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
+TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Functions f,
+                  const __grid_constant__ TensorMaps maps) {
+    extern __shared__ __align__(1024) unsigned char smem[];
+    const Shared shared{shared_address(smem)};
+    if (threadIdx.x == 0) {
+#pragma unroll
+        for (int slot = 0; slot < STAGES; ++slot) {
+            shared.full(slot).init(1);
+            shared.empty(slot).init(4 * GROUPS);
+        }
+        shared.q_full().init(1);
+        shared.q_empty().init(4 * GROUPS);
+        publish_barriers();
+    }
+    __syncthreads();
+    const int group = threadIdx.x / 128;
+    if (group == GROUPS) {
+        if constexpr (COPY_REGISTERS) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COPY_REGISTERS));
+        if (threadIdx.x / 32 == 4 * GROUPS) copy_tiles(p, maps, shared);
+    } else {
+        if constexpr (COPY_REGISTERS) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COMPUTE_REGISTERS));
+        compute_tiles(p, f, shared, group);
+    }
+}

@@ -1,0 +1,18 @@
+// Copies of boxes of a tensor to shared memory by the copy engine (TMA, sm_90).
+#pragma once
+
+/// Fetches the description itself, so that the first copy does not wait for it.
+__device__ __forceinline__ void prefetch_map(const TensorMap& map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+/// Starts the copy of the box that begins at (column, row) of one head and batch of a [batch, heads, rows, columns] tensor.
+/// Elements past the tensor's ends become zeros. The box's bytes, all of them, count towards `barrier`.
+__device__ __forceinline__ void copy_box(unsigned to, const TensorMap& map, int column, int row, int head, int batch,
+                                         Barrier barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(
+            to),
+        "l"(&map), "r"(barrier.address), "r"(column), "r"(row), "r"(head), "r"(batch)
+        : "memory");
+}
