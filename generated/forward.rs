@@ -14,6 +14,10 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed("forward/sm80.cu"),
                 Cow::Borrowed(include_str!("../templates/forward/sm80.cu")),
             ),
+            (
+                Cow::Borrowed("forward/sm90.cu"),
+                Cow::Borrowed(include_str!("../templates/forward/sm90.cu")),
+            ),
         ],
     ),
 };
@@ -319,6 +323,13 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let grid = match candidate.schedule.family {
             Family::Sm80 => [q_blocks, heads, batch],
+            Family::Sm90 => {
+                binder.tensor_map("q", self.q, [64, 64])?;
+                binder.tensor_map("k", self.k, [64, 64])?;
+                binder.tensor_map("v", self.v, [64, 64])?;
+                binder.persistent();
+                [q_blocks, heads, batch]
+            }
             other => return Err(binder.no_body(other)),
         };
         let params = Params {

@@ -174,18 +174,29 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
             Family::Sm80 => quote!(Sm80),
             Family::Sm90 => quote!(Sm90),
         };
-        let tune = body
-            .tune
-            .iter()
-            .filter(|param| body.launch.grid.iter().any(|axis| axis.names().contains(&param.name.as_str())));
+        let sides = body.tensor_maps.iter().flat_map(|map| &map.rows_columns);
+        let used: Vec<&str> = body.launch.grid.iter().chain(sides).flat_map(Expr::names).collect();
+        let tune = body.tune.iter().filter(|param| used.contains(&param.name.as_str()));
         let tune = tune.map(|param| {
             let (ident, name) = (format_ident!("{}", param.name.to_lowercase()), &param.name);
             quote!(let #ident = binder.constant(candidate, #name)?;)
         });
         let axes = body.launch.grid.iter().map(Expr::to_rust);
+        let maps = body.tensor_maps.iter().map(|map| {
+            let (ident, name) = (format_ident!("{}", map.arg), &map.arg);
+            let [rows, columns] = map.rows_columns.each_ref().map(Expr::to_rust);
+            let mutable = kernel.args.iter().any(|arg| {
+                arg.name == map.arg && matches!(arg.kind, ArgKind::Tensor { mutable: true, .. })
+            });
+            let tensor = if mutable { quote!(&*self.#ident) } else { quote!(self.#ident) };
+            quote!(binder.tensor_map(#name, #tensor, [#rows, #columns])?;)
+        });
+        let persistent = body.launch.persistent.then(|| quote!(binder.persistent();));
         quote! {
             Family::#family => {
                 #(#tune)*
+                #(#maps)*
+                #persistent
                 [#(#axes),*]
             }
         }
@@ -256,7 +267,8 @@ fn bind_tensor(arg: &Arg) -> Option<TokenStream> {
 fn used_constants(kernel: &Kernel) -> Vec<&str> {
     let exprs = (kernel.derived.iter().map(|derived| &derived.value))
         .chain(kernel.requires.iter().map(|require| &require.condition))
-        .chain(kernel.bodies.iter().flat_map(|body| &body.launch.grid));
+        .chain(kernel.bodies.iter().flat_map(|body| &body.launch.grid))
+        .chain(kernel.bodies.iter().flat_map(|body| &body.tensor_maps).flat_map(|map| &map.rows_columns));
     let used: Vec<&str> = exprs.flat_map(Expr::names).collect();
     kernel.specialize.iter().map(|param| param.name.as_str()).filter(|name| used.contains(name)).collect()
 }

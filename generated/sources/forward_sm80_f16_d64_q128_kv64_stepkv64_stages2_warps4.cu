@@ -375,17 +375,19 @@ struct KeyBlocks {
     };
     int window;
 
-    static __device__ __forceinline__ Counts counts(const Params& p) {
+    /// Of the row (q_block, head, batch).
+    static __device__ __forceinline__ Counts counts(const Params& p, dim3 row) {
         Counts found;
-        found.partial = length(p.kv_counts, p.kv_counts_stride, p.max_blocks);
+        found.partial = length(p.kv_counts, p.kv_counts_stride, row, p.max_blocks);
         found.all = found.partial;
         if (p.full_kv_counts && p.full_kv_indices)
-            found.all += length(p.full_kv_counts, p.full_kv_counts_stride, p.max_full_blocks);
+            found.all += length(p.full_kv_counts, p.full_kv_counts_stride, row, p.max_full_blocks);
         return found;
     }
 
-    /// Makes the window start at `place`; places past the last read as no block.
-    __device__ __forceinline__ void move_window(const Params& params, const Counts& counts, int place) {
+    /// Makes the window start at `place` of the lists of row `row()`; places past the last read as no block.
+    template <typename Row>
+    __device__ __forceinline__ void move_window(const Params& params, const Counts& counts, int place, Row row) {
         // Read through an address the compiler cannot see through, or it keeps the lists' strides in registers.
         const Params* hidden = &params;
         asm volatile("" : "+l"(hidden));
@@ -394,8 +396,8 @@ struct KeyBlocks {
         window = p.kv_blocks;
         if (place >= counts.all) return;
         const int block = place < counts.partial
-                              ? entry(p.kv_indices, p.kv_indices_stride, place)
-                              : entry(p.full_kv_indices, p.full_kv_indices_stride, place - counts.partial);
+                              ? entry(p.kv_indices, p.kv_indices_stride, row(), place)
+                              : entry(p.full_kv_indices, p.full_kv_indices_stride, row(), place - counts.partial);
         if (static_cast<unsigned>(block) < static_cast<unsigned>(p.kv_blocks)) window = block;
     }
 
@@ -403,12 +405,11 @@ struct KeyBlocks {
     __device__ __forceinline__ int at(int place) const { return __shfl_sync(0xffffffffu, window, place % 32); }
 
    private:
-    static __device__ __forceinline__ int length(const int* counts, const long long* stride, int width) {
-        return min(max(__ldg(counts + blockIdx.z * stride[0] + blockIdx.y * stride[1] + blockIdx.x), 0), width);
+    static __device__ __forceinline__ int length(const int* counts, const long long* stride, dim3 row, int width) {
+        return min(max(__ldg(counts + row.z * stride[0] + row.y * stride[1] + row.x), 0), width);
     }
-    static __device__ __forceinline__ int entry(const int* indices, const long long* stride, int place) {
-        const dim3 block = block_place();
-        return __ldg(indices + block.z * stride[0] + block.y * stride[1] + block.x * stride[2] + place);
+    static __device__ __forceinline__ int entry(const int* indices, const long long* stride, dim3 row, int place) {
+        return __ldg(indices + row.z * stride[0] + row.y * stride[1] + row.x * stride[2] + place);
     }
 };
 
@@ -629,7 +630,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
         const T *k, *v;
         KeyBlocks::Counts counts;
     } kept[WARPS];
-    const KeyBlocks::Counts counts = KeyBlocks::counts(p);
+    const KeyBlocks::Counts counts = KeyBlocks::counts(p, blockIdx);
     if (thread_place() % 32 == 0)
         kept[thread_place() / 32] = {p.k + batch * p.k_stride[0] + kv_head * p.k_stride[1],
                                      p.v + batch * p.v_stride[0] + kv_head * p.v_stride[1], counts};
@@ -647,7 +648,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
     const int steps = counts.all * STEPS_PER_BLOCK;
     // Must be asked for each step in turn.
     const auto first_key_of = [&](int step) {
-        if (step % (32 * STEPS_PER_BLOCK) == 0) blocks.move_window(p, kept[thread_place() / 32].counts, step / STEPS_PER_BLOCK);
+        if (step % (32 * STEPS_PER_BLOCK) == 0) blocks.move_window(p, kept[thread_place() / 32].counts, step / STEPS_PER_BLOCK, block_place);
         return blocks.at(step / STEPS_PER_BLOCK) * BLOCK_KV + step % STEPS_PER_BLOCK * STEP_KV;
     };
     int first_key[AHEAD + 1];  // of this step and those whose copies start before it ends

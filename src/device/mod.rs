@@ -11,6 +11,7 @@ mod cuda;
 mod driver;
 mod error;
 mod kernel;
+mod tensor_map;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,7 @@ pub use cuda::{CudaDevice, DeviceBuffer};
 pub use driver::{OLDEST_DRIVER, driver_version};
 pub use error::DeviceError;
 pub use kernel::LoadedKernel;
+pub(crate) use tensor_map::TensorMap;
 
 /// Where kernels run. Cloning is cheap: clones are the same device.
 #[derive(Clone, Debug)]

@@ -1,6 +1,6 @@
 //! The checks between tensors and a kernel's `Params`. Generated bindings call them; nobody else needs to.
 
-use super::BindError;
+use super::{BindError, BoxedTensor};
 use crate::codegen::{Candidate, Family};
 use crate::tensor::place_name;
 use crate::{DType, Tensor};
@@ -35,12 +35,16 @@ pub struct BoundTensor<const S: usize> {
 }
 
 /// Arguments that passed the checks.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Bound<P> {
     /// What the kernel takes by value.
     pub params: P,
+    /// Tensors that the copy engine reads, in the order of the kernel's `TensorMaps`.
+    pub tensor_maps: SmallVec<[BoxedTensor; 4]>,
     /// Blocks along x, y, z.
     pub grid: [u32; 3],
+    /// The grid counts tiles of work, which as many blocks as run at once take in turn.
+    pub persistent: bool,
     /// The first tensor argument and the number of the GPU that all of them are on; absent without tensors.
     pub on: Option<(&'static str, usize)>,
 }
@@ -61,6 +65,8 @@ pub struct Binder {
     repeated: SmallVec<[&'static str; 4]>,
     /// The first tensor argument and the GPU it is on.
     on: Option<(&'static str, usize)>,
+    tensor_maps: SmallVec<[BoxedTensor; 4]>,
+    persistent: bool,
 }
 
 impl Binder {
@@ -73,7 +79,14 @@ impl Binder {
             let found = format!("of `{}`", candidate.spec.kernel());
             return Err(BindError::Candidate { kernel, found });
         }
-        Ok(Binder { kernel, extents: SmallVec::new(), repeated: SmallVec::new(), on: None })
+        Ok(Binder {
+            kernel,
+            extents: SmallVec::new(),
+            repeated: SmallVec::new(),
+            on: None,
+            tensor_maps: SmallVec::new(),
+            persistent: false,
+        })
     }
 
     /// An integer the candidate is specialised with.
@@ -235,6 +248,27 @@ impl Binder {
         BindError::Candidate { kernel: self.kernel, found: format!("of family {family}, which has no body") }
     }
 
+    /// Lets the copy engine read boxes of `[rows, columns]` of a tensor that was checked before.
+    ///
+    /// # Errors
+    /// [`BindError::TensorMap`] when it cannot: another body of the kernel may.
+    pub fn tensor_map(
+        &mut self,
+        arg: &'static str,
+        tensor: &Tensor,
+        [rows, columns]: [i64; 2],
+    ) -> Result<(), BindError> {
+        let boxed = BoxedTensor::new(arg, tensor, [rows, columns])
+            .map_err(|reason| BindError::TensorMap { kernel: self.kernel, arg, reason })?;
+        self.tensor_maps.push(boxed);
+        Ok(())
+    }
+
+    /// Makes the grid count tiles of work instead of blocks.
+    pub fn persistent(&mut self) {
+        self.persistent = true;
+    }
+
     /// An extent as `Params` holds it.
     ///
     /// # Errors
@@ -252,11 +286,22 @@ impl Binder {
     ///
     /// # Errors
     /// [`BindError::Grid`] when it is over CUDA's limits.
-    pub fn finish<P>(&self, params: P, grid: [i64; 3]) -> Result<Bound<P>, BindError> {
-        let limits = [i64::from(i32::MAX), 65535, 65535];
-        if grid.iter().zip(limits).any(|(&blocks, limit)| !(0..=limit).contains(&blocks)) {
+    pub fn finish<P>(self, params: P, grid: [i64; 3]) -> Result<Bound<P>, BindError> {
+        let most = i64::from(i32::MAX);
+        // Tiles are counted in 32 bits; every side is below 2^31, so two of them multiply without overflow.
+        let fits = match self.persistent {
+            true => (grid[0] * grid[1]).checked_mul(grid[2]).is_some_and(|tiles| tiles <= most),
+            false => grid[1] <= 65535 && grid[2] <= 65535,
+        };
+        if !fits || grid.iter().any(|side| !(0..=most).contains(side)) {
             return Err(BindError::Grid { kernel: self.kernel, grid });
         }
-        Ok(Bound { params, grid: grid.map(|blocks| blocks as u32), on: self.on })
+        Ok(Bound {
+            params,
+            tensor_maps: self.tensor_maps,
+            grid: grid.map(|blocks| blocks as u32),
+            persistent: self.persistent,
+            on: self.on,
+        })
     }
 }

@@ -140,6 +140,18 @@ pub enum BindError {
         /// Blocks along x, y, z.
         grid: [i64; 3],
     },
+    /// A tensor that the copy engine cannot read as it lies in memory.
+    #[error(
+        "kernel `{kernel}`: the copy engine cannot read `{arg}`: {reason}; use a schedule of another family, or copy the tensor"
+    )]
+    TensorMap {
+        /// The kernel.
+        kernel: &'static str,
+        /// The argument.
+        arg: &'static str,
+        /// What is in the way.
+        reason: String,
+    },
     /// Captures of other functions than the kernel was built with.
     #[error(
         "kernel `{kernel}`: the function arguments are of other functions: make them from this kernel's spec"

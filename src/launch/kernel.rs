@@ -5,9 +5,10 @@ use super::{BindError, FunctionArgs, KernelArgs};
 use crate::Error;
 use crate::codegen::Variant;
 use crate::compile::{Cubin, PtxasReport};
-use crate::device::{CudaDevice, LoadedKernel};
+use crate::device::{CudaDevice, LoadedKernel, TensorMap};
 use crate::tensor::place_name;
-use std::sync::Arc;
+use smallvec::SmallVec;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// A loaded kernel with what was chosen and what ptxas reported, and the stream its launches go to.
@@ -24,6 +25,8 @@ pub(super) struct Compiled {
     compile_time: Duration,
     loaded: LoadedKernel,
     functions: blake3::Hash,
+    /// Blocks that the whole GPU runs at once, asked for at the first launch that wants to know.
+    resident: OnceLock<u32>,
 }
 
 impl Compiled {
@@ -32,7 +35,7 @@ impl Compiled {
         let loaded = device.load(&cubin)?;
         let Cubin { report, compile_time, .. } = cubin;
         let functions = functions_hash(&variant.candidate.spec);
-        Ok(Compiled { variant, report, compile_time, loaded, functions })
+        Ok(Compiled { variant, report, compile_time, loaded, functions, resident: OnceLock::new() })
     }
 }
 
@@ -92,19 +95,45 @@ impl Kernel {
         let params = unsafe {
             std::slice::from_raw_parts((&raw const bound.params).cast::<u8>(), size_of::<A::Params>())
         };
-        let with_functions = [params, functions.map_or(&[][..], FunctionArgs::bytes)];
-        let params = if functions.is_some() { &with_functions[..] } else { &with_functions[..1] };
+        let maps: SmallVec<[TensorMap; 4]> = (bound.tensor_maps.iter())
+            .map(|boxed| {
+                TensorMap::encode(boxed).map_err(|reason| BindError::TensorMap {
+                    kernel: A::KERNEL,
+                    arg: boxed.arg,
+                    reason,
+                })
+            })
+            .collect::<Result<_, _>>()?;
+        let mut all: SmallVec<[&[u8]; 3]> = SmallVec::from_slice(&[params]);
+        all.extend(functions.map(FunctionArgs::bytes));
+        if !maps.is_empty() {
+            all.push(TensorMap::bytes(&maps));
+        }
+        let grid = if bound.persistent { self.blocks_for(bound.grid)? } else { bound.grid };
         // SAFETY: the tensors are on this device with the extents in `Params`; their storage
         // is freed on the same stream, after this launch.
         unsafe {
             loaded.launch(
                 device.stream(),
-                bound.grid,
+                grid,
                 budget.threads as u32,
                 budget.smem_bytes as u32,
-                params,
+                &all,
             )?;
         }
         Ok(())
+    }
+
+    /// As many blocks as run at once, or as there are tiles.
+    fn blocks_for(&self, tiles: [u32; 3]) -> Result<[u32; 3], Error> {
+        let resident = match self.compiled.resident.get() {
+            Some(&resident) => resident,
+            None => {
+                let all = self.blocks_per_sm()?.saturating_mul(self.device.info().sm_count as u32);
+                *self.compiled.resident.get_or_init(|| all.max(1))
+            }
+        };
+        // The binder has checked that the product fits 32 bits.
+        Ok([tiles.iter().product::<u32>().min(resident), 1, 1])
     }
 }

@@ -18,6 +18,7 @@
 //! ```
 
 mod bind;
+mod boxed;
 mod error;
 mod functions;
 mod kernel;
@@ -28,6 +29,7 @@ mod trial;
 mod tuned;
 
 pub use bind::{Binder, Bound, BoundTensor, Dim};
+pub use boxed::BoxedTensor;
 pub use error::BindError;
 pub use functions::FunctionArgs;
 pub use kernel::Kernel;

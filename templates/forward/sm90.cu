@@ -26,15 +26,19 @@ static_assert(THREADS == 128 * (GROUPS + 1), "a warpgroup for every 64 queries a
 using QTile = SwizzledTile<GROUP_ROWS, D>;
 using KvTile = SwizzledTile<STEP_KV, D>;
 
-// Shared memory, from a multiple of 1024 on: tiles, then barriers, then what the copying warp tells the others.
+// Shared memory, from a multiple of 1024 on: tiles, then barriers, then what the copying warp tells the others. The ring
+// has the places that fit, up to 8.
+constexpr unsigned SMEM_BYTES = 1024 * (CTAS == 2 ? 113 : 227);
 constexpr unsigned KV_TILES = GROUPS * QTile::BYTES;
+constexpr int FITTING = (SMEM_BYTES - 1024 - KV_TILES) / KvTile::BYTES;
+constexpr int STAGES = FITTING < 8 ? FITTING : 8;
 constexpr unsigned BARRIERS = KV_TILES + STAGES * KvTile::BYTES;
 constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
-constexpr unsigned SMEM_BYTES = NOTES + 4 * (STAGES * PIECES + 2);
+static_assert(STAGES >= 2, "a step's values are in the ring together with the next one's keys");
+static_assert(NOTES + 4 * (STAGES * PIECES + 2) <= SMEM_BYTES);
 
 // Registers are handed out anew among the warpgroups: a product's accumulators want more than the copies.
-constexpr int MIN_BLOCKS = GROUPS == 1 && 2 * (SMEM_BYTES + 1024) <= 228 * 1024 ? 2 : 1;
-constexpr int COPY_REGISTERS = GROUPS == 1 && MIN_BLOCKS == 1 ? 0 : 24;
+constexpr int COPY_REGISTERS = GROUPS == 1 && CTAS == 1 ? 0 : 24;
 constexpr int COMPUTE_REGISTERS = GROUPS == 1 ? 232 : 240;
 
 // The running maximum may lag behind the true one by this much (in powers of two) before the output is rescaled:
@@ -401,7 +405,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, CTAS)
 TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Functions f,
                   const __grid_constant__ TensorMaps maps) {
     extern __shared__ __align__(1024) unsigned char smem[];

@@ -156,8 +156,20 @@ pub struct Body {
     /// Candidates with a larger value come first; those with the same keep the order of their tuning values. It can
     /// use `CTAS_PER_SM`, the blocks that fit a multiprocessor at once.
     pub prefer: Option<Expr>,
+    /// Tensors that the copy engine reads, each with the box of one copy.
+    pub tensor_maps: Vec<TensorMap>,
     /// The launch.
     pub launch: Launch,
+}
+
+/// `tensor: [rows, columns]` of `tensor_maps`: the body copies boxes of the last two dimensions by the copy engine (TMA).
+/// Rows of 128, 64 or 32 bytes are swizzled over as many bytes.
+#[derive(Debug, Clone)]
+pub struct TensorMap {
+    /// The tensor argument.
+    pub arg: String,
+    /// Rows and columns of a box.
+    pub rows_columns: [Expr; 2],
 }
 
 /// A tuning parameter.
@@ -183,6 +195,8 @@ pub struct Launch {
     pub grid: [Expr; 3],
     /// Threads a block.
     pub threads: Expr,
+    /// The grid counts tiles of work, which as many blocks as the GPU runs at once take in turn.
+    pub persistent: bool,
 }
 
 impl Kernel {

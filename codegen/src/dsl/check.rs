@@ -2,6 +2,7 @@
 
 use super::spans::{Role, Spans};
 use super::{ArgKind, Body, ElementType, Expr, Kernel, SpecValues};
+use crate::arch::Family;
 use crate::params::ParamsLayout;
 use std::collections::HashSet;
 use syn::{Error, Result};
@@ -146,6 +147,33 @@ impl Check<'_> {
         self.known(&body.launch.threads, Role::Threads, at, &[&ints, &tune])?;
         for axis in &body.launch.grid {
             self.known(axis, Role::Grid, at, &[&dims, &ints, &tune])?;
+        }
+        for side in body.tensor_maps.iter().flat_map(|map| &map.rows_columns) {
+            self.known(side, Role::Box, at, &[&ints, &tune])?;
+        }
+        self.tensor_maps(body)
+    }
+
+    fn tensor_maps(&self, body: &Body) -> Result<()> {
+        let mut mapped = HashSet::new();
+        for map in &body.tensor_maps {
+            let name = &map.arg;
+            let fail = |message: String| Err(Error::new(self.spans.of_tensor_map(name), message));
+            if body.family == Family::Sm80 {
+                return fail("sm_80 has no copy engine: only a `body sm90` has `tensor_maps`".to_owned());
+            }
+            if !mapped.insert(name) {
+                return fail(format!("`{name}` has a tensor map already: keep one"));
+            }
+            let arg = self.kernel.args.iter().find(|arg| arg.name == *name);
+            match arg.map(|arg| &arg.kind) {
+                Some(ArgKind::Tensor { dims, optional: false, .. }) if (2..=5).contains(&dims.len()) => {}
+                Some(_) => {
+                    let message = "needs a tensor of 2 to 5 dimensions that is always there";
+                    return fail(format!("a tensor map {message}: `{name}` is none"));
+                }
+                None => return fail(format!("`{name}` is no argument: name one of the tensors")),
+            }
         }
         Ok(())
     }

@@ -27,6 +27,6 @@ mod spans;
 
 pub use ast::{
     Arg, ArgKind, Body, Constraint, Derived, DimRef, ElementType, FunctionSlot, Kernel, Launch, Require,
-    ScalarType, SpecParam, SpecValues, TuneParam,
+    ScalarType, SpecParam, SpecValues, TensorMap, TuneParam,
 };
 pub use expr::{EvalError, Expr};

@@ -3,7 +3,7 @@
 use super::spans::{Role, Spans};
 use super::{
     Arg, ArgKind, Body, Constraint, Derived, DimRef, ElementType, Expr, FunctionSlot, Kernel, Launch,
-    Require, ScalarType, SpecParam, SpecValues, TuneParam, check,
+    Require, ScalarType, SpecParam, SpecValues, TensorMap, TuneParam, check,
 };
 use crate::arch::Family;
 use crate::lower::FunctionKind;
@@ -23,6 +23,8 @@ mod kw {
     syn::custom_keyword!(launch);
     syn::custom_keyword!(grid);
     syn::custom_keyword!(threads);
+    syn::custom_keyword!(persistent);
+    syn::custom_keyword!(tensor_maps);
 }
 
 impl Kernel {
@@ -359,8 +361,8 @@ fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> {
     })?;
     let content;
     let brace = braced!(content in input);
-    let (mut tune, mut constraints, mut smem_bytes, mut registers, mut prefer, mut launch) =
-        (Vec::new(), Vec::new(), None, None, None, None);
+    let (mut tune, mut constraints, mut tensor_maps) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut smem_bytes, mut registers, mut prefer, mut launch) = (None, None, None, None);
     while !content.is_empty() {
         let next = content.lookahead1();
         if next.peek(kw::tune) {
@@ -382,6 +384,9 @@ fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> {
                     Clause::Condition(condition) => constraints.push(Constraint { condition }),
                 }
             }
+        } else if next.peek(kw::tensor_maps) {
+            content.parse::<kw::tensor_maps>()?;
+            tensor_maps.extend(parse_braced_list(&content, spans, parse_tensor_map)?);
         } else if next.peek(kw::launch) {
             let keyword = content.parse::<kw::launch>()?;
             once(&mut launch, parse_launch(&content, spans)?, keyword.span, "`launch`")?;
@@ -394,7 +399,7 @@ fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> {
         return Err(syn::Error::new(brace.span.join(), message));
     };
     let (smem_bytes, registers) = (smem_bytes.unwrap_or(Expr::Int(0)), registers.unwrap_or(Expr::Int(0)));
-    Ok(Body { family, tune, constraints, smem_bytes, registers, prefer, launch })
+    Ok(Body { family, tune, constraints, smem_bytes, registers, prefer, tensor_maps, launch })
 }
 
 /// Fills a place that one body has once.
@@ -431,28 +436,51 @@ fn parse_clause(input: ParseStream, spans: &mut Spans) -> Result<Clause> {
     Ok(Clause::Condition(spans.expr(input, Role::Constraint)?))
 }
 
+/// `tensor: [rows, columns]`
+fn parse_tensor_map(input: ParseStream, spans: &mut Spans) -> Result<TensorMap> {
+    let arg: Ident = input.parse()?;
+    spans.tensor_map(&arg);
+    input.parse::<Token![:]>()?;
+    let sides = parse_exprs(input, spans, Role::Box, "a box has 2 sides [rows, columns]")?;
+    Ok(TensorMap { arg: arg.to_string(), rows_columns: sides })
+}
+
+/// `[a, b, …]`, as many as `N`.
+fn parse_exprs<const N: usize>(
+    input: ParseStream,
+    spans: &mut Spans,
+    role: Role,
+    rule: &str,
+) -> Result<[Expr; N]> {
+    let list;
+    let bracket = bracketed!(list in input);
+    let mut exprs = Vec::new();
+    while !list.is_empty() {
+        exprs.push(spans.expr(&list, role)?);
+        if !list.is_empty() {
+            list.parse::<Token![,]>()?;
+        }
+    }
+    exprs.try_into().map_err(|exprs: Vec<Expr>| {
+        syn::Error::new(bracket.span.join(), format!("{rule}, found {}", exprs.len()))
+    })
+}
+
 fn parse_launch(input: ParseStream, spans: &mut Spans) -> Result<Launch> {
     let content;
     braced!(content in input);
     content.parse::<kw::grid>()?;
     content.parse::<Token![=]>()?;
-    let list;
-    let bracket = bracketed!(list in content);
-    let mut grid = Vec::new();
-    while !list.is_empty() {
-        grid.push(spans.expr(&list, Role::Grid)?);
-        if !list.is_empty() {
-            list.parse::<Token![,]>()?;
-        }
-    }
-    let grid: [Expr; 3] = grid.try_into().map_err(|grid: Vec<Expr>| {
-        let message = format!("a grid has 3 dimensions [x, y, z], found {}", grid.len());
-        syn::Error::new(bracket.span.join(), message)
-    })?;
+    let grid = parse_exprs(&content, spans, Role::Grid, "a grid has 3 dimensions [x, y, z]")?;
     content.parse::<Token![,]>()?;
     content.parse::<kw::threads>()?;
     content.parse::<Token![=]>()?;
     let threads = spans.expr(&content, Role::Threads)?;
-    content.parse::<Option<Token![,]>>()?;
-    Ok(Launch { grid, threads })
+    let more = content.parse::<Option<Token![,]>>()?.is_some();
+    let persistent = more && content.peek(kw::persistent);
+    if persistent {
+        content.parse::<kw::persistent>()?;
+        content.parse::<Option<Token![,]>>()?;
+    }
+    Ok(Launch { grid, threads, persistent })
 }

@@ -19,6 +19,7 @@ pub(super) enum Role {
     Prefer,
     Threads,
     Grid,
+    Box,
 }
 
 impl fmt::Display for Role {
@@ -31,6 +32,7 @@ impl fmt::Display for Role {
             Role::Prefer => "`prefer`",
             Role::Threads => "`threads`",
             Role::Grid => "`grid`",
+            Role::Box => "a box",
         })
     }
 }
@@ -43,6 +45,8 @@ pub(super) struct Spans {
     shipped: Vec<(String, Span)>,
     exprs: Vec<Written>,
     bodies: Vec<Span>,
+    /// Those of `tensor_maps`.
+    tensor_maps: Vec<(String, Span)>,
 }
 
 /// An expression as it was written. The same text may stand in several places, of which one is wrong.
@@ -117,6 +121,8 @@ const RESERVED: &[&str] = &[
     "MaskMod",
     "Params",
     "ScoreMod",
+    "TensorMap",
+    "TensorMaps",
     "THREADS",
     "TILEWRIGHT_KERNEL",
     "binder",
@@ -154,6 +160,17 @@ impl Spans {
     /// Notes that a body begins.
     pub(super) fn body(&mut self, family: &Ident) {
         self.bodies.push(family.span());
+    }
+
+    /// Notes a tensor of `tensor_maps`.
+    pub(super) fn tensor_map(&mut self, arg: &Ident) {
+        self.tensor_maps.push((arg.to_string(), arg.span()));
+    }
+
+    /// Where `tensor_maps` names a tensor last.
+    pub(super) fn of_tensor_map(&self, arg: &str) -> Span {
+        let found = self.tensor_maps.iter().rev().find(|(known, _)| known == arg);
+        found.map_or_else(Span::call_site, |(_, span)| *span)
     }
 
     /// Parses and notes an expression.

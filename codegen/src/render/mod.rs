@@ -8,6 +8,7 @@ use crate::spec::Value;
 use crate::variant::Variant;
 use crate::{Error, source::KernelSource};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use tera::{Context, Delimiters, Tera};
 
 include!(concat!(env!("OUT_DIR"), "/headers.rs"));
@@ -139,7 +140,12 @@ fn context(kernel: &Kernel, candidate: &Candidate, variant: &str) -> Context {
     context.insert("variant", variant);
     context.insert("kernel", &kernel.name);
     context.insert("family", candidate.schedule.family.name());
+    let by_name: BTreeMap<&str, i64> = constants.iter().map(|c| (c.name.as_str(), c.value)).collect();
+    let body = kernel.bodies.iter().find(|body| body.family == candidate.schedule.family);
+    let maps = body.map_or(&[][..], |body| &body.tensor_maps);
+    context.insert("tensor_maps", &maps.iter().map(|map| &map.arg).collect::<Vec<_>>());
     context.insert("types", &types);
+    context.insert("constant", &by_name);
     context.insert("constants", &constants);
     context.insert("fields", &fields);
     context.insert("params_size", &layout.size);

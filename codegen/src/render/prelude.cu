@@ -23,6 +23,12 @@ $( slot.source )$<% endfor %>
 struct Functions {<% for slot in functions %>
   $( slot.type )$ $( slot.name )$;<% endfor %>
 };
+<% endif %><% if tensor_maps %>
+/// What the copy engine knows of a tensor: made by the driver, opaque.
+struct alignas(128) TensorMap { unsigned char bytes[128]; };
+struct TensorMaps {<% for name in tensor_maps %>
+  TensorMap $( name )$;<% endfor %>
+};
 <% endif %>
 #define TILEWRIGHT_KERNEL $( variant )$
 

@@ -1,0 +1,62 @@
+//! A tensor as the copy engine (TMA) reads it: in boxes.
+
+use crate::{DType, Tensor};
+use smallvec::SmallVec;
+
+/// A tensor with the box of one copy, checked against what the copy engine can do (CUDA driver API,
+/// `cuTensorMapEncodeTiled`). Sizes are listed from the last dimension to the first, as the driver wants them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BoxedTensor {
+    pub(crate) arg: &'static str,
+    pub(crate) pointer: u64,
+    pub(crate) dtype: DType,
+    pub(crate) extents: SmallVec<[u64; 5]>,
+    /// In bytes, of all dimensions but the last of the tensor, whose elements lie side by side.
+    pub(crate) strides: SmallVec<[u64; 5]>,
+    /// Elements of a box along each dimension.
+    pub(crate) sides: SmallVec<[u32; 5]>,
+}
+
+impl BoxedTensor {
+    /// A tensor on a GPU of which boxes of `[rows, columns]` of the last two dimensions are read; the reason when they
+    /// cannot be.
+    pub(crate) fn new(
+        arg: &'static str,
+        tensor: &Tensor,
+        [rows, columns]: [i64; 2],
+    ) -> Result<Self, String> {
+        let rank = tensor.shape().len();
+        if !(2..=5).contains(&rank) {
+            return Err(format!("it has {rank} dimensions, needed 2 to 5"));
+        }
+        let Some(pointer) = tensor.device_pointer() else {
+            return Err("it is on the CPU".to_owned());
+        };
+        if !pointer.is_multiple_of(16) {
+            return Err(format!("its address is {pointer}, needed a multiple of 16"));
+        }
+        let size = tensor.dtype().size() as u64;
+        let side = |what: &str, side: i64| {
+            u32::try_from(side).ok().filter(|side| (1..=256).contains(side)).ok_or_else(|| {
+                format!("a box of {side} {what} is asked for, needed 1 to 256")
+            })
+        };
+        let mut sides: SmallVec<[u32; 5]> = SmallVec::from_elem(1, rank);
+        (sides[0], sides[1]) = (side("columns", columns)?, side("rows", rows)?);
+        if !(u64::from(sides[0]) * size).is_multiple_of(16) {
+            return Err(format!("a box has rows of {} bytes, needed a multiple of 16", u64::from(sides[0]) * size));
+        }
+        let extents: SmallVec<[u64; 5]> = tensor.shape().iter().rev().map(|&extent| extent as u64).collect();
+        // A stride along an extent of 1 is never taken, whatever it says, but the driver looks at it.
+        let harmless = (extents[0] * size).next_multiple_of(16);
+        let strides = (0..rank - 1).rev().map(|axis| match tensor.shape()[axis] {
+            1 => harmless,
+            _ => tensor.strides()[axis] as u64 * size,
+        });
+        let strides: SmallVec<[u64; 5]> = strides.collect();
+        if let Some(stride) = strides.iter().find(|stride| !stride.is_multiple_of(16) || **stride >= 1 << 40) {
+            return Err(format!("a stride is {stride} bytes, needed a multiple of 16 below 2^40"));
+        }
+        Ok(BoxedTensor { arg, pointer, dtype: tensor.dtype(), extents, strides, sides })
+    }
+}
