@@ -235,8 +235,8 @@ fn a_candidate_of_another_kernel_is_refused() {
 
 #[test]
 fn parameters_of_dense_tensors() {
-    let Bound { params, grid, on } = Forward::good().bind(&bf16_128()).unwrap();
-    assert_eq!((grid, on), ([3, 4, 2], Some(("q", 0))));
+    let Bound { params, grid, on, persistent, tensor_maps } = Forward::good().bind(&bf16_128()).unwrap();
+    assert_eq!((grid, on, persistent, tensor_maps.len()), ([3, 4, 2], Some(("q", 0)), false, 0));
     assert_eq!((params.q, params.k, params.v, params.out), (0x1_0000, 0x2_0000, 0x3_0000, 0x6_0000));
     assert_eq!(params.q_stride, [4 * 300 * 128, 300 * 128, 128]);
     assert_eq!(params.k_stride, [2 * 200 * 128, 200 * 128, 128]);
