@@ -1,7 +1,7 @@
 //! The checks between tensors and a kernel's parameters. No GPU is touched: the tensors have addresses that nobody reads.
 
 use std::sync::Arc;
-use tilewright::codegen::{Arch, Candidate, Generator, KernelSource, Value};
+use tilewright::codegen::{Arch, Candidate, Family, Generator, KernelSource, Value};
 use tilewright::kernels::{forward, pool, select};
 use tilewright::launch::{BindError, Binder, Bound, Dim, KernelArgs};
 use tilewright::tensor::{TensorError, contiguous_strides};
@@ -9,15 +9,23 @@ use tilewright::{DType, Device, Error, Tensor};
 
 /// The preferred candidate of a spec.
 fn candidate(source: &KernelSource, values: &[(&str, Value)]) -> Candidate {
+    candidate_on(source, values, Arch::Sm80)
+}
+
+fn candidate_on(source: &KernelSource, values: &[(&str, Value)], arch: Arch) -> Candidate {
     let generator = Generator::new(source).unwrap();
     let spec = Arc::new(generator.spec(values).unwrap());
-    generator.candidates(&spec, Arch::Sm80).unwrap().accepted.swap_remove(0)
+    generator.candidates(&spec, arch).unwrap().accepted.swap_remove(0)
+}
+
+fn forward_on(arch: Arch) -> Candidate {
+    let values =
+        [("T", DType::Bf16.into()), ("D", 128.into()), ("BLOCK_Q", 128.into()), ("BLOCK_KV", 64.into())];
+    candidate_on(&forward::SOURCE, &values, arch)
 }
 
 fn bf16_128() -> Candidate {
-    let values =
-        [("T", DType::Bf16.into()), ("D", 128.into()), ("BLOCK_Q", 128.into()), ("BLOCK_KV", 64.into())];
-    candidate(&forward::SOURCE, &values)
+    forward_on(Arch::Sm80)
 }
 
 fn pool_64() -> Candidate {
@@ -251,6 +259,72 @@ fn parameters_of_dense_tensors() {
     assert_eq!((params.full_kv_counts, params.full_kv_counts_stride), (0, [0, 0]));
     assert_eq!((params.full_kv_indices, params.full_kv_indices_stride), (0, [0, 0, 0]));
     assert_eq!(params.max_full_blocks, 0);
+}
+
+/// The body for Hopper reads q, k and v in boxes, and as many blocks as fit the GPU take its tiles.
+#[test]
+fn a_copy_engine_is_told_what_it_reads() {
+    let candidate = forward_on(Arch::Sm90a);
+    assert_eq!(candidate.schedule.family, Family::Sm90);
+    let Bound { grid, persistent, tensor_maps, .. } = Forward::good().bind(&candidate).unwrap();
+    assert_eq!((grid, persistent), ([3, 4, 2], true));
+    let text: Vec<String> = tensor_maps.iter().map(|map| format!("{map:?}")).collect();
+    assert_eq!(
+        text[..2],
+        [
+            "BoxedTensor { arg: \"q\", pointer: 65536, dtype: Bf16, extents: [128, 300, 4, 2], \
+             strides: [256, 76800, 307200], sides: [64, 64, 1, 1] }",
+            "BoxedTensor { arg: \"k\", pointer: 131072, dtype: Bf16, extents: [128, 200, 2, 2], \
+             strides: [256, 51200, 102400], sides: [64, 64, 1, 1] }",
+        ]
+    );
+    assert_eq!(text.len(), 3);
+    // One head and one batch: their strides may be anything, and the engine is told something it takes.
+    let mut args = Forward::good();
+    args.q = view(0, 0x1_0000, DType::Bf16, &[1, 1, 300, 128], &[7, 9, 128, 1]);
+    args.k = view(0, 0x2_0000, DType::Bf16, &[1, 1, 200, 128], &[1, 1, 136, 1]);
+    args.v = dense(0x3_0000, DType::Bf16, &[1, 1, 200, 128]);
+    args.out = dense(0x6_0000, DType::Bf16, &[1, 1, 300, 128]);
+    args.lse = dense(0x7_0000, DType::F32, &[1, 1, 300]);
+    args.kv_counts = dense(0x4_0000, DType::I32, &[1, 1, 3]);
+    args.kv_indices = dense(0x5_0000, DType::I32, &[1, 1, 3, 4]);
+    let maps = args.bind(&candidate).unwrap().tensor_maps;
+    assert!(format!("{:?}", maps[0]).contains("strides: [256, 256, 256]"), "{:?}", maps[0]);
+    assert!(format!("{:?}", maps[1]).contains("strides: [272, 256, 256]"), "{:?}", maps[1]);
+}
+
+/// What the copy engine cannot read, the other body can.
+#[test]
+fn a_stride_over_the_copy_engine_s_limit_is_refused_with_a_way_out() {
+    let far = || view(0, 0x2_0000, DType::Bf16, &KV, &[1 << 40, 200 * 128, 128, 1]);
+    let mut args = Forward { k: far(), ..Forward::good() };
+    let error = args.bind(&forward_on(Arch::Sm90a)).expect_err("2^41 bytes");
+    assert!(matches!(error, BindError::TensorMap { arg: "k", .. }), "{error:?}");
+    assert_eq!(
+        error.to_string(),
+        "kernel `forward`: the copy engine cannot read `k`: a stride is 2199023255552 bytes, needed a multiple of 16 \
+         below 2^40; use a schedule of another family, or copy the tensor"
+    );
+    args.bind(&bf16_128()).unwrap();
+}
+
+/// Tiles of a persistent grid are counted together, in 32 bits; the sides have no limits of their own.
+#[test]
+fn a_persistent_grid_counts_tiles() {
+    let binder = |persistent: bool| {
+        let mut binder = Binder::new("forward", &bf16_128()).unwrap();
+        if persistent {
+            binder.persistent();
+        }
+        binder
+    };
+    assert!(binder(true).finish((), [3, 70_000, 2]).is_ok());
+    assert!(binder(false).finish((), [3, 70_000, 2]).is_err());
+    let most = i64::from(i32::MAX);
+    assert!(binder(true).finish((), [most, 1, 1]).is_ok());
+    for grid in [[most, 2, 1], [most, most, most], [-1, -1, 1], [1, 1, most + 1]] {
+        assert!(matches!(binder(true).finish((), grid), Err(BindError::Grid { .. })), "{grid:?}");
+    }
 }
 
 #[test]

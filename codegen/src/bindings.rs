@@ -185,9 +185,10 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
         let maps = body.tensor_maps.iter().map(|map| {
             let (ident, name) = (format_ident!("{}", map.arg), &map.arg);
             let [rows, columns] = map.rows_columns.each_ref().map(Expr::to_rust);
-            let mutable = kernel.args.iter().any(|arg| {
-                arg.name == map.arg && matches!(arg.kind, ArgKind::Tensor { mutable: true, .. })
-            });
+            let mutable = kernel
+                .args
+                .iter()
+                .any(|arg| arg.name == map.arg && matches!(arg.kind, ArgKind::Tensor { mutable: true, .. }));
             let tensor = if mutable { quote!(&*self.#ident) } else { quote!(self.#ident) };
             quote!(binder.tensor_map(#name, #tensor, [#rows, #columns])?;)
         });

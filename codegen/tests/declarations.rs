@@ -107,6 +107,39 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("a grid of two dimensions", "[blocks, rows, 1]", "[blocks, rows]"),
     ("a launch without threads", ", threads = 32 * WARPS", ""),
     ("an unknown section of a body", "tune {", "tuning {"),
+    // Tensor maps.
+    ("a tensor map on sm_80", "        tune {", "        tensor_maps { x: [BLOCK, 64] }\n        tune {"),
+    (
+        "a tensor map of nothing",
+        BODY,
+        "    body sm90 { tensor_maps { z: [64, 64] } launch { grid = [1, 1, 1], threads = 32 } }\n",
+    ),
+    (
+        "a tensor map of a scalar",
+        BODY,
+        "    body sm90 { tensor_maps { factor: [64, 64] } launch { grid = [1, 1, 1], threads = 32 } }\n",
+    ),
+    (
+        "a tensor map of what may be absent",
+        BODY,
+        "    body sm90 { tensor_maps { bias: [64, 64] } launch { grid = [1, 1, 1], threads = 32 } }\n",
+    ),
+    (
+        "two maps of a tensor",
+        BODY,
+        "    body sm90 { tensor_maps { x: [64, 64], x: [64, 64] } launch { grid = [1, 1, 1], threads = 32 } }\n",
+    ),
+    (
+        "a box of one side",
+        BODY,
+        "    body sm90 { tensor_maps { x: [64] } launch { grid = [1, 1, 1], threads = 32 } }\n",
+    ),
+    (
+        "a dimension in a box",
+        BODY,
+        "    body sm90 { tensor_maps { x: [rows, 64] } launch { grid = [1, 1, 1], threads = 32 } }\n",
+    ),
+    ("a misspelt persistent", ", threads = 32 * WARPS", ", threads = 32 * WARPS, persist"),
 ];
 
 const BODY: &str = "    body sm80 {

@@ -288,9 +288,10 @@ impl Binder {
     /// [`BindError::Grid`] when it is over CUDA's limits.
     pub fn finish<P>(self, params: P, grid: [i64; 3]) -> Result<Bound<P>, BindError> {
         let most = i64::from(i32::MAX);
-        // Tiles are counted in 32 bits; every side is below 2^31, so two of them multiply without overflow.
+        // Tiles are counted in 32 bits.
+        let tiles = || grid.iter().try_fold(1i64, |product, &side| product.checked_mul(side));
         let fits = match self.persistent {
-            true => (grid[0] * grid[1]).checked_mul(grid[2]).is_some_and(|tiles| tiles <= most),
+            true => tiles().is_some_and(|tiles| tiles <= most),
             false => grid[1] <= 65535 && grid[2] <= 65535,
         };
         if !fits || grid.iter().any(|side| !(0..=most).contains(side)) {

@@ -113,13 +113,7 @@ impl Kernel {
         // SAFETY: the tensors are on this device with the extents in `Params`; their storage
         // is freed on the same stream, after this launch.
         unsafe {
-            loaded.launch(
-                device.stream(),
-                grid,
-                budget.threads as u32,
-                budget.smem_bytes as u32,
-                &all,
-            )?;
+            loaded.launch(device.stream(), grid, budget.threads as u32, budget.smem_bytes as u32, &all)?;
         }
         Ok(())
     }

@@ -4,10 +4,10 @@ use super::library::{Unusable, load_cubin, load_variants};
 use super::progress::ProgressLine;
 use super::store::Store;
 use super::trial::Trial;
-use super::{Kernel, Outputs, Request};
+use super::{BindError, Kernel, Outputs, Request};
 use crate::Error;
 use crate::cache::KernelCache;
-use crate::codegen::{Arch, Generator, Rejection, Variant};
+use crate::codegen::{Arch, Family, Generator, Rejection, Variant};
 use crate::device::CudaDevice;
 use crate::tune::{
     Bucket, Contender, DeviceKey, DeviceLock, Plan, Policy, Progress, RaceSettings, TuneKey, TuneRecord,
@@ -140,6 +140,10 @@ impl Tuned {
                 self.keep(bucket, &next);
                 launch(&next)
             }
+            // These tensors lie in memory in a way the copy engine cannot read; others may not, so nothing is kept.
+            Err(Error::Bind(BindError::TensorMap { .. })) if self.has_family(Family::Sm80) => {
+                launch(&self.first_valid_of(|family| family == Family::Sm80)?)
+            }
             launched => launched,
         }
     }
@@ -200,10 +204,19 @@ impl Tuned {
         }
     }
 
+    fn has_family(&self, family: Family) -> bool {
+        self.shared.variants.iter().any(|variant| variant.candidate.schedule.family == family)
+    }
+
     /// The first candidate that compiles without spills.
     fn first_valid(&self) -> Result<Kernel, Error> {
+        self.first_valid_of(|_| true)
+    }
+
+    /// The same among the families wanted.
+    fn first_valid_of(&self, wanted: impl Fn(Family) -> bool) -> Result<Kernel, Error> {
         let mut failure = None;
-        for variant in &self.shared.variants {
+        for variant in self.shared.variants.iter().filter(|v| wanted(v.candidate.schedule.family)) {
             match load_variants(&self.device, &[variant], |_| {})?.remove(0) {
                 Ok(kernel) => return Ok(kernel),
                 Err(Unusable::Failed(error)) => failure = failure.or(Some(*error)),
