@@ -47,15 +47,15 @@ kernel! {
     body sm90 {
         tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64] }
         // PING_PONG: warpgroups take turns at the tensor cores. CTAS: blocks that share a multiprocessor.
-        tune { STEP_KV: [128, 64, 192], Q_IN_REGISTERS: [1, 0], PING_PONG: [1, 0], CTAS: [2, 1] }
+        tune { STEP_KV: [128, 64, 192], PING_PONG: [1, 0], CTAS: [2, 1] }
         where {
-            // Output, scores and the weights made of them, perhaps queries, of the 232 or 240 registers of a computing thread.
-            2 * D + 3 * STEP_KV + Q_IN_REGISTERS * D <= 832,
+            // Output, scores and the weights made of them, of the 232 or 240 registers of a computing thread.
+            2 * D + 3 * STEP_KV <= 832,
             // One warpgroup has nobody to take turns with; two with their registers fill a multiprocessor.
             BLOCK_Q == 128 || PING_PONG == 0,
             BLOCK_Q == 64 || CTAS == 1,
-            // Queries (two tiles' where they stay) and a ring of at least three key or value tiles, in rows of whole 128 bytes.
-            128 * ceil_div(D, 64) * ((2 - Q_IN_REGISTERS) * BLOCK_Q + 3 * STEP_KV) + 1024
+            // Queries and a ring of at least three key or value tiles, in rows of whole 128 bytes.
+            128 * ceil_div(D, 64) * (BLOCK_Q + 3 * STEP_KV) + 1024
                 <= 1024 * (if CTAS == 2 { 113 } else { 227 }),
             // All that a block can have: the ring takes what is left.
             smem_bytes = 1024 * (if CTAS == 2 { 113 } else { 227 }),

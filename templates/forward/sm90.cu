@@ -1,9 +1,9 @@
 // Block-sparse attention, forward, for Hopper: copies by the copy engine (TMA), products of warpgroups (wgmma).
 //
 // One thread block a multiprocessor stays for many tiles of BLOCK_Q queries. Its last warpgroup only copies: the tile's
-// queries, then per step the STEP_KV keys and values of one or more key blocks, gathered side by side into slots of a ring.
-// Each other warpgroup owns 64 queries. The scores of a step are started before the values of the step before are added,
-// also where the next tile begins, so that the tensor cores work under the softmax and while a tile is written.
+// queries, then per step the STEP_KV keys and values of one or more key blocks, gathered side by side into a slot of a
+// ring. Each other warpgroup owns 64 queries. Under the softmax of one step run the products of the step before it and the
+// scores of the one after, and those of the other warpgroup.
 <% include "lib/math.cuh" %>
 <% include "lib/async_copy.cuh" %>
 <% include "lib/tile.cuh" %>
@@ -27,17 +27,15 @@ using QTile = SwizzledTile<GROUP_ROWS, D>;
 using KvTile = SwizzledTile<STEP_KV, D>;
 
 // Shared memory, from a multiple of 1024 on: tiles, then barriers, then what the copying warp tells the others. The ring
-// has the places that fit, up to 8.
+// has the slots that fit, up to 8.
 constexpr unsigned SMEM_BYTES = 1024 * (CTAS == 2 ? 113 : 227);
-constexpr int Q_STAGES = Q_IN_REGISTERS ? 1 : 2;  // the next tile's queries are there when this one's are still read
-constexpr unsigned KV_TILES = Q_STAGES * GROUPS * QTile::BYTES;
+constexpr unsigned KV_TILES = GROUPS * QTile::BYTES;
 constexpr int FITTING = (SMEM_BYTES - 1024 - KV_TILES) / KvTile::BYTES;
 constexpr int STAGES = FITTING < 8 ? FITTING : 8;
 constexpr unsigned BARRIERS = KV_TILES + STAGES * KvTile::BYTES;
-constexpr unsigned NOTES = BARRIERS + 2 * (STAGES + Q_STAGES) * Barrier::BYTES;
-constexpr int NOTE_WORDS = 4 + PIECES;
-static_assert(STAGES >= 3, "a note must last until the values of its step are copied, three places later at most");
-static_assert(NOTES + 4 * STAGES * NOTE_WORDS <= SMEM_BYTES);
+constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
+static_assert(STAGES >= 2, "a step's values are in the ring together with the next one's keys");
+static_assert(NOTES + 4 * (STAGES * PIECES + 2) <= SMEM_BYTES);
 
 // Registers are handed out anew among the warpgroups: a product's accumulators want more than the copies.
 constexpr int COPY_REGISTERS = GROUPS == 1 && CTAS == 1 ? 0 : 24;
@@ -54,28 +52,23 @@ using Scores = float[STEP_KV / 8][4];
 using Weights = unsigned[STEP_KV / 16][4];
 using Output = float[D / 8][4];
 using Place = RingPlace<STAGES>;
-using QPlace = RingPlace<Q_STAGES>;
 
 /// Addresses in shared memory.
 struct Shared {
     unsigned base;
 
-    __device__ unsigned q_tile(const QPlace& place, int group) const {
-        return base + (place.slot * GROUPS + group) * QTile::BYTES;
-    }
+    __device__ unsigned q_tile(int group) const { return base + group * QTile::BYTES; }
     __device__ unsigned kv_tile(const Place& place) const { return base + KV_TILES + place.slot * KvTile::BYTES; }
     /// A slot's copies have landed; everybody is done with it.
-    __device__ Barrier full(const Place& place) const { return barrier(place.slot); }
-    __device__ Barrier empty(const Place& place) const { return barrier(STAGES + place.slot); }
+    __device__ Barrier full(int slot) const { return {base + BARRIERS + slot * Barrier::BYTES}; }
+    __device__ Barrier empty(int slot) const { return {base + BARRIERS + (STAGES + slot) * Barrier::BYTES}; }
     /// The same of the queries.
-    __device__ Barrier full(const QPlace& place) const { return barrier(2 * STAGES + place.slot); }
-    __device__ Barrier empty(const QPlace& place) const { return barrier(2 * STAGES + Q_STAGES + place.slot); }
-    /// What stands beside a slot's keys: the tile they are for (-1: there are no more), how many of the pieces the mask
-    /// function decides, key head and batch, and the first key of each piece.
-    __device__ unsigned note(const Place& place) const { return base + NOTES + 4 * NOTE_WORDS * place.slot; }
-
-   private:
-    __device__ Barrier barrier(int number) const { return {base + BARRIERS + number * Barrier::BYTES}; }
+    __device__ Barrier q_full() const { return {base + BARRIERS + 2 * STAGES * Barrier::BYTES}; }
+    __device__ Barrier q_empty() const { return {base + BARRIERS + (2 * STAGES + 1) * Barrier::BYTES}; }
+    /// The pieces of this tile: all of them and how many the mask function decides. Ready with the queries.
+    __device__ unsigned counts() const { return base + NOTES; }
+    /// The first key of each piece in a slot. Ready with the slot.
+    __device__ unsigned first_keys(int slot) const { return base + NOTES + 4 * (2 + slot * PIECES); }
 };
 
 __device__ __forceinline__ void store_shared(unsigned address, int value) {
@@ -87,7 +80,8 @@ __device__ __forceinline__ int load_shared(unsigned address) {
     return value;
 }
 
-/// Lets the compiler see that a value is the same in the whole warp: it may then live in a uniform register.
+/// Lets the compiler see that a value is the same in the whole warp, so that it can live in a uniform register: where
+/// descriptors pass through ordinary ones, each product waits for its own.
 __device__ __forceinline__ int warp_uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
 /// Tile number `tile` as (q_block, head, batch): one head's tiles run side by side, so that its keys stay in the L2 cache.
@@ -106,87 +100,60 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         prefetch_map(maps.v);
     }
     Place place;
-    QPlace q_place;
-    // Copies what `note` says into the ring's next slot. Registers are few here: the note is read back.
-    const auto copy_step = [&](const TensorMap& map, unsigned note) {
-        if (leader) {
-            shared.full(place).arrive_expecting(KvTile::BYTES);
-            const int head = load_shared(note + 8), batch = load_shared(note + 12);
-#pragma unroll
-            for (int i = 0; i < PIECES; ++i) {
-                const int first_key = load_shared(note + 16 + 4 * i);
-#pragma unroll
-                for (int panel = 0; panel < KvTile::PANELS; ++panel)
-                    copy_box(shared.kv_tile(place) + panel * KvTile::PANEL_BYTES + i * PIECE * 128, map,
-                             panel * KvTile::PANEL_COLS, first_key, head, batch, shared.full(place));
-            }
-        }
-        place.advance();
-    };
-    // A step's values go after the next step's keys: scores are started one step ahead.
-    unsigned waiting = 0;  // the note of the step whose values are still to be copied
-    const auto copy_values = [&] {
-        if (!waiting) return;
-        shared.empty(place).wait(place.parity ^ 1);
-        copy_step(maps.v, waiting);
-    };
-    // A tile's lists are read under the tile before.
-    KeyBlocks blocks, next_blocks;
-    KeyBlocks::Counts counts, next_counts = {0, 0};
-    const auto next_row = [&](int tile) { return row_of(p, min(tile + static_cast<int>(gridDim.x), tile_count(p) - 1)); };
-    {
-        const dim3 row = row_of(p, blockIdx.x);
-        next_counts = KeyBlocks::counts(p, row);
-        next_blocks.move_window(p, next_counts, 0, [&] { return row; });
-    }
+    unsigned q_parity = 1;
     for (int tile = blockIdx.x; tile < tile_count(p); tile += gridDim.x) {
         const dim3 row = row_of(p, tile);
-        blocks = next_blocks;
-        counts = next_counts;
-        next_counts = KeyBlocks::counts(p, next_row(tile));
-        // A row without blocks takes one step of keys that do not exist.
-        const int steps = max((counts.all * PIECES_PER_BLOCK + PIECES - 1) / PIECES, 1);
-        shared.empty(q_place).wait(q_place.parity ^ 1);
+        const int kv_head = row.y / (p.heads / p.kv_heads);
+        const KeyBlocks::Counts counts = KeyBlocks::counts(p, row);
+        const int pieces = counts.all * PIECES_PER_BLOCK;
+        const int steps = (pieces + PIECES - 1) / PIECES;
+        shared.q_empty().wait(q_parity);
+        q_parity ^= 1;
         if (leader) {
-            shared.full(q_place).arrive_expecting(GROUPS * QTile::BYTES);
+            store_shared(shared.counts(), steps);
+            store_shared(shared.counts() + 4, counts.partial * PIECES_PER_BLOCK);
+            shared.q_full().arrive_expecting(GROUPS * QTile::BYTES);
 #pragma unroll
             for (int group = 0; group < GROUPS; ++group)
 #pragma unroll
                 for (int panel = 0; panel < QTile::PANELS; ++panel)
-                    copy_box(shared.q_tile(q_place, group) + panel * QTile::PANEL_BYTES, maps.q, panel * QTile::PANEL_COLS,
-                             row.x * BLOCK_Q + group * GROUP_ROWS, row.y, row.z, shared.full(q_place));
+                    copy_box(shared.q_tile(group) + panel * QTile::PANEL_BYTES, maps.q, panel * QTile::PANEL_COLS,
+                             row.x * BLOCK_Q + group * GROUP_ROWS, row.y, row.z, shared.q_full());
         }
-        q_place.advance();
-        for (int step = 0; step < steps; ++step) {
-            if (step == steps / 2) next_blocks.move_window(p, next_counts, 0, [&] { return next_row(tile); });
-            shared.empty(place).wait(place.parity ^ 1);
-            const unsigned note = shared.note(place);
-#pragma unroll
-            for (int i = 0; i < PIECES; ++i) {
-                const int piece = step * PIECES + i;
-                if (piece % (32 * PIECES_PER_BLOCK) == 0 && piece > 0)
-                    blocks.move_window(p, counts, piece / PIECES_PER_BLOCK, [&] { return row; });
-                const int key = blocks.at(piece / PIECES_PER_BLOCK) * BLOCK_KV + piece % PIECES_PER_BLOCK * PIECE;
-                if (leader) store_shared(note + 16 + 4 * i, key);
-            }
+        KeyBlocks blocks;
+        // The step's keys come two places before its values: the scores are computed one step ahead.
+        int first_key[PIECES], before[PIECES];
+        const auto copy_step = [&](const TensorMap& map, const int (&first)[PIECES]) {
+            shared.empty(place.slot).wait(place.parity ^ 1);
             if (leader) {
-                store_shared(note, tile);
-                store_shared(note + 4, counts.partial * PIECES_PER_BLOCK - step * PIECES);
-                store_shared(note + 8, row.y / (p.heads / p.kv_heads));
-                store_shared(note + 12, row.z);
+#pragma unroll
+                for (int i = 0; i < PIECES; ++i) store_shared(shared.first_keys(place.slot) + 4 * i, first[i]);
+                shared.full(place.slot).arrive_expecting(KvTile::BYTES);
+#pragma unroll
+                for (int i = 0; i < PIECES; ++i)
+#pragma unroll
+                    for (int panel = 0; panel < KvTile::PANELS; ++panel)
+                        copy_box(shared.kv_tile(place) + panel * KvTile::PANEL_BYTES + i * PIECE * 128, map,
+                                 panel * KvTile::PANEL_COLS, first[i], kv_head, row.z, shared.full(place.slot));
             }
-            copy_step(maps.k, note);
-            copy_values();
-            waiting = note;
+            place.advance();
+        };
+        for (int step = 0; step <= steps; ++step) {
+#pragma unroll
+            for (int i = 0; i < PIECES; ++i) before[i] = first_key[i];
+            if (step < steps) {
+#pragma unroll
+                for (int i = 0; i < PIECES; ++i) {
+                    const int piece = step * PIECES + i;
+                    if (piece % (32 * PIECES_PER_BLOCK) == 0)
+                        blocks.move_window(p, counts, piece / PIECES_PER_BLOCK, [&] { return row; });
+                    first_key[i] = blocks.at(piece / PIECES_PER_BLOCK) * BLOCK_KV + piece % PIECES_PER_BLOCK * PIECE;
+                }
+                copy_step(maps.k, first_key);
+            }
+            if (step > 0) copy_step(maps.v, before);
         }
     }
-    shared.empty(place).wait(place.parity ^ 1);
-    if (leader) {
-        store_shared(shared.note(place), -1);
-        shared.full(place).arrive();
-    }
-    place.advance();
-    copy_values();
 }
 
 /// Maximum and sum of exponentials of the two rows whose scores this thread has; what the output must be multiplied by.
@@ -194,14 +161,6 @@ struct Softmax {
     float max[2];     // base-2 exponent units
     float sum[2];     // this lane's share
     float factor[2];
-
-    __device__ __forceinline__ void clear() {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            max[half] = LOWEST;
-            sum[half] = 0.0f;
-        }
-    }
 
     /// Raises the maxima to cover these scores, if any row of the warp lags; says whether it did.
     __device__ __forceinline__ bool raise(const Scores& scores, float to_exponent) {
@@ -263,13 +222,12 @@ __device__ __forceinline__ void each_score(Scores& scores, int piece, Change cha
 }
 
 /// Scores become what the softmax takes: modified, -inf where there is no key or the mask drops it.
-__device__ __forceinline__ void finish_scores(const Params& p, const Functions& f, Scores& scores, unsigned note,
-                                              int tile) {
+__device__ __forceinline__ void finish_scores(const Params& p, const Functions& f, Scores& scores, unsigned first_keys,
+                                              int tile, int decided) {
     const dim3 row = HAS_SCORE_MOD || HAS_MASK_MOD ? row_of(p, tile) : dim3();
-    const int decided = HAS_MASK_MOD ? load_shared(note + 4) : 0;
 #pragma unroll
     for (int i = 0; i < PIECES; ++i) {
-        const int first_key = load_shared(note + 16 + 4 * i);
+        const int first_key = load_shared(first_keys + 4 * i);
         if constexpr (HAS_SCORE_MOD) {
             each_score(scores, i, [&](float& score, int query, int key) {
                 score = f.score_mod(score * p.scale, row.z, row.y, row.x * BLOCK_Q + query, first_key + key);
@@ -336,6 +294,7 @@ __device__ __forceinline__ void write_rows(const Params& p, const Softmax& softm
 
 /// The work of a computing warpgroup.
 __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& f, Shared shared, int group) {
+    const unsigned q_tile = shared.q_tile(group);
     const bool speaker = thread_place() % 32 == 0;
     // Warpgroups take turns at starting their products: one's softmax then runs under the other's products.
     constexpr bool IN_TURN = PING_PONG && GROUPS == 2;
@@ -346,38 +305,11 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
     // take the sign of a negative scale by themselves, and a zero scale becomes one too small to matter.
     const float to_exponent = HAS_SCORE_MOD ? LOG2_E : LOG2_E * fmaxf(fabsf(p.scale), 1e-30f);
 
-    QPlace q_place;
-    unsigned queries[Q_IN_REGISTERS ? D / 16 : 1][4];
-    const auto release = [&](Barrier barrier) {
-        __syncwarp();  // what other lanes have read is read
-        if (speaker) barrier.arrive();
-    };
-    // At a tile's first step, before its scores.
-    const auto take_queries = [&] {
-        shared.full(q_place).wait(q_place.parity);
-        if constexpr (Q_IN_REGISTERS) {
-#pragma unroll
-            for (int k = 0; k < D / 16; ++k) load_matrices(queries[k], QTile::lane_address(shared.q_tile(q_place, group), k));
-            release(shared.empty(q_place));
-            q_place.advance();
-        }
-    };
-    // At a tile's end, when its scores are all there.
-    const auto drop_queries = [&] {
-        if constexpr (!Q_IN_REGISTERS) {
-            release(shared.empty(q_place));
-            q_place.advance();
-        }
-    };
     const auto start_scores = [&](Scores& scores, const Place& place) {
-        const unsigned k_tile = warp_uniform(shared.kv_tile(place)), q_tile = warp_uniform(shared.q_tile(q_place, group));
+        const unsigned k_tile = warp_uniform(shared.kv_tile(place));
 #pragma unroll
-        for (int k = 0; k < D / 16; ++k) {
-            if constexpr (Q_IN_REGISTERS)
-                Wgmma<T, STEP_KV>::multiply(scores, queries[k], KvTile::along_rows(k_tile, k), k > 0);
-            else
-                Wgmma<T, STEP_KV>::multiply(scores, QTile::along_rows(q_tile, k), KvTile::along_rows(k_tile, k), k > 0);
-        }
+        for (int k = 0; k < D / 16; ++k)
+            Wgmma<T, STEP_KV>::multiply(scores, QTile::along_rows(q_tile, k), KvTile::along_rows(k_tile, k), k > 0);
         wgmma_commit();
     };
     const auto start_values = [&](Output& out, const Weights& weights, const Place& place, bool add) {
@@ -386,6 +318,10 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
         for (int k = 0; k < STEP_KV / 16; ++k)
             Wgmma<T, D>::multiply_down(out, weights[k], KvTile::down_columns(v_tile, k), k > 0 || add);
         wgmma_commit();
+    };
+    const auto release = [&](Barrier barrier) {
+        __syncwarp();  // what other lanes have read is read
+        if (speaker) barrier.arrive();
     };
     const auto pack = [&](Weights& weights, const Scores& scores) {
 #pragma unroll
@@ -396,79 +332,82 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
     };
 
     Place place;
-    shared.full(place).wait(place.parity);
-    int tile = warp_uniform(load_shared(shared.note(place)));
-    if (tile < 0) return;
-    Scores scores;
-    Weights weights;
-    Output out;
-    Softmax softmax;
-    take_queries();
-    wgmma_fence();
-    start_scores(scores, place);
-    wgmma_wait<0>();
-    hold(scores);
-    finish_scores(p, f, scores, shared.note(place), tile);
-    release(shared.empty(place));
-    place.advance();
-    softmax.clear();
-    softmax.raise(scores, to_exponent);
-    softmax.exponentiate(scores, to_exponent);
-    pack(weights, scores);
-    bool begun = false;  // whether `out` holds something of this tile
-    for (;;) {
-        const Place keys = place;
-        place.advance();
-        shared.full(keys).wait(keys.parity);
-        const int next = warp_uniform(load_shared(shared.note(keys)));
-        if (next < 0) break;
-        const Place values = place;
-        place.advance();
-        const bool last = next != tile;  // of this tile's steps: the scores are the next tile's
-        if (last) {
-            drop_queries();
-            take_queries();
+    unsigned q_parity = 0;
+    for (int tile = blockIdx.x; tile < tile_count(p); tile += gridDim.x) {
+        shared.q_full().wait(q_parity);
+        q_parity ^= 1;
+        const int steps = load_shared(shared.counts());
+        int decided = load_shared(shared.counts() + 4);  // pieces from this step on that the mask function decides
+        Scores scores;
+        Weights weights;
+        Output out;
+        Softmax softmax;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            softmax.max[half] = LOWEST;
+            softmax.sum[half] = 0.0f;
         }
-        if (IN_TURN) my_turn.wait();
-        hold(out);
-        hold(scores);
-        wgmma_fence();
-        start_scores(scores, keys);
-        shared.full(values).wait(values.parity);
-        hold(weights);
-        wgmma_fence();
-        start_values(out, weights, values, begun);
-        if (IN_TURN) your_turn.arrive();
-        wgmma_wait<1>();
-        hold(scores);
-        finish_scores(p, f, scores, shared.note(keys), next);
-        release(shared.empty(keys));
-        Softmax done = softmax;
-        if (last) softmax.clear();
-        const bool raised = softmax.raise(scores, to_exponent);
-        softmax.exponentiate(scores, to_exponent);
-        // Never taken. The assembler would put half of the exponentials off until after the wait, but not across a branch.
-        if (softmax.sum[0] + softmax.sum[1] < 0.0f) __trap();
-        wgmma_wait<0>();
-        hold(out);
-        hold(weights);
-        release(shared.empty(values));
-        if (last) {
-            write_rows(p, done, out, tile);
-            tile = next;
-        } else if (raised) {
-            softmax.rescale(out);
+#pragma unroll
+        for (int n = 0; n < D / 8; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) out[n][i] = 0.0f;
+        if (steps == 0) {
+            release(shared.q_empty());
+        } else {
+            shared.full(place.slot).wait(place.parity);
+            wgmma_fence();
+            start_scores(scores, place);
+            wgmma_wait<0>();
+            hold(scores);
+            finish_scores(p, f, scores, shared.first_keys(place.slot), tile, decided);
+            release(shared.empty(place.slot));
+            if (steps == 1) release(shared.q_empty());
+            place.advance();
+            softmax.raise(scores, to_exponent);
+            softmax.exponentiate(scores, to_exponent);
+            pack(weights, scores);
+#pragma unroll 1
+            for (int step = 1; step < steps; ++step) {
+                const Place keys = place;
+                place.advance();
+                const Place values = place;
+                place.advance();
+                decided -= PIECES;
+                shared.full(keys.slot).wait(keys.parity);
+                if (IN_TURN) my_turn.wait();
+                hold(out);
+                hold(scores);
+                wgmma_fence();
+                start_scores(scores, keys);
+                shared.full(values.slot).wait(values.parity);
+                wgmma_fence();
+                start_values(out, weights, values, true);
+                if (IN_TURN) your_turn.arrive();
+                wgmma_wait<1>();
+                hold(scores);
+                finish_scores(p, f, scores, shared.first_keys(keys.slot), tile, decided);
+                release(shared.empty(keys.slot));
+                if (step + 1 == steps) release(shared.q_empty());
+                const bool raised = softmax.raise(scores, to_exponent);
+                softmax.exponentiate(scores, to_exponent);
+                wgmma_wait<0>();
+                hold(out);
+                hold(weights);
+                release(shared.empty(values.slot));
+                if (raised) softmax.rescale(out);
+                pack(weights, scores);
+            }
+            shared.full(place.slot).wait(place.parity);
+            hold(out);
+            wgmma_fence();
+            start_values(out, weights, place, true);
+            wgmma_wait<0>();
+            hold(out);
+            release(shared.empty(place.slot));
+            place.advance();
         }
-        begun = !last;
-        pack(weights, scores);
+        write_rows(p, softmax, out, tile);
     }
-    shared.full(place).wait(place.parity);
-    hold(out);
-    wgmma_fence();
-    start_values(out, weights, place, begun);
-    wgmma_wait<0>();
-    hold(out);
-    write_rows(p, softmax, out, tile);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, CTAS)
@@ -477,16 +416,13 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
     extern __shared__ __align__(1024) unsigned char smem[];
     const Shared shared{shared_address(smem)};
     if (threadIdx.x == 0) {
-        Place place;
-        for (; place.parity == 0; place.advance()) {
-            shared.full(place).init(1);
-            shared.empty(place).init(4 * GROUPS);
+#pragma unroll
+        for (int slot = 0; slot < STAGES; ++slot) {
+            shared.full(slot).init(1);
+            shared.empty(slot).init(4 * GROUPS);
         }
-        QPlace q_place;
-        for (; q_place.parity == 0; q_place.advance()) {
-            shared.full(q_place).init(1);
-            shared.empty(q_place).init(4 * GROUPS);
-        }
+        shared.q_full().init(1);
+        shared.q_empty().init(4 * GROUPS);
         publish_barriers();
     }
     __syncthreads();

@@ -25,14 +25,6 @@ struct SwizzledTile {
         return descriptor(tile, k * 16 * 128, PANEL_BYTES);
     }
 
-    /// This lane's address for ldmatrix.x4 of its warp's 16 rows of a 64-row tile, columns 16 k to 16 k + 15: an A operand.
-    static __device__ __forceinline__ unsigned lane_address(unsigned tile, int k) {
-        static_assert(ROWS == 64, "four warps of 16 rows");
-        const int row = thread_place() % 128 / 32 * 16 + thread_place() % 16;
-        const int chunk = k % 4 * 2 + thread_place() % 32 / 16;
-        return tile + k / 4 * PANEL_BYTES + row * 128 + ((chunk ^ row % 8) << 4);
-    }
-
    private:
     /// Only the low word is computed, and of it only the sum for each `offset`: a product must not wait for its operands.
     static __device__ __forceinline__ unsigned long long descriptor(unsigned tile, unsigned offset, unsigned leading) {
@@ -84,26 +76,14 @@ struct Wgmma<<% if type == "f16" %>__half<% else %>__nv_bfloat16<% endif %>, $( 
             : <% for i in range(end=n // 2) %>"+f"(c[$( i // 4 )$][$( i % 4 )$])<% if not loop.last %>, <% endif %><% endfor %>
             : "l"(a), "l"(b), "r"(static_cast<int>(add)));
     }
-    /// The same with a in registers: accumulators of a product, packed, or what ldmatrix reads.
-    static __device__ __forceinline__ void multiply(float (&c)[$( n // 8 )$][4], const unsigned (&a)[4], unsigned long long b,
-                                                    bool add) {
-        multiply_registers<0>(c, a, b, add);
-    }
-    /// The same with the reduction down b's columns.
+    /// The same with a in registers (the accumulators of a product, packed) and the reduction down b's columns.
     static __device__ __forceinline__ void multiply_down(float (&c)[$( n // 8 )$][4], const unsigned (&a)[4],
                                                          unsigned long long b, bool add) {
-        multiply_registers<1>(c, a, b, add);
-    }
-
-   private:
-    template <int DOWN>
-    static __device__ __forceinline__ void multiply_registers(float (&c)[$( n // 8 )$][4], const unsigned (&a)[4],
-                                                              unsigned long long b, bool add) {
         asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %$( n // 2 + 5 )$, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n$( n )$k16.f32.$( type )$.$( type )$ {<% for i in range(end=n // 2) %>%$( i )$<% if not loop.last %>, <% endif %><% endfor %>}, "
-            "{%$( n // 2 )$, %$( n // 2 + 1 )$, %$( n // 2 + 2 )$, %$( n // 2 + 3 )$}, %$( n // 2 + 4 )$, add, 1, 1, %$( n // 2 + 6 )$;\n}"
+            "{%$( n // 2 )$, %$( n // 2 + 1 )$, %$( n // 2 + 2 )$, %$( n // 2 + 3 )$}, %$( n // 2 + 4 )$, add, 1, 1, 1;\n}"
             : <% for i in range(end=n // 2) %>"+f"(c[$( i // 4 )$][$( i % 4 )$])<% if not loop.last %>, <% endif %><% endfor %>
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)), "n"(DOWN));
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
     }
 };
 <% endfor %><% endfor %>
