@@ -1,5 +1,6 @@
 //! What runs on a GPU, against the f64 oracle. Without a GPU every test here is listed as ignored, with the reason.
 
+mod caller;
 mod forward;
 mod functions;
 mod mask;
@@ -17,7 +18,8 @@ use tilewright::Device;
 /// A test: its name and what it does on the GPU.
 type Test = (&'static str, fn(&Device) -> Result<(), Failed>);
 
-const GROUPS: [&[Test]; 8] = [
+const GROUPS: [&[Test]; 9] = [
+    caller::TESTS,
     forward::TESTS,
     functions::TESTS,
     mask::TESTS,
