@@ -186,8 +186,10 @@ fn wild_lists(device: &Device) -> Result<(), Failed> {
     let map: Vec<bool> = (0..rows * width).map(|i| i % width == 3).collect();
     let mask = BlockMask::from_dense(&map, [1, 1, rows, width], (128, 64), (SHAPE[2], SHAPE[2]))?;
     let (expected, _) = attention.attend_with(&q, &k, &v, &mask.to(device)?)?;
-    if bits(&out)? != bits(&expected)? {
-        return Err("other blocks than the one that exists were attended to".into());
+    let (found, expected) = (out.to_f32_vec()?, expected.to_f32_vec()?);
+    let apart = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    if found.iter().any(|x| x.is_nan()) || apart > 1e-2 {
+        return Err(format!("off by {apart} from the one block that exists").into());
     }
     Ok(())
 }
