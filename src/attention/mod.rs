@@ -15,6 +15,7 @@
 //! # Ok::<(), tilewright::Error>(())
 //! ```
 
+mod advice;
 mod builder;
 mod gpu;
 mod head_dim;
@@ -50,6 +51,13 @@ struct Rule {
     scale: f32,
     score_mod: Option<Arc<dyn ScoreMod>>,
     mask_mod: Option<Arc<dyn MaskMod>>,
+}
+
+impl Rule {
+    /// What the selection kernel takes for k and p: without a rule every admissible block is kept, a mass of 1.
+    fn thresholds(&self) -> (f32, f32) {
+        self.selection.map_or((0.0, 1.0), |selection| (selection.k_f32(), selection.p_f32()))
+    }
 }
 
 /// What [`Attention::forward`] returns.
