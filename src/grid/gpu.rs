@@ -34,9 +34,10 @@ impl TokenGrid {
         let &[batch, heads, tokens, _] = x.shape() else { unreachable!("checked by the caller") };
         let bucket = Bucket::of(&Workload { batch, heads, seq_q: tokens, seq_kv: tokens, density: 1.0 });
         let outputs = kernel.outputs(bucket, || Outputs::new(vec![out.clone()], Tolerance::Exact));
+        // The tuner overwrites the whole storage of an output, and takes elements with all bits set for ones that were not
+        // written. A part of a larger tensor, or data that hold such elements, are not tuned on.
         let outputs = match outputs {
-            // The tuner takes elements with all bits set for ones that were not written. Data that hold such do not tune.
-            Some(outputs) if !holds_all_ones(x)? => Some(outputs),
+            Some(outputs) if out.fills_storage() && !holds_all_ones(x)? => Some(outputs),
             _ => None,
         };
         kernel.run(bucket, outputs, &mut |kernel| {

@@ -9,7 +9,7 @@ kernel! {
     ship { T: [bf16, f16, f32] }
     body sm80 {
         tune { ROWS: [16, 64, 4], WARPS: [8, 4] }
-        where { registers = 40 }
+        where { registers = 48 }
         launch { grid = [ceil_div(seq, ROWS), heads, batch], threads = 32 * WARPS }
     }
 }
