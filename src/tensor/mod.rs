@@ -185,6 +185,11 @@ impl Tensor {
         self.shape.iter().zip(self.strides.iter().zip(&dense)).all(|(&dim, (a, b))| dim == 1 || a == b)
     }
 
+    /// Whether the elements are all that the storage holds: then the whole of it may be overwritten.
+    pub(crate) fn fills_storage(&self) -> bool {
+        self.elements() == self.storage_elements()
+    }
+
     fn storage_elements(&self) -> usize {
         match &self.storage {
             Storage::Host(buffer) => buffer.len() / self.dtype.size(),

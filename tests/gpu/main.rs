@@ -6,6 +6,7 @@ mod functions;
 mod mask;
 mod random_functions;
 mod real;
+mod regroup;
 mod robust;
 mod streams;
 #[path = "../support/mod.rs"]
@@ -18,13 +19,14 @@ use tilewright::Device;
 /// A test: its name and what it does on the GPU.
 type Test = (&'static str, fn(&Device) -> Result<(), Failed>);
 
-const GROUPS: [&[Test]; 9] = [
+const GROUPS: [&[Test]; 10] = [
     choice::TESTS,
     forward::TESTS,
     functions::TESTS,
     mask::TESTS,
     random_functions::TESTS,
     real::TESTS,
+    regroup::TESTS,
     robust::TESTS,
     streams::TESTS,
     tuned::TESTS,
