@@ -2,6 +2,7 @@
 #![deny(missing_docs)]
 
 mod error;
+mod functions;
 
 use pyo3::prelude::*;
 
@@ -12,6 +13,8 @@ mod _native {
 
     #[pymodule_export]
     use super::error::Error;
+    #[pymodule_export]
+    use super::functions::DeviceFunction;
 
     /// The package's version.
     #[pymodule_export]
