@@ -5,9 +5,9 @@ from __future__ import annotations
 import array
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Callable
 
-from .values import BOOL, CAST, COMPARISON, F32, I32, Names, Static, Sym
+from .values import ATOM, BOOL, CAST, COMPARISON, F32, I32, IF, PRODUCT, SUM, Names, Static, Sym, wrap
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class Captures:
             return Sym(F32, self._add(static.origin, static.name, F32, value))
         raise NotCapturable("")
 
-    def slice(self, static: Static, indices: list[Sym]) -> Sym:
-        """The element of an array at ``indices``, one for each dimension, as i32 or f32 text.
+    def slice(self, static: Static, indices: list[Sym], named: Callable[[Sym, str], Sym]) -> Sym:
+        """The element of an array at ``indices``, one for each dimension. ``named`` puts a value into a `let`.
 
         As in Python, a negative index counts from the end; an index out of range reads 0.
         """
@@ -90,7 +90,7 @@ class Captures:
             origin = (static.origin, "size", axis)
             lengths.append(Sym(I32, self._add(origin, f"{static.name}_size_{axis}", I32, shape[axis]), nonneg=True))
         element = {"f32s": F32, "i32s": I32, "bools": I32}[kind]
-        read = _read(name, indices, lengths)
+        read = _read(name, indices, lengths, named)
         return Sym(BOOL, f"{read} != 0", binds=COMPARISON) if kind == "bools" else Sym(element, read)
 
     def _slice_of(self, static: Static) -> tuple[str, str, tuple[int, ...]]:
@@ -102,30 +102,27 @@ class Captures:
         return self._found[key]
 
 
-def _read(name: str, indices: list[Sym], lengths: list[Sym]) -> str:
+def _read(name: str, indices: list[Sym], lengths: list[Sym], named: Callable[[Sym, str], Sym]) -> str:
     """The text that reads one element of a row-major array."""
 
-    def position(index: Sym, length: str) -> str:
-        text = index.plain or index.text
-        if index.nonneg:
-            return f"{text} as usize" if index.binds >= CAST else f"({text}) as usize"
-        if not index.is_atom:
-            text = f"({text})"
-        return f"if {text} < 0 {{ ({text} + {length}) as usize }} else {{ {text} as usize }}"
+    def position(index: Sym, length: str) -> Sym:
+        if index.nonneg or index.plain is not None and not index.plain.startswith("-"):
+            return Sym("usize", f"{wrap(index, CAST, plain=True)} as usize", CAST)
+        text = wrap(index, ATOM)
+        return Sym("usize", f"if {text} < 0 {{ ({text} + {length}) as usize }} else {{ {text} as usize }}", IF)
 
     if len(indices) == 1:
-        return f"{name}[{position(indices[0], f'{name}.len() as i32')}]"
+        return f"{name}[{position(indices[0], f'{name}.len() as i32').text}]"
     # The first size follows from the others.
     inner = " * ".join(length.text for length in lengths)
-    first = position(indices[0], f"{name}.len() as i32 / ({inner})")
-    flat = f"({first})"
+    flat = position(indices[0], f"{name}.len() as i32 / ({inner})")
     checks = []
     for index, length in zip(indices[1:], lengths):
-        at = position(index, length.text)
-        checks.append(f"({at}) < {length.text} as usize")
-        flat = f"({flat} * {length.text} as usize + ({at}))"
+        at = named(position(index, length.text), "at")
+        checks.append(f"{at.text} < {length.text} as usize")
+        flat = Sym("usize", f"{wrap(flat, PRODUCT)} * {length.text} as usize + {at.text}", SUM)
     # A row's end is not the next row's start: beyond it the slice is left, which reads 0.
-    return f"{name}[if {' && '.join(checks)} {{ {flat} }} else {{ usize::MAX }}]"
+    return f"{name}[if {' && '.join(checks)} {{ {flat.text} }} else {{ usize::MAX }}]"
 
 
 def _flatten(static: Static) -> tuple[bytes, str, tuple[int, ...]]:

@@ -471,7 +471,7 @@ class Walk(Statements):
         if len(indices) < len(getattr(array.obj, "shape", ())):
             return Partial(array, indices)
         try:
-            return self.captures.slice(array, indices)
+            return self.captures.slice(array, indices, self.named)
         except NotCapturable as error:
             self.fail(node, str(error))
 
