@@ -1,11 +1,13 @@
 //! Score and mask functions: the checked form of what `tilewright.functions` translates from Python.
 
 use crate::error::to_python;
+use crate::registry;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tilewright::codegen::lower::{self, CaptureValue};
 use tilewright::{DeviceFn, DynamicMaskMod, DynamicScoreMod, MaskMod, ScoreMod};
 
@@ -15,13 +17,15 @@ use tilewright::{DeviceFn, DynamicMaskMod, DynamicScoreMod, MaskMod, ScoreMod};
 /// and `captures` a list of (type, value) in the order of its parameters: "f32", "i32" and "bool" with a number or bool,
 /// "f32s" and "i32s" with the little-endian bytes of the elements. Equal functions compare and hash as equal.
 #[pyclass(module = "tilewright._native", frozen, eq, hash)]
-#[derive(Clone)]
-pub(crate) struct DeviceFunction {
+pub(crate) struct DeviceFunction(Arc<Shared>);
+
+/// A function with its number. Equal ones are one, as long as somebody holds it: they share their attentions.
+struct Shared {
     function: Function,
     hash: u64,
+    number: u64,
 }
 
-#[derive(Clone)]
 enum Function {
     Score(DynamicScoreMod),
     Mask(DynamicMaskMod),
@@ -43,48 +47,47 @@ impl Function {
     }
 }
 
+/// The bits of the captures: a NaN equals itself, and 0 is not -0.
+fn bits(captures: &[CaptureValue]) -> Vec<Vec<u8>> {
+    captures.iter().map(CaptureValue::to_bytes).collect()
+}
+
 impl PartialEq for DeviceFunction {
     fn eq(&self, other: &Self) -> bool {
-        let (a, b) = (self.function.device_fn(), other.function.device_fn());
-        let bytes = |function: &dyn DeviceFn| -> Vec<Vec<u8>> {
-            function.captures().iter().map(CaptureValue::to_bytes).collect()
-        };
-        // The text names the kind and the types of the captures.
-        self.hash == other.hash && a.source() == b.source() && bytes(a) == bytes(b)
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
 impl Hash for DeviceFunction {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
+        state.write_u64(self.0.hash);
     }
 }
 
-impl DeviceFunction {
-    /// The score function; an error for a mask function.
-    #[allow(dead_code, reason = "taken by the attention's arguments")]
-    pub(crate) fn score_mod(&self) -> PyResult<DynamicScoreMod> {
-        match &self.function {
-            Function::Score(function) => Ok(function.clone()),
-            Function::Mask(_) => Err(self.wrong_kind("score_mod")),
-        }
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Its own entry cannot be upgraded any more; an equal function may have been made meanwhile.
+        lock().retain(|held| held.strong_count() > 0);
+        registry::forget(self.number);
     }
+}
 
-    /// The mask function; an error for a score function.
-    #[allow(dead_code, reason = "taken by the attention's arguments")]
-    pub(crate) fn mask_mod(&self) -> PyResult<DynamicMaskMod> {
-        match &self.function {
-            Function::Mask(function) => Ok(function.clone()),
-            Function::Score(_) => Err(self.wrong_kind("mask_mod")),
-        }
-    }
+/// The functions that somebody holds.
+static HELD: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
 
-    fn wrong_kind(&self, needed: &str) -> PyErr {
-        let (name, found) = (self.name(), self.kind());
-        PyValueError::new_err(format!(
-            "`{name}` is a {found}, needed a {needed}: make one with `tilewright.{needed}`"
-        ))
-    }
+fn lock() -> MutexGuard<'static, Vec<Weak<Shared>>> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The function of this text and these captures that somebody holds already.
+fn held(hash: u64, source: &str, captures: &[CaptureValue]) -> Option<Arc<Shared>> {
+    // Whatever is let go of here may be the last one, whose drop takes the lock: not while it is held.
+    let held: Vec<Arc<Shared>> = lock().iter().filter_map(Weak::upgrade).collect();
+    held.into_iter().find(|shared| {
+        // The text names the kind and the types of the captures.
+        let function = shared.function.device_fn();
+        shared.hash == hash && function.source() == source && bits(&function.captures()) == bits(captures)
+    })
 }
 
 fn capture((kind, value): (String, Bound<'_, PyAny>)) -> PyResult<CaptureValue> {
@@ -118,47 +121,64 @@ impl DeviceFunction {
     fn new(kind: &str, source: &str, captures: Vec<(String, Bound<'_, PyAny>)>) -> PyResult<Self> {
         let captures = captures.into_iter().map(capture).collect::<PyResult<Vec<_>>>()?;
         let mut hasher = DefaultHasher::new();
-        source.hash(&mut hasher);
-        captures.iter().for_each(|capture| capture.to_bytes().hash(&mut hasher));
+        (source, bits(&captures)).hash(&mut hasher);
+        let hash = hasher.finish();
+        if let Some(shared) = held(hash, source, &captures) {
+            return Ok(DeviceFunction(shared));
+        }
         let fail = |error: tilewright::FunctionError| to_python(error.into());
-        let function = match kind {
-            "score_mod" => Function::Score(DynamicScoreMod::new(source, captures).map_err(fail)?),
-            "mask_mod" => Function::Mask(DynamicMaskMod::new(source, captures).map_err(fail)?),
+        let (function, registered) = match kind {
+            "score_mod" => {
+                let function = DynamicScoreMod::new(source, captures).map_err(fail)?;
+                (Function::Score(function.clone()), registry::Function::Score(Arc::new(function)))
+            }
+            "mask_mod" => {
+                let function = DynamicMaskMod::new(source, captures).map_err(fail)?;
+                (Function::Mask(function.clone()), registry::Function::Mask(Arc::new(function)))
+            }
             other => {
                 let message = format!("`{other}` is no kind of device function: use score_mod or mask_mod");
                 return Err(PyValueError::new_err(message));
             }
         };
-        Ok(DeviceFunction { function, hash: hasher.finish() })
+        let shared = Arc::new(Shared { function, hash, number: registry::register(registered) });
+        lock().push(Arc::downgrade(&shared));
+        Ok(DeviceFunction(shared))
+    }
+
+    /// What the operators take in its place. It is good as long as an equal function is held.
+    #[getter]
+    fn number(&self) -> u64 {
+        self.0.number
     }
 
     /// The function's name.
     #[getter]
     fn name(&self) -> &str {
-        self.function.device_fn().name()
+        self.0.function.device_fn().name()
     }
 
     /// "score_mod" or "mask_mod".
     #[getter]
     fn kind(&self) -> &'static str {
-        self.function.checked().kind().attribute()
+        self.0.function.checked().kind().attribute()
     }
 
     /// The text in Rust.
     #[getter]
     fn source(&self) -> &str {
-        self.function.device_fn().source()
+        self.0.function.device_fn().source()
     }
 
     /// The text in CUDA C++.
     #[getter]
     fn cuda(&self) -> String {
-        self.function.checked().cuda()
+        self.0.function.checked().cuda()
     }
 
     /// Runs the function on the CPU, as the CPU executor does, for one element. A mask function ignores `score`.
     fn run(&self, score: f32, b: i32, h: i32, q: i32, kv: i32, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        Ok(match &self.function {
+        Ok(match &self.0.function {
             Function::Score(function) => {
                 function.score(score, b, h, q, kv).into_pyobject(py)?.into_any().unbind()
             }

@@ -1,8 +1,15 @@
 //! The native module of the Python package `tilewright`.
 #![deny(missing_docs)]
 
+mod attentions;
+mod call;
 mod error;
 mod functions;
+mod make;
+mod ops;
+mod registry;
+mod torch;
+mod view;
 
 use pyo3::prelude::*;
 
@@ -15,10 +22,22 @@ mod _native {
     use super::error::Error;
     #[pymodule_export]
     use super::functions::DeviceFunction;
+    #[pymodule_export]
+    use super::ops::{attention, block_mask, sparse_attention};
+
+    /// The number of the mask function that is built in: queries see the keys up to their own position.
+    #[pymodule_export]
+    const CAUSAL: u64 = super::registry::CAUSAL;
 
     /// The package's version.
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+    /// Looks up what calls need of PyTorch.
+    #[pyfunction]
+    fn bind_torch(torch: &Bound<'_, PyAny>) -> PyResult<()> {
+        super::torch::Torch::bind(torch)
+    }
 
     /// The device a call would run on by default, in words: the first GPU, or the CPU.
     #[pyfunction]

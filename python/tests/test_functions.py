@@ -466,6 +466,150 @@ def test_captured_tensors_are_read_when_the_function_is_made():
     assert again.run(0, 0, 3, 0) is False and again.source == made.source and again != made
 
 
+# Attention: the CPU executor against the Python function evaluated on the whole of a dense attention.
+
+SEQ, DIM = POSITIONS, 16
+# Its scores reach 10⁵, where f32 keeps two digits after the point: element by element only.
+TOO_STEEP = {"powers"}
+
+
+def dense(q, k, v, kind: str, function, *, tensors: bool):
+    """float64 attention with the function's own values, `[1, heads, seq, d]`."""
+    q, k, v = (array.astype(np.float64) for array in (q, k, v))
+    scores = (q @ k.swapaxes(-1, -2) / math.sqrt(DIM)).astype(np.float32)
+    changed = np.empty_like(scores, dtype=np.float64)
+    for _, h, i, j in np.ndindex(scores.shape):
+        score = float(scores[0, h, i, j])
+        value = function(*arguments(kind, (score, 0, h, i, j), tensors=tensors))
+        changed[0, h, i, j] = float(value) if kind == "score_mod" else (score if value else -math.inf)
+    with np.errstate(invalid="ignore"):
+        weights = np.exp(changed - np.maximum(changed.max(-1, keepdims=True), -1e300))
+    total = weights.sum(-1, keepdims=True)
+    return np.where(total > 0, weights / np.where(total > 0, total, 1), 0) @ v
+
+
+def attends(kind: str, function, *, tensors: bool) -> None:
+    """`sparse_attention` with every block kept gives the dense result, to the rounding of f16."""
+    generator = np.random.default_rng(3)
+    q, k, v = (generator.normal(size=(1, 2, SEQ, DIM)).astype(np.float16) for _ in range(3))
+    made = {"score_mod": score_mod, "mask_mod": mask_mod}[kind](function)
+    found = tilewright.sparse_attention(q, k, v, top_k=None, top_p=None, block_size=(64, 64), **{kind: made})
+    expected = dense(q, k, v, kind, function, tensors=tensors)
+    error = np.linalg.norm(found.astype(np.float64) - expected) / np.linalg.norm(expected)
+    assert error < 2e-3, (error, made.source)
+
+
+@needs_numpy
+@pytest.mark.parametrize("function", [f for f in SCORES if f.__name__ not in TOO_STEEP], ids=lambda f: f.__name__)
+def test_attention_with_scores_of_plain_python(function):
+    attends("score_mod", function, tensors=False)
+
+
+@needs_numpy
+@pytest.mark.parametrize("function", MASKS, ids=lambda f: f.__name__)
+def test_attention_with_masks_of_plain_python(function):
+    attends("mask_mod", function, tensors=False)
+
+
+@needs_torch
+@needs_numpy
+@pytest.mark.parametrize("case", [c for c in torch_cases() if c[0] not in TOO_STEEP], ids=lambda case: case[0])
+def test_attention_with_functions_of_torch(case):
+    _, kind, function = case
+    attends(kind, function, tensors=True)
+
+
+@needs_numpy
+def test_attention_with_both_and_a_selection():
+    generator = np.random.default_rng(5)
+    q, k, v = (generator.normal(size=(1, 2, 300, DIM)).astype(np.float16) for _ in range(3))
+    window, bias = mask_mod(make_window(70)), score_mod(relative)
+    out, mask = tilewright.sparse_attention(
+        q, k, v, top_k=0.5, top_p=None, block_size=(64, 64), score_mod=bias, mask_mod=window, return_mask=True
+    )
+    again = tilewright.attention(q, k, v, mask, score_mod=bias)
+    assert mask.mask_mod is window and np.array_equal(out, again)
+    assert mask.full_kv_num_blocks.sum() > 0 and mask.kv_num_blocks.sum() > 0
+    # Other values of the captures, the same text: another result.
+    other = tilewright.sparse_attention(q, k, v, top_k=0.5, top_p=None, block_size=(64, 64), mask_mod=window.bind(size=5))
+    assert not np.array_equal(out, other)
+
+
+@needs_numpy
+def test_attention_refuses_the_other_kind_and_plain_functions():
+    q = np.zeros((1, 1, 64, DIM), dtype=np.float16)
+    with pytest.raises(ValueError, match="a mask function, needed a score function"):
+        tilewright.sparse_attention(q, q, q, score_mod=mask_mod(causal))
+    with pytest.raises(TypeError, match="wrap it with `tilewright.mask_mod"):
+        tilewright.sparse_attention(q, q, q, mask_mod=causal)
+
+
+def test_equal_functions_share_a_number_and_numbers_end():
+    import gc
+
+    first, second, other = mask_mod(make_window(4)), mask_mod(make_window(4)), mask_mod(make_window(5))
+    assert first.number == second.number != other.number
+    number = first.number
+    del first
+    gc.collect()
+    assert mask_mod(make_window(4)).number == number
+    del second
+    gc.collect()
+    assert mask_mod(make_window(4)).number != number
+
+
+@needs_torch
+def test_flex_attention_block_masks_as_they_are():
+    flex = pytest.importorskip("torch.nn.attention.flex_attention")
+    torch.manual_seed(0)
+    ids = (torch.arange(300) // 110).to(torch.int32)
+    q, k, v = (torch.randn(1, 2, 300, DIM).to(torch.bfloat16) for _ in range(3))
+    documents = flex.and_masks(causal, lambda b, h, q, kv: ids[q] == ids[kv])
+    mask = flex.create_block_mask(documents, B=None, H=None, Q_LEN=300, KV_LEN=300, BLOCK_SIZE=(128, 64), device="cpu")
+    found = tilewright.attention(q, k, v, mask)
+    at = torch.arange(300)
+    keep = (at[:, None] >= at) & (ids[:, None] == ids)
+    expected = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=keep)
+    assert (found.double() - expected).norm() / expected.norm() < 5e-3
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch is None or not torch.cuda.is_available(), reason="no GPU")
+def test_the_gpu_agrees_with_the_cpu_executor(monkeypatch):
+    # Timing every schedule for every function would take minutes, and is tested elsewhere.
+    monkeypatch.setenv("TILEWRIGHT_POLICY", "first-valid")
+    torch.manual_seed(1)
+    batch, heads, seq, dim = 2, 4, 500, 64
+    tensors = [torch.randn(batch, heads, seq, dim).to(torch.bfloat16) for _ in range(3)]
+    on_gpu = [tensor.cuda() for tensor in tensors]
+    ids, bias = torch.arange(seq) // 130, torch.randn(heads, seq)
+    combined = mask_mod(lambda b, h, q, kv: (ids[q] == ids[kv]) & (q - kv < WINDOW * 10))
+    wide = ["softcap", "alibi", "relative_table", "gated", "casts", "remainders"]
+    cases = [("score_mod", f) for f in SCORES if f.__name__ not in TOO_STEEP]
+    cases += [("mask_mod", f) for f in MASKS]
+    cases += [(kind, f) for name, kind, f in torch_cases() if name in wide]
+    cases += [("mask_mod", combined), ("score_mod", lambda score, b, h, q, kv: score + bias[h, kv] - bias[h][q])]
+    for kind, function in cases:
+        made = {"score_mod": score_mod, "mask_mod": mask_mod}[kind](function)
+        options = {"top_k": None, "top_p": None, kind: made}
+        expected = tilewright.sparse_attention(*tensors, **options).double()
+        found = tilewright.sparse_attention(*on_gpu, **options).cpu().double()
+        error = ((found - expected).norm() / expected.norm()).item()
+        print(f"{kind} {made.__name__}: {error:.1e}")
+        assert error < 1e-2, (made.__name__, error, made.source)
+    # Another window: the same kernels, other values.
+    options = {"top_k": None, "top_p": None}
+    for size in (3, 70):
+        made = combined.bind(WINDOW=size)
+        assert made.cuda == combined.cuda
+        expected = tilewright.sparse_attention(*tensors, mask_mod=made, **options).double()
+        found = tilewright.sparse_attention(*on_gpu, mask_mod=made, **options).cpu().double()
+        assert (found - expected).norm() / expected.norm() < 1e-2
+
+
 # What is refused
 
 

@@ -38,6 +38,8 @@ class DeviceFunction:
         except ValueError as error:
             reason = f"its translation is refused: {error}\n{translation.source}"
             raise TranslationError(translation.name, reason, translation.place, translation.node) from None
+        #: By which the operators of PyTorch know the function: they take tensors and numbers alone.
+        self.number: int = self._native.number
         self.__tilewright_function__ = unwrap(function)
         self.__name__ = translation.name
         self.__doc__ = getattr(function, "__doc__", None)
