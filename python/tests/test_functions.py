@@ -293,6 +293,26 @@ def test_lambdas_on_one_line():
     assert over_lines.run(0, 0, 2, 2) is True
 
 
+def test_lambdas_on_one_line_are_told_by_their_instructions_too(monkeypatch):
+    """As on Python 3.10, whose code does not know its columns."""
+    from tilewright.translate import source
+
+    monkeypatch.setattr(source, "_spans", lambda node, code: True)
+    scale, shift = 3, 4
+    pair = [lambda score, b, h, q, kv: score * scale, lambda score, b, h, q, kv: score + shift]
+    assert [score_mod(f).run(2.0, 0, 0, 0, 0) for f in pair] == [6, 6] and [score_mod(f).run(0.0, 0, 0, 0, 0) for f in pair] == [0, 4]
+    pair = [lambda b, h, q, kv: q > kv + 1, lambda b, h, q, kv: q > kv + 2]
+    assert [mask_mod(f).run(0, 0, 2, 0) for f in pair] == [True, False]
+    monkeypatch.setattr(source, "_same_code", lambda node, code: True)
+    refused("mask_mod", pair[0], "several functions of this line could be meant: write each on a line of its own")
+
+
+def test_nothing_is_changed_by_a_translation():
+    numbers = [1, 2]
+    refused("score_mod", lambda s, b, h, q, kv: s + numbers.pop(), "`numbers.pop` cannot be called")
+    assert numbers == [1, 2]
+
+
 def test_decorator_keeps_the_function():
     @tilewright.mask_mod
     def seen(b, h, q, kv):

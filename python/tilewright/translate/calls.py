@@ -445,8 +445,11 @@ def is_pure(function: Any) -> bool:
     torch = sys.modules.get("torch")
     if torch is not None and function in (torch.finfo, torch.iinfo, torch.tensor, torch.as_tensor, torch.arange):
         return True
-    owner = getattr(function, "__self__", None)
-    return is_array(owner) or isinstance(owner, (int, float, str, tuple, list, dict))
+    owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "_")
+    if isinstance(owner, (list, dict)):
+        return name in ("count", "get", "index", "items", "keys", "values")
+    # A trailing `_` says that the tensor itself changes.
+    return (is_array(owner) and not name.endswith("_")) or isinstance(owner, (int, float, str, tuple))
 
 
 def _fmod(walk: "Walk", left: Sym, right: Sym) -> Sym:

@@ -36,6 +36,7 @@ def find(function: types.FunctionType) -> tuple[ast.FunctionDef | ast.Lambda, Pl
     candidates = [node for node in functions if _first_line(node) == code.co_firstlineno and _fits(node, function)]
     if len(candidates) > 1:
         candidates = [node for node in candidates if _spans(node, code)] or candidates
+        candidates = [node for node in candidates if _same_code(node, code)] or candidates
     if not candidates:
         reason = "its text is not at the line where Python found it: has the file changed since it was read?"
         raise TranslationError(name, reason, place)
@@ -66,9 +67,9 @@ def _fits(node: ast.FunctionDef | ast.Lambda, function: types.FunctionType) -> b
 
 
 def _spans(node: ast.FunctionDef | ast.Lambda, code: types.CodeType) -> bool:
-    """Whether the code's instructions lie within the node's body (from Python 3.11 on it says so)."""
+    """Whether the code's instructions lie within the node's body, where Python says so: from 3.11 on."""
     if not hasattr(code, "co_positions"):
-        return False
+        return True
     body = node.body if isinstance(node, ast.Lambda) else node
     start, end = (body.lineno, body.col_offset), (body.end_lineno, body.end_col_offset)
     places = [
@@ -80,3 +81,21 @@ def _spans(node: ast.FunctionDef | ast.Lambda, code: types.CodeType) -> bool:
     inside = [start <= (line, column) and (end_line, end_column) <= end for line, column, end_line, end_column in places]
     exact = [((line, column), (end_line, end_column)) == (start, end) for line, column, end_line, end_column in places]
     return any(exact) if isinstance(node, ast.Lambda) else any(inside)
+
+
+def _same_code(node: ast.FunctionDef | ast.Lambda, code: types.CodeType) -> bool:
+    """Whether the node compiles to these instructions, constants and names."""
+    if not isinstance(node, ast.Lambda):
+        return True
+    # What the code closes over has to be a variable of an enclosing function here too.
+    outer = ast.parse(f"def outer({', '.join(code.co_freevars)}): return None")
+    outer.body[0].body = [ast.Return(node)]
+    made = compile(ast.fix_missing_locations(outer), code.co_filename, "exec")
+    for _ in range(2):
+        made = next(constant for constant in made.co_consts if isinstance(constant, types.CodeType))
+
+    def shape(code: types.CodeType) -> tuple:
+        constants = [repr(constant) for constant in code.co_consts if not isinstance(constant, types.CodeType)]
+        return code.co_code, constants, code.co_names, code.co_freevars
+
+    return shape(made) == shape(code)
