@@ -28,6 +28,7 @@ pub(crate) fn to_python(error: tilewright::Error) -> PyErr {
         | E::Bind(_)
         | E::Capture(_)
         | E::Scale { .. }
+        | E::DynamicFunction(_)
         | E::Function { .. } => PyValueError::new_err(text),
         _ => Error::new_err(text),
     }

@@ -4,6 +4,7 @@
 mod attentions;
 mod call;
 mod error;
+mod functions;
 mod make;
 mod ops;
 mod registry;
@@ -19,6 +20,8 @@ mod _native {
 
     #[pymodule_export]
     use super::error::Error;
+    #[pymodule_export]
+    use super::functions::DeviceFunction;
     #[pymodule_export]
     use super::ops::{attention, block_mask, sparse_attention};
 

@@ -15,6 +15,7 @@ from . import _native, _torch
 from ._native import VERSION as __version__
 from ._native import Error, best_device, gpu_name
 from .functional import attention, block_mask, sparse_attention
+from .functions import DeviceFunction, TranslationError, mask_mod, mask_mod_of, score_mod
 from .mask import BLOCK_SIZES, BlockMask
 
 if TYPE_CHECKING:
@@ -23,13 +24,18 @@ if TYPE_CHECKING:
 __all__ = [
     "BLOCK_SIZES",
     "BlockMask",
+    "DeviceFunction",
     "Error",
     "SparseAttention",
+    "TranslationError",
     "__version__",
     "attention",
     "best_device",
     "block_mask",
     "gpu_name",
+    "mask_mod",
+    "mask_mod_of",
+    "score_mod",
     "sparse_attention",
 ]
 
