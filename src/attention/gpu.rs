@@ -1,12 +1,13 @@
 //! The chain of kernels on a GPU: pool → score → (classify) → select → transpose → forward. Nothing goes to the host.
 
-use super::{Rule, oracle};
+use super::{MaskLists, Rule, oracle};
 use crate::codegen::lower::{DeviceFunction, FunctionKind};
 use crate::device::{CudaDevice, Device};
 use crate::kernels::{classify, forward, pool, score, select, transpose};
 use crate::launch::{FunctionArgs, Outputs, Request, Tolerance, Tuned};
+use crate::tensor::Arena;
 use crate::tune::{Bucket, Policy, Workload};
-use crate::{BlockIndex, BlockMask, DType, DeviceFn, Error, Tensor};
+use crate::{BlockIndex, DType, DeviceFn, Error, Tensor};
 use std::sync::Arc;
 
 /// The kernels of the chain, each with its tuning space, and the functions' captures.
@@ -117,62 +118,94 @@ impl Pipeline {
         }
     }
 
-    /// Room for everything between `q`, `k` and a block mask of these tensors' sizes.
-    pub(super) fn buffers(
+    /// Room for what the selection works in, for `q` and `k`.
+    pub(super) fn scratch(
         &self,
         rule: &Rule,
         q: &Tensor,
         k: &Tensor,
-        fill: Fill,
-    ) -> Result<MaskBuffers, Error> {
-        let &[batch, heads, seq_q, head_dim] = q.shape() else { unreachable!("checked by the caller") };
-        let (kv_heads, seq_kv) = (k.shape()[1], k.shape()[2]);
-        let (q_blocks, kv_blocks) = (seq_q.div_ceil(rule.blocks.q()), seq_kv.div_ceil(rule.blocks.kv()));
-        let map = [batch, heads, q_blocks, kv_blocks];
-        let uninit = |dtype, shape: &[usize]| Tensor::uninit(&self.device, dtype, shape);
-        let index = |rows, width| -> Result<BlockIndex, Error> {
-            Ok(BlockIndex {
-                counts: match fill {
-                    Fill::Anything => uninit(DType::I32, &[batch, heads, rows])?,
-                    Fill::Empty => Tensor::zeros_on(&self.device, DType::I32, &[batch, heads, rows])?,
-                },
-                indices: uninit(DType::I32, &[batch, heads, rows, width])?,
-            })
-        };
-        let split = self.classify.is_some();
-        Ok(MaskBuffers {
+        memory: &mut Memory<'_>,
+    ) -> Result<Scratch, Error> {
+        let map = grid(rule, q, k);
+        let [batch, _, q_blocks, kv_blocks] = map;
+        let head_dim = q.shape()[3];
+        let kv_heads = k.shape()[1];
+        Ok(Scratch {
             means: match self.rank {
                 Some(_) => Some((
-                    uninit(DType::F32, &[batch, heads, q_blocks, head_dim])?,
-                    uninit(DType::F32, &[batch, kv_heads, kv_blocks, head_dim])?,
+                    memory.tensor(DType::F32, &[batch, map[1], q_blocks, head_dim])?,
+                    memory.tensor(DType::F32, &[batch, kv_heads, kv_blocks, head_dim])?,
                 )),
                 None => None,
             },
-            // Where nothing is selected by score they stay zeros.
-            logits: match self.rank {
-                Some(_) => uninit(DType::F32, &map)?,
-                None => Tensor::zeros_on(&self.device, DType::F32, &map)?,
+            logits: memory.tensor(DType::F32, &map)?,
+            classes: match self.classify {
+                Some(_) => Some(memory.tensor(DType::U8, &map)?),
+                None => None,
             },
-            classes: if split { Some(uninit(DType::U8, &map)?) } else { None },
-            keep: uninit(DType::U8, &map)?,
-            kv: index(q_blocks, kv_blocks)?,
-            full_kv: if split { Some(index(q_blocks, kv_blocks)?) } else { None },
-            by_kv: index(kv_blocks, q_blocks)?,
-            full_by_kv: if split { Some(index(kv_blocks, q_blocks)?) } else { None },
+            keep: memory.tensor(DType::U8, &map)?,
         })
     }
 
-    /// Fills the lists of `buffers` for `q` and `k`. Launches only, once the kernels are chosen: nothing is allocated and
-    /// nothing waits.
+    /// Room for the lists of a mask for `q` and `k`; those by key block only where they are asked for.
+    pub(super) fn lists(
+        &self,
+        rule: &Rule,
+        q: &Tensor,
+        k: &Tensor,
+        by_key: bool,
+        memory: &mut Memory<'_>,
+    ) -> Result<MaskLists, Error> {
+        let [batch, heads, q_blocks, kv_blocks] = grid(rule, q, k);
+        let mut index = |wanted: bool, rows, width| -> Result<Option<BlockIndex>, Error> {
+            if !wanted {
+                return Ok(None);
+            }
+            let counts = memory.counts(&[batch, heads, rows])?;
+            Ok(Some(BlockIndex { counts, indices: memory.tensor(DType::I32, &[batch, heads, rows, width])? }))
+        };
+        let split = self.is_split();
+        let Some(kv) = index(true, q_blocks, kv_blocks)? else { unreachable!("it is wanted") };
+        Ok(MaskLists {
+            kv,
+            full_kv: index(split, q_blocks, kv_blocks)?,
+            q: index(by_key, kv_blocks, q_blocks)?,
+            full_q: index(by_key && split, kv_blocks, q_blocks)?,
+        })
+    }
+
+    /// Whether every kernel is chosen for the sizes of `q` and `k`. The index by key block does not count.
+    pub(super) fn is_warm(&self, rule: &Rule, q: &Tensor, k: &Tensor) -> bool {
+        let bucket = bucket(rule, q, k);
+        self.forward.knows(bucket) && self.select.knows(bucket)
+    }
+
+    /// Whether the forward is chosen for the sizes of `q` and `k`.
+    pub(super) fn is_warm_for_lists(&self, rule: &Rule, q: &Tensor, k: &Tensor) -> bool {
+        self.forward.knows(bucket(rule, q, k))
+    }
+
+    /// Whether blocks that the mask function keeps as a whole are listed apart.
+    pub(super) fn is_split(&self) -> bool {
+        self.classify.is_some()
+    }
+
+    /// Fills `lists` for `q` and `k`. Launches only, once the kernels are chosen: nothing is allocated and nothing waits.
     pub(super) fn select(
         &self,
         rule: &Rule,
         q: &Tensor,
         k: &Tensor,
-        buffers: &mut MaskBuffers,
+        scratch: &mut Scratch,
+        lists: &mut MaskLists,
     ) -> Result<(), Error> {
         let bucket = bucket(rule, q, k);
-        let MaskBuffers { means, logits, classes, keep, kv, full_kv, by_kv, full_by_kv } = buffers;
+        let Scratch { means, logits, classes, keep } = scratch;
+        let MaskLists { kv, full_kv, q: by_kv, full_q: full_by_kv } = lists;
+        if let (None, Some(cuda)) = (&self.rank, self.device.as_cuda()) {
+            // Nothing is ranked: all scores are alike. The kernel overwrites them, so that they are set anew.
+            logits.fill_words(cuda, 0)?;
+        }
         if let (Some(rank), Some((q_mean, k_mean))) = (&self.rank, &mut *means) {
             let close = |tensor: &Tensor| Outputs::new(vec![tensor.clone()], Tolerance::Close(1e-5));
             let outputs = rank.pool_q.outputs(bucket, || close(q_mean));
@@ -226,6 +259,7 @@ impl Pipeline {
             };
             kernel.launch(&args, None)
         })?;
+        let Some(by_kv) = by_kv else { return Ok(()) };
         let outputs = self.transpose.outputs(bucket, || {
             let full = full_by_kv.as_ref().map(|full| full.counts.clone());
             let tensors = [Some(by_kv.counts.clone()), Some(by_kv.indices.clone()), full];
@@ -249,7 +283,7 @@ impl Pipeline {
         &self,
         rule: &Rule,
         [q, k, v]: [&Tensor; 3],
-        mask: &BlockMask,
+        (kv, full_kv): (&BlockIndex, Option<&BlockIndex>),
         out: &mut Tensor,
         lse: &mut Tensor,
     ) -> Result<(), Error> {
@@ -263,10 +297,10 @@ impl Pipeline {
                 q,
                 k,
                 v,
-                kv_counts: &mask.kv().counts,
-                kv_indices: &mask.kv().indices,
-                full_kv_counts: mask.full_kv().map(|full| &full.counts),
-                full_kv_indices: mask.full_kv().map(|full| &full.indices),
+                kv_counts: &kv.counts,
+                kv_indices: &kv.indices,
+                full_kv_counts: full_kv.map(|full| &full.counts),
+                full_kv_indices: full_kv.map(|full| &full.indices),
                 out,
                 lse,
                 scale: rule.scale,
@@ -290,7 +324,26 @@ fn bucket(rule: &Rule, q: &Tensor, k: &Tensor) -> Bucket {
     Bucket::of(&Workload { batch, heads, seq_q, seq_kv: k.shape()[2], density })
 }
 
-/// What new lists hold.
+/// `[batch, heads, q_blocks, kv_blocks]` of `q` and `k`.
+fn grid(rule: &Rule, q: &Tensor, k: &Tensor) -> [usize; 4] {
+    let [batch, heads, seq_q] = [0, 1, 2].map(|axis| q.shape()[axis]);
+    [batch, heads, seq_q.div_ceil(rule.blocks.q()), k.shape()[2].div_ceil(rule.blocks.kv())]
+}
+
+/// Where tensors of a call are made.
+pub(super) enum Memory<'a> {
+    /// On the device.
+    Device {
+        /// Which.
+        device: &'a Device,
+        /// What new counts hold.
+        fill: Fill,
+    },
+    /// In a buffer of the caller's.
+    Arena(&'a mut Arena),
+}
+
+/// What new counts hold.
 #[derive(Clone, Copy)]
 pub(super) enum Fill {
     /// Whatever the memory did: a kernel writes them before anybody looks.
@@ -299,25 +352,28 @@ pub(super) enum Fill {
     Empty,
 }
 
-/// What the kernels of the selection write.
-pub(super) struct MaskBuffers {
+impl Memory<'_> {
+    fn tensor(&mut self, dtype: DType, shape: &[usize]) -> Result<Tensor, Error> {
+        match self {
+            Memory::Device { device, .. } => Tensor::uninit(device, dtype, shape),
+            Memory::Arena(arena) => arena.tensor(dtype, shape),
+        }
+    }
+
+    fn counts(&mut self, shape: &[usize]) -> Result<Tensor, Error> {
+        match self {
+            Memory::Device { device, fill: Fill::Empty } => Tensor::zeros_on(device, DType::I32, shape),
+            _ => self.tensor(DType::I32, shape),
+        }
+    }
+}
+
+/// What the kernels of the selection work in.
+pub(super) struct Scratch {
     means: Option<(Tensor, Tensor)>,
     logits: Tensor,
     classes: Option<Tensor>,
     keep: Tensor,
-    kv: BlockIndex,
-    full_kv: Option<BlockIndex>,
-    by_kv: BlockIndex,
-    full_by_kv: Option<BlockIndex>,
-}
-
-impl MaskBuffers {
-    /// A mask that shares the lists: what the kernels write later, it shows.
-    pub(super) fn mask(&self, rule: &Rule, seqs: (usize, usize)) -> BlockMask {
-        let (kv, by_kv) =
-            ((self.kv.clone(), self.full_kv.clone()), (self.by_kv.clone(), self.full_by_kv.clone()));
-        BlockMask::from_parts(rule.blocks, seqs, kv, by_kv)
-    }
 }
 
 fn parse(kind: FunctionKind, function: Option<&dyn DeviceFn>) -> Result<Option<Arc<DeviceFunction>>, Error> {

@@ -228,6 +228,39 @@ impl CudaDevice {
         })
     }
 
+    /// Sets 32-bit words of memory at an address.
+    ///
+    /// # Errors
+    /// An error of the driver's.
+    ///
+    /// # Safety
+    /// There are `words` words of this GPU's memory at `address`, a multiple of 4, and nothing else uses them meanwhile.
+    pub(crate) unsafe fn set_words(&self, address: u64, word: u32, words: usize) -> Result<(), DeviceError> {
+        if words == 0 {
+            return Ok(());
+        }
+        cuda("cuCtxSetCurrent", self.inner.context.bind_to_thread())?;
+        let stream = self.stream().cu_stream();
+        // SAFETY: the caller's.
+        let set = unsafe { sys::cuMemsetD32Async(address, word, words, stream) }.result();
+        cuda("cuMemsetD32Async", set)
+    }
+
+    /// Makes this GPU the calling thread's current one until the value returned is dropped: CUDA's runtime, and PyTorch with it,
+    /// takes the thread's current GPU from the driver's current context.
+    ///
+    /// # Errors
+    /// An error of the driver's.
+    pub(crate) fn enter(&self) -> Result<Entered, DeviceError> {
+        let before = cuda("cuCtxGetCurrent", cudarc::driver::result::ctx::get_current())?;
+        let ours = self.inner.context.cu_ctx();
+        if before == Some(ours) {
+            return Ok(Entered { restore: None });
+        }
+        cuda("cuCtxSetCurrent", self.inner.context.bind_to_thread())?;
+        Ok(Entered { restore: Some(before.unwrap_or(std::ptr::null_mut())) })
+    }
+
     /// Waits until all work is done. An error of a kernel shows here at the latest.
     ///
     /// # Errors
@@ -282,6 +315,20 @@ impl CudaDevice {
         enqueue(self)?;
         cuda("cuEventRecord", end.record(self.stream()))?;
         cuda("cuEventElapsedTime", start.elapsed_ms(&end))
+    }
+}
+
+/// Puts the thread's current context back when dropped.
+pub(crate) struct Entered {
+    restore: Option<sys::CUcontext>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        if let Some(context) = self.restore {
+            // SAFETY: it was the current context a moment ago; null stands for none.
+            let _ = unsafe { sys::cuCtxSetCurrent(context) };
+        }
     }
 }
 

@@ -86,9 +86,13 @@ impl Tuned {
         bucket: Bucket,
         outputs: impl FnOnce() -> Outputs<'a>,
     ) -> Option<Outputs<'a>> {
+        (!self.knows(bucket)).then(outputs)
+    }
+
+    /// Whether a kernel is chosen for sizes.
+    pub(crate) fn knows(&self, bucket: Bucket) -> bool {
         let chosen = self.shared.chosen.read().unwrap_or_else(PoisonError::into_inner);
-        let known = chosen.iter().any(|(known, _)| *known == bucket);
-        (!known).then(outputs)
+        chosen.iter().any(|(known, _)| *known == bucket)
     }
 
     /// The kernel chosen last, if any was.
