@@ -14,6 +14,7 @@ pub mod cpu;
 pub mod device;
 mod error;
 pub mod function;
+pub mod grid;
 // Generated; formatted by the generator.
 #[rustfmt::skip]
 #[path = "../generated/mod.rs"]
@@ -32,6 +33,7 @@ pub use attention::{Attention, AttentionBuilder, HeadDim, HeadDimError, Output};
 pub use device::Device;
 pub use error::Error;
 pub use function::{CaptureValue, DeviceFn, MaskMod, ScoreMod};
+pub use grid::{GridError, TokenGrid, TokenGridBuilder};
 pub use mask::{BlockIndex, BlockMask, BlockSize, DenseMap, MaskError};
 pub use select::{Selection, top_k, top_p};
 pub use tensor::Tensor;

@@ -4,6 +4,7 @@
 mod attentions;
 mod call;
 mod error;
+mod grid;
 mod make;
 mod ops;
 mod registry;
@@ -19,6 +20,8 @@ mod _native {
 
     #[pymodule_export]
     use super::error::Error;
+    #[pymodule_export]
+    use super::grid::TokenGrid;
     #[pymodule_export]
     use super::ops::{attention, block_mask, sparse_attention};
 

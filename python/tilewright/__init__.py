@@ -14,9 +14,11 @@ from . import _torch
 from ._native import VERSION as __version__
 from ._native import Error, best_device, gpu_name
 from .functional import attention, block_mask, sparse_attention
+from .grid import TokenGrid
 from .mask import BLOCK_SIZES, BlockMask
 
 if TYPE_CHECKING:
+    from . import diffusers
     from .module import SparseAttention
 
 __all__ = [
@@ -24,10 +26,12 @@ __all__ = [
     "BlockMask",
     "Error",
     "SparseAttention",
+    "TokenGrid",
     "__version__",
     "attention",
     "best_device",
     "block_mask",
+    "diffusers",
     "gpu_name",
     "sparse_attention",
 ]
@@ -44,4 +48,8 @@ def __getattr__(name: str) -> Any:
         from .module import SparseAttention
 
         return SparseAttention
+    if name == "diffusers":
+        import importlib
+
+        return importlib.import_module(".diffusers", __name__)
     raise AttributeError(f"module 'tilewright' has no attribute {name!r}")

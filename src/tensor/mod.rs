@@ -207,6 +207,11 @@ impl Tensor {
         }) || self.elements() == 0
     }
 
+    /// Whether the elements are all that the storage holds: then the whole of it may be overwritten.
+    pub(crate) fn fills_storage(&self) -> bool {
+        self.elements() == self.storage_elements()
+    }
+
     fn storage_elements(&self) -> usize {
         match &self.storage {
             Storage::Host(buffer) => buffer.len() / self.dtype.size(),

@@ -5,6 +5,7 @@ mod functions;
 mod mask;
 mod random_functions;
 mod real;
+mod regroup;
 mod robust;
 mod streams;
 #[path = "../support/mod.rs"]
@@ -17,12 +18,13 @@ use tilewright::Device;
 /// A test: its name and what it does on the GPU.
 type Test = (&'static str, fn(&Device) -> Result<(), Failed>);
 
-const GROUPS: [&[Test]; 8] = [
+const GROUPS: [&[Test]; 9] = [
     forward::TESTS,
     functions::TESTS,
     mask::TESTS,
     random_functions::TESTS,
     real::TESTS,
+    regroup::TESTS,
     robust::TESTS,
     streams::TESTS,
     tuned::TESTS,
