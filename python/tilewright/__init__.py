@@ -7,6 +7,7 @@ tensors run on their GPU without a copy; CPU tensors and numpy arrays run on the
 package: it is looked up at the first call with a tensor of it.
 """
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,11 @@ __all__ = [
     "sparse_attention",
 ]
 
-# Operators exist before anything is compiled or exported; without PyTorch, or before it, the first call registers them.
-if "torch" in sys.modules:
-    _torch.bind()
+# Operators exist before anything is compiled or exported; without PyTorch, or before it, the first call registers them. A
+# PyTorch that is too old is an error of the first call with its tensors: arrays work all the same.
+if sys.modules.get("torch") is not None:
+    with contextlib.suppress(Error):
+        _torch.bind()
 
 
 def __getattr__(name: str) -> Any:
