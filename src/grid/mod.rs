@@ -181,13 +181,12 @@ impl TokenGridBuilder {
             }
         }
         // Saturating: what does not fit is too much either way.
-        let product =
-            |sizes: [usize; 3]| sizes.iter().fold(1u128, |all, &side| all.saturating_mul(side as u128));
-        if product(tile) != blocks.kv() as u128 {
+        let product = |sizes: [usize; 3]| sizes.into_iter().fold(1, usize::saturating_mul);
+        if product(tile) != blocks.kv() {
             return Err(GridError::Tile { tile, tokens: product(tile), block: blocks.kv() }.into());
         }
-        let found = product(grid).saturating_add(before as u128).saturating_add(after as u128);
-        if found > MOST_TOKENS as u128 {
+        let found = product(grid).saturating_add(before).saturating_add(after);
+        if found > MOST_TOKENS {
             return Err(GridError::TooLong { found, limit: MOST_TOKENS }.into());
         }
         let mut cells = order::cells(grid, tile);
