@@ -5,6 +5,7 @@ use crate::cache::CacheError;
 use crate::codegen::lower::CaptureError;
 use crate::compile::CompileError;
 use crate::device::DeviceError;
+use crate::dynamic::FunctionError;
 use crate::grid::GridError;
 use crate::launch::BindError;
 use crate::mask::MaskError;
@@ -80,6 +81,9 @@ pub enum Error {
     /// Captures that do not match a device function's parameters.
     #[error(transparent)]
     Capture(#[from] CaptureError),
+    /// The text or the captures of a device function made at run time.
+    #[error(transparent)]
+    DynamicFunction(#[from] FunctionError),
     /// Every schedule of a kernel spills registers.
     #[error(
         "kernel `{kernel}`: every schedule spills registers on {arch}: make its device functions smaller"
@@ -97,9 +101,7 @@ pub enum Error {
         found: f32,
     },
     /// A tensor that is read and written by one call.
-    #[error(
-        "`{what}` shares its memory with the workspace's `out`: copy it first, or use two workspaces in turn"
-    )]
+    #[error("`{what}` shares its memory with the call's `out`: copy it first, or write to another tensor")]
     Aliased {
         /// The argument.
         what: &'static str,
@@ -112,6 +114,37 @@ pub enum Error {
     NotOnGpu {
         /// What was given.
         what: &'static str,
+    },
+    /// A selection for an attention without one, or the other way round.
+    #[error("only one of the two attentions selects blocks: build the other with `Attention::builder`")]
+    Selects,
+    /// Memory of the caller's that is too small to work in.
+    #[error(
+        "the scratch memory has {found} bytes, and the call needs more: make a contiguous buffer of `attention.scratch_bytes(&q, &k)`"
+    )]
+    Scratch {
+        /// Its size in bytes.
+        found: usize,
+    },
+    /// An output with gaps between its elements.
+    #[error(
+        "`{what}` has strides {strides:?} over shape {shape:?}, needed a tensor without gaps: make a contiguous one and permute it"
+    )]
+    Gaps {
+        /// Which output.
+        what: &'static str,
+        /// Its strides, in elements.
+        strides: Vec<usize>,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// Lists of full blocks without a mask function, or a mask function without such lists.
+    #[error(
+        "{found}: make the lists of this attention's kind (`full_kv` and `full_q` where there is a mask function)"
+    )]
+    Lists {
+        /// What does not fit.
+        found: &'static str,
     },
     /// A workspace of another attention.
     #[error(
