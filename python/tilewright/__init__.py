@@ -7,10 +7,11 @@ tensors run on their GPU without a copy; CPU tensors and numpy arrays run on the
 package: it is looked up at the first call with a tensor of it.
 """
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from . import _torch
+from . import _native, _torch
 from ._native import VERSION as __version__
 from ._native import Error, best_device, gpu_name
 from .functional import attention, block_mask, sparse_attention
@@ -38,9 +39,14 @@ __all__ = [
     "sparse_attention",
 ]
 
-# Operators exist before anything is compiled or exported; without PyTorch, or before it, the first call registers them.
-if "torch" in sys.modules:
-    _torch.bind()
+# NVRTC, which compiles the kernels, is a package too: that of this Python, not of the one that is first on the PATH.
+_native.set_package_folders([folder for folder in sys.path if folder])
+
+# Operators exist before anything is compiled or exported; without PyTorch, or before it, the first call registers them. A
+# PyTorch that is too old is an error of the first call with its tensors: arrays work all the same.
+if sys.modules.get("torch") is not None:
+    with contextlib.suppress(Error):
+        _torch.bind()
 
 
 def __getattr__(name: str) -> Any:

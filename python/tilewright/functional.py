@@ -77,6 +77,7 @@ def sparse_attention(
                 q, k, v, top_k, top_p, block_q, block_kv, scale, score, masked, enable_gqa, layout == "BSHD", return_lse
             )
             return (out, lse) if return_lse else out
+        _check_types(torch, k, v)
         q, k, v = (_heads_first(tensor, layout) for tensor in (q, k, v))
         out, lse = torch.ops.tilewright.sparse_attention(
             q, k, v, top_k, top_p, block_q, block_kv, scale, score, masked, enable_gqa
@@ -198,6 +199,7 @@ def attention(
             raise _wrong_layout(layout)
         out, lse = _native.attention(q, k, v, *lists, *options, layout == "BSHD")
     else:
+        _check_types(torch, k, v)
         q, k, v = (_heads_first(tensor, layout) for tensor in (q, k, v))
         out, lse = torch.ops.tilewright.attention(q, k, v, *lists, *options)
         out = _heads_first(out, layout)
@@ -224,6 +226,14 @@ def _is_plain(torch: Any, q: Any, k: Any, v: Any) -> bool:
         and core._get_tracing_state() is None
         and not q.is_meta
     )
+
+
+def _check_types(torch: Any, k: Any, v: Any) -> None:
+    for what, tensor in (("k", k), ("v", v)):
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(
+                f"{what} is of type {type(tensor).__name__}, needed a torch.Tensor as q is: convert it first"
+            )
 
 
 def _heads_first(tensor: Any, layout: str) -> Any:
