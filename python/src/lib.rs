@@ -36,6 +36,12 @@ mod _native {
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+    /// Tells where this Python looks for packages: NVRTC is one of them, as a rule.
+    #[pyfunction]
+    fn set_package_folders(folders: Vec<std::path::PathBuf>) {
+        tilewright::toolchain::set_python_folders(folders);
+    }
+
     /// Looks up what calls need of PyTorch.
     #[pyfunction]
     fn bind_torch(torch: &Bound<'_, PyAny>) -> PyResult<()> {
