@@ -1,5 +1,6 @@
 //! What runs on a GPU, against the f64 oracle. Without a GPU every test here is listed as ignored, with the reason.
 
+mod caller;
 mod choice;
 mod forward;
 mod functions;
@@ -19,7 +20,8 @@ use tilewright::Device;
 /// A test: its name and what it does on the GPU.
 type Test = (&'static str, fn(&Device) -> Result<(), Failed>);
 
-const GROUPS: [&[Test]; 10] = [
+const GROUPS: [&[Test]; 11] = [
+    caller::TESTS,
     choice::TESTS,
     forward::TESTS,
     functions::TESTS,
