@@ -1,5 +1,6 @@
 //! The attentions built so far: kernels are chosen once for a kind of tensors, whatever the selection and scale.
 
+use crate::call::apart;
 use crate::error::to_python;
 use crate::registry;
 use pyo3::prelude::*;
@@ -107,7 +108,7 @@ fn built(py: Python<'_>, kind: Kind, selection: Option<Selection>) -> PyResult<A
         builder.build(&device)
     };
     // Other threads go on: the spaces of schedules are laid out, and the GPU may be opened.
-    let attention = Arc::new(py.detach(build).map_err(to_python)?);
+    let attention = Arc::new(apart(py, build)?);
     Ok(lock().built.entry(key).or_insert(attention).clone())
 }
 

@@ -101,11 +101,27 @@ impl<const N: usize> View<N> {
         })?;
         let (address, ordinal, strides) = match kind {
             Kind::Torch => {
-                // A tensor that owns no memory (a meta or a functional one) says so here.
-                let address = object.call_method0(intern!(py, "data_ptr"))?.extract::<usize>()?;
-                let device: i64 = object.call_method0(intern!(py, "get_device"))?.extract()?;
+                let is = |name| object.getattr(name)?.is_truthy();
+                let on_gpu = is(intern!(py, "is_cuda"))?;
+                if !on_gpu && !is(intern!(py, "is_cpu"))? {
+                    let device = object.getattr(intern!(py, "device"))?;
+                    return Err(PyValueError::new_err(format!(
+                        "{what} is on {device}, needed on a CUDA GPU or on cpu: move q, k and v there with `.to(…)`"
+                    )));
+                }
+                let ordinal = match on_gpu {
+                    true => Some(object.call_method0(intern!(py, "get_device"))?.extract()?),
+                    false => None,
+                };
+                let address: usize = object.call_method0(intern!(py, "data_ptr"))?.extract()?;
+                if address == 0 && !extents.contains(&0) {
+                    // PyTorch's functional and fake tensors are shapes alone.
+                    return Err(PyValueError::new_err(format!(
+                        "{what} has no memory: pass a tensor with elements, not a traced or a fake one"
+                    )));
+                }
                 let strides = object.call_method0(intern!(py, "stride"))?;
-                (address, usize::try_from(device).ok(), numbers(strides.cast::<PyTuple>()?))
+                (address, ordinal, numbers(strides.cast::<PyTuple>()?))
             }
             Kind::Numpy => {
                 let interface = object.getattr(intern!(py, "__array_interface__"))?;

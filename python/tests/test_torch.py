@@ -367,6 +367,7 @@ def test_eight_threads_at_once(device):
         (lambda q, k, v: (q, k[:, :1], v[:, :1]), ValueError, "q has 2 heads and k has 1: pass enable_gqa=True"),
         (lambda q, k, v: (q, k, v[:, :, :299]), ValueError, "seq_kv is (300, 299) in k and v"),
         (lambda q, k, v: (q, k.half().cpu().numpy(), v), TypeError, "k is of type"),
+        (lambda q, k, v: (q, k.to("meta"), v), ValueError, "k is on meta, needed on a CUDA GPU or on cpu"),
         (lambda q, k, v: (q.to_sparse(), k, v), Exception, ""),
     ],
 )

@@ -141,9 +141,10 @@ def block_mask(
     block_q, block_kv = block_size
     arguments = (q, k, top_k, top_p, block_q, block_kv, scale, masked, enable_gqa)
     torch = torch_of(q)
-    if torch is None:
+    if torch is None or _is_plain(torch, q, k, k):
         lists = _native.block_mask(*arguments)
     else:
+        _check_types(torch, k, k)
         # A selection carries no gradient: q and k may require one.
         with torch.no_grad():
             lists = torch.ops.tilewright.block_mask(*arguments)
