@@ -13,6 +13,7 @@ import time
 
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.utils import logging
 
 import tilewright.diffusers
 
@@ -57,9 +58,10 @@ def main():
     parser.add_argument("--top-p", type=float, default=0.2, help="share of mass to keep (default %(default)s)")
     parser.add_argument("--grid", choices=["auto", "none"], default="auto", help="regroup tokens into cubes (default), or not")
     options = parser.parse_args()
+    logging.set_verbosity_error()  # it warns of casting to bfloat16 what checkpoints keep in float32
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = "tiny" if options.tiny or device == "cpu" else "480p"
-    calls = 5 if device == "cuda" else 1
+    calls = 5 if device == "cuda" else 3
 
     model, inputs = model_and_inputs(size, device)
     (t, h, w), heads, head_dim, layers = SIZES[size]

@@ -15,6 +15,7 @@ from diffusers import (  # noqa: E402
     UNet2DModel,
     WanPipeline,
     WanTransformer3DModel,
+    WanVACETransformer3DModel,
 )
 
 import tilewright.diffusers  # noqa: E402
@@ -318,7 +319,8 @@ def test_regrouping_alone_changes_nothing(family, device):
     model, inputs = make(family, device, torch.float64)
     dense = run(model, inputs)
     with tilewright.diffusers.enable(model, min_tokens=64, layers=[], grid="auto"):
-        assert error(run(model, inputs), dense) < 1e-6 if family in (cogvideox, hunyuan, ltx) else 1e-12
+        # Tables in float32 keep the others from better.
+        assert error(run(model, inputs), dense) < (1e-12 if family in (wan, wan_per_token) else 1e-6)
     assert torch.equal(run(model, inputs), dense)
 
 
@@ -440,8 +442,48 @@ def test_another_grid_than_the_input_has():
             run(model, inputs)
 
 
+def test_a_model_built_of_wans_attention(device):
+    """VACE: sparse, but its tokens are looked at in places of its own, so that they stay in raster order."""
+    torch.manual_seed(7)
+    model = WanVACETransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=64,
+        in_channels=4,
+        out_channels=4,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=128,
+        num_layers=2,
+        vace_layers=[0],
+        vace_in_channels=6,
+    )
+    model = model.to(device, torch.float16).eval()
+    _, inputs = make(wan, device)
+    t, h, w = GRID
+    inputs["control_hidden_states"] = torch.randn(2, 6, t, 2 * h, 2 * w, device=device, dtype=torch.float16)
+    dense = run(model, inputs)
+    with tilewright.diffusers.enable(model, **ALL) as enabled:
+        assert error(run(model, inputs), dense) < 4e-3
+        assert list(enabled.report().layers) == ["vace_blocks.0.attn1", "blocks.0.attn1", "blocks.1.attn1"]
+    with pytest.raises(ValueError, match="WanVACETransformer3DModel is not one of .*: leave grid out"):
+        tilewright.diffusers.enable(model, **ALL, grid="auto")
+
+
+def test_ltx_called_with_coordinates_needs_a_grid():
+    model, inputs = make(ltx, "cpu")
+    coordinates = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in GRID), indexing="ij")).flatten(1).expand(2, 3, -1)
+    inputs = {**inputs, "num_frames": None, "height": None, "width": None, "video_coords": coordinates}
+    dense = run(model, inputs)
+    with tilewright.diffusers.enable(model, **ALL, grid=GRID):
+        assert error(run(model, inputs), dense) < 4e-3
+    with tilewright.diffusers.enable(model, **ALL, grid="auto"):
+        with pytest.raises(ValueError, match=r"pass grid=\(t, h, w\) to enable"):
+            run(model, inputs)
+
+
 def test_models_without_such_attention():
-    unet = UNet2DModel(sample_size=8, block_out_channels=(32, 64), down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"))
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    unet = UNet2DModel(sample_size=8, block_out_channels=(32, 64), **blocks)
     with pytest.raises(ValueError, match="UNet2DModel has no attention that can be made sparse: its processors are AttnProcessor"):
         tilewright.diffusers.enable(unet)
     with pytest.raises(TypeError, match="got str, needed a transformer"):
