@@ -5,6 +5,7 @@ use crate::cache::CacheError;
 use crate::codegen::lower::CaptureError;
 use crate::compile::CompileError;
 use crate::device::DeviceError;
+use crate::dynamic::FunctionError;
 use crate::grid::GridError;
 use crate::launch::BindError;
 use crate::mask::MaskError;
@@ -80,6 +81,9 @@ pub enum Error {
     /// Captures that do not match a device function's parameters.
     #[error(transparent)]
     Capture(#[from] CaptureError),
+    /// The text or the captures of a device function made at run time.
+    #[error(transparent)]
+    DynamicFunction(#[from] FunctionError),
     /// Every schedule of a kernel spills registers.
     #[error(
         "kernel `{kernel}`: every schedule spills registers on {arch}: make its device functions smaller"

@@ -12,6 +12,7 @@ pub mod compile;
 #[doc(hidden)]
 pub mod cpu;
 pub mod device;
+mod dynamic;
 mod error;
 pub mod function;
 pub mod grid;
@@ -31,6 +32,7 @@ mod user_code;
 
 pub use attention::{Attention, AttentionBuilder, HeadDim, HeadDimError, Output};
 pub use device::Device;
+pub use dynamic::{DynamicMaskMod, DynamicScoreMod, FunctionError};
 pub use error::Error;
 pub use function::{CaptureValue, DeviceFn, MaskMod, ScoreMod};
 pub use grid::{GridError, TokenGrid, TokenGridBuilder};

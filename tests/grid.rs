@@ -8,7 +8,9 @@ use support::Random;
 use tilewright::grid::GridError;
 use tilewright::reference::relative_error;
 use tilewright::tensor::TensorError;
-use tilewright::{Attention, BlockSize, DType, Device, Error, HeadDim, Output, Tensor, TokenGrid};
+use tilewright::{
+    Attention, BlockSize, DType, Device, Error, HeadDim, Output, Tensor, TokenGrid, top_k, top_p,
+};
 
 /// t, h, w of a token of the grid.
 fn place(grid: &TokenGrid, token: i32) -> Option<[usize; 3]> {
@@ -132,6 +134,22 @@ fn tokens_before_the_grid_do_not_shift_its_blocks() {
     let whole = grid.order()[256..].chunks_exact(64);
     assert!(whole.clone().take(55).all(|run| sides(&grid, run) == Some([4, 4, 4])));
     assert_eq!(whole.count(), 55);
+}
+
+/// Tables that leave out the text go the way of the tokens they are for.
+#[test]
+fn the_videos_own_order_is_that_of_the_whole() {
+    let grid = TokenGrid::builder([5, 9, 7]).before(70).after(30).build().unwrap();
+    let video = grid.video_only();
+    check_permutation(&video);
+    assert_eq!((video.len(), video.around()), (5 * 9 * 7, (0, 0)));
+    let shifted: Vec<i32> = video.order().iter().map(|token| token + 70).collect();
+    assert_eq!(shifted, grid.order()[70..grid.len() - 30]);
+    assert_ne!(
+        video.order(),
+        TokenGrid::new([5, 9, 7]).unwrap().order(),
+        "the text moves where blocks begin"
+    );
 }
 
 #[test]
@@ -267,4 +285,38 @@ fn rotary_tables_are_regrouped_with_the_tokens() {
     let expected = grid.regroup(&rotate(&x, &cos, &sin)).unwrap();
     let [x, cos, sin] = [x, cos, sin].map(|tensor| grid.regroup(&tensor).unwrap());
     assert_eq!(rotate(&x, &cos, &sin).to_f32_vec().unwrap(), expected.to_f32_vec().unwrap());
+}
+
+/// A local head of a real model, its grid cut so that no side is a multiple of the tile's: what the dropped blocks held
+/// falls as it does on whole tiles.
+#[test]
+fn ragged_blocks_hold_what_a_local_head_looks_at() {
+    let bytes = include_bytes!("data/layer6-head1.safetensors");
+    let file = safetensors::SafeTensors::deserialize(bytes).unwrap();
+    let cut = [7, 15, 26];
+    let rows: Vec<usize> = (0..cut[0] * cut[1] * cut[2])
+        .map(|i| (i / (cut[1] * cut[2]) * 16 + i / cut[2] % cut[1]) * 28 + i % cut[2])
+        .collect();
+    let [q, k, v] = ["q", "k", "v"].map(|name| {
+        let data = file.tensor(name).unwrap().data();
+        let bytes: Vec<u8> = rows.iter().flat_map(|row| &data[row * 256..][..256]).copied().collect();
+        Tensor::from_bytes(DType::Bf16, &bytes, &[1, 1, rows.len(), 128]).unwrap()
+    });
+    let build = || Attention::builder(HeadDim::D128, DType::Bf16);
+    let dense = build().build(&Device::cpu()).unwrap();
+    let sparse = build().select(top_k(0.03) | top_p(0.2)).build(&Device::cpu()).unwrap();
+    let exact = dense.forward(&q, &k, &v).unwrap().out.to_f32_vec().unwrap();
+    let relative_l1 = |found: &[f32]| {
+        let apart: f32 = found.iter().zip(&exact).map(|(a, b)| (a - b).abs()).sum();
+        apart / exact.iter().map(|x| x.abs()).sum::<f32>()
+    };
+    let raster = sparse.forward(&q, &k, &v).unwrap();
+    let grid = TokenGrid::new(cut).unwrap();
+    let [q, k, v] = [q, k, v].map(|x| grid.regroup(&x).unwrap());
+    let cubes = sparse.forward(&q, &k, &v).unwrap();
+    let errors =
+        [&raster.out, &grid.restore(&cubes.out).unwrap()].map(|out| relative_l1(&out.to_f32_vec().unwrap()));
+    let kept = [raster.mask, cubes.mask].map(|mask| 1.0 - mask.sparsity().unwrap());
+    println!("raster and cubes: kept {kept:.4?}, error {errors:.3?}");
+    assert!(errors[1] < 0.7 * errors[0] && kept[1] <= kept[0], "{kept:?} {errors:?}");
 }

@@ -3,6 +3,7 @@
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use tilewright::tensor::TensorError;
+use tilewright::toolchain::ToolchainError;
 
 pyo3::create_exception!(
     tilewright,
@@ -14,7 +15,10 @@ pyo3::create_exception!(
 /// `TypeError` for a dtype, `ValueError` for other arguments, `tilewright.Error` for the rest.
 pub(crate) fn to_python(error: tilewright::Error) -> PyErr {
     use tilewright::Error as E;
-    let text = error.to_string();
+    let mut text = error.to_string();
+    if let E::Toolchain(ToolchainError::NotFound { .. }) = &error {
+        text += "\nFrom Python: `pip install 'tilewright[cuda]'` brings it.";
+    }
     match error {
         E::Tensor(TensorError::DType { .. }) => PyTypeError::new_err(text),
         E::Tensor(_)
@@ -25,6 +29,7 @@ pub(crate) fn to_python(error: tilewright::Error) -> PyErr {
         | E::Bind(_)
         | E::Capture(_)
         | E::Scale { .. }
+        | E::DynamicFunction(_)
         | E::Function { .. } => PyValueError::new_err(text),
         _ => Error::new_err(text),
     }

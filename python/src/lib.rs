@@ -4,6 +4,7 @@
 mod attentions;
 mod call;
 mod error;
+mod functions;
 mod grid;
 mod make;
 mod ops;
@@ -21,6 +22,8 @@ mod _native {
     #[pymodule_export]
     use super::error::Error;
     #[pymodule_export]
+    use super::functions::DeviceFunction;
+    #[pymodule_export]
     use super::grid::TokenGrid;
     #[pymodule_export]
     use super::ops::{attention, block_mask, sparse_attention};
@@ -32,6 +35,12 @@ mod _native {
     /// The package's version.
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+    /// Tells where this Python looks for packages: NVRTC is one of them, as a rule.
+    #[pyfunction]
+    fn set_package_folders(folders: Vec<std::path::PathBuf>) {
+        tilewright::toolchain::set_python_folders(folders);
+    }
 
     /// Looks up what calls need of PyTorch.
     #[pyfunction]

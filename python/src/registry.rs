@@ -22,7 +22,6 @@ pub(crate) const CAUSAL: u64 = 1;
 #[derive(Clone)]
 pub(crate) enum Function {
     /// It changes scores.
-    #[allow(dead_code, reason = "made by the bindings of device functions")]
     Score(Arc<dyn ScoreMod>),
     /// It decides who sees whom.
     Mask(Arc<dyn MaskMod>),
@@ -47,7 +46,6 @@ fn registry(guard: &mut Option<Registry>) -> &mut Registry {
 }
 
 /// Gives a function a number. Whoever holds the number calls [`forget`] at the end.
-#[allow(dead_code, reason = "called by the bindings of device functions")]
 pub(crate) fn register(function: Function) -> u64 {
     let mut guard = lock();
     let registry = registry(&mut guard);
@@ -58,7 +56,6 @@ pub(crate) fn register(function: Function) -> u64 {
 }
 
 /// Drops a function and the attentions that call it. Dropping captured slices waits for the GPU.
-#[allow(dead_code, reason = "called by the bindings of device functions")]
 pub(crate) fn forget(number: u64) {
     let function = registry(&mut lock()).functions.remove(&number);
     drop(function);

@@ -1,17 +1,16 @@
 //! What is called of PyTorch: the few functions that a warm call needs, looked up once.
 
 use pyo3::exceptions::PyRuntimeError;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyTuple;
-use pyo3::{IntoPyObjectExt, intern};
+use pyo3::types::{PyDict, PyTuple};
 use tilewright::DType;
 
 /// PyTorch, once it was imported.
 pub(crate) struct Torch {
     /// `torch.Tensor`.
     pub(crate) tensor: Py<PyAny>,
-    empty: Py<PyAny>,
     empty_like: Py<PyAny>,
     /// `(device index) -> cudaStream_t`; absent in a build without CUDA.
     current_raw_stream: Option<Py<PyAny>>,
@@ -35,7 +34,6 @@ impl Torch {
         let stream = torch.getattr("_C")?.getattr("_cuda_getCurrentRawStream").ok().map(Bound::unbind);
         let bound = Torch {
             tensor: get("Tensor")?,
-            empty: get("empty")?,
             empty_like: get("empty_like")?,
             current_raw_stream: stream,
             dtypes: dtypes
@@ -84,11 +82,8 @@ impl Torch {
         shape: &[usize],
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = tensor.py();
-        let options = pyo3::types::PyDict::new(py);
+        let options = PyDict::new(py);
         options.set_item(intern!(py, "dtype"), self.torch_dtype(dtype)?)?;
-        options.set_item(intern!(py, "device"), tensor.getattr(intern!(py, "device"))?)?;
-        let shape =
-            PyTuple::new(py, shape.iter().map(|&dim| dim.into_py_any(py)).collect::<PyResult<Vec<_>>>()?)?;
-        self.empty.bind(py).call((shape,), Some(&options))
+        tensor.call_method(intern!(py, "new_empty"), (PyTuple::new(py, shape)?,), Some(&options))
     }
 }

@@ -11,10 +11,11 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from . import _torch
+from . import _native, _torch
 from ._native import VERSION as __version__
 from ._native import Error, best_device, gpu_name
 from .functional import attention, block_mask, sparse_attention
+from .functions import DeviceFunction, TranslationError, mask_mod, mask_mod_of, score_mod
 from .grid import TokenGrid
 from .mask import BLOCK_SIZES, BlockMask
 
@@ -25,17 +26,25 @@ if TYPE_CHECKING:
 __all__ = [
     "BLOCK_SIZES",
     "BlockMask",
+    "DeviceFunction",
     "Error",
     "SparseAttention",
     "TokenGrid",
+    "TranslationError",
     "__version__",
     "attention",
     "best_device",
     "block_mask",
     "diffusers",
     "gpu_name",
+    "mask_mod",
+    "mask_mod_of",
+    "score_mod",
     "sparse_attention",
 ]
+
+# NVRTC, which compiles the kernels, is a package too: that of this Python, not of the one that is first on the PATH.
+_native.set_package_folders([folder for folder in sys.path if folder])
 
 # Operators exist before anything is compiled or exported; without PyTorch, or before it, the first call registers them. A
 # PyTorch that is too old is an error of the first call with its tensors: arrays work all the same.

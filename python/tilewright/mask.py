@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any, Optional, Union
 
 from . import _native
 from ._torch import torch_of
+from .functions import TranslationError, mask_mod_of
 
 #: The sparse blocks there are, (queries, keys); the default first.
 BLOCK_SIZES = ((128, 64), (128, 128), (64, 64), (64, 128))
@@ -282,18 +282,13 @@ def _number(what: str, function: Any) -> int:
 
 def _flex_function(mask: Any) -> MaskFunction:
     """The device function for the partial blocks of FlexAttention's mask; None when it would keep everything."""
-    function = mask.mask_mod
-    flex = sys.modules.get("torch.nn.attention.flex_attention")
-    if function is None or function is getattr(flex, "noop_mask", None):
-        return None
-    if isinstance(getattr(function, "number", None), int):
-        return function
-    if int(mask.kv_num_blocks.sum()) == 0:
-        return None
-    raise _native.Error(
-        f"the mask has partial blocks, and its mask_mod ({getattr(function, '__name__', function)!r}) is a Python function: "
-        "wrap it with `tilewright.mask_mod(…)` and pass it as mask_mod"
-    )
+    try:
+        return mask_mod_of(mask)
+    except TranslationError:
+        # Without partial blocks nobody asks it.
+        if int(mask.kv_num_blocks.sum()) == 0:
+            return None
+        raise
 
 
 def _lists_of(map: Any) -> list[Any]:

@@ -20,16 +20,16 @@ pub enum GridError {
     Tile {
         /// Its sides: t, h, w.
         tile: [usize; 3],
-        /// Their product.
-        tokens: u128,
+        /// Their product, or the largest number there is.
+        tokens: usize,
         /// Keys in a sparse block.
         block: usize,
     },
     /// More tokens than a kernel can count.
     #[error("{found} tokens, needed at most {limit}: positions are 32-bit integers")]
     TooLong {
-        /// Tokens of the grid and around it.
-        found: u128,
+        /// Tokens of the grid and around it, or the largest number there is.
+        found: usize,
         /// The most there can be.
         limit: usize,
     },

@@ -110,6 +110,15 @@ impl TokenGrid {
         (self.shape.before, self.shape.after)
     }
 
+    /// The same order of the grid's tokens alone, for tensors without those before and after: CogVideoX's rotary tables, say.
+    /// Tokens and positions count from the grid's first.
+    pub fn video_only(&self) -> TokenGrid {
+        let Shape { grid, tile, before, blocks, ref order, .. } = *self.shape;
+        let cells = order[before..].iter().take(grid.iter().product()).map(|&token| token - before as i32);
+        let shape = Shape { grid, tile, before: 0, after: 0, blocks, order: Vec::new(), inverse: Vec::new() };
+        TokenGrid { stream: self.stream.clone(), ..shape.with(cells) }
+    }
+
     /// All tokens, those before and after the grid included.
     #[expect(clippy::len_without_is_empty, reason = "a grid is never empty")]
     pub fn len(&self) -> usize {
@@ -172,13 +181,12 @@ impl TokenGridBuilder {
             }
         }
         // Saturating: what does not fit is too much either way.
-        let product =
-            |sizes: [usize; 3]| sizes.iter().fold(1u128, |all, &side| all.saturating_mul(side as u128));
-        if product(tile) != blocks.kv() as u128 {
+        let product = |sizes: [usize; 3]| sizes.into_iter().fold(1, usize::saturating_mul);
+        if product(tile) != blocks.kv() {
             return Err(GridError::Tile { tile, tokens: product(tile), block: blocks.kv() }.into());
         }
-        let found = product(grid).saturating_add(before as u128).saturating_add(after as u128);
-        if found > MOST_TOKENS as u128 {
+        let found = product(grid).saturating_add(before).saturating_add(after);
+        if found > MOST_TOKENS {
             return Err(GridError::TooLong { found, limit: MOST_TOKENS }.into());
         }
         let mut cells = order::cells(grid, tile);
@@ -187,17 +195,23 @@ impl TokenGridBuilder {
         let fill = (before.next_multiple_of(unit) - before).min(cells.len());
         cells.rotate_right(fill);
 
-        let (first_after, all) = (before + cells.len(), found as usize);
-        let mut order = Vec::with_capacity(all);
-        order.extend(0..before as i32);
-        order.extend(cells.into_iter().map(|cell| before as i32 + cell));
-        order.extend(first_after as i32..all as i32);
-        let mut inverse = vec![0; all];
-        for (position, &token) in order.iter().enumerate() {
-            inverse[token as usize] = position as i32;
+        Ok(Shape { grid, tile, before, after, blocks, order: Vec::new(), inverse: Vec::new() }.with(cells))
+    }
+}
+
+impl Shape {
+    /// The grid whose cells come in this order.
+    fn with(mut self, cells: impl IntoIterator<Item = i32>) -> TokenGrid {
+        let (before, after) = (self.before as i32, self.after as i32);
+        self.order.extend(0..before);
+        self.order.extend(cells.into_iter().map(|cell| before + cell));
+        let first_after = self.order.len() as i32;
+        self.order.extend(first_after..first_after + after);
+        self.inverse = vec![0; self.order.len()];
+        for (position, &token) in self.order.iter().enumerate() {
+            self.inverse[token as usize] = position as i32;
         }
-        let shape = Arc::new(Shape { grid, tile, before, after, blocks, order, inverse });
-        Ok(TokenGrid { shape, gpus: Arc::default(), stream: None })
+        TokenGrid { shape: Arc::new(self), gpus: Arc::default(), stream: None }
     }
 }
 

@@ -69,7 +69,7 @@ mod tests {
                 assert_eq!((strips[0].start, strips.last().unwrap().end), (0, length));
                 assert!(strips.windows(2).all(|pair| pair[0].end == pair[1].start));
                 assert!(
-                    strips.iter().all(|strip| strip.len() > 0 && strip.len() <= 2 * side),
+                    strips.iter().all(|strip| !strip.is_empty() && strip.len() <= 2 * side),
                     "{length} {side}"
                 );
             }

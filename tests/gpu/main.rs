@@ -1,5 +1,7 @@
 //! What runs on a GPU, against the f64 oracle. Without a GPU every test here is listed as ignored, with the reason.
 
+mod caller;
+mod choice;
 mod forward;
 mod functions;
 mod mask;
@@ -18,7 +20,9 @@ use tilewright::Device;
 /// A test: its name and what it does on the GPU.
 type Test = (&'static str, fn(&Device) -> Result<(), Failed>);
 
-const GROUPS: [&[Test]; 9] = [
+const GROUPS: [&[Test]; 11] = [
+    caller::TESTS,
+    choice::TESTS,
     forward::TESTS,
     functions::TESTS,
     mask::TESTS,
@@ -31,6 +35,9 @@ const GROUPS: [&[Test]; 9] = [
 ];
 
 fn main() -> std::process::ExitCode {
+    if choice::child() {
+        return std::process::ExitCode::SUCCESS;
+    }
     let arguments = Arguments::from_args();
     let cache = tempfile::tempdir().expect("a folder for the cache");
     // SAFETY: nothing else runs yet. The tests start from an empty cache of their own; where they do not ask for the tuner,
