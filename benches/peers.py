@@ -167,8 +167,8 @@ def table(results):
         for peer, what in dict.fromkeys((row.peer, row.what) for row in rows):
             cells = {f"{100 * row.kept:.0f}": row for row in rows if (row.peer, row.what) == (peer, what)}
             print(f"| {peer}, {what} | " + " | ".join(cell(cells.get(share)) for share in shares) + " |")
-    for who, reason in results.missing.items():
-        print(f"missing: {who}: {reason}")
+    for reason in dict.fromkeys(results.missing.values()):
+        print(f"missing: {'; '.join(who for who, why in results.missing.items() if why == reason)}: {reason}")
 
 
 def cell(row):
@@ -218,7 +218,7 @@ def main():
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--kept", nargs="+", type=float, default=KEPT, metavar="PERCENT")
     parser.add_argument("--only", nargs="+", choices=[key for key, _ in peers()], help="these peers alone")
-    parser.add_argument("--uneven", action="store_true", help="a tenth of the rows keep ten times as many blocks as the others")
+    parser.add_argument("--uneven", action="store_true", help="a tenth of the rows keep ten times as many blocks as the others; a row cannot keep more than all, so that above 19 %% less is kept")
     parser.add_argument("--quick", action="store_true", help="fewer calls of each")
     parser.add_argument("--seconds", type=int, default=240, help="begin no measurement after that long (default %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the measurements")
