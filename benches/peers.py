@@ -218,7 +218,8 @@ def main():
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--kept", nargs="+", type=float, default=KEPT, metavar="PERCENT")
     parser.add_argument("--only", nargs="+", choices=[key for key, _ in peers()], help="these peers alone")
-    parser.add_argument("--uneven", action="store_true", help="a tenth of the rows keep ten times as many blocks as the others; a row cannot keep more than all, so that above 19 %% less is kept")
+    uneven = "a tenth of the rows keep ten times as many blocks as the others; above 19 %% those are full, and less is kept in all"
+    parser.add_argument("--uneven", action="store_true", help=uneven)
     parser.add_argument("--quick", action="store_true", help="fewer calls of each")
     parser.add_argument("--seconds", type=int, default=240, help="begin no measurement after that long (default %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the measurements")

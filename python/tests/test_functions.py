@@ -597,7 +597,6 @@ def test_flex_attention_block_masks_as_they_are():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(torch is None or not torch.cuda.is_available(), reason="no GPU")
 def test_the_gpu_agrees_with_the_cpu_executor(monkeypatch):
     # Timing every schedule for every function would take minutes, and is tested elsewhere.
     monkeypatch.setenv("TILEWRIGHT_POLICY", "first-valid")

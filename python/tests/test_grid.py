@@ -62,7 +62,8 @@ def test_strides(device):
     whole = torch.randn(2, 270 + 10, 24, device=device, dtype=torch.float16)
     heads = torch.randn(2, 270, 3, 16, device=device, dtype=torch.float16).transpose(1, 2)
     channels = torch.randn(2, 24, 270, device=device).transpose(1, 2)
-    for x, dim in [(whole[:, 10:], 1), (whole[:, 3:273, :16], 1), (whole[:, 10:, 1:17], 1), (heads, 2), (channels, 1), (whole[:1, :270].expand(2, -1, -1), 1)]:
+    parts = whole[:, 10:], whole[:, 3:273, :16], whole[:, 10:, 1:17], channels, whole[:1, :270].expand(2, -1, -1)
+    for x, dim in [(heads, 2), *((part, 1) for part in parts)]:
         assert torch.equal(grid.regroup(x, dim), x.index_select(dim, order))
 
 

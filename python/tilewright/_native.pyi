@@ -1,12 +1,28 @@
 """The native module. Its functions take the arguments of the package's own, in order, with device functions by number."""
 
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 VERSION: str
 CAUSAL: int
 
 class Error(RuntimeError):
     """What a call could not do for a reason other than its arguments: a GPU, NVRTC, the cache, or something not there yet."""
+
+class DeviceFunction:
+    """A checked score or mask function with the values of its captures: `tilewright.DeviceFunction` wraps it."""
+
+    def __init__(self, kind: str, source: str, captures: list[tuple[str, Any]]) -> None: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def cuda(self) -> str: ...
+    def run(self, score: float, b: int, h: int, q: int, kv: int) -> Union[float, bool]: ...
 
 def best_device() -> str: ...
 def gpu_name(ordinal: int) -> str: ...
