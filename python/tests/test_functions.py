@@ -578,6 +578,29 @@ def test_equal_functions_share_a_number_and_numbers_end():
     assert mask_mod(make_window(4)).number != number
 
 
+def test_copies_and_pickles():
+    import copy
+    import pickle
+
+    made = score_mod(softcap).bind(CAP=3.0)
+    assert copy.copy(made) is made and copy.deepcopy({"f": made})["f"] is made
+    again = pickle.loads(pickle.dumps(made))
+    assert again == made and again.captures == {"CAP": 3.0}
+
+
+@needs_torch
+def test_compiled_calls():
+    torch.manual_seed(2)
+    q, k, v = (torch.randn(1, 2, 200, DIM).to(torch.bfloat16) for _ in range(3))
+    window, bias = mask_mod(make_window(30)), score_mod(relative)
+
+    def call(q, k, v):
+        return tilewright.sparse_attention(q, k, v, top_k=0.5, block_size=(64, 64), score_mod=bias, mask_mod=window)
+
+    compiled = torch.compile(call, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(q, k, v), call(q, k, v))
+
+
 @needs_torch
 def test_flex_attention_block_masks_as_they_are():
     flex = pytest.importorskip("torch.nn.attention.flex_attention")
@@ -768,6 +791,9 @@ def test_refusals_of_torch():
     refused("score_mod", lambda s, b, h, q, kv: s + vector[q, kv], "1 dimension(s), 2 were indexed")
     refused("score_mod", lambda s, b, h, q, kv: torch.matmul(s, s), "`torch.matmul` cannot be called")
     refused("score_mod", lambda s, b, h, q, kv: s.to(torch.bfloat16), "`bfloat16` is no type of a score or mask function")
+    refused("score_mod", lambda s, b, h, q, kv: s if vector else 0.0, "this is no condition, Python says RuntimeError")
+    meta = torch.zeros(4, device="meta")
+    refused("score_mod", lambda s, b, h, q, kv: s + meta[q], "`meta` cannot be read")
     big = torch.tensor([2**40])
     refused("mask_mod", lambda b, h, q, kv: big[q] == 0, "integers that do not fit an i32")
 
@@ -779,11 +805,15 @@ def test_functions_without_text():
 
 
 def test_deep_expressions_are_refused_in_words():
-    nested = "q" + " + (q" * 80 + ")" * 80
+    for nested, needed in [("q" + " + (q" * 80 + ")" * 80, "nest 64 deep"), (" + ".join(["q"] * 120), "nest 100 deep"), (" + ".join(["q"] * 900), "deep")]:
+        deep(nested, needed)
+
+
+def deep(nested, needed):
     space: dict = {"__name__": "deep"}
     text = f"def deep(b, h, q, kv):\n    return {nested} > kv\n"
     import linecache
 
     linecache.cache["<deep>"] = (len(text), None, text.splitlines(True), "<deep>")
     exec(compile(text, "<deep>", "exec"), space)
-    refused("mask_mod", space["deep"], "nest 64 deep")
+    refused("mask_mod", space["deep"], needed)

@@ -76,7 +76,13 @@ def translate(kind: str, function: Any, overrides: dict[str, Any] | None = None)
 
     Raises ``TranslationError``.
     """
-    return Walk(kind).run(function, overrides or {})
+    walk = Walk(kind)
+    try:
+        return walk.run(function, overrides or {})
+    except RecursionError:
+        frame = walk.frames[-1]
+        reason = "its expressions nest too deep: name parts of them"
+        raise TranslationError(frame.name, reason, frame.place) from None
 
 
 def unwrap(function: Any) -> Any:
@@ -417,11 +423,11 @@ class Walk(Statements):
     def _joined(self, values: list, node: ast.AST, *, all_of: bool) -> Any:
         rest: list[Any] = []
         for value in values:
-            if isinstance(value, Static) and (value.literal or not _is_number(value.obj)):
-                if bool(value.obj) != all_of:
-                    return Static.of(not all_of)
-            else:
+            decided = self.decided(value, node)
+            if decided is None:
                 rest.append(value)
+            elif decided != all_of:
+                return Static.of(not all_of)
         if not rest:
             return Static.of(all_of)
         symbols = []
@@ -434,16 +440,19 @@ class Walk(Statements):
 
     def _ifexp(self, node: ast.IfExp) -> Any:
         condition = self.expr(node.test)
-        decided = self.decided(condition)
+        decided = self.decided(condition, node.test)
         if decided is not None:
             return self.expr(node.body if decided else node.orelse)
         yes, no = self.symbol(self.expr(node.body), node.body), self.symbol(self.expr(node.orelse), node.orelse)
         return self.do.select(self.symbol(condition, node.test), yes, no)
 
-    def decided(self, condition: Any) -> bool | None:
+    def decided(self, condition: Any, node: ast.AST) -> bool | None:
         """A condition that is known and no capture."""
         if isinstance(condition, Static) and (condition.literal or not _is_number(condition.obj)):
-            return bool(condition.obj)
+            try:
+                return bool(condition.obj)
+            except Exception as error:
+                self.fail(node, f"this is no condition, Python says {type(error).__name__}: {error}")
         return None
 
     def _subscript(self, node: ast.Subscript) -> Any:
