@@ -6,6 +6,7 @@ use crate::codegen::lower::CaptureError;
 use crate::compile::CompileError;
 use crate::device::DeviceError;
 use crate::dynamic::FunctionError;
+use crate::grid::GridError;
 use crate::launch::BindError;
 use crate::mask::MaskError;
 use crate::select::SelectError;
@@ -26,6 +27,9 @@ pub enum Error {
     /// A block mask that cannot be made or used as asked.
     #[error(transparent)]
     Mask(#[from] MaskError),
+    /// A token grid that cannot be made, or a tensor that is not of it.
+    #[error(transparent)]
+    Grid(#[from] GridError),
     /// A head dimension no kernel takes, or not the one built for.
     #[error(transparent)]
     HeadDim(#[from] HeadDimError),
@@ -102,6 +106,9 @@ pub enum Error {
         /// The argument.
         what: &'static str,
     },
+    /// Rows that would be read and written at once.
+    #[error("the tensor and its result share their memory, but rows change places: write to another tensor")]
+    SharedRows,
     /// Something only a GPU has.
     #[error("{what} was given, but the attention runs on the CPU: build it for `Device::cuda(n)`")]
     NotOnGpu {

@@ -15,6 +15,7 @@ pub mod device;
 mod dynamic;
 mod error;
 pub mod function;
+pub mod grid;
 // Generated; formatted by the generator.
 #[rustfmt::skip]
 #[path = "../generated/mod.rs"]
@@ -34,6 +35,7 @@ pub use device::Device;
 pub use dynamic::{DynamicMaskMod, DynamicScoreMod, FunctionError};
 pub use error::Error;
 pub use function::{CaptureValue, DeviceFn, MaskMod, ScoreMod};
+pub use grid::{GridError, TokenGrid, TokenGridBuilder};
 pub use mask::{BlockIndex, BlockMask, BlockSize, DenseMap, MaskError};
 pub use select::{Selection, top_k, top_p};
 pub use tensor::Tensor;

@@ -1,8 +1,21 @@
-"""What the tests share. Tests marked `gpu` are skipped, with the reason, where PyTorch sees no GPU."""
+"""What the tests share. Tests marked `gpu` are skipped, with the reason, where PyTorch sees no GPU.
 
+Unless told otherwise they start from an empty kernel cache and take the preferred schedule: tuning every random size would take
+hours, and what it picks is not what they test. `test_cuda.py` has one test of a tuned call.
+"""
+
+import atexit
 import importlib.util
+import os
+import shutil
+import tempfile
 
 import pytest
+
+os.environ.setdefault("TILEWRIGHT_POLICY", "first-valid")
+if "TILEWRIGHT_CACHE" not in os.environ:
+    os.environ["TILEWRIGHT_CACHE"] = tempfile.mkdtemp(prefix="tilewright-tests-")
+    atexit.register(shutil.rmtree, os.environ["TILEWRIGHT_CACHE"], ignore_errors=True)
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 

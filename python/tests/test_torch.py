@@ -1,5 +1,8 @@
 """Tensors of PyTorch, on the CPU executor and on a GPU: the same tests for both."""
 
+import os
+import shutil
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -7,6 +10,9 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 import tilewright  # noqa: E402
 
 F = torch.nn.functional
+
+#: What PyTorch's inductor compiles its launchers with.
+COMPILER = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
 
 
 def tensors(device, shape, kv_shape=None, dtype=torch.bfloat16, seed=0):
@@ -152,26 +158,37 @@ def test_a_mask_of_flex_attention(device):
 def test_a_mask_of_flex_attention_with_partial_blocks(device):
     flex = pytest.importorskip("torch.nn.attention.flex_attention")
     q, k, v = tensors(device, (1, 2, 500, 64))
-    causal = flex.create_block_mask(lambda b, h, q, kv: q >= kv, 1, 1, 500, 500, device=device, BLOCK_SIZE=128)
-    with pytest.raises((tilewright.Error, ValueError), match="mask_mod"):
-        unwrapped = tilewright.BlockMask.from_flex(causal)
-        # Where Python functions are translated, an untranslatable one is the error; this one is not.
-        raise ValueError(f"mask_mod was taken: {unwrapped.mask_mod}")
-    out = tilewright.attention(
-        q,
-        k,
-        v,
-        tilewright.BlockMask(
-            causal.kv_num_blocks,
-            causal.kv_indices,
-            causal.full_kv_num_blocks,
-            causal.full_kv_indices,
-            BLOCK_SIZE=128,
-            seq_lengths=(500, 500),
-            mask_mod="causal",
-        ),
-    )
-    check(out, dense(q, k, v, torch.ones(500, 500, dtype=torch.bool).tril()))
+    keep = torch.ones(500, 500, dtype=torch.bool).tril()
+
+    def causal(b, h, q, kv):
+        return q >= kv
+
+    blocks = flex.create_block_mask(causal, 1, 1, 500, 500, device=device, BLOCK_SIZE=128)
+    assert int(blocks.kv_num_blocks.sum()) > 0
+    check(tilewright.attention(q, k, v, blocks), dense(q, k, v, keep))
+    lists = (blocks.kv_num_blocks, blocks.kv_indices, blocks.full_kv_num_blocks, blocks.full_kv_indices)
+    ours = tilewright.BlockMask(*lists, BLOCK_SIZE=128, seq_lengths=(500, 500), mask_mod="causal")
+    check(tilewright.attention(q, k, v, ours), dense(q, k, v, keep))
+
+    def unknown(b, h, q, kv):
+        return q >= kv if os.environ else q < kv
+
+    blocks.mask_mod = unknown
+    with pytest.raises(tilewright.TranslationError, match="unknown"):
+        tilewright.attention(q, k, v, blocks)
+    whole = flex.create_block_mask(lambda b, h, q, kv: q // 128 >= kv // 128, 1, 1, 512, 512, device=device, BLOCK_SIZE=128)
+    whole.mask_mod = unknown
+    x, y, z = tensors(device, (1, 2, 512, 64))
+    index = torch.arange(512) // 128
+    check(tilewright.attention(x, y, z, whole), dense(x, y, z, index[:, None] >= index))
+
+
+def test_a_mask_of_flex_attention_with_other_blocks(device):
+    flex = pytest.importorskip("torch.nn.attention.flex_attention")
+    q, k, v = tensors(device, (1, 2, 512, 64))
+    blocks = flex.create_block_mask(lambda b, h, q, kv: q >= kv, 1, 1, 512, 512, device=device, BLOCK_SIZE=256)
+    with pytest.raises(ValueError, match=r"sparse blocks of \(256, 256\) \(queries, keys\), needed one of"):
+        tilewright.attention(q, k, v, blocks)
 
 
 def test_no_keys_and_no_queries(device):
@@ -226,8 +243,8 @@ def test_opcheck(device, case):
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compile_without_a_break(device, backend):
-    if backend == "inductor" and device == "cpu":
-        pytest.skip("inductor on the CPU needs a C++ compiler; the graph is the same")
+    if backend == "inductor" and (device == "cpu" or not COMPILER):
+        pytest.skip("inductor needs a GPU and a C compiler; the graph is the same")
 
     def layer(q, k, v, top_k):
         out, lse, mask = tilewright.sparse_attention(
@@ -242,6 +259,24 @@ def test_compile_without_a_break(device, backend):
         q, k, v = tensors(device, (2, seq, 3, 64), seed=seed)
         for found, expected in zip(compiled(q, k, v, 0.4), layer(q, k, v, 0.4)):
             check(found, expected.double().cpu(), 1e-2)
+
+
+def test_compile_with_functions(device):
+    q, k, v = tensors(device, (1, 2, 300, 64))
+    bias = tilewright.score_mod(lambda score, b, h, q, kv: score - 0.01 * abs(q - kv))
+    window = tilewright.mask_mod(lambda b, h, q, kv: abs(q - kv) < 100)
+
+    def call(q, k, v):
+        return tilewright.sparse_attention(q, k, v, top_k=0.6, score_mod=bias, mask_mod=window)
+
+    expected = call(q, k, v)
+    assert torch.equal(torch.compile(call, fullgraph=True, backend="aot_eager")(q, k, v), expected)
+    assert not torch.equal(expected, tilewright.sparse_attention(q, k, v, top_k=0.6, mask_mod=window))
+    index = torch.arange(300)
+    apart = (index[:, None] - index).abs()
+    everything = tilewright.sparse_attention(q, k, v, top_k=1.0, score_mod=bias, mask_mod=window)
+    bias_map = torch.where(apart < 100, -0.01 * apart.double(), -torch.inf)
+    check(everything, F.scaled_dot_product_attention(*(x.double().cpu() for x in (q, k, v)), attn_mask=bias_map))
 
 
 def test_compile_of_a_mask_of_flex_attention(device):

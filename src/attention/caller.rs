@@ -88,7 +88,7 @@ impl Attention {
         let mut work = pipeline.scratch(&self.rule, q, k, &mut memory)?;
         let mut lists = pipeline.lists(&self.rule, q, k, false, &mut memory)?;
         pipeline.select(&self.rule, q, k, &mut work, &mut lists)?;
-        pipeline.attend(&self.rule, [q, k, v], (&lists.kv, lists.full_kv.as_ref()), out, lse)
+        pipeline.attend(&self.rule, [q, k, v], (&lists.kv, lists.full_kv.as_ref()), None, [out, lse])
     }
 
     /// As [`mask`](Self::mask), into `lists`.
@@ -149,7 +149,7 @@ impl Attention {
         if is_empty(q, k) {
             return nothing(cuda, out, lse);
         }
-        pipeline.attend(&self.rule, [q, k, v], (kv, full_kv), out, lse)
+        pipeline.attend(&self.rule, [q, k, v], (kv, full_kv), None, [out, lse])
     }
 
     /// Whether the kernels for tensors of these shapes are chosen: a call only launches then, and neither compiles nor

@@ -1,5 +1,6 @@
 //! The chain of kernels on a GPU: pool → score → (classify) → select → transpose → forward. Nothing goes to the host.
 
+use super::advice::advise;
 use super::{MaskLists, Rule, oracle};
 use crate::codegen::lower::{DeviceFunction, FunctionKind};
 use crate::device::{CudaDevice, Device};
@@ -176,13 +177,13 @@ impl Pipeline {
 
     /// Whether every kernel is chosen for the sizes of `q` and `k`. The index by key block does not count.
     pub(super) fn is_warm(&self, rule: &Rule, q: &Tensor, k: &Tensor) -> bool {
-        let bucket = bucket(rule, q, k);
+        let bucket = bucket(rule, q, k, None);
         self.forward.knows(bucket) && self.select.knows(bucket)
     }
 
     /// Whether the forward is chosen for the sizes of `q` and `k`.
     pub(super) fn is_warm_for_lists(&self, rule: &Rule, q: &Tensor, k: &Tensor) -> bool {
-        self.forward.knows(bucket(rule, q, k))
+        self.forward.knows(bucket(rule, q, k, None))
     }
 
     /// Whether blocks that the mask function keeps as a whole are listed apart.
@@ -199,7 +200,20 @@ impl Pipeline {
         scratch: &mut Scratch,
         lists: &mut MaskLists,
     ) -> Result<(), Error> {
-        let bucket = bucket(rule, q, k);
+        self.run_selection(rule, q, k, scratch, lists).map_err(|error| advise(error, rule, q, k))
+    }
+
+    fn run_selection(
+        &self,
+        rule: &Rule,
+        q: &Tensor,
+        k: &Tensor,
+        scratch: &mut Scratch,
+        lists: &mut MaskLists,
+    ) -> Result<(), Error> {
+        let (bucket, sizes) = (bucket(rule, q, k, None), sizes(rule, q, k));
+        let device = &self.device;
+        let split = self.classify.is_some();
         let Scratch { means, logits, classes, keep } = scratch;
         let MaskLists { kv, full_kv, q: by_kv, full_q: full_by_kv } = lists;
         if let (None, Some(cuda)) = (&self.rank, self.device.as_cuda()) {
@@ -208,22 +222,40 @@ impl Pipeline {
         }
         if let (Some(rank), Some((q_mean, k_mean))) = (&self.rank, &mut *means) {
             let close = |tensor: &Tensor| Outputs::new(vec![tensor.clone()], Tolerance::Close(1e-5));
-            let outputs = rank.pool_q.outputs(bucket, || close(q_mean));
+            let outputs = rank.pool_q.outputs(bucket, || {
+                let dims = [("batch", q.shape()[0]), ("heads", q.shape()[1]), ("seq", q.shape()[2])];
+                let block = rule.blocks.q();
+                close(q_mean)
+                    .sized(&dims)
+                    .with_oracle(move |kernel| oracle::check_pool(rule, device, block, kernel))
+            });
             rank.pool_q.run(bucket, outputs, &mut |kernel| {
                 kernel.launch(&pool::Args { x: q, mean: q_mean }, None)
             })?;
-            let outputs = rank.pool_kv.outputs(bucket, || close(k_mean));
+            let outputs = rank.pool_kv.outputs(bucket, || {
+                let dims = [("batch", k.shape()[0]), ("heads", k.shape()[1]), ("seq", k.shape()[2])];
+                let block = rule.blocks.kv();
+                close(k_mean)
+                    .sized(&dims)
+                    .with_oracle(move |kernel| oracle::check_pool(rule, device, block, kernel))
+            });
             rank.pool_kv.run(bucket, outputs, &mut |kernel| {
                 kernel.launch(&pool::Args { x: k, mean: k_mean }, None)
             })?;
-            let outputs = rank.score.outputs(bucket, || close(logits));
+            let outputs = rank.score.outputs(bucket, || {
+                close(logits).sized(&sizes).with_oracle(|kernel| oracle::check_score(rule, device, kernel))
+            });
             rank.score.run(bucket, outputs, &mut |kernel| {
                 kernel.launch(&score::Args { q_mean, k_mean, logits, scale: rule.scale }, None)
             })?;
         }
         if let (Some((kernel, functions)), Some(classes)) = (&self.classify, &mut *classes) {
             let (seq_q, seq_kv) = (q.shape()[2] as i32, k.shape()[2] as i32);
-            let outputs = kernel.outputs(bucket, || Outputs::new(vec![classes.clone()], Tolerance::Exact));
+            let outputs = kernel.outputs(bucket, || {
+                Outputs::new(vec![classes.clone()], Tolerance::Exact)
+                    .sized(&sizes)
+                    .with_oracle(|kernel| oracle::check_classify(rule, device, functions, kernel))
+            });
             kernel.run(bucket, outputs, &mut |kernel| {
                 kernel.launch(&classify::Args { classes, seq_q, seq_kv }, Some(functions))
             })?;
@@ -232,15 +264,15 @@ impl Pipeline {
             let full = full_kv.as_ref().map(|full| full.counts.clone());
             let tensors = [Some(kv.counts.clone()), full, Some(keep.clone())];
             Outputs::new(tensors.into_iter().flatten().collect(), Tolerance::Mostly(0.01))
+                .sized(&sizes)
+                .with_oracle(|kernel| oracle::check_select(rule, device, split, kernel))
         });
         // Long rows are worked on in place: what one candidate leaves is no input for the next.
         let again = match &self.rank {
             Some(rank) if outputs.is_some() && logits.shape()[3] > LONG_ROW => rank.score.chosen(bucket),
             _ => None,
         };
-        let (top_k, top_p) =
-            // Without a rule every admissible block is kept: a mass of 1 is all of them.
-            rule.selection.map_or((0.0, 1.0), |selection| (selection.k_f32(), selection.p_f32()));
+        let (top_k, top_p) = rule.thresholds();
         self.select.run(bucket, outputs, &mut |kernel| {
             if let (Some(score), Some((q_mean, k_mean))) = (&again, &means) {
                 score.launch(&score::Args { q_mean, k_mean, logits, scale: rule.scale }, None)?;
@@ -264,6 +296,8 @@ impl Pipeline {
             let full = full_by_kv.as_ref().map(|full| full.counts.clone());
             let tensors = [Some(by_kv.counts.clone()), Some(by_kv.indices.clone()), full];
             Outputs::new(tensors.into_iter().flatten().collect(), Tolerance::Exact)
+                .sized(&sizes)
+                .with_oracle(|kernel| oracle::check_transpose(rule, device, split, kernel))
         });
         self.transpose.run(bucket, outputs, &mut |kernel| {
             let (full_q_counts, full_q_indices) = parts(full_by_kv);
@@ -278,21 +312,22 @@ impl Pipeline {
         })
     }
 
-    /// Attention over the kept blocks, into `out` and `lse`.
+    /// Attention over the kept blocks, into `out` and `lse`. `density` is the share of blocks kept, where it is known.
     pub(super) fn attend(
         &self,
         rule: &Rule,
         [q, k, v]: [&Tensor; 3],
         (kv, full_kv): (&BlockIndex, Option<&BlockIndex>),
-        out: &mut Tensor,
-        lse: &mut Tensor,
+        density: Option<f64>,
+        [out, lse]: [&mut Tensor; 2],
     ) -> Result<(), Error> {
-        let bucket = bucket(rule, q, k);
+        let bucket = bucket(rule, q, k, density);
         let outputs = self.forward.outputs(bucket, || {
             Outputs::new(vec![out.clone(), lse.clone()], Tolerance::Close(FORWARD_TOLERANCE))
+                .sized(&sizes(rule, q, k))
                 .with_oracle(|kernel| oracle::check_forward(rule, &self.device, &self.functions, kernel))
         });
-        self.forward.run(bucket, outputs, &mut |kernel| {
+        let launched = self.forward.run(bucket, outputs, &mut |kernel| {
             let args = forward::Args {
                 q,
                 k,
@@ -306,22 +341,38 @@ impl Pipeline {
                 scale: rule.scale,
             };
             kernel.launch(&args, Some(&self.functions))
-        })
+        });
+        launched.map_err(|error| advise(error, rule, q, k))
     }
 }
 
 /// Key blocks from which `select` may overwrite its logits: 12 a thread of its smallest schedule.
 const LONG_ROW: usize = 12 * 64;
 
-/// The sizes the tuner goes by. The density is what the rule asks for: the mask's own is on the GPU, and reading it
-/// would make every call wait.
-fn bucket(rule: &Rule, q: &Tensor, k: &Tensor) -> Bucket {
-    let density = rule.selection.map_or(1.0, |selection| match (selection.k(), selection.p()) {
+/// The sizes the tuner goes by. The density is the mask's own where the host knows it, else what the rule asks for: a
+/// selected mask is on the GPU, and reading it would make every call wait.
+fn bucket(rule: &Rule, q: &Tensor, k: &Tensor, density: Option<f64>) -> Bucket {
+    let asked = rule.selection.map_or(1.0, |selection| match (selection.k(), selection.p()) {
         (Some(k), _) => k,
         (None, p) => p.unwrap_or(1.0),
     });
+    let density = density.unwrap_or(asked);
     let [batch, heads, seq_q] = [0, 1, 2].map(|axis| q.shape()[axis]);
     Bucket::of(&Workload { batch, heads, seq_q, seq_kv: k.shape()[2], density })
+}
+
+/// The dimensions that the chain's declarations name, for the tuner's model.
+fn sizes(rule: &Rule, q: &Tensor, k: &Tensor) -> [(&'static str, usize); 6] {
+    let [batch, heads, seq_q] = [0, 1, 2].map(|axis| q.shape()[axis]);
+    let seq_kv = k.shape()[2];
+    [
+        ("batch", batch),
+        ("heads", heads),
+        ("seq_q", seq_q),
+        ("seq_kv", seq_kv),
+        ("q_blocks", seq_q.div_ceil(rule.blocks.q())),
+        ("kv_blocks", seq_kv.div_ceil(rule.blocks.kv())),
+    ]
 }
 
 /// `[batch, heads, q_blocks, kv_blocks]` of `q` and `k`.

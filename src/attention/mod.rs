@@ -15,6 +15,7 @@
 //! # Ok::<(), tilewright::Error>(())
 //! ```
 
+mod advice;
 mod builder;
 mod caller;
 mod gpu;
@@ -55,6 +56,11 @@ struct Rule {
 }
 
 impl Rule {
+    /// What the selection kernel takes for k and p: without a rule every admissible block is kept, a mass of 1.
+    fn thresholds(&self) -> (f32, f32) {
+        self.selection.map_or((0.0, 1.0), |selection| (selection.k_f32(), selection.p_f32()))
+    }
+
     fn validate(&self) -> Result<(), Error> {
         if !self.scale.is_finite() {
             return Err(Error::Scale { found: self.scale });
@@ -246,7 +252,8 @@ impl Attention {
         };
         let mut out = Tensor::uninit(&self.device, rule.dtype, q.shape())?;
         let mut lse = Tensor::uninit(&self.device, DType::F32, &q.shape()[..3])?;
-        pipeline.attend(rule, [q, k, v], (mask.kv(), mask.full_kv()), &mut out, &mut lse)?;
+        let density = mask.known_density();
+        pipeline.attend(rule, [q, k, v], (mask.kv(), mask.full_kv()), density, [&mut out, &mut lse])?;
         Ok((out, lse))
     }
 

@@ -90,7 +90,7 @@ impl Attention {
             (Some(pipeline), Some((scratch, lists))) => {
                 pipeline.select(&self.rule, q, k, scratch, lists)?;
                 let Output { out, lse, mask } = &mut workspace.output;
-                pipeline.attend(&self.rule, [q, k, v], (mask.kv(), mask.full_kv()), out, lse)?;
+                pipeline.attend(&self.rule, [q, k, v], (mask.kv(), mask.full_kv()), None, [out, lse])?;
             }
             _ => workspace.output = self.forward(q, k, v)?,
         }

@@ -390,6 +390,10 @@ fn inquire(context: &CudaContext, driver_version: (i32, i32)) -> Result<DeviceIn
         arch: arch.to_string(),
         sm_count: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         smem_optin_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        smem_per_sm_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
+        threads_per_sm: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?,
+        threads_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
+        uuid: uuid(cuda("cuDeviceGetUuid", context.uuid())?.bytes.map(|byte| byte as u8)),
         registers_per_sm: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR)?,
         l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
         memory_clock_khz: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)
@@ -398,6 +402,14 @@ fn inquire(context: &CudaContext, driver_version: (i32, i32)) -> Result<DeviceIn
         name,
         driver_version,
     })
+}
+
+/// As `nvidia-smi -L` prints it.
+fn uuid(bytes: [u8; 16]) -> String {
+    let hex = |range: std::ops::Range<usize>| {
+        bytes[range].iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+    };
+    format!("GPU-{}-{}-{}-{}-{}", hex(0..4), hex(4..6), hex(6..8), hex(8..10), hex(10..16))
 }
 
 /// Lets the driver's memory pool keep what is freed. By default every synchronisation gives it back to the system,

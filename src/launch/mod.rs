@@ -18,6 +18,7 @@
 //! ```
 
 mod bind;
+mod choose;
 mod error;
 mod functions;
 mod kernel;

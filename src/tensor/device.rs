@@ -138,6 +138,15 @@ impl Tensor {
         }
     }
 
+    /// The GPU it is on, with its stream; `None` on the CPU.
+    pub(crate) fn cuda_device(&self) -> Result<Option<CudaDevice>, Error> {
+        Ok(match &self.storage {
+            Storage::Host(_) => None,
+            Storage::Cuda(storage) => Some(storage.device.clone()),
+            Storage::External(memory) => Some(memory.device()?),
+        })
+    }
+
     /// The device address of the first element; `None` on the CPU.
     pub(crate) fn device_pointer(&self) -> Option<u64> {
         match &self.storage {

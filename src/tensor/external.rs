@@ -111,3 +111,64 @@ impl External {
         CudaDevice::new(self.ordinal)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(address: u64, shape: &[usize], strides: &[usize]) -> Tensor {
+        // SAFETY: nothing looks at the elements.
+        unsafe { Tensor::from_device_pointer(0, address, DType::Bf16, shape, strides) }.unwrap()
+    }
+
+    #[test]
+    fn dense_is_without_gaps_in_any_order() {
+        for (shape, strides, dense) in [
+            ([2, 3, 4, 8], [96, 32, 8, 1], true),
+            ([2, 3, 4, 8], [96, 8, 24, 1], true),
+            ([1, 3, 4, 8], [7, 8, 24, 1], true),
+            ([2, 0, 4, 8], [1, 1, 1, 1], true),
+            ([2, 3, 4, 8], [192, 64, 16, 1], false),
+            ([2, 3, 4, 8], [0, 32, 8, 1], false),
+            ([2, 3, 4, 8], [96, 32, 8, 2], false),
+        ] {
+            assert_eq!(view(4096, &shape, &strides).is_dense(), dense, "{shape:?} {strides:?}");
+        }
+    }
+
+    #[test]
+    fn views_share_what_both_reach() {
+        let one = view(4096, &[4, 8], &[8, 1]);
+        assert!(one.shares_storage(&view(4096 + 62, &[1, 1], &[1, 1])));
+        assert!(!one.shares_storage(&view(4096 + 64, &[4, 8], &[8, 1])));
+        assert!(!one.shares_storage(&view(4096 - 64, &[4, 8], &[8, 1])));
+    }
+
+    #[test]
+    fn an_arena_gives_aligned_parts_that_do_not_overlap() {
+        let mut measure = Arena::to_measure();
+        let make = |arena: &mut Arena| -> Result<Vec<Tensor>, Error> {
+            [(DType::F32, [3, 5, 7]), (DType::U8, [1, 1, 1]), (DType::I32, [2, 100, 3])]
+                .iter()
+                .map(|(dtype, shape)| arena.tensor(*dtype, shape))
+                .collect()
+        };
+        make(&mut measure).unwrap();
+        let needed = measure.needed();
+        // SAFETY: nothing looks at the elements.
+        let buffer = |address, bytes| unsafe {
+            Tensor::from_device_pointer(0, address, DType::U8, &[bytes], &[1]).unwrap()
+        };
+        for address in [4096, 4097, 4096 + 255] {
+            let parts = make(&mut Arena::of(&buffer(address, needed)).unwrap()).unwrap();
+            for (i, part) in parts.iter().enumerate() {
+                let begin = part.device_pointer().unwrap();
+                let end = begin + (part.elements() * part.dtype().size()) as u64;
+                assert!(begin.is_multiple_of(256) && begin >= address && end <= address + needed as u64);
+                assert!(parts[..i].iter().all(|other| !part.shares_storage(other)));
+            }
+        }
+        let error = make(&mut Arena::of(&buffer(4097, needed - 256)).unwrap()).unwrap_err();
+        assert!(error.to_string().contains("scratch_bytes"), "{error}");
+    }
+}

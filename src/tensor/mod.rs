@@ -195,6 +195,11 @@ impl Tensor {
         self.shape.iter().zip(self.strides.iter().zip(&dense)).all(|(&dim, (a, b))| dim == 1 || a == b)
     }
 
+    /// Whether the elements are all that the storage holds: then the whole of it may be overwritten.
+    pub(crate) fn fills_storage(&self) -> bool {
+        self.elements() == self.storage_elements()
+    }
+
     /// Whether the elements lie densely in some order of the dimensions: nothing lies between them.
     pub(crate) fn is_dense(&self) -> bool {
         let mut order: SmallVec<[usize; 4]> = (0..self.shape.len()).filter(|&i| self.shape[i] != 1).collect();

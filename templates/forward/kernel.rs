@@ -38,8 +38,8 @@ kernel! {
                 || (D != 96 && STEP_KV == 32 && BLOCK_Q == 128),
             smem_bytes = 2 * D * (BLOCK_Q + 2 * STAGES * STEP_KV),
             registers = min(255, BLOCK_Q * (D + STEP_KV) / (32 * WARPS) + 64),
-            // Two blocks a multiprocessor hide each other's barriers, three lose; then larger steps, then a second stage.
-            prefer = min(CTAS_PER_SM, 2),
+            // Two blocks a multiprocessor hide each other's barriers, where the grid has as many; three lose.
+            prefer = min(min(CTAS_PER_SM, 2), GRID_PER_SM),
         }
         launch { grid = [q_blocks, heads, batch], threads = 32 * WARPS }
     }
