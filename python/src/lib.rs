@@ -5,6 +5,7 @@ mod attentions;
 mod call;
 mod error;
 mod functions;
+mod grid;
 mod make;
 mod ops;
 mod registry;
@@ -22,6 +23,8 @@ mod _native {
     use super::error::Error;
     #[pymodule_export]
     use super::functions::DeviceFunction;
+    #[pymodule_export]
+    use super::grid::TokenGrid;
     #[pymodule_export]
     use super::ops::{attention, block_mask, sparse_attention};
 

@@ -16,9 +16,11 @@ from ._native import VERSION as __version__
 from ._native import Error, best_device, gpu_name
 from .functional import attention, block_mask, sparse_attention
 from .functions import DeviceFunction, TranslationError, mask_mod, mask_mod_of, score_mod
+from .grid import TokenGrid
 from .mask import BLOCK_SIZES, BlockMask
 
 if TYPE_CHECKING:
+    from . import diffusers
     from .module import SparseAttention
 
 __all__ = [
@@ -28,10 +30,12 @@ __all__ = [
     "Error",
     "SparseAttention",
     "TranslationError",
+    "TokenGrid",
     "__version__",
     "attention",
     "best_device",
     "block_mask",
+    "diffusers",
     "gpu_name",
     "mask_mod",
     "mask_mod_of",
@@ -56,4 +60,8 @@ def __getattr__(name: str) -> Any:
         from .module import SparseAttention
 
         return SparseAttention
+    if name == "diffusers":
+        import importlib
+
+        return importlib.import_module(".diffusers", __name__)
     raise AttributeError(f"module 'tilewright' has no attribute {name!r}")
