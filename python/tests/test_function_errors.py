@@ -83,6 +83,8 @@ def cases():
     class Thing:
         pass
 
+    thing = Thing()
+
     return [
         ("while", "score_mod", while_loop, "`while` loops are not supported: compute the value in closed form"),
         ("dynamic_loop", "score_mod", dynamic_loop, "`range` cannot be called"),
@@ -115,6 +117,7 @@ def cases():
         ("number_and", "mask_mod", lambda b, h, q, kv: q and kv > 2, "`and` and `or` take bools here"),
         ("mask_number", "mask_mod", lambda b, h, q, kv: q - kv, "a mask_mod returns a bool, found a number"),
         ("score_bool", "score_mod", lambda s, b, h, q, kv: q >= kv, "a score_mod returns a score, found a bool"),
+        ("object_condition", "score_mod", lambda s, b, h, q, kv: s if thing else 0.0, "`thing` is a Thing: a condition is a number"),
         ("score_none", "score_mod", lambda s, b, h, q, kv: None, "None is no number or bool"),
         ("exponent", "score_mod", lambda s, b, h, q, kv: s**h, "write `torch.exp2(y * torch.log2(x))`"),
         ("integer_power", "score_mod", lambda s, b, h, q, kv: s + 2**h, "write `2.0 ** x`"),

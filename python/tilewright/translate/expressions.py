@@ -229,6 +229,10 @@ class Expressions:
     def decided(self, condition: Any, node: ast.AST) -> bool | None:
         """A condition that is known and no capture."""
         if isinstance(condition, Static) and (condition.literal or not _is_number(condition.obj)):
+            obj = condition.obj
+            if not (isinstance(obj, _FORMS) or obj is None or is_array(obj) or callable(obj)):
+                reason = f"`{condition.name}` is a {type(obj).__name__}: a condition is a number, a bool, a text, a tuple or None"
+                self.fail(node, reason)
             try:
                 return bool(condition.obj)
             except Exception as error:
@@ -267,6 +271,9 @@ class Expressions:
     def _slice(self, node: ast.Slice) -> Any:
         self.fail(node, "slices are not supported in a device function: index one element")
 
+
+# What says which form a function takes, beside None and functions. Other objects may mean anything by being true.
+_FORMS = (bool, int, float, str, bytes, tuple, list, dict, set)
 
 _LIBRARIES = ("math", "torch", "numpy")
 
