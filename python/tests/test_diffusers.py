@@ -9,16 +9,18 @@ pytest.importorskip("diffusers")
 
 from diffusers import (  # noqa: E402
     CogVideoXTransformer3DModel,
+    FlowMatchEulerDiscreteScheduler,
     HunyuanVideoTransformer3DModel,
     LTXVideoTransformer3DModel,
     UNet2DModel,
+    WanPipeline,
     WanTransformer3DModel,
+    WanVACETransformer3DModel,
 )
 
 import tilewright.diffusers  # noqa: E402
 from tilewright.diffusers import processors  # noqa: E402
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 # Everything kept: what is left is the difference of two kernels in half precision.
 ALL = {"top_k": 1.0, "top_p": None, "min_tokens": 64}
 FEW = {"top_k": 0.1, "top_p": None, "min_tokens": 64}
@@ -26,13 +28,6 @@ FEW = {"top_k": 0.1, "top_p": None, "min_tokens": 64}
 GRID = (5, 11, 14)
 TOKENS = 5 * 11 * 14
 TEXT = 24
-
-
-@pytest.fixture(params=DEVICES)
-def device(request):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no GPU")
-    return request.param
 
 
 def wan(**options):
@@ -157,7 +152,6 @@ def _rope(dim):
 def make(family, device, dtype=torch.float16):
     torch.manual_seed(7)
     model, inputs = family()
-    # The random tables of modulation leave little of attention's part in the output otherwise.
     model = model.to(device, dtype).eval()
     return model, {name: _to(value, device, dtype) for name, value in inputs.items()}
 
@@ -203,11 +197,9 @@ def test_few_blocks_change_the_output_and_are_counted(family, device):
     assert "% of the blocks left out" in str(report)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [cogvideox, hunyuan])
 def test_text_is_always_seen(family, device):
-    """With as good as no video block kept, another text still changes every token of the joint families."""
-    if family not in (cogvideox, hunyuan):
-        pytest.skip("no joint attention")
+    """With as good as no video block kept, another text still changes every token."""
     model, inputs = make(family, device)
     with tilewright.diffusers.enable(model, top_k=1e-6, top_p=None, min_tokens=64):
         one = run(model, inputs)
@@ -215,11 +207,8 @@ def test_text_is_always_seen(family, device):
     assert (one != other).flatten(2).any(dim=1).float().mean() > 0.99
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_padding_of_the_text_is_not_seen(family, device):
-    if family is not hunyuan:
-        pytest.skip("no padded text")
-    model, inputs = make(family, device)
+def test_padding_of_the_text_is_not_seen(device):
+    model, inputs = make(hunyuan, device)
     padded = inputs["encoder_hidden_states"].clone()
     padded[:, 17:] = 3.0
     with tilewright.diffusers.enable(model, **FEW):
@@ -262,14 +251,10 @@ def test_enabling_again_replaces_the_settings(device):
     assert torch.equal(run(model, inputs), dense)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("fused", [False, True])
-def test_fused_projections(family, fused, device):
-    if fused and family in (hunyuan, ltx):
-        pytest.skip("diffusers does not fuse this family's projections")
+@pytest.mark.parametrize("family", [wan, cogvideox])  # diffusers does not fuse those of the others
+def test_fused_projections(family, device):
     model, inputs = make(family, device)
-    if fused:
-        model.fuse_qkv_projections()
+    model.fuse_qkv_projections()
     dense = run(model, inputs)
     with tilewright.diffusers.enable(model, **ALL):
         assert error(run(model, inputs), dense) < 4e-3
@@ -334,7 +319,8 @@ def test_regrouping_alone_changes_nothing(family, device):
     model, inputs = make(family, device, torch.float64)
     dense = run(model, inputs)
     with tilewright.diffusers.enable(model, min_tokens=64, layers=[], grid="auto"):
-        assert error(run(model, inputs), dense) < 1e-6 if family in (cogvideox, hunyuan, ltx) else 1e-12
+        # Tables in float32 keep the others from better.
+        assert error(run(model, inputs), dense) < (1e-12 if family in (wan, wan_per_token) else 1e-6)
     assert torch.equal(run(model, inputs), dense)
 
 
@@ -391,16 +377,35 @@ def test_pipelines(device):
 
 
 def test_a_pipeline_of_diffusers(device):
-    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
-
+    """Wan's own loop, with guidance: two passes a step, and the first of three steps dense."""
     model, _ = make(wan, device)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(WanPipeline, "__init__", lambda self: super(WanPipeline, self).__init__())
-        pipe = WanPipeline()
-        pipe.register_modules(transformer=model, scheduler=FlowMatchEulerDiscreteScheduler())
-    pipe._internal_dict = {"transformer": None, "scheduler": None}
-    patch_components = {"transformer": model, "scheduler": pipe.scheduler}
-    assert patch_components["transformer"] is model
+    pipe = WanPipeline(tokenizer=None, text_encoder=None, vae=None, scheduler=FlowMatchEulerDiscreteScheduler(), transformer=model)
+    pipe.set_progress_bar_config(disable=True)
+    t, h, w = GRID
+    texts = torch.randn(2, 1, TEXT, 32, device=device, dtype=torch.float16)
+
+    def sample():
+        return pipe(
+            prompt_embeds=texts[0],
+            negative_prompt_embeds=texts[1],
+            height=16 * h,
+            width=16 * w,
+            num_frames=4 * (t - 1) + 1,
+            num_inference_steps=3,
+            output_type="latent",
+            generator=torch.Generator("cpu").manual_seed(5),
+        ).frames.double()
+
+    dense = sample()
+    with tilewright.diffusers.enable(pipe, **FEW, grid="auto", skip_first_steps=1) as enabled:
+        for run_number in (1, 2):
+            assert torch.isfinite(sample()).all()
+            report = enabled.report()
+            assert report.sparse_calls == run_number * 2 * 2 * 3
+            assert report.dense_calls == {"in skipped steps": run_number * 2 * 3}
+    with tilewright.diffusers.enable(pipe, **ALL, grid="auto"):
+        assert error(sample(), dense) < 4e-3
+    assert torch.equal(sample(), dense)
 
 
 def test_inference_mode_then_not(device):
@@ -437,8 +442,48 @@ def test_another_grid_than_the_input_has():
             run(model, inputs)
 
 
+def test_a_model_built_of_wans_attention(device):
+    """VACE: sparse, but its tokens are looked at in places of its own, so that they stay in raster order."""
+    torch.manual_seed(7)
+    model = WanVACETransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=64,
+        in_channels=4,
+        out_channels=4,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=128,
+        num_layers=2,
+        vace_layers=[0],
+        vace_in_channels=6,
+    )
+    model = model.to(device, torch.float16).eval()
+    _, inputs = make(wan, device)
+    t, h, w = GRID
+    inputs["control_hidden_states"] = torch.randn(2, 6, t, 2 * h, 2 * w, device=device, dtype=torch.float16)
+    dense = run(model, inputs)
+    with tilewright.diffusers.enable(model, **ALL) as enabled:
+        assert error(run(model, inputs), dense) < 4e-3
+        assert list(enabled.report().layers) == ["vace_blocks.0.attn1", "blocks.0.attn1", "blocks.1.attn1"]
+    with pytest.raises(ValueError, match="WanVACETransformer3DModel is not one of .*: leave grid out"):
+        tilewright.diffusers.enable(model, **ALL, grid="auto")
+
+
+def test_ltx_called_with_coordinates_needs_a_grid():
+    model, inputs = make(ltx, "cpu")
+    coordinates = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in GRID), indexing="ij")).flatten(1).expand(2, 3, -1)
+    inputs = {**inputs, "num_frames": None, "height": None, "width": None, "video_coords": coordinates}
+    dense = run(model, inputs)
+    with tilewright.diffusers.enable(model, **ALL, grid=GRID):
+        assert error(run(model, inputs), dense) < 4e-3
+    with tilewright.diffusers.enable(model, **ALL, grid="auto"):
+        with pytest.raises(ValueError, match=r"pass grid=\(t, h, w\) to enable"):
+            run(model, inputs)
+
+
 def test_models_without_such_attention():
-    unet = UNet2DModel(sample_size=8, block_out_channels=(32, 64), down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"))
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    unet = UNet2DModel(sample_size=8, block_out_channels=(32, 64), **blocks)
     with pytest.raises(ValueError, match="UNet2DModel has no attention that can be made sparse: its processors are AttnProcessor"):
         tilewright.diffusers.enable(unet)
     with pytest.raises(TypeError, match="got str, needed a transformer"):

@@ -94,6 +94,16 @@ class DeviceFunction:
     def __hash__(self) -> int:
         return hash(self._native)
 
+    # It never changes: a copied module shares it.
+    def __copy__(self) -> "DeviceFunction":
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "DeviceFunction":
+        return self
+
+    def __reduce__(self) -> tuple:
+        return DeviceFunction, (self.kind, self.function, self._overrides)
+
     def __repr__(self) -> str:
         captured = ", ".join(f"{name}={_brief(value)}" for name, value in self.captures.items())
         return f"<tilewright.{self.kind} {self.__name__}({captured})>"

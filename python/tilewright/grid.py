@@ -8,9 +8,6 @@ from typing import Any, Optional
 from . import _native
 from ._torch import torch_of
 
-#: Runs of the last dimension that the GPU kernel copies at once, in bytes.
-_VECTOR = 16
-
 
 class TokenGrid:
     """The tokens of a video of t × h × w, in another order, and the means to move tensors into it and back.
@@ -46,8 +43,12 @@ class TokenGrid:
         block_size: tuple[int, int] = (128, 64),
     ) -> None:
         sizes, tile = _three("grid", grid), None if tile is None else _three("tile", tile)
+        for what, tokens in (("before", before), ("after", after)):
+            if not isinstance(tokens, int) or tokens < 0:
+                raise ValueError(f"{what} is {tokens!r}, needed a number of tokens of at least 0")
         self._native = _native.TokenGrid(sizes, tile, before, after, tuple(block_size))
         self._indices: dict[Any, Any] = {}
+        self._warm: set[Any] = set()
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -109,8 +110,12 @@ class TokenGrid:
             )
         torch = torch_of(tensor)
         if torch is None:
-            return tensor.take(self._list(None, None, restore), axis=dim)
+            return tensor.take(self._list(None, "numpy", restore), axis=dim)
         if self._suits_kernel(torch, tensor, dim):
+            if (tensor.device, tensor.dtype) not in self._warm:
+                # The kernel is tuned at the first call, which looks at the tensor on a stream of its own.
+                torch.cuda.current_stream(tensor.device).synchronize()
+                self._warm.add((tensor.device, tensor.dtype))
             out = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
             self._native.move(tensor, out, restore)
             return out
@@ -123,13 +128,11 @@ class TokenGrid:
         # The kernel has no autograd formula; index_select has.
         if torch.is_grad_enabled() and tensor.requires_grad:
             return False
-        row = tensor.shape[-1] * tensor.element_size()
         return (
             tensor.dtype in (torch.float16, torch.bfloat16, torch.float32)
             and 2 <= tensor.dim() <= 4
             and dim == tensor.dim() - 2
             and tensor.stride(-1) == 1
-            and row % _VECTOR == 0
             and tensor.numel() > 0
         )
 

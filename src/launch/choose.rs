@@ -147,6 +147,19 @@ impl Tuned {
             let reasons: Vec<String> = rejected.into_iter().map(|(_, reason)| reason).collect();
             return Err(fail(reasons.join("; ")));
         }
+        // Arguments that do not bind are the caller's mistake, not the candidate's: an error as of any launch. Where only
+        // some candidates take them, the others are left out of the record: they may be the best for other tensors.
+        let mut refused = None;
+        kernels.retain(|kernel| match launch(kernel) {
+            Err(error @ Error::Bind(_)) => {
+                refused = Some(error);
+                false
+            }
+            _ => true,
+        });
+        if let (true, Some(error)) = (kernels.is_empty(), refused) {
+            return Err(error);
+        }
         let contenders = kernels.iter().map(Contender::of_kernel).collect();
         // With nothing new to race, the incumbent stays.
         let result = match incumbent.is_some() && kernels.len() < 2 {

@@ -20,7 +20,9 @@ try:
     import diffusers as _diffusers  # noqa: F401
     import torch
 except ImportError as error:
-    raise ImportError(f"tilewright.diffusers needs torch and diffusers, and {error.name} is missing: pip install torch diffusers") from error
+    raise ImportError(
+        f"tilewright.diffusers needs torch and diffusers, and {error.name} is missing: pip install torch diffusers"
+    ) from error
 
 from . import processors
 from .arguments import Arguments

@@ -38,16 +38,17 @@ class Counts:
         self._sparse = 0
         self._dense = {}
 
-    def sparse(self, name, mask):
-        """A sparse call of attention `name` over the blocks of `mask`."""
-        counts = mask.row_counts()
-        columns = -(-mask.seq_lengths[1] // mask.BLOCK_SIZE[1])
-        key = (name, counts.device)
-        if key not in self._kept:
-            with torch.inference_mode(False):  # an inference tensor could not be added to outside of that mode
-                self._kept[key] = torch.zeros((), dtype=torch.int64, device=counts.device)
-        self._kept[key] += counts.detach().sum(dtype=torch.int64)
-        self._blocks[name] = self._blocks.get(name, 0) + counts.numel() * columns
+    def sparse(self, name, masks):
+        """A sparse call of attention `name`, over the blocks of `masks` (several where the prompts of a batch differ in length)."""
+        for mask in masks:
+            counts = mask.row_counts()
+            key = (name, counts.device)
+            if key not in self._kept:
+                with torch.inference_mode(False):  # an inference tensor could not be added to outside of that mode
+                    self._kept[key] = torch.zeros((), dtype=torch.int64, device=counts.device)
+            self._kept[key] += counts.detach().sum(dtype=torch.int64)
+            columns = -(-mask.seq_lengths[1] // mask.BLOCK_SIZE[1])
+            self._blocks[name] = self._blocks.get(name, 0) + counts.numel() * columns
         self._sparse += 1
 
     def dense(self, reason):

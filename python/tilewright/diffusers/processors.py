@@ -67,11 +67,21 @@ class SparseProcessor:
             layout="BSHD",
             return_mask=True,
         )
-        self.session.counts.sparse(self.name, mask)
+        self.session.counts.sparse(self.name, [mask])
         return out
 
-    def attend_with_text(self, query, key, value, video):
-        """The same over `video` video tokens followed by text tokens, of which the keys may be fewer than the queries."""
+    def attend_with_text(self, query, key, value, video, lengths):
+        """The same over `video` video tokens followed by text tokens, of which each of the batch has `lengths` keys that count."""
+        if len(set(lengths)) == 1:
+            parts = [(query, key, value, lengths[0])]
+        else:  # prompts of unequal length: each video of the batch has its own number of keys
+            each = (tensor.split(1) for tensor in (query, key, value))
+            parts = list(zip(*each, lengths))
+        done = [self._attend_to(q, k[:, : video + n], v[:, : video + n], video) for q, k, v, n in parts]
+        self.session.counts.sparse(self.name, [mask for _, mask in done])
+        return done[0][0] if len(done) == 1 else torch.cat([out for out, _ in done])
+
+    def _attend_to(self, query, key, value, video):
         options = self.session.options
         mask = tilewright.block_mask(
             query[:, :video],
@@ -82,8 +92,7 @@ class SparseProcessor:
             layout="BSHD",
         )
         mask = text.keep_text(mask, query.shape[1], key.shape[1], video)
-        self.session.counts.sparse(self.name, mask)
-        return tilewright.attention(query, key, value, mask, layout="BSHD")
+        return tilewright.attention(query, key, value, mask, layout="BSHD"), mask
 
 
 def _by_head(tensor, heads):
@@ -159,7 +168,8 @@ class CogVideoXProcessor(SparseProcessor):
         query, key = _normalise(attn, query, key)
         if image_rotary_emb is not None:
             query, key = _rotate_video(query, image_rotary_emb, video), _rotate_video(key, image_rotary_emb, video)
-        out = _project_out(attn, self.attend_with_text(query, key, value, video).flatten(2))
+        lengths = [encoder_hidden_states.shape[1]] * query.shape[0]
+        out = _project_out(attn, self.attend_with_text(query, key, value, video, lengths).flatten(2))
         return out[:, :video], out[:, video:]
 
 
@@ -189,7 +199,7 @@ class HunyuanVideoProcessor(SparseProcessor):
 
         if attention_mask is None:
             lengths = [encoder_hidden_states.shape[1]] * query.shape[0]
-        out = self._attend_to_lengths(query, key, value, video, lengths).flatten(2)
+        out = self.attend_with_text(query, key, value, video, lengths).flatten(2)
         out, context = out[:, :video], out[:, video:]
         if getattr(attn, "to_out", None) is not None:
             out = _project_out(attn, out)
@@ -207,17 +217,6 @@ class HunyuanVideoProcessor(SparseProcessor):
             text_key = attn.norm_added_k(text_key)
         pairs = ((query, text_query), (key, text_key), (value, text_value))
         return (torch.cat(pair, dim=1) for pair in pairs)
-
-    def _attend_to_lengths(self, query, key, value, video, lengths):
-        if len(set(lengths)) == 1:
-            end = video + lengths[0]
-            return self.attend_with_text(query, key[:, :end], value[:, :end], video)
-        # Prompts of unequal length: each video of the batch has its own number of keys.
-        videos = [
-            self.attend_with_text(query[i : i + 1], key[i : i + 1, : video + n], value[i : i + 1, : video + n], video)
-            for i, n in enumerate(lengths)
-        ]
-        return torch.cat(videos)
 
 
 def _normalise(attn, query, key):

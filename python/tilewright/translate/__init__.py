@@ -5,7 +5,8 @@ down as the Rust subset that ``#[score_mod]`` and ``#[mask_mod]`` take. Function
 closes over becomes captures.
 
 ``source`` finds a function's tree, ``values`` are what the walk works on, ``arithmetic`` has Python's operators,
-``captures`` collects captured values, ``calls`` knows the functions and methods, ``walk`` is the walk itself.
+``captures`` collects captured values, ``calls`` knows the functions and methods, ``walk`` is the walk itself, with its
+``expressions`` and ``statements``.
 """
 
 from .captures import Capture

@@ -139,9 +139,12 @@ def _flatten(static: Static) -> tuple[bytes, str, tuple[int, ...]]:
         if "complex" in dtype or "object" in dtype or "str" in dtype.lower():
             raise NotCapturable(f"`{name}` has the dtype {dtype}: make it one of integers, floats or bools")
         kind = "bools" if "bool" in dtype else "f32s" if "float" in dtype else "i32s"
-        if hasattr(obj, "detach"):
-            obj = obj.detach().float() if kind == "f32s" else obj.detach()
-        shape, values = tuple(obj.shape), obj.reshape(-1).tolist()
+        try:
+            if hasattr(obj, "detach"):
+                obj = obj.detach().float() if kind == "f32s" else obj.detach()
+            shape, values = tuple(obj.shape), obj.reshape(-1).tolist()
+        except Exception as error:
+            raise NotCapturable(f"`{name}` cannot be read, {type(error).__name__}: {error}") from error
     else:
         raise NotCapturable(f"`{name}` is a {type(obj).__name__}: only tensors, numpy arrays and lists can be indexed")
     if not shape:

@@ -48,7 +48,7 @@ class Statements:
                     self.fail(statement, "`return` needs a value here")
                 return self.expr(statement.value)
             elif isinstance(statement, ast.If):
-                decided = self.decided(condition := self.expr(statement.test))
+                decided = self.decided(condition := self.expr(statement.test), statement.test)
                 if decided is not None:
                     return self.statements([*(statement.body if decided else statement.orelse), *rest])
                 symbol = self.do.to_bool(self.symbol(condition, statement.test))
@@ -80,7 +80,7 @@ class Statements:
         elif isinstance(statement, ast.Expr):
             self.fail(statement, "this statement has no effect: a device function only returns a value")
         elif isinstance(statement, ast.Assert):
-            if self.decided(self.expr(statement.test)) is not True:
+            if self.decided(self.expr(statement.test), statement) is not True:
                 self.fail(statement, "`assert` is not supported on values of the GPU: leave it out")
         elif isinstance(statement, (ast.Import, ast.ImportFrom)):
             self._import(statement)
