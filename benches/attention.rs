@@ -1,7 +1,7 @@
 //! The GPU kernels on the three workloads of video diffusion: `cargo bench --bench attention [-- FILTER]`.
 //!
 //! Random bf16 data, blocks of 128×64, medians of CUDA-event times. Effective TFLOP/s count the kept blocks alone:
-//! 4 · batch · heads · seq_q · seq_kv · d · kept share / time. `benches/dense_peers.py` times dense attention beside it.
+//! 4 · batch · heads · seq_q · seq_kv · d · kept share / time. `benches/peers.py` times dense attention beside it.
 
 use half::bf16;
 use rayon::prelude::*;

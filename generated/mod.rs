@@ -7,6 +7,8 @@ pub mod classify;
 pub mod forward;
 #[doc = "Means of runs of BLOCK consecutive rows, over the rows that exist: the last run is often short."]
 pub mod pool;
+#[doc = "Rows in another order: row i of `out` is row `order[i]` of `x`. An entry that is no row gives a row of zeros."]
+pub mod regroup;
 #[doc = "The logit of every pair of blocks: the product of the two means times `scale`, in f32 throughout."]
 pub mod score;
 #[doc = "Picks each row's key blocks: in descending order of probability (ties: lower index first) the shortest"]
@@ -19,6 +21,7 @@ pub static ALL: &[&::tilewright::codegen::KernelSource] = &[
     &classify::SOURCE,
     &forward::SOURCE,
     &pool::SOURCE,
+    &regroup::SOURCE,
     &score::SOURCE,
     &select::SOURCE,
     &transpose::SOURCE,

@@ -5,6 +5,8 @@ use crate::cache::CacheError;
 use crate::codegen::lower::CaptureError;
 use crate::compile::CompileError;
 use crate::device::DeviceError;
+use crate::dynamic::FunctionError;
+use crate::grid::GridError;
 use crate::launch::BindError;
 use crate::mask::MaskError;
 use crate::select::SelectError;
@@ -25,6 +27,9 @@ pub enum Error {
     /// A block mask that cannot be made or used as asked.
     #[error(transparent)]
     Mask(#[from] MaskError),
+    /// A token grid that cannot be made, or a tensor that is not of it.
+    #[error(transparent)]
+    Grid(#[from] GridError),
     /// A head dimension no kernel takes, or not the one built for.
     #[error(transparent)]
     HeadDim(#[from] HeadDimError),
@@ -76,6 +81,9 @@ pub enum Error {
     /// Captures that do not match a device function's parameters.
     #[error(transparent)]
     Capture(#[from] CaptureError),
+    /// The text or the captures of a device function made at run time.
+    #[error(transparent)]
+    DynamicFunction(#[from] FunctionError),
     /// Every schedule of a kernel spills registers.
     #[error(
         "kernel `{kernel}`: every schedule spills registers on {arch}: make its device functions smaller"
@@ -93,18 +101,50 @@ pub enum Error {
         found: f32,
     },
     /// A tensor that is read and written by one call.
-    #[error(
-        "`{what}` shares its memory with the workspace's `out`: copy it first, or use two workspaces in turn"
-    )]
+    #[error("`{what}` shares its memory with the call's `out`: copy it first, or write to another tensor")]
     Aliased {
         /// The argument.
         what: &'static str,
     },
+    /// Rows that would be read and written at once.
+    #[error("the tensor and its result share their memory, but rows change places: write to another tensor")]
+    SharedRows,
     /// Something only a GPU has.
     #[error("{what} was given, but the attention runs on the CPU: build it for `Device::cuda(n)`")]
     NotOnGpu {
         /// What was given.
         what: &'static str,
+    },
+    /// A selection for an attention without one, or the other way round.
+    #[error("only one of the two attentions selects blocks: build the other with `Attention::builder`")]
+    Selects,
+    /// Memory of the caller's that is too small to work in.
+    #[error(
+        "the scratch memory has {found} bytes, and the call needs more: make a contiguous buffer of `attention.scratch_bytes(&q, &k)`"
+    )]
+    Scratch {
+        /// Its size in bytes.
+        found: usize,
+    },
+    /// An output with gaps between its elements.
+    #[error(
+        "`{what}` has strides {strides:?} over shape {shape:?}, needed a tensor without gaps: make a contiguous one and permute it"
+    )]
+    Gaps {
+        /// Which output.
+        what: &'static str,
+        /// Its strides, in elements.
+        strides: Vec<usize>,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// Lists of full blocks without a mask function, or a mask function without such lists.
+    #[error(
+        "{found}: make the lists of this attention's kind (`full_kv` and `full_q` where there is a mask function)"
+    )]
+    Lists {
+        /// What does not fit.
+        found: &'static str,
     },
     /// A workspace of another attention.
     #[error(

@@ -16,6 +16,7 @@
 //! assert!(!mask.keep(0, 0, 5, 1));
 //! ```
 
+use std::sync::Arc;
 pub use tilewright_codegen::lower::CaptureValue;
 
 /// A function that runs on the host and, from its source text, on the GPU.
@@ -46,4 +47,30 @@ pub trait ScoreMod: DeviceFn {
 pub trait MaskMod: DeviceFn {
     /// Whether query `q` of batch `b` and head `h` sees key `kv`.
     fn keep(&self, b: i32, h: i32, q: i32, kv: i32) -> bool;
+}
+
+impl<F: DeviceFn + ?Sized> DeviceFn for Arc<F> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    fn source(&self) -> &str {
+        (**self).source()
+    }
+
+    fn captures(&self) -> Vec<CaptureValue> {
+        (**self).captures()
+    }
+}
+
+impl<F: ScoreMod + ?Sized> ScoreMod for Arc<F> {
+    fn score(&self, score: f32, b: i32, h: i32, q: i32, kv: i32) -> f32 {
+        (**self).score(score, b, h, q, kv)
+    }
+}
+
+impl<F: MaskMod + ?Sized> MaskMod for Arc<F> {
+    fn keep(&self, b: i32, h: i32, q: i32, kv: i32) -> bool {
+        (**self).keep(b, h, q, kv)
+    }
 }

@@ -12,8 +12,10 @@ pub mod compile;
 #[doc(hidden)]
 pub mod cpu;
 pub mod device;
+mod dynamic;
 mod error;
 pub mod function;
+pub mod grid;
 // Generated; formatted by the generator.
 #[rustfmt::skip]
 #[path = "../generated/mod.rs"]
@@ -30,8 +32,10 @@ mod user_code;
 
 pub use attention::{Attention, AttentionBuilder, HeadDim, HeadDimError, Output};
 pub use device::Device;
+pub use dynamic::{DynamicMaskMod, DynamicScoreMod, FunctionError};
 pub use error::Error;
 pub use function::{CaptureValue, DeviceFn, MaskMod, ScoreMod};
+pub use grid::{GridError, TokenGrid, TokenGridBuilder};
 pub use mask::{BlockIndex, BlockMask, BlockSize, DenseMap, MaskError};
 pub use select::{Selection, top_k, top_p};
 pub use tensor::Tensor;

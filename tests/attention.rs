@@ -85,3 +85,33 @@ fn a_workspace_serves_its_own_attention_alone() {
     let short = tensor([1, 2, 100, 64]);
     assert!(matches!(one.forward_into(&short, &q, &q, &mut workspace), Err(Error::Workspace { .. })));
 }
+
+#[test]
+fn other_parameters_give_what_building_with_them_gives() {
+    let qkv = [1, 2, 3].map(|seed| Random(seed).tensor(DType::Bf16, &[1, 2, 300, 64]));
+    let [q, k, v] = &qkv;
+    let other = attention().with_parameters(Some(top_k(0.9) | top_p(0.5)), Some(0.3)).unwrap();
+    let builder = Attention::builder(HeadDim::D64, DType::Bf16).select(top_k(0.9) | top_p(0.5)).scale(0.3);
+    let built = builder.build(&Device::cpu()).unwrap();
+    let (found, expected) = (other.forward(q, k, v).unwrap(), built.forward(q, k, v).unwrap());
+    assert_eq!(found.out.to_f32_vec().unwrap(), expected.out.to_f32_vec().unwrap());
+    assert_eq!(other.scale(), 0.3);
+    assert!(matches!(attention().with_parameters(None, None), Err(Error::Selects)));
+    assert!(matches!(attention().with_parameters(Some(top_k(2.0)), None), Err(Error::Select(_))));
+    assert!(matches!(
+        attention().with_parameters(Some(top_k(0.5)), Some(f32::NAN)),
+        Err(Error::Scale { .. })
+    ));
+}
+
+#[test]
+fn memory_of_the_callers_is_for_a_gpu() {
+    let q = tensor([1, 2, 5, 64]);
+    let (mut out, mut lse) = (q.clone(), Tensor::zeros(DType::F32, &[1, 2, 5]).unwrap());
+    let attention = attention();
+    assert_eq!(attention.scratch_bytes(&q, &q).unwrap(), 0);
+    assert!(attention.is_warm(&q, &q) && attention.is_warm_for_lists(&q, &q));
+    let mut scratch = Tensor::zeros(DType::U8, &[0]).unwrap();
+    let result = attention.forward_in(&q, &q, &q, [&mut out, &mut lse], &mut scratch);
+    assert!(matches!(result, Err(Error::NotOnGpu { .. })), "{result:?}");
+}

@@ -50,6 +50,11 @@ pub struct Limits {
     pub registers_per_sm: i64,
 }
 
+impl Limits {
+    /// 32-bit registers a thread can have: a limit of the instructions, the same everywhere.
+    pub const REGISTERS_PER_THREAD: i64 = 255;
+}
+
 impl Arch {
     /// Every architecture, oldest first.
     pub const ALL: [Arch; 9] = [
@@ -120,7 +125,7 @@ impl Arch {
             smem_per_sm,
             threads_per_block: 1024,
             threads_per_sm,
-            registers_per_thread: 255,
+            registers_per_thread: Limits::REGISTERS_PER_THREAD,
             registers_per_sm: 65536,
         }
     }

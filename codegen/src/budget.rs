@@ -2,6 +2,7 @@
 
 use crate::arch::{Arch, Limits};
 use crate::dsl::{Body, EvalError, Expr, Kernel};
+use crate::model;
 use crate::schedule::Schedule;
 use crate::spec::{KernelSpec, Value};
 use crate::{DType, Error};
@@ -89,6 +90,13 @@ pub enum Reason {
         /// What went wrong.
         message: String,
     },
+    /// It fits, but the model expects enough others to be faster that it is not compiled.
+    Ranked {
+        /// Its place in the model's order, from 1.
+        place: usize,
+        /// How many are compiled.
+        compiled: usize,
+    },
 }
 
 impl fmt::Display for Reason {
@@ -103,6 +111,9 @@ impl fmt::Display for Reason {
             }
             Reason::Threads { needed, limit } => write!(f, "threads: {needed} a block, limit {limit}"),
             Reason::Undefined { message } => f.write_str(message),
+            Reason::Ranked { place, compiled } => {
+                write!(f, "the model's number {place}: the first {compiled} are compiled")
+            }
         }
     }
 }
@@ -149,8 +160,13 @@ impl Candidate {
     }
 }
 
-/// Enumerates the schedules of every body that runs on `arch`, the newest family first, and prunes them.
-pub(crate) fn candidates(kernel: &Kernel, spec: &Arc<KernelSpec>, arch: Arch) -> Result<Candidates, Error> {
+/// Enumerates the schedules of every body that runs on `arch`, the newest family first, and prunes them by `limits`.
+pub(crate) fn candidates(
+    kernel: &Kernel,
+    spec: &Arc<KernelSpec>,
+    arch: Arch,
+    limits: &Limits,
+) -> Result<Candidates, Error> {
     let mut bodies: Vec<&Body> = kernel.bodies.iter().filter(|body| arch.runs(body.family)).collect();
     bodies.sort_by_key(|body| std::cmp::Reverse(body.family));
     if bodies.is_empty() {
@@ -165,7 +181,7 @@ pub(crate) fn candidates(kernel: &Kernel, spec: &Arc<KernelSpec>, arch: Arch) ->
     for body in bodies {
         let mut fitting = Vec::new();
         for schedule in Schedule::enumerate(body) {
-            match budget(body, spec, &schedule, &arch.limits()) {
+            match budget(body, spec, &schedule, limits) {
                 Ok((budget, preference)) => {
                     fitting.push((preference, Candidate { spec: spec.clone(), schedule, budget }));
                 }
@@ -233,12 +249,7 @@ fn budget(
         return Err(Reason::Registers { needed: registers, limit });
     }
     let budget = Budget { threads, smem_bytes, registers };
-    let with_occupancy = |name: &str| match name {
-        "CTAS_PER_SM" => Some(budget.ctas_per_sm(limits)),
-        _ => value_of(name),
-    };
-    let preference = body.prefer.as_ref().map_or(Ok(0), |prefer| {
-        prefer.eval(&with_occupancy).map_err(|error| Reason::Undefined { message: error.to_string() })
-    })?;
+    let preference = model::preference(body, &value_of, budget.ctas_per_sm(limits), None)
+        .map_err(|error| Reason::Undefined { message: error.to_string() })?;
     Ok((budget, preference))
 }

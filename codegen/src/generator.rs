@@ -1,9 +1,10 @@
 //! One kernel, from its files to candidates and sources.
 
 use crate::Error;
-use crate::arch::Arch;
+use crate::arch::{Arch, Limits};
 use crate::budget::{self, Candidate, Candidates};
 use crate::dsl::{Kernel, SpecValues};
+use crate::model::{self, Machine};
 use crate::render::Renderer;
 use crate::source::KernelSource;
 use crate::spec::{KernelSpec, Value};
@@ -56,7 +57,27 @@ impl Generator {
     /// # Errors
     /// [`Error::NoBody`] or [`Error::NoCandidate`] when nothing can run there.
     pub fn candidates(&self, spec: &Arc<KernelSpec>, arch: Arch) -> Result<Candidates, Error> {
-        budget::candidates(&self.kernel, spec, arch)
+        self.candidates_within(spec, arch, &arch.limits())
+    }
+
+    /// As [`candidates`](Self::candidates), with the limits of a GPU at hand instead of its architecture's.
+    ///
+    /// # Errors
+    /// As [`candidates`](Self::candidates).
+    pub fn candidates_within(
+        &self,
+        spec: &Arc<KernelSpec>,
+        arch: Arch,
+        limits: &Limits,
+    ) -> Result<Candidates, Error> {
+        budget::candidates(&self.kernel, spec, arch, limits)
+    }
+
+    /// The places of candidates in the order in which the analytic model expects them to be fast on a GPU, the best
+    /// first. `dims` are the launch's dimensions by their names in the declaration; without those that the grid needs,
+    /// occupancy alone decides.
+    pub fn rank(&self, candidates: &[&Candidate], machine: &Machine, dims: &[(&str, i64)]) -> Vec<usize> {
+        model::rank(&self.kernel, candidates, machine, dims)
     }
 
     /// Renders a candidate.

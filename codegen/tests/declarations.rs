@@ -86,7 +86,7 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("a dimension in a budget", "4 * BLOCK * STAGES", "4 * columns"),
     ("an unknown budget", "registers = 32", "register = 32"),
     ("a budget given twice", "registers = 32", "smem_bytes = 32"),
-    ("an unknown name in the preference", "CTAS_PER_SM", "BLOCKS_PER_SM"),
+    ("an unknown name in the preference", "CTAS_PER_SM", "WARPS_PER_SM"),
     ("an unknown name in the threads", "32 * WARPS", "32 * WARP"),
     ("an unknown name in the grid", "[blocks, rows, 1]", "[blocks, row, 1]"),
     ("an unsupported operator", "32 * WARPS", "WARPS << 5"),

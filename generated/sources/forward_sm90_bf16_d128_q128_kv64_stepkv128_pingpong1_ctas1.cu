@@ -835,29 +835,40 @@ __device__ __forceinline__ void each_score(Scores& scores, int piece, Change cha
 }
 
 /// Scores become what the softmax takes: modified, -inf where there is no key or the mask drops it.
-__device__ __forceinline__ void finish_scores(const Params& p, const Functions& f, Scores& scores, unsigned first_keys,
+__device__ __forceinline__ void finish_scores(const Params& p, const Functions& f, Scores& scores, unsigned keys,
                                               int tile, int decided) {
     const dim3 row = HAS_SCORE_MOD || HAS_MASK_MOD ? row_of(p, tile) : dim3();
+    int first_keys[PIECES];
+    bool edge = false;
 #pragma unroll
     for (int i = 0; i < PIECES; ++i) {
-        const int first_key = load_shared(first_keys + 4 * i);
-        if constexpr (HAS_SCORE_MOD) {
+        first_keys[i] = load_shared(keys + 4 * i);
+        edge |= first_keys[i] + PIECE > p.seq_kv;
+    }
+    if constexpr (HAS_SCORE_MOD) {
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i)
             each_score(scores, i, [&](float& score, int query, int key) {
-                score = f.score_mod(score * p.scale, row.z, row.y, row.x * BLOCK_Q + query, first_key + key);
+                score = f.score_mod(score * p.scale, row.z, row.y, row.x * BLOCK_Q + query, first_keys[i] + key);
             });
-        } else if (p.scale < 0.0f) {
-            each_score(scores, i, [&](float& score, int, int) { score = -score; });
-        }
-        if (first_key + PIECE > p.seq_kv)
+    } else if (p.scale < 0.0f) {
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i) each_score(scores, i, [&](float& score, int, int) { score = -score; });
+    }
+    if (edge) {
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i)
             each_score(scores, i, [&](float& score, int, int key) {
-                if (first_key + key >= p.seq_kv) score = -infinity();
+                if (first_keys[i] + key >= p.seq_kv) score = -infinity();
             });
-        if constexpr (HAS_MASK_MOD) {
+    }
+    if constexpr (HAS_MASK_MOD) {
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i)
             if (i < decided)
                 each_score(scores, i, [&](float& score, int query, int key) {
-                    if (!f.mask_mod(row.z, row.y, row.x * BLOCK_Q + query, first_key + key)) score = -infinity();
+                    if (!f.mask_mod(row.z, row.y, row.x * BLOCK_Q + query, first_keys[i] + key)) score = -infinity();
                 });
-        }
     }
 }
 

@@ -82,12 +82,6 @@ impl AttentionBuilder {
             let needed = "f16 or bf16: cast q, k and v to one of them".to_owned();
             return Err(TensorError::DType { what: "the attention".into(), found: self.dtype, needed }.into());
         }
-        if let Some(found) = self.scale.filter(|scale| !scale.is_finite()) {
-            return Err(Error::Scale { found });
-        }
-        if let Some(selection) = &self.selection {
-            selection.validate()?;
-        }
         let rule = Rule {
             head_dim: self.head_dim,
             dtype: self.dtype,
@@ -97,6 +91,7 @@ impl AttentionBuilder {
             score_mod: self.score_mod,
             mask_mod: self.mask_mod,
         };
+        rule.validate()?;
         let pipeline = match device.as_cuda() {
             Some(device) => {
                 let policy = self.policy.map_or_else(Policy::from_env, Ok)?;

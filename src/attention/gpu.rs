@@ -1,12 +1,14 @@
 //! The chain of kernels on a GPU: pool → score → (classify) → select → transpose → forward. Nothing goes to the host.
 
-use super::{Rule, oracle};
+use super::advice::advise;
+use super::{MaskLists, Rule, oracle};
 use crate::codegen::lower::{DeviceFunction, FunctionKind};
 use crate::device::{CudaDevice, Device};
 use crate::kernels::{classify, forward, pool, score, select, transpose};
 use crate::launch::{FunctionArgs, Outputs, Request, Tolerance, Tuned};
+use crate::tensor::Arena;
 use crate::tune::{Bucket, Policy, Workload};
-use crate::{BlockIndex, BlockMask, DType, DeviceFn, Error, Tensor};
+use crate::{BlockIndex, DType, DeviceFn, Error, Tensor};
 use std::sync::Arc;
 
 /// The kernels of the chain, each with its tuning space, and the functions' captures.
@@ -117,80 +119,143 @@ impl Pipeline {
         }
     }
 
-    /// Room for everything between `q`, `k` and a block mask of these tensors' sizes.
-    pub(super) fn buffers(
+    /// Room for what the selection works in, for `q` and `k`.
+    pub(super) fn scratch(
         &self,
         rule: &Rule,
         q: &Tensor,
         k: &Tensor,
-        fill: Fill,
-    ) -> Result<MaskBuffers, Error> {
-        let &[batch, heads, seq_q, head_dim] = q.shape() else { unreachable!("checked by the caller") };
-        let (kv_heads, seq_kv) = (k.shape()[1], k.shape()[2]);
-        let (q_blocks, kv_blocks) = (seq_q.div_ceil(rule.blocks.q()), seq_kv.div_ceil(rule.blocks.kv()));
-        let map = [batch, heads, q_blocks, kv_blocks];
-        let uninit = |dtype, shape: &[usize]| Tensor::uninit(&self.device, dtype, shape);
-        let index = |rows, width| -> Result<BlockIndex, Error> {
-            Ok(BlockIndex {
-                counts: match fill {
-                    Fill::Anything => uninit(DType::I32, &[batch, heads, rows])?,
-                    Fill::Empty => Tensor::zeros_on(&self.device, DType::I32, &[batch, heads, rows])?,
-                },
-                indices: uninit(DType::I32, &[batch, heads, rows, width])?,
-            })
-        };
-        let split = self.classify.is_some();
-        Ok(MaskBuffers {
+        memory: &mut Memory<'_>,
+    ) -> Result<Scratch, Error> {
+        let map = grid(rule, q, k);
+        let [batch, _, q_blocks, kv_blocks] = map;
+        let head_dim = q.shape()[3];
+        let kv_heads = k.shape()[1];
+        Ok(Scratch {
             means: match self.rank {
                 Some(_) => Some((
-                    uninit(DType::F32, &[batch, heads, q_blocks, head_dim])?,
-                    uninit(DType::F32, &[batch, kv_heads, kv_blocks, head_dim])?,
+                    memory.tensor(DType::F32, &[batch, map[1], q_blocks, head_dim])?,
+                    memory.tensor(DType::F32, &[batch, kv_heads, kv_blocks, head_dim])?,
                 )),
                 None => None,
             },
-            // Where nothing is selected by score they stay zeros.
-            logits: match self.rank {
-                Some(_) => uninit(DType::F32, &map)?,
-                None => Tensor::zeros_on(&self.device, DType::F32, &map)?,
+            logits: memory.tensor(DType::F32, &map)?,
+            classes: match self.classify {
+                Some(_) => Some(memory.tensor(DType::U8, &map)?),
+                None => None,
             },
-            classes: if split { Some(uninit(DType::U8, &map)?) } else { None },
-            keep: uninit(DType::U8, &map)?,
-            kv: index(q_blocks, kv_blocks)?,
-            full_kv: if split { Some(index(q_blocks, kv_blocks)?) } else { None },
-            by_kv: index(kv_blocks, q_blocks)?,
-            full_by_kv: if split { Some(index(kv_blocks, q_blocks)?) } else { None },
+            keep: memory.tensor(DType::U8, &map)?,
         })
     }
 
-    /// Fills the lists of `buffers` for `q` and `k`. Launches only, once the kernels are chosen: nothing is allocated and
-    /// nothing waits.
+    /// Room for the lists of a mask for `q` and `k`; those by key block only where they are asked for.
+    pub(super) fn lists(
+        &self,
+        rule: &Rule,
+        q: &Tensor,
+        k: &Tensor,
+        by_key: bool,
+        memory: &mut Memory<'_>,
+    ) -> Result<MaskLists, Error> {
+        let [batch, heads, q_blocks, kv_blocks] = grid(rule, q, k);
+        let mut index = |wanted: bool, rows, width| -> Result<Option<BlockIndex>, Error> {
+            if !wanted {
+                return Ok(None);
+            }
+            let counts = memory.counts(&[batch, heads, rows])?;
+            Ok(Some(BlockIndex { counts, indices: memory.tensor(DType::I32, &[batch, heads, rows, width])? }))
+        };
+        let split = self.is_split();
+        let Some(kv) = index(true, q_blocks, kv_blocks)? else { unreachable!("it is wanted") };
+        Ok(MaskLists {
+            kv,
+            full_kv: index(split, q_blocks, kv_blocks)?,
+            q: index(by_key, kv_blocks, q_blocks)?,
+            full_q: index(by_key && split, kv_blocks, q_blocks)?,
+        })
+    }
+
+    /// Whether every kernel is chosen for the sizes of `q` and `k`. The index by key block does not count.
+    pub(super) fn is_warm(&self, rule: &Rule, q: &Tensor, k: &Tensor) -> bool {
+        let bucket = bucket(rule, q, k, None);
+        self.forward.knows(bucket) && self.select.knows(bucket)
+    }
+
+    /// Whether the forward is chosen for the sizes of `q` and `k`.
+    pub(super) fn is_warm_for_lists(&self, rule: &Rule, q: &Tensor, k: &Tensor) -> bool {
+        self.forward.knows(bucket(rule, q, k, None))
+    }
+
+    /// Whether blocks that the mask function keeps as a whole are listed apart.
+    pub(super) fn is_split(&self) -> bool {
+        self.classify.is_some()
+    }
+
+    /// Fills `lists` for `q` and `k`. Launches only, once the kernels are chosen: nothing is allocated and nothing waits.
     pub(super) fn select(
         &self,
         rule: &Rule,
         q: &Tensor,
         k: &Tensor,
-        buffers: &mut MaskBuffers,
+        scratch: &mut Scratch,
+        lists: &mut MaskLists,
     ) -> Result<(), Error> {
-        let bucket = bucket(rule, q, k);
-        let MaskBuffers { means, logits, classes, keep, kv, full_kv, by_kv, full_by_kv } = buffers;
+        self.run_selection(rule, q, k, scratch, lists).map_err(|error| advise(error, rule, q, k))
+    }
+
+    fn run_selection(
+        &self,
+        rule: &Rule,
+        q: &Tensor,
+        k: &Tensor,
+        scratch: &mut Scratch,
+        lists: &mut MaskLists,
+    ) -> Result<(), Error> {
+        let (bucket, sizes) = (bucket(rule, q, k, None), sizes(rule, q, k));
+        let device = &self.device;
+        let split = self.classify.is_some();
+        let Scratch { means, logits, classes, keep } = scratch;
+        let MaskLists { kv, full_kv, q: by_kv, full_q: full_by_kv } = lists;
+        if let (None, Some(cuda)) = (&self.rank, self.device.as_cuda()) {
+            // Nothing is ranked: all scores are alike. The kernel overwrites them, so that they are set anew.
+            logits.fill_words(cuda, 0)?;
+        }
         if let (Some(rank), Some((q_mean, k_mean))) = (&self.rank, &mut *means) {
             let close = |tensor: &Tensor| Outputs::new(vec![tensor.clone()], Tolerance::Close(1e-5));
-            let outputs = rank.pool_q.outputs(bucket, || close(q_mean));
+            let outputs = rank.pool_q.outputs(bucket, || {
+                let dims = [("batch", q.shape()[0]), ("heads", q.shape()[1]), ("seq", q.shape()[2])];
+                let block = rule.blocks.q();
+                close(q_mean)
+                    .sized(&dims)
+                    .with_oracle(move |kernel| oracle::check_pool(rule, device, block, kernel))
+            });
             rank.pool_q.run(bucket, outputs, &mut |kernel| {
                 kernel.launch(&pool::Args { x: q, mean: q_mean }, None)
             })?;
-            let outputs = rank.pool_kv.outputs(bucket, || close(k_mean));
+            let outputs = rank.pool_kv.outputs(bucket, || {
+                let dims = [("batch", k.shape()[0]), ("heads", k.shape()[1]), ("seq", k.shape()[2])];
+                let block = rule.blocks.kv();
+                close(k_mean)
+                    .sized(&dims)
+                    .with_oracle(move |kernel| oracle::check_pool(rule, device, block, kernel))
+            });
             rank.pool_kv.run(bucket, outputs, &mut |kernel| {
                 kernel.launch(&pool::Args { x: k, mean: k_mean }, None)
             })?;
-            let outputs = rank.score.outputs(bucket, || close(logits));
+            let outputs = rank.score.outputs(bucket, || {
+                close(logits).sized(&sizes).with_oracle(|kernel| oracle::check_score(rule, device, kernel))
+            });
             rank.score.run(bucket, outputs, &mut |kernel| {
                 kernel.launch(&score::Args { q_mean, k_mean, logits, scale: rule.scale }, None)
             })?;
         }
         if let (Some((kernel, functions)), Some(classes)) = (&self.classify, &mut *classes) {
             let (seq_q, seq_kv) = (q.shape()[2] as i32, k.shape()[2] as i32);
-            let outputs = kernel.outputs(bucket, || Outputs::new(vec![classes.clone()], Tolerance::Exact));
+            let outputs = kernel.outputs(bucket, || {
+                Outputs::new(vec![classes.clone()], Tolerance::Exact)
+                    .sized(&sizes)
+                    .with_oracle(|kernel| oracle::check_classify(rule, device, functions, kernel))
+            });
             kernel.run(bucket, outputs, &mut |kernel| {
                 kernel.launch(&classify::Args { classes, seq_q, seq_kv }, Some(functions))
             })?;
@@ -199,15 +264,15 @@ impl Pipeline {
             let full = full_kv.as_ref().map(|full| full.counts.clone());
             let tensors = [Some(kv.counts.clone()), full, Some(keep.clone())];
             Outputs::new(tensors.into_iter().flatten().collect(), Tolerance::Mostly(0.01))
+                .sized(&sizes)
+                .with_oracle(|kernel| oracle::check_select(rule, device, split, kernel))
         });
         // Long rows are worked on in place: what one candidate leaves is no input for the next.
         let again = match &self.rank {
             Some(rank) if outputs.is_some() && logits.shape()[3] > LONG_ROW => rank.score.chosen(bucket),
             _ => None,
         };
-        let (top_k, top_p) =
-            // Without a rule every admissible block is kept: a mass of 1 is all of them.
-            rule.selection.map_or((0.0, 1.0), |selection| (selection.k_f32(), selection.p_f32()));
+        let (top_k, top_p) = rule.thresholds();
         self.select.run(bucket, outputs, &mut |kernel| {
             if let (Some(score), Some((q_mean, k_mean))) = (&again, &means) {
                 score.launch(&score::Args { q_mean, k_mean, logits, scale: rule.scale }, None)?;
@@ -226,10 +291,13 @@ impl Pipeline {
             };
             kernel.launch(&args, None)
         })?;
+        let Some(by_kv) = by_kv else { return Ok(()) };
         let outputs = self.transpose.outputs(bucket, || {
             let full = full_by_kv.as_ref().map(|full| full.counts.clone());
             let tensors = [Some(by_kv.counts.clone()), Some(by_kv.indices.clone()), full];
             Outputs::new(tensors.into_iter().flatten().collect(), Tolerance::Exact)
+                .sized(&sizes)
+                .with_oracle(|kernel| oracle::check_transpose(rule, device, split, kernel))
         });
         self.transpose.run(bucket, outputs, &mut |kernel| {
             let (full_q_counts, full_q_indices) = parts(full_by_kv);
@@ -244,53 +312,89 @@ impl Pipeline {
         })
     }
 
-    /// Attention over the kept blocks, into `out` and `lse`.
+    /// Attention over the kept blocks, into `out` and `lse`. `density` is the share of blocks kept, where it is known.
     pub(super) fn attend(
         &self,
         rule: &Rule,
         [q, k, v]: [&Tensor; 3],
-        mask: &BlockMask,
-        out: &mut Tensor,
-        lse: &mut Tensor,
+        (kv, full_kv): (&BlockIndex, Option<&BlockIndex>),
+        density: Option<f64>,
+        [out, lse]: [&mut Tensor; 2],
     ) -> Result<(), Error> {
-        let bucket = bucket(rule, q, k);
+        let bucket = bucket(rule, q, k, density);
         let outputs = self.forward.outputs(bucket, || {
             Outputs::new(vec![out.clone(), lse.clone()], Tolerance::Close(FORWARD_TOLERANCE))
+                .sized(&sizes(rule, q, k))
                 .with_oracle(|kernel| oracle::check_forward(rule, &self.device, &self.functions, kernel))
         });
-        self.forward.run(bucket, outputs, &mut |kernel| {
+        let launched = self.forward.run(bucket, outputs, &mut |kernel| {
             let args = forward::Args {
                 q,
                 k,
                 v,
-                kv_counts: &mask.kv().counts,
-                kv_indices: &mask.kv().indices,
-                full_kv_counts: mask.full_kv().map(|full| &full.counts),
-                full_kv_indices: mask.full_kv().map(|full| &full.indices),
+                kv_counts: &kv.counts,
+                kv_indices: &kv.indices,
+                full_kv_counts: full_kv.map(|full| &full.counts),
+                full_kv_indices: full_kv.map(|full| &full.indices),
                 out,
                 lse,
                 scale: rule.scale,
             };
             kernel.launch(&args, Some(&self.functions))
-        })
+        });
+        launched.map_err(|error| advise(error, rule, q, k))
     }
 }
 
 /// Key blocks from which `select` may overwrite its logits: 12 a thread of its smallest schedule.
 const LONG_ROW: usize = 12 * 64;
 
-/// The sizes the tuner goes by. The density is what the rule asks for: the mask's own is on the GPU, and reading it
-/// would make every call wait.
-fn bucket(rule: &Rule, q: &Tensor, k: &Tensor) -> Bucket {
-    let density = rule.selection.map_or(1.0, |selection| match (selection.k(), selection.p()) {
+/// The sizes the tuner goes by. The density is the mask's own where the host knows it, else what the rule asks for: a
+/// selected mask is on the GPU, and reading it would make every call wait.
+fn bucket(rule: &Rule, q: &Tensor, k: &Tensor, density: Option<f64>) -> Bucket {
+    let asked = rule.selection.map_or(1.0, |selection| match (selection.k(), selection.p()) {
         (Some(k), _) => k,
         (None, p) => p.unwrap_or(1.0),
     });
+    let density = density.unwrap_or(asked);
     let [batch, heads, seq_q] = [0, 1, 2].map(|axis| q.shape()[axis]);
     Bucket::of(&Workload { batch, heads, seq_q, seq_kv: k.shape()[2], density })
 }
 
-/// What new lists hold.
+/// The dimensions that the chain's declarations name, for the tuner's model.
+fn sizes(rule: &Rule, q: &Tensor, k: &Tensor) -> [(&'static str, usize); 6] {
+    let [batch, heads, seq_q] = [0, 1, 2].map(|axis| q.shape()[axis]);
+    let seq_kv = k.shape()[2];
+    [
+        ("batch", batch),
+        ("heads", heads),
+        ("seq_q", seq_q),
+        ("seq_kv", seq_kv),
+        ("q_blocks", seq_q.div_ceil(rule.blocks.q())),
+        ("kv_blocks", seq_kv.div_ceil(rule.blocks.kv())),
+    ]
+}
+
+/// `[batch, heads, q_blocks, kv_blocks]` of `q` and `k`.
+fn grid(rule: &Rule, q: &Tensor, k: &Tensor) -> [usize; 4] {
+    let [batch, heads, seq_q] = [0, 1, 2].map(|axis| q.shape()[axis]);
+    [batch, heads, seq_q.div_ceil(rule.blocks.q()), k.shape()[2].div_ceil(rule.blocks.kv())]
+}
+
+/// Where tensors of a call are made.
+pub(super) enum Memory<'a> {
+    /// On the device.
+    Device {
+        /// Which.
+        device: &'a Device,
+        /// What new counts hold.
+        fill: Fill,
+    },
+    /// In a buffer of the caller's.
+    Arena(&'a mut Arena),
+}
+
+/// What new counts hold.
 #[derive(Clone, Copy)]
 pub(super) enum Fill {
     /// Whatever the memory did: a kernel writes them before anybody looks.
@@ -299,25 +403,28 @@ pub(super) enum Fill {
     Empty,
 }
 
-/// What the kernels of the selection write.
-pub(super) struct MaskBuffers {
+impl Memory<'_> {
+    fn tensor(&mut self, dtype: DType, shape: &[usize]) -> Result<Tensor, Error> {
+        match self {
+            Memory::Device { device, .. } => Tensor::uninit(device, dtype, shape),
+            Memory::Arena(arena) => arena.tensor(dtype, shape),
+        }
+    }
+
+    fn counts(&mut self, shape: &[usize]) -> Result<Tensor, Error> {
+        match self {
+            Memory::Device { device, fill: Fill::Empty } => Tensor::zeros_on(device, DType::I32, shape),
+            _ => self.tensor(DType::I32, shape),
+        }
+    }
+}
+
+/// What the kernels of the selection work in.
+pub(super) struct Scratch {
     means: Option<(Tensor, Tensor)>,
     logits: Tensor,
     classes: Option<Tensor>,
     keep: Tensor,
-    kv: BlockIndex,
-    full_kv: Option<BlockIndex>,
-    by_kv: BlockIndex,
-    full_by_kv: Option<BlockIndex>,
-}
-
-impl MaskBuffers {
-    /// A mask that shares the lists: what the kernels write later, it shows.
-    pub(super) fn mask(&self, rule: &Rule, seqs: (usize, usize)) -> BlockMask {
-        let (kv, by_kv) =
-            ((self.kv.clone(), self.full_kv.clone()), (self.by_kv.clone(), self.full_by_kv.clone()));
-        BlockMask::from_parts(rule.blocks, seqs, kv, by_kv)
-    }
 }
 
 fn parse(kind: FunctionKind, function: Option<&dyn DeviceFn>) -> Result<Option<Arc<DeviceFunction>>, Error> {

@@ -15,13 +15,16 @@
 //! # Ok::<(), tilewright::Error>(())
 //! ```
 
+mod advice;
 mod builder;
+mod caller;
 mod gpu;
 mod head_dim;
 mod oracle;
 mod workspace;
 
 pub use builder::AttentionBuilder;
+pub use caller::MaskLists;
 pub use head_dim::{HeadDim, HeadDimError};
 pub use workspace::Workspace;
 
@@ -30,7 +33,7 @@ use crate::launch::{Choice, Kernel, Tuned};
 use crate::operands::Shape;
 use crate::tensor::TensorError;
 use crate::{BlockMask, BlockSize, DType, Error, MaskError, MaskMod, ScoreMod, Selection, Tensor, cpu};
-use gpu::{Fill, Pipeline};
+use gpu::{Fill, Memory, Pipeline};
 use std::sync::Arc;
 
 /// What an attention computes, on one device.
@@ -50,6 +53,20 @@ struct Rule {
     scale: f32,
     score_mod: Option<Arc<dyn ScoreMod>>,
     mask_mod: Option<Arc<dyn MaskMod>>,
+}
+
+impl Rule {
+    /// What the selection kernel takes for k and p: without a rule every admissible block is kept, a mass of 1.
+    fn thresholds(&self) -> (f32, f32) {
+        self.selection.map_or((0.0, 1.0), |selection| (selection.k_f32(), selection.p_f32()))
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        if !self.scale.is_finite() {
+            return Err(Error::Scale { found: self.scale });
+        }
+        Ok(self.selection.map_or(Ok(()), |selection| selection.validate())?)
+    }
 }
 
 /// What [`Attention::forward`] returns.
@@ -160,6 +177,28 @@ impl Attention {
         Ok(Attention { device: Device::Cuda(cuda), rule: self.rule.clone(), pipeline })
     }
 
+    /// The same kernels with another selection and another scale (`1 / sqrt(head_dim)` when not given), for neither is part of a
+    /// kernel: nothing is compiled or tuned anew.
+    ///
+    /// # Errors
+    /// [`Error::Select`] for a share outside (0, 1], [`Error::Scale`] for a scale that is no number, [`Error::Selects`]
+    /// unless both attentions select blocks, or neither.
+    pub fn with_parameters(&self, selection: Option<Selection>, scale: Option<f32>) -> Result<Self, Error> {
+        let rule = &self.rule;
+        if selection.is_some() != rule.selection.is_some() {
+            return Err(Error::Selects);
+        }
+        let rule = Arc::new(Rule {
+            selection,
+            scale: scale.unwrap_or_else(|| rule.head_dim.default_scale()),
+            score_mod: rule.score_mod.clone(),
+            mask_mod: rule.mask_mod.clone(),
+            ..**rule
+        });
+        rule.validate()?;
+        Ok(Attention { device: self.device.clone(), rule, pipeline: self.pipeline.clone() })
+    }
+
     fn mask_unchecked(&self, q: &Tensor, k: &Tensor) -> Result<BlockMask, Error> {
         let rule = &self.rule;
         if self.pipeline.is_some() && is_empty(q, k) {
@@ -178,9 +217,11 @@ impl Attention {
                 rule.mask_mod.as_deref(),
             );
         };
-        let mut buffers = pipeline.buffers(rule, q, k, Fill::Anything)?;
-        pipeline.select(rule, q, k, &mut buffers)?;
-        Ok(buffers.mask(rule, (q.shape()[2], k.shape()[2])))
+        let mut memory = Memory::Device { device: &self.device, fill: Fill::Anything };
+        let mut scratch = pipeline.scratch(rule, q, k, &mut memory)?;
+        let mut lists = pipeline.lists(rule, q, k, true, &mut memory)?;
+        pipeline.select(rule, q, k, &mut scratch, &mut lists)?;
+        Ok(lists.into_mask(rule.blocks, (q.shape()[2], k.shape()[2])))
     }
 
     fn attend_unchecked(
@@ -211,7 +252,8 @@ impl Attention {
         };
         let mut out = Tensor::uninit(&self.device, rule.dtype, q.shape())?;
         let mut lse = Tensor::uninit(&self.device, DType::F32, &q.shape()[..3])?;
-        pipeline.attend(rule, [q, k, v], mask, &mut out, &mut lse)?;
+        let density = mask.known_density();
+        pipeline.attend(rule, [q, k, v], (mask.kv(), mask.full_kv()), density, [&mut out, &mut lse])?;
         Ok((out, lse))
     }
 

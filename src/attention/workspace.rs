@@ -1,7 +1,7 @@
 //! Calls that allocate nothing: for loops, for streams of one's own and for CUDA graphs.
 
-use super::gpu::{Fill, MaskBuffers};
-use super::{Attention, Output, Rule, is_empty};
+use super::gpu::{Fill, Memory, Scratch};
+use super::{Attention, MaskLists, Output, Rule, is_empty};
 use crate::launch::FunctionArgs;
 use crate::{DType, Error, Tensor};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 /// Memory for calls of one shape: the intermediate tensors of the selection and the output.
 pub struct Workspace {
     /// Absent on the CPU, where a call makes its own.
-    buffers: Option<MaskBuffers>,
+    buffers: Option<(Scratch, MaskLists)>,
     output: Output,
     /// Shapes of q and k.
     shapes: [Vec<usize>; 2],
@@ -44,14 +44,16 @@ impl Attention {
                 _functions: Vec::new(),
             });
         };
-        let buffers = pipeline.buffers(&self.rule, q, k, Fill::Empty)?;
+        let mut memory = Memory::Device { device: &self.device, fill: Fill::Empty };
+        let scratch = pipeline.scratch(&self.rule, q, k, &mut memory)?;
+        let lists = pipeline.lists(&self.rule, q, k, true, &mut memory)?;
         let output = Output {
             out: Tensor::uninit(&self.device, self.rule.dtype, q.shape())?,
             lse: Tensor::uninit(&self.device, DType::F32, &q.shape()[..3])?,
-            mask: buffers.mask(&self.rule, (shape.seq_q, shape.seq_kv)),
+            mask: lists.share().into_mask(self.rule.blocks, (shape.seq_q, shape.seq_kv)),
         };
         let _functions = pipeline.functions();
-        Ok(Workspace { buffers: Some(buffers), output, shapes, rule: self.rule.clone(), _functions })
+        Ok(Workspace { buffers: Some((scratch, lists)), output, shapes, rule: self.rule.clone(), _functions })
     }
 
     /// As [`forward`](Self::forward), into a workspace. On a GPU it only launches: it allocates nothing, waits for
@@ -85,10 +87,10 @@ impl Attention {
             });
         }
         match (&self.pipeline, &mut workspace.buffers) {
-            (Some(pipeline), Some(buffers)) => {
-                pipeline.select(&self.rule, q, k, buffers)?;
+            (Some(pipeline), Some((scratch, lists))) => {
+                pipeline.select(&self.rule, q, k, scratch, lists)?;
                 let Output { out, lse, mask } = &mut workspace.output;
-                pipeline.attend(&self.rule, [q, k, v], mask, out, lse)?;
+                pipeline.attend(&self.rule, [q, k, v], (mask.kv(), mask.full_kv()), None, [out, lse])?;
             }
             _ => workspace.output = self.forward(q, k, v)?,
         }

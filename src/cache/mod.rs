@@ -168,10 +168,16 @@ impl KernelCache {
     }
 
     /// The cubin of a source, whichever version of NVRTC made it: for machines without NVRTC. Of several it is the
-    /// newest version's. Only cubins compiled with [`compile::OPTIONS`], those of [`Toolchain::compile`], count.
+    /// newest version's that `loads` says the driver can take. Only cubins compiled with [`compile::OPTIONS`], those of [`Toolchain::compile`], count.
     ///
     /// [`Toolchain::compile`]: crate::toolchain::Toolchain::compile
-    pub fn find(&self, name: &str, arch: &str, source: &str) -> Option<Cubin> {
+    pub fn find(
+        &self,
+        name: &str,
+        arch: &str,
+        source: &str,
+        loads: impl Fn((i32, i32)) -> bool,
+    ) -> Option<Cubin> {
         let key = |nvrtc| CubinKey::new(name, arch, source, compile::OPTIONS, nvrtc);
         let needed = key((0, 0));
         let prefix = format!("{}-", key::file_name(name));
@@ -183,6 +189,7 @@ impl KernelCache {
             .filter_map(|path| entry::read_meta(path).ok())
             .filter(|(_, found)| found.source_blake3() == needed.source_blake3())
             .map(|(_, found)| found.nvrtc())
+            .filter(|&nvrtc| loads(nvrtc))
             .collect();
         versions.sort();
         versions.dedup();

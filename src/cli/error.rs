@@ -32,6 +32,11 @@ pub enum CliError {
         option: &'static str,
         source: std::io::Error,
     },
+    #[error(
+        "{} does not say how its tokens lie: its metadata has {} as `token_grid`, needed TxHxW such as 8x16x28; save it with that",
+        path.display(), found.as_deref().unwrap_or("nothing")
+    )]
+    NoTokenGrid { path: PathBuf, found: Option<String> },
     #[error("cannot write to standard output: {0}")]
     Stdout(std::io::Error),
     #[error(

@@ -28,12 +28,12 @@ struct Panel {
     guides: Option<(f64, f64)>,
 }
 
-/// Writes every head of every mask, from left to right. `guide` is a number of tokens after which a thin line is drawn:
-/// the length of a video frame, say.
-pub fn write(path: &Path, masks: &[&BlockMask], guide: Option<usize>) -> Result<(), ImageError> {
+/// Writes every head of every mask, from left to right. Beside a mask stands a number of tokens after which a thin line is
+/// drawn: the length of a video frame, say.
+pub fn write(path: &Path, masks: &[(BlockMask, Option<usize>)]) -> Result<(), ImageError> {
     let mut panels = Vec::new();
-    for mask in masks {
-        panels.extend(panels_of(mask, guide)?);
+    for (mask, guide) in masks {
+        panels.extend(panels_of(mask, *guide)?);
     }
     let height = panels.iter().map(Panel::height).max().unwrap_or(0) + 2 * MARGIN;
     let width = panels.iter().map(|panel| panel.width() + MARGIN).sum::<usize>() + MARGIN;

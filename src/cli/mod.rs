@@ -24,6 +24,8 @@ use error::CliError;
 use report::Report;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// Block-sparse attention kernels: generated, compiled at run time, and run on the GPU or CPU at hand.
 #[derive(Parser)]
@@ -85,6 +87,7 @@ impl Command {
 /// Runs the command: 0 when all is well, 1 for a failure, 2 (clap's) for arguments that make no sense.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    log();
     match cli.command.run() {
         Ok(report) => match print(&report, cli.json) {
             Ok(()) if report.ok => ExitCode::SUCCESS,
@@ -93,6 +96,15 @@ pub fn main() -> ExitCode {
         },
         Err(error) => fail(&error),
     }
+}
+
+/// What the library warns of goes to standard error; `TILEWRIGHT_LOG=debug` shows every hit, miss, compile and race.
+fn log() {
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::WARN.into())
+        .with_env_var("TILEWRIGHT_LOG")
+        .from_env_lossy();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
 }
 
 fn fail(error: &CliError) -> ExitCode {

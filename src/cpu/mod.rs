@@ -11,6 +11,7 @@ mod select;
 mod softmax;
 
 pub use attend::attend;
+pub(crate) use score::logits;
 pub use select::select_row;
 
 use crate::mask::{BlockMask, BlockSize, EMPTY, FULL, PARTIAL, classify};
@@ -81,6 +82,16 @@ fn drop_unselected(
         }
     });
     Ok(())
+}
+
+/// The f32 means of runs of `block` rows of a `[batch, heads, seq, d]` tensor: contiguous `[batch, heads, blocks, d]`.
+pub(crate) fn block_means(x: &Tensor, block: usize) -> Result<Vec<f32>, Error> {
+    let d = x.shape()[3];
+    match x.dtype() {
+        DType::F16 => pool::block_means::<half::f16>(x, d, block),
+        DType::Bf16 => pool::block_means::<half::bf16>(x, d, block),
+        _ => Err(half_dtype_error("x", x)),
+    }
 }
 
 fn pooled<T: crate::tensor::Half>(

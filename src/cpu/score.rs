@@ -7,7 +7,7 @@ const LIMIT: f32 = 3e38;
 
 /// `Q̄ K̄ᵀ · scale` of one head, `[q_blocks, kv_blocks]`, sanitised: NaN is the lowest score there is, so that a
 /// NaN in a key drops the key's block where it can and never reaches another block's score.
-pub(super) fn logits(q: &[f32], k: &[f32], d: usize, scale: f32) -> Vec<f32> {
+pub(crate) fn logits(q: &[f32], k: &[f32], d: usize, scale: f32) -> Vec<f32> {
     let [rows, columns] = [q, k].map(|means| means.len().checked_div(d).unwrap_or(0));
     let mut logits = vec![0.0; rows * columns];
     product(scale, Matrix::rows(q, d), Matrix::rows(k, d).transposed(), 0.0, &mut logits);

@@ -228,6 +228,39 @@ impl CudaDevice {
         })
     }
 
+    /// Sets 32-bit words of memory at an address.
+    ///
+    /// # Errors
+    /// An error of the driver's.
+    ///
+    /// # Safety
+    /// There are `words` words of this GPU's memory at `address`, a multiple of 4, and nothing else uses them meanwhile.
+    pub(crate) unsafe fn set_words(&self, address: u64, word: u32, words: usize) -> Result<(), DeviceError> {
+        if words == 0 {
+            return Ok(());
+        }
+        cuda("cuCtxSetCurrent", self.inner.context.bind_to_thread())?;
+        let stream = self.stream().cu_stream();
+        // SAFETY: the caller's.
+        let set = unsafe { sys::cuMemsetD32Async(address, word, words, stream) }.result();
+        cuda("cuMemsetD32Async", set)
+    }
+
+    /// Makes this GPU the calling thread's current one until the value returned is dropped: CUDA's runtime, and PyTorch with it,
+    /// takes the thread's current GPU from the driver's current context.
+    ///
+    /// # Errors
+    /// An error of the driver's.
+    pub(crate) fn enter(&self) -> Result<Entered, DeviceError> {
+        let before = cuda("cuCtxGetCurrent", cudarc::driver::result::ctx::get_current())?;
+        let ours = self.inner.context.cu_ctx();
+        if before == Some(ours) {
+            return Ok(Entered { restore: None });
+        }
+        cuda("cuCtxSetCurrent", self.inner.context.bind_to_thread())?;
+        Ok(Entered { restore: Some(before.unwrap_or(std::ptr::null_mut())) })
+    }
+
     /// Waits until all work is done. An error of a kernel shows here at the latest.
     ///
     /// # Errors
@@ -282,6 +315,20 @@ impl CudaDevice {
         enqueue(self)?;
         cuda("cuEventRecord", end.record(self.stream()))?;
         cuda("cuEventElapsedTime", start.elapsed_ms(&end))
+    }
+}
+
+/// Puts the thread's current context back when dropped.
+pub(crate) struct Entered {
+    restore: Option<sys::CUcontext>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        if let Some(context) = self.restore {
+            // SAFETY: it was the current context a moment ago; null stands for none.
+            let _ = unsafe { sys::cuCtxSetCurrent(context) };
+        }
     }
 }
 
@@ -343,6 +390,10 @@ fn inquire(context: &CudaContext, driver_version: (i32, i32)) -> Result<DeviceIn
         arch: arch.to_string(),
         sm_count: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         smem_optin_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        smem_per_sm_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
+        threads_per_sm: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?,
+        threads_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
+        uuid: uuid(cuda("cuDeviceGetUuid", context.uuid())?.bytes.map(|byte| byte as u8)),
         registers_per_sm: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR)?,
         l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
         memory_clock_khz: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)
@@ -351,6 +402,14 @@ fn inquire(context: &CudaContext, driver_version: (i32, i32)) -> Result<DeviceIn
         name,
         driver_version,
     })
+}
+
+/// As `nvidia-smi -L` prints it.
+fn uuid(bytes: [u8; 16]) -> String {
+    let hex = |range: std::ops::Range<usize>| {
+        bytes[range].iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+    };
+    format!("GPU-{}-{}-{}-{}-{}", hex(0..4), hex(4..6), hex(6..8), hex(8..10), hex(10..16))
 }
 
 /// Lets the driver's memory pool keep what is freed. By default every synchronisation gives it back to the system,

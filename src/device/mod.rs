@@ -18,7 +18,7 @@ mod tests;
 use std::fmt;
 
 use serde::Serialize;
-use tilewright_codegen::Arch;
+use tilewright_codegen::{Arch, Limits, Machine};
 
 pub use cuda::{CudaDevice, DeviceBuffer};
 pub use driver::{OLDEST_DRIVER, driver_version};
@@ -98,8 +98,16 @@ pub struct DeviceInfo {
     pub arch: String,
     /// How many multiprocessors it has.
     pub sm_count: usize,
+    /// What tells this very GPU from every other, in every process and for every user: `GPU-3f1c…`.
+    pub uuid: String,
     /// The most shared memory a block can have, in bytes.
     pub smem_optin_bytes: usize,
+    /// How much shared memory a multiprocessor has, in bytes.
+    pub smem_per_sm_bytes: usize,
+    /// How many threads a multiprocessor keeps at once.
+    pub threads_per_sm: usize,
+    /// How many threads a block can have.
+    pub threads_per_block: usize,
     /// How many 32-bit registers a multiprocessor has.
     pub registers_per_sm: usize,
     /// The size of the level 2 cache in bytes.
@@ -110,6 +118,22 @@ pub struct DeviceInfo {
     pub memory_clock_khz: u32,
     /// The newest CUDA version the driver knows, major and minor.
     pub driver_version: (i32, i32),
+}
+
+impl DeviceInfo {
+    /// What candidates are pruned and ranked by: the limits the driver tells, not those of the architecture's table.
+    pub fn machine(&self) -> Machine {
+        let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let limits = Limits {
+            smem_per_block: number(self.smem_optin_bytes),
+            smem_per_sm: number(self.smem_per_sm_bytes),
+            threads_per_block: number(self.threads_per_block),
+            threads_per_sm: number(self.threads_per_sm),
+            registers_per_thread: Limits::REGISTERS_PER_THREAD,
+            registers_per_sm: number(self.registers_per_sm),
+        };
+        Machine { limits, sm_count: number(self.sm_count) }
+    }
 }
 
 /// The architecture to compile for: with the features of that very architecture where there are such (`a`).

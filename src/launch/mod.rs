@@ -19,6 +19,7 @@
 
 mod bind;
 mod boxed;
+mod choose;
 mod error;
 mod functions;
 mod kernel;

@@ -4,6 +4,7 @@ use crate::Error;
 use crate::cache::{CubinKey, KernelCache, Origin};
 use crate::codegen::Variant;
 use crate::compile::{Cubin, OPTIONS, embedded, in_parallel};
+use crate::device::driver_version;
 use crate::toolchain::{Environment, Toolchain, ToolchainError};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -113,7 +114,9 @@ impl Store {
     }
 
     fn bundled(&self, arch: &str, variant: &Variant) -> Option<Cubin> {
-        self.cache.as_ref()?.find(&variant.name, arch, &variant.source)
+        // A driver loads cubins of its own CUDA major version and of older ones.
+        let newest = driver_version().map_or(i32::MAX, |(major, _)| major);
+        self.cache.as_ref()?.find(&variant.name, arch, &variant.source, |(major, _)| major <= newest)
     }
 
     /// The cubin of a variant if the program or the cache holds it, whatever NVRTC made it. Nothing is compiled.

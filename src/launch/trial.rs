@@ -22,6 +22,8 @@ pub(crate) struct Outputs<'a> {
     tolerance: Tolerance,
     /// Compares a candidate with the oracle on a small case.
     oracle: Option<Oracle<'a>>,
+    /// The launch's dimensions, by their names in the declaration: what the model ranks by.
+    dims: Vec<(&'static str, i64)>,
 }
 
 /// Says what is wrong with a candidate.
@@ -29,7 +31,17 @@ type Oracle<'a> = Box<dyn Fn(&Kernel) -> Result<(), String> + 'a>;
 
 impl<'a> Outputs<'a> {
     pub(crate) fn new(tensors: Vec<Tensor>, tolerance: Tolerance) -> Self {
-        Outputs { tensors, tolerance, oracle: None }
+        Outputs { tensors, tolerance, oracle: None, dims: Vec::new() }
+    }
+
+    /// The same for a launch of these dimensions.
+    pub(crate) fn sized(self, dims: &[(&'static str, usize)]) -> Self {
+        let dims = dims.iter().map(|&(name, extent)| (name, i64::try_from(extent).unwrap_or(i64::MAX)));
+        Outputs { dims: dims.collect(), ..self }
+    }
+
+    pub(super) fn dims(&self) -> &[(&'static str, i64)] {
+        &self.dims
     }
 
     /// The same with a check of each candidate on a small case of its own.

@@ -1,38 +1,35 @@
 //! The kernel for the sizes at hand: from the tuning record, else timed on the call's own tensors, else the model's pick.
 
-use super::library::{Unusable, load_cubin, load_variants};
-use super::progress::ProgressLine;
-use super::store::Store;
-use super::trial::Trial;
 use super::{BindError, Kernel, Outputs, Request};
 use crate::Error;
-use crate::cache::KernelCache;
-use crate::codegen::{Arch, Family, Generator, Rejection, Variant};
+use crate::codegen::{Arch, Candidate, Family, Generator, Reason, Rejection, Variant};
 use crate::device::CudaDevice;
-use crate::tune::{
-    Bucket, Contender, DeviceKey, DeviceLock, Plan, Policy, Progress, RaceSettings, TuneKey, TuneRecord,
-    plan, race, spec_fingerprint,
-};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use crate::tune::{Bucket, DeviceKey, Policy, TuneKey, TuneRecord, spec_fingerprint};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+/// Candidates that are compiled and timed at most; the model leaves out the rest. Sixteen cores compile as many at once.
+const MOST_COMPILED: usize = 16;
 
 /// One kernel of a chain with its tuning space.
 #[derive(Clone)]
 pub(crate) struct Tuned {
-    device: CudaDevice,
-    shared: Arc<Shared>,
+    pub(super) device: CudaDevice,
+    pub(super) shared: Arc<Shared>,
 }
 
-struct Shared {
-    name: String,
+pub(super) struct Shared {
+    pub(super) name: String,
     spec: String,
-    /// Every candidate, the preferred first.
+    generator: Generator,
+    /// Every candidate that fits, in the declaration's order.
     variants: Vec<Variant>,
     pruned: Vec<Rejection>,
-    policy: Policy,
+    pub(super) policy: Policy,
     chosen: RwLock<Vec<(Bucket, Kernel)>>,
     /// The records this process has read or made.
     records: Mutex<Vec<TuneRecord>>,
+    /// What the model left out at the last choice.
+    left_out: Mutex<Vec<Rejection>>,
 }
 
 /// What was chosen for a kernel, and why: `tilewright tune --explain`.
@@ -40,7 +37,7 @@ struct Shared {
 pub struct Choice {
     /// The timing of every candidate; absent when there was only one, or nothing was timed.
     pub record: Option<TuneRecord>,
-    /// Schedules that were pruned before anything was compiled.
+    /// Schedules that were left out before anything was compiled.
     pub pruned: Vec<Rejection>,
     /// The variant in use.
     pub variant: Variant,
@@ -52,7 +49,7 @@ impl Tuned {
         let arch: Arch = device.arch().parse()?;
         let generator = Generator::new(request.source())?;
         let spec = request.spec(&generator)?;
-        let candidates = generator.candidates(&spec, arch)?;
+        let candidates = generator.candidates_within(&spec, arch, &device.info().machine().limits)?;
         let variants = candidates
             .accepted
             .iter()
@@ -61,11 +58,13 @@ impl Tuned {
         let shared = Shared {
             name: generator.kernel().name.clone(),
             spec: spec_fingerprint(request.source(), &spec),
+            generator,
             variants,
             pruned: candidates.rejected,
             policy,
             chosen: RwLock::default(),
             records: Mutex::default(),
+            left_out: Mutex::default(),
         };
         Ok(Tuned { device: device.clone(), shared: Arc::new(shared) })
     }
@@ -86,9 +85,13 @@ impl Tuned {
         bucket: Bucket,
         outputs: impl FnOnce() -> Outputs<'a>,
     ) -> Option<Outputs<'a>> {
+        (!self.knows(bucket)).then(outputs)
+    }
+
+    /// Whether a kernel is chosen for sizes.
+    pub(crate) fn knows(&self, bucket: Bucket) -> bool {
         let chosen = self.shared.chosen.read().unwrap_or_else(PoisonError::into_inner);
-        let known = chosen.iter().any(|(known, _)| *known == bucket);
-        (!known).then(outputs)
+        chosen.iter().any(|(known, _)| *known == bucket)
     }
 
     /// The kernel chosen last, if any was.
@@ -104,12 +107,11 @@ impl Tuned {
     /// What was chosen last, and why.
     pub(crate) fn choice(&self) -> Option<Choice> {
         let kernel = self.current()?;
-        let records = self.shared.records.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(Choice {
-            record: records.last().cloned(),
-            pruned: self.shared.pruned.clone(),
-            variant: kernel.variant().clone(),
-        })
+        let shared = &*self.shared;
+        let record = shared.records.lock().unwrap_or_else(PoisonError::into_inner).last().cloned();
+        let left_out = shared.left_out.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let pruned = shared.pruned.iter().cloned().chain(left_out).collect();
+        Some(Choice { record, pruned, variant: kernel.variant().clone() })
     }
 
     /// Launches the kernel for the sizes; the first time it is chosen. A launch that the driver refuses falls back to
@@ -126,23 +128,30 @@ impl Tuned {
             Some(kernel) => kernel,
             // Nothing can be timed while a graph is captured; what stands in for it is not kept.
             None if self.shared.policy == Policy::Tune && self.device.is_capturing()? => {
-                self.first_valid()?
+                self.first_valid(&self.ranked(dims(&outputs)))?
             }
             None => {
-                let kernel = self.choose(bucket, outputs, launch)?;
+                let ranked = self.ranked(dims(&outputs));
+                let kernel = self.choose(bucket, &ranked, outputs, launch)?;
                 self.keep(bucket, &kernel);
                 kernel
             }
         };
         match launch(&kernel) {
             Err(Error::Device(error)) if error.is_refused_launch() => {
-                let next = self.demote(bucket, &kernel, &error.to_string())?.ok_or(error)?;
+                let ranked = self.ranked(&[]);
+                let next = self.demote(bucket, &ranked, &kernel, &error.to_string())?.ok_or(error)?;
                 self.keep(bucket, &next);
                 launch(&next)
             }
-            // These tensors lie in memory in a way the copy engine cannot read; others may not, so nothing is kept.
-            Err(Error::Bind(BindError::TensorMap { .. })) if self.has_family(Family::Sm80) => {
-                launch(&self.first_valid_of(|family| family == Family::Sm80)?)
+            // The copy engine cannot read these tensors as they lie in memory. Others it can, so nothing is kept.
+            Err(error @ Error::Bind(BindError::TensorMap { .. })) => {
+                let mut ranked = self.ranked(&[]);
+                ranked.retain(|variant| variant.candidate.schedule.family == Family::Sm80);
+                if ranked.is_empty() {
+                    return Err(error);
+                }
+                launch(&self.first_valid(&ranked)?)
             }
             launched => launched,
         }
@@ -160,7 +169,22 @@ impl Tuned {
         chosen.push((bucket, kernel.clone()));
     }
 
-    fn key(&self, bucket: Bucket) -> TuneKey {
+    /// The candidates worth compiling for a launch of these dimensions, the model's pick first.
+    fn ranked(&self, dims: &[(&str, i64)]) -> Vec<&Variant> {
+        let shared = &*self.shared;
+        let candidates: Vec<&Candidate> = shared.variants.iter().map(|variant| &variant.candidate).collect();
+        let order = shared.generator.rank(&candidates, &self.device.info().machine(), dims);
+        let ranked: Vec<&Variant> = order.into_iter().map(|place| &shared.variants[place]).collect();
+        let compiled = MOST_COMPILED.min(ranked.len());
+        let left_out = ranked[compiled..].iter().enumerate().map(|(i, variant)| Rejection {
+            schedule: variant.candidate.schedule.clone(),
+            reason: Reason::Ranked { place: compiled + i + 1, compiled },
+        });
+        *shared.left_out.lock().unwrap_or_else(PoisonError::into_inner) = left_out.collect();
+        ranked[..compiled].to_vec()
+    }
+
+    pub(super) fn key(&self, bucket: Bucket) -> TuneKey {
         let info = self.device.info();
         TuneKey {
             spec: self.shared.spec.clone(),
@@ -169,205 +193,7 @@ impl Tuned {
         }
     }
 
-    fn fingerprints(&self) -> Vec<&str> {
-        self.shared.variants.iter().map(|variant| variant.fingerprint.as_str()).collect()
-    }
-
-    fn choose(
-        &self,
-        bucket: Bucket,
-        outputs: Option<Outputs<'_>>,
-        launch: &mut dyn FnMut(&Kernel) -> Result<(), Error>,
-    ) -> Result<Kernel, Error> {
-        let store = Store::global()?;
-        if self.shared.policy == Policy::FirstValid {
-            return self.first_valid();
-        }
-        let all = self.fingerprints();
-        let key = self.key(bucket);
-        let record = read(store.cache(), &key);
-        if let Plan::Use { winner } = plan(record.as_ref(), &all)
-            && let Some(kernel) = self.load(store, winner)?
-        {
-            tracing::debug!(kernel = self.shared.name, winner = all[winner], "tuned before");
-            self.remember(record);
-            return Ok(kernel);
-        }
-        if self.shared.policy == Policy::CacheOnly {
-            return self.cached(store, record.is_none());
-        }
-        let untimed = self.shared.variants.len() == 1;
-        match outputs {
-            // Without NVRTC there is what the program or a bundle brought: the preferred schedule of it.
-            Some(outputs) if !untimed && store.has_nvrtc() => self.tune(store, key, &outputs, launch),
-            _ => self.first_valid(),
-        }
-    }
-
-    fn has_family(&self, family: Family) -> bool {
-        self.shared.variants.iter().any(|variant| variant.candidate.schedule.family == family)
-    }
-
-    /// The first candidate that compiles without spills.
-    fn first_valid(&self) -> Result<Kernel, Error> {
-        self.first_valid_of(|_| true)
-    }
-
-    /// The same among the families wanted.
-    fn first_valid_of(&self, wanted: impl Fn(Family) -> bool) -> Result<Kernel, Error> {
-        let mut failure = None;
-        for variant in self.shared.variants.iter().filter(|v| wanted(v.candidate.schedule.family)) {
-            match load_variants(&self.device, &[variant], |_| {})?.remove(0) {
-                Ok(kernel) => return Ok(kernel),
-                Err(Unusable::Failed(error)) => failure = failure.or(Some(*error)),
-                Err(Unusable::Spills(_)) => {}
-            }
-        }
-        let spills =
-            || Error::Spills { kernel: self.shared.name.clone(), arch: self.device.arch().to_owned() };
-        Err(failure.unwrap_or_else(spills))
-    }
-
-    /// Candidate `i`, unless the policy forbids compiling and it is not in the cache, or it spills.
-    fn load(&self, store: &Store, i: usize) -> Result<Option<Kernel>, Error> {
-        let variant = &self.shared.variants[i];
-        let loaded = match self.shared.policy {
-            Policy::CacheOnly => match store.cached(self.device.arch(), variant) {
-                Some(cubin) => load_cubin(&self.device, variant, cubin)?,
-                None => return Ok(None),
-            },
-            _ => load_variants(&self.device, &[variant], |_| {})?.remove(0),
-        };
-        Ok(loaded.ok())
-    }
-
-    /// What the cache holds: the only candidate, or an error that says what is missing.
-    fn cached(&self, store: &Store, no_record: bool) -> Result<Kernel, Error> {
-        if self.shared.variants.len() == 1
-            && let Some(kernel) = self.load(store, 0)?
-        {
-            return Ok(kernel);
-        }
-        let what = if no_record && self.shared.variants.len() > 1 { "no tuning record" } else { "no cubin" };
-        Err(Error::CacheOnly {
-            kernel: self.shared.name.clone(),
-            device: self.device.info().name.clone(),
-            what: what.to_owned(),
-            command: "tilewright tune".to_owned(),
-        })
-    }
-
-    /// Times what the record leaves to time, and keeps the result.
-    fn tune(
-        &self,
-        store: &Store,
-        key: TuneKey,
-        outputs: &Outputs<'_>,
-        launch: &mut dyn FnMut(&Kernel) -> Result<(), Error>,
-    ) -> Result<Kernel, Error> {
-        let shared = &*self.shared;
-        let line = ProgressLine::new(&self.device.info().name, &shared.name);
-        let lock = store.cache().map(|cache| {
-            let device = format!("{}-{}", key.device.folder_name(), self.device.info().ordinal);
-            let folder = cache.root().join("v1").join("locks");
-            DeviceLock::acquire(&folder, &device, DeviceLock::PATIENCE, || line.show(&Progress::Waiting))
-        });
-        let all = self.fingerprints();
-        // Whoever held the lock may have done it.
-        let record = read(store.cache(), &key);
-        let (places, incumbent) = match plan(record.as_ref(), &all) {
-            Plan::Use { winner } => match self.load(store, winner)? {
-                Some(kernel) => {
-                    self.remember(record);
-                    return Ok(kernel);
-                }
-                None => ((0..all.len()).collect(), None),
-            },
-            Plan::Time { candidates, incumbent } => (candidates, incumbent),
-        };
-        let variants: Vec<&Variant> = places.iter().map(|&place| &shared.variants[place]).collect();
-        let (done, of) = (AtomicUsize::new(0), variants.len());
-        let loaded = load_variants(&self.device, &variants, |_| {
-            line.show(&Progress::Compiling { done: 1 + done.fetch_add(1, Ordering::Relaxed), of });
-        })?;
-        let (mut kernels, mut rejected) = (Vec::new(), Vec::new());
-        for (variant, loaded) in variants.into_iter().zip(loaded) {
-            match loaded {
-                Ok(kernel) => kernels.push(kernel),
-                Err(why) => rejected.push((Contender::of_variant(variant), why.reason())),
-            }
-        }
-        let fail = |reason: String| Error::Tune {
-            kernel: shared.name.clone(),
-            device: self.device.info().name.clone(),
-            reason,
-        };
-        if kernels.is_empty() {
-            let reasons: Vec<String> = rejected.into_iter().map(|(_, reason)| reason).collect();
-            return Err(fail(reasons.join("; ")));
-        }
-        let contenders = kernels.iter().map(Contender::of_kernel).collect();
-        // With nothing new to race, the incumbent stays.
-        let result = match incumbent.is_some() && kernels.len() < 2 {
-            true => None,
-            false => {
-                let mut trial = Trial::new(&self.device, &kernels, launch, outputs);
-                let settings = RaceSettings::default();
-                let result = race(&mut trial, &settings, &mut |progress: &Progress<'_>| line.show(progress));
-                Some(result.map_err(|error| fail(error.to_string()))?)
-            }
-        };
-        drop(lock);
-        let record = match (record, incumbent, &result) {
-            (Some(mut record), Some(_), result) => {
-                record.merge(contenders, rejected, result.as_ref());
-                record
-            }
-            (_, _, Some(result)) => {
-                TuneRecord::new(key, contenders, rejected, result).map_err(|error| fail(error.to_string()))?
-            }
-            _ => {
-                return Err(Error::Spills {
-                    kernel: shared.name.clone(),
-                    arch: self.device.arch().to_owned(),
-                });
-            }
-        };
-        write(store.cache(), &record);
-        let winner = record.best_of(&all).map(|timing| timing.candidate.fingerprint.clone());
-        self.remember(Some(record));
-        let kernel =
-            kernels.into_iter().find(|kernel| Some(&kernel.variant().fingerprint) == winner.as_ref());
-        kernel.ok_or_else(|| fail("no candidate is left".to_owned()))
-    }
-
-    /// Rejects a kernel whose launch the driver refused; the next best, if there is one.
-    fn demote(&self, bucket: Bucket, kernel: &Kernel, reason: &str) -> Result<Option<Kernel>, Error> {
-        let store = Store::global()?;
-        let all = self.fingerprints();
-        let key = self.key(bucket);
-        let failed = kernel.variant().fingerprint.as_str();
-        if let Some(mut record) = read(store.cache(), &key) {
-            // What the record rejected for its output must not come back: the record alone decides.
-            let next = record.demote(failed, reason, &all);
-            let Some(place) = next.and_then(|next| all.iter().position(|known| **known == *next)) else {
-                return Ok(None);
-            };
-            write(store.cache(), &record);
-            self.remember(Some(record));
-            return self.load(store, place);
-        }
-        // Without a record, the next in the order of preference.
-        let after = all.iter().position(|known| *known == failed).map_or(0, |place| place + 1);
-        for place in after..all.len() {
-            if let Some(kernel) = self.load(store, place)? {
-                return Ok(Some(kernel));
-            }
-        }
-        Ok(None)
-    }
-
-    fn remember(&self, record: Option<TuneRecord>) {
+    pub(super) fn remember(&self, record: Option<TuneRecord>) {
         let mut records = self.shared.records.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(record) = record {
             records.retain(|known| known.key() != record.key());
@@ -376,17 +202,9 @@ impl Tuned {
     }
 }
 
-fn read(cache: Option<&KernelCache>, key: &TuneKey) -> Option<TuneRecord> {
-    let bytes = cache?.read_record(&key.device.folder_name(), &key.file_name())?;
-    TuneRecord::usable(&bytes, key)
-}
-
-fn write(cache: Option<&KernelCache>, record: &TuneRecord) {
-    let Some(cache) = cache else { return };
-    let key = record.key();
-    if let Err(error) = cache.write_record(&key.device.folder_name(), &key.file_name(), &record.to_json()) {
-        tracing::warn!(%error, "the tuning record is not kept: the next process tunes again");
-    }
+/// The launch's dimensions, where they are known.
+fn dims<'a>(outputs: &'a Option<Outputs<'_>>) -> &'a [(&'static str, i64)] {
+    outputs.as_ref().map_or(&[], Outputs::dims)
 }
 
 #[cfg(test)]

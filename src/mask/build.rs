@@ -91,7 +91,9 @@ impl BlockMask {
         let full = |transposed| split.then(|| list(classes, shape, transposed, of(FULL))).transpose();
         let kv = (list(classes, shape, false, of(PARTIAL))?, full(false)?);
         let q = (list(classes, shape, true, of(PARTIAL))?, full(true)?);
-        Ok(Self::from_parts(blocks, seqs, kv, q))
+        let kept = classes.iter().filter(|&&class| class != EMPTY).count();
+        let density = Some(if classes.is_empty() { 0.0 } else { kept as f64 / classes.len() as f64 });
+        Ok(BlockMask { density, ..Self::from_parts(blocks, seqs, kv, q) })
     }
 }
 

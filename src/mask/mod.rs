@@ -54,6 +54,8 @@ pub struct BlockMask {
     full_kv: Option<BlockIndex>,
     q: BlockIndex,
     full_q: Option<BlockIndex>,
+    /// The share of blocks kept, where the mask was made on the host.
+    density: Option<f64>,
 }
 
 /// A block mask as one class per block.
@@ -73,7 +75,12 @@ impl BlockMask {
         (kv, full_kv): (BlockIndex, Option<BlockIndex>),
         (q, full_q): (BlockIndex, Option<BlockIndex>),
     ) -> Self {
-        BlockMask { blocks, seq_q, seq_kv, kv, full_kv, q, full_q }
+        BlockMask { blocks, seq_q, seq_kv, kv, full_kv, q, full_q, density: None }
+    }
+
+    /// The share of blocks kept, 0 to 1, where it is known without asking the GPU: of masks made on the host.
+    pub(crate) fn known_density(&self) -> Option<f64> {
+        self.density
     }
 
     /// Key blocks of each query block, the mask function applying within them.

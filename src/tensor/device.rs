@@ -1,6 +1,6 @@
 //! Tensors on a GPU: where they are, and copies to and from the host.
 
-use super::{Storage, Tensor, TensorError, contiguous_strides, element_count, host::HostBuffer};
+use super::{Storage, Tensor, TensorError, dense_strides, element_count, host::HostBuffer};
 use crate::device::{CudaDevice, Device, DeviceBuffer};
 use crate::{DType, Error};
 use std::sync::Arc;
@@ -46,7 +46,7 @@ impl Tensor {
 
     fn on(device: &CudaDevice, dtype: DType, shape: &[usize], buffer: DeviceBuffer) -> Self {
         let storage = Storage::Cuda(Arc::new(CudaStorage { device: device.clone(), buffer }));
-        Tensor { dtype, shape: shape.to_vec(), strides: contiguous_strides(shape), storage }
+        Tensor { dtype, shape: shape.into(), strides: dense_strides(shape), storage }
     }
 
     /// The same tensor on `device`: itself when it is there already, otherwise a copy with the same strides.
@@ -94,12 +94,28 @@ impl Tensor {
         Ok(())
     }
 
-    /// Fills the elements of a contiguous tensor of this library's own with 0xFF bytes, whoever shares it: the tuner does so
-    /// before a candidate writes it.
+    /// Fills a dense tensor with 0xFF bytes, whoever shares it: the tuner does so before a candidate writes it. One that is not
+    /// dense is left as it is, for what lies between its elements is somebody else's.
     pub(crate) fn poison(&self, device: &CudaDevice) -> Result<(), Error> {
-        if let Storage::Cuda(storage) = &self.storage {
-            // SAFETY: the storage is that large and lives on; work on it is ordered by the stream.
-            unsafe { device.set_bytes(storage.buffer.address(), 0xFF, storage.buffer.len())? };
+        let (address, bytes) = match &self.storage {
+            Storage::Host(_) => return Ok(()),
+            Storage::Cuda(storage) => (storage.buffer.address(), storage.buffer.len()),
+            Storage::External(_) if !self.is_dense() => return Ok(()),
+            Storage::External(memory) => (memory.address, self.elements() * self.dtype.size()),
+        };
+        // SAFETY: the storage is that large and lives on; work on it is ordered by the stream. A dense view fills its memory.
+        unsafe { device.set_bytes(address, 0xFF, bytes)? };
+        Ok(())
+    }
+
+    /// Sets every element of a dense tensor on `device` to the 32-bit word `word`, once the work on its stream is done. A dtype of
+    /// half that size gets two elements a word.
+    pub(crate) fn fill_words(&mut self, device: &CudaDevice, word: u32) -> Result<(), Error> {
+        debug_assert!(self.is_dense());
+        let bytes = self.elements() * self.dtype.size();
+        if let Some(address) = self.device_pointer() {
+            // SAFETY: the view is dense, so that the bytes from its address on are its own; work on it is ordered by the stream.
+            unsafe { device.set_words(address, word, bytes / 4)? };
         }
         Ok(())
     }
@@ -120,6 +136,15 @@ impl Tensor {
             Storage::Cuda(storage) => Some(storage.device.info().ordinal),
             Storage::External(memory) => Some(memory.ordinal),
         }
+    }
+
+    /// The GPU it is on, with its stream; `None` on the CPU.
+    pub(crate) fn cuda_device(&self) -> Result<Option<CudaDevice>, Error> {
+        Ok(match &self.storage {
+            Storage::Host(_) => None,
+            Storage::Cuda(storage) => Some(storage.device.clone()),
+            Storage::External(memory) => Some(memory.device()?),
+        })
     }
 
     /// The device address of the first element; `None` on the CPU.

@@ -1,6 +1,6 @@
 //! GPU memory that somebody else owns: a tensor of PyTorch's, say.
 
-use super::{Storage, Tensor, TensorError, element_count};
+use super::{Dims, Storage, Tensor, TensorError, dense_strides, element_count};
 use crate::device::{CudaDevice, DeviceError};
 use crate::{DType, Error};
 
@@ -44,11 +44,64 @@ impl Tensor {
             return Err(too_large().into());
         }
         let storage = Storage::External(External { ordinal, address, bytes });
-        Tensor { dtype, shape: Vec::new(), strides: Vec::new(), storage }.with_strides(shape, strides)
+        Tensor { dtype, shape: Dims::new(), strides: Dims::new(), storage }.with_strides(shape, strides)
+    }
+}
+
+/// One buffer of bytes cut into tensors, one after another, each where 256 bytes begin anew.
+pub(crate) struct Arena {
+    memory: External,
+    used: usize,
+}
+
+impl Arena {
+    /// Where tensors begin: what CUDA's own allocations are aligned to.
+    const ALIGN: usize = 256;
+
+    /// Cuts up a contiguous tensor on a GPU; none on the CPU.
+    pub(crate) fn of(buffer: &Tensor) -> Option<Self> {
+        let (ordinal, address) = (buffer.ordinal()?, buffer.device_pointer()?);
+        let bytes = buffer.elements() * buffer.dtype().size();
+        Some(Arena { memory: External { ordinal, address, bytes }, used: 0 })
+    }
+
+    /// A buffer of any size that is nowhere: for asking how much would be used of it.
+    pub(crate) fn to_measure() -> Self {
+        Arena { memory: External { ordinal: 0, address: 0, bytes: usize::MAX }, used: 0 }
+    }
+
+    /// The bytes that suffice for the tensors made, whatever the buffer's address.
+    pub(crate) fn needed(&self) -> usize {
+        self.used + Self::ALIGN
+    }
+
+    /// The next tensor, contiguous; its elements are whatever the memory holds.
+    ///
+    /// # Errors
+    /// [`Error::Scratch`] when the buffer is used up.
+    pub(crate) fn tensor(&mut self, dtype: DType, shape: &[usize]) -> Result<Tensor, Error> {
+        let bytes = element_count(shape, dtype)? * dtype.size();
+        let External { address, bytes: available, .. } = self.memory;
+        let begin = address
+            .checked_add(self.used as u64)
+            .and_then(|begin| begin.checked_next_multiple_of(Self::ALIGN as u64));
+        let used = begin.and_then(|begin| ((begin - address) as usize).checked_add(bytes));
+        let (Some(begin), Some(used)) = (begin, used.filter(|&used| used <= available)) else {
+            return Err(Error::Scratch { found: available });
+        };
+        self.used = used;
+        let storage = Storage::External(External { address: begin, bytes, ..self.memory });
+        Ok(Tensor { dtype, shape: shape.into(), strides: dense_strides(shape), storage })
     }
 }
 
 impl External {
+    /// Whether the two reach a common byte.
+    pub(super) fn overlaps(&self, other: &External) -> bool {
+        let end = |memory: &External| memory.address + memory.bytes as u64;
+        self.ordinal == other.ordinal && self.address < end(other) && other.address < end(self)
+    }
+
     pub(super) fn download(self) -> Result<Vec<u8>, Error> {
         // SAFETY: whoever made the tensor promised that its elements are memory of this GPU.
         Ok(unsafe { self.device()?.download_address(self.address, self.bytes) }?)
@@ -56,5 +109,66 @@ impl External {
 
     pub(super) fn device(self) -> Result<CudaDevice, DeviceError> {
         CudaDevice::new(self.ordinal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(address: u64, shape: &[usize], strides: &[usize]) -> Tensor {
+        // SAFETY: nothing looks at the elements.
+        unsafe { Tensor::from_device_pointer(0, address, DType::Bf16, shape, strides) }.unwrap()
+    }
+
+    #[test]
+    fn dense_is_without_gaps_in_any_order() {
+        for (shape, strides, dense) in [
+            ([2, 3, 4, 8], [96, 32, 8, 1], true),
+            ([2, 3, 4, 8], [96, 8, 24, 1], true),
+            ([1, 3, 4, 8], [7, 8, 24, 1], true),
+            ([2, 0, 4, 8], [1, 1, 1, 1], true),
+            ([2, 3, 4, 8], [192, 64, 16, 1], false),
+            ([2, 3, 4, 8], [0, 32, 8, 1], false),
+            ([2, 3, 4, 8], [96, 32, 8, 2], false),
+        ] {
+            assert_eq!(view(4096, &shape, &strides).is_dense(), dense, "{shape:?} {strides:?}");
+        }
+    }
+
+    #[test]
+    fn views_share_what_both_reach() {
+        let one = view(4096, &[4, 8], &[8, 1]);
+        assert!(one.shares_storage(&view(4096 + 62, &[1, 1], &[1, 1])));
+        assert!(!one.shares_storage(&view(4096 + 64, &[4, 8], &[8, 1])));
+        assert!(!one.shares_storage(&view(4096 - 64, &[4, 8], &[8, 1])));
+    }
+
+    #[test]
+    fn an_arena_gives_aligned_parts_that_do_not_overlap() {
+        let mut measure = Arena::to_measure();
+        let make = |arena: &mut Arena| -> Result<Vec<Tensor>, Error> {
+            [(DType::F32, [3, 5, 7]), (DType::U8, [1, 1, 1]), (DType::I32, [2, 100, 3])]
+                .iter()
+                .map(|(dtype, shape)| arena.tensor(*dtype, shape))
+                .collect()
+        };
+        make(&mut measure).unwrap();
+        let needed = measure.needed();
+        // SAFETY: nothing looks at the elements.
+        let buffer = |address, bytes| unsafe {
+            Tensor::from_device_pointer(0, address, DType::U8, &[bytes], &[1]).unwrap()
+        };
+        for address in [4096, 4097, 4096 + 255] {
+            let parts = make(&mut Arena::of(&buffer(address, needed)).unwrap()).unwrap();
+            for (i, part) in parts.iter().enumerate() {
+                let begin = part.device_pointer().unwrap();
+                let end = begin + (part.elements() * part.dtype().size()) as u64;
+                assert!(begin.is_multiple_of(256) && begin >= address && end <= address + needed as u64);
+                assert!(parts[..i].iter().all(|other| !part.shares_storage(other)));
+            }
+        }
+        let error = make(&mut Arena::of(&buffer(4097, needed - 256)).unwrap()).unwrap_err();
+        assert!(error.to_string().contains("scratch_bytes"), "{error}");
     }
 }

@@ -19,22 +19,27 @@ use device::CudaStorage;
 pub(crate) use device::place_name;
 pub use element::{Element, Half};
 pub use error::TensorError;
+pub(crate) use external::Arena;
 use external::External;
 use host::HostBuffer;
 
 use crate::device::Device;
 use crate::{DType, Error};
+use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// A strided view of shared storage. Cloning is cheap and shares the storage.
 #[derive(Clone, Debug)]
 pub struct Tensor {
     dtype: DType,
-    shape: Vec<usize>,
+    shape: Dims,
     /// In elements.
-    strides: Vec<usize>,
+    strides: Dims,
     storage: Storage,
 }
+
+/// One number a dimension: a tensor of up to four costs no allocation, for a warm call makes a dozen.
+type Dims = SmallVec<[usize; 4]>;
 
 /// Where the elements are.
 #[derive(Clone, Debug)]
@@ -49,7 +54,11 @@ pub(crate) enum Storage {
 
 /// Strides of a contiguous tensor: the last dimension is the fastest.
 pub fn contiguous_strides(shape: &[usize]) -> Vec<usize> {
-    let mut strides = vec![1; shape.len()];
+    dense_strides(shape).into_vec()
+}
+
+fn dense_strides(shape: &[usize]) -> Dims {
+    let mut strides = Dims::from_elem(1, shape.len());
     for i in (1..shape.len()).rev() {
         strides[i - 1] = strides[i] * shape[i].max(1);
     }
@@ -102,8 +111,8 @@ impl Tensor {
     fn host(dtype: DType, shape: &[usize], buffer: HostBuffer) -> Self {
         Tensor {
             dtype,
-            shape: shape.to_vec(),
-            strides: contiguous_strides(shape),
+            shape: shape.into(),
+            strides: dense_strides(shape),
             storage: Storage::Host(Arc::new(buffer)),
         }
     }
@@ -128,7 +137,7 @@ impl Tensor {
         if !empty && last.is_none_or(|last| last >= elements) {
             return fail("the last element would lie outside the storage");
         }
-        Ok(Tensor { shape: shape.to_vec(), strides: strides.to_vec(), ..self.clone() })
+        Ok(Tensor { shape: shape.into(), strides: strides.into(), ..self.clone() })
     }
 
     /// The same storage with its dimensions reordered; `order` names each dimension once.
@@ -150,11 +159,12 @@ impl Tensor {
         })
     }
 
-    /// Whether both see the same storage.
+    /// Whether both see the same storage; memory of somebody else's is the same where the views overlap.
     pub(crate) fn shares_storage(&self, other: &Tensor) -> bool {
         match (&self.storage, &other.storage) {
             (Storage::Host(a), Storage::Host(b)) => Arc::ptr_eq(a, b),
             (Storage::Cuda(a), Storage::Cuda(b)) => Arc::ptr_eq(a, b),
+            (Storage::External(a), Storage::External(b)) => a.overlaps(b),
             _ => false,
         }
     }
@@ -183,6 +193,23 @@ impl Tensor {
     pub fn is_contiguous(&self) -> bool {
         let dense = contiguous_strides(&self.shape);
         self.shape.iter().zip(self.strides.iter().zip(&dense)).all(|(&dim, (a, b))| dim == 1 || a == b)
+    }
+
+    /// Whether the elements are all that the storage holds: then the whole of it may be overwritten.
+    pub(crate) fn fills_storage(&self) -> bool {
+        self.elements() == self.storage_elements()
+    }
+
+    /// Whether the elements lie densely in some order of the dimensions: nothing lies between them.
+    pub(crate) fn is_dense(&self) -> bool {
+        let mut order: SmallVec<[usize; 4]> = (0..self.shape.len()).filter(|&i| self.shape[i] != 1).collect();
+        order.sort_unstable_by_key(|&i| self.strides[i]);
+        let mut next = 1;
+        order.into_iter().all(|i| {
+            let fits = self.strides[i] == next;
+            next *= self.shape[i];
+            fits
+        }) || self.elements() == 0
     }
 
     fn storage_elements(&self) -> usize {

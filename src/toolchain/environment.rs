@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use etcetera::BaseStrategy;
 
@@ -32,6 +33,15 @@ pub struct Environment {
     data: Option<PathBuf>,
 }
 
+/// The package folders of the Python that this process is.
+static HOST_PYTHON: Mutex<Option<Vec<PathBuf>>> = Mutex::new(None);
+
+/// Says that this process is a Python, and where it looks for packages (`sys.path`): the search for NVRTC then looks there
+/// instead of asking the `python3` of the `PATH`, which may be another one.
+pub fn set_python_folders(folders: Vec<PathBuf>) {
+    *HOST_PYTHON.lock().unwrap_or_else(PoisonError::into_inner) = Some(folders);
+}
+
 impl Environment {
     /// This process's environment.
     pub fn current() -> Self {
@@ -42,7 +52,9 @@ impl Environment {
             .map(|(name, value)| (name, PathBuf::from(value)))
             .collect();
         let data = etcetera::choose_base_strategy().ok().map(|base| base.data_dir().join("tilewright"));
-        Self { variables, default_parent: PathBuf::from("/usr/local"), python: Python::Ask, data }
+        let host = HOST_PYTHON.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let python = host.map_or(Python::Ask, Python::Folders);
+        Self { variables, default_parent: PathBuf::from("/usr/local"), python, data }
     }
 
     /// An environment in which nothing is set and whose default CUDA folders lie under `root`.

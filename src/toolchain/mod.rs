@@ -24,7 +24,9 @@ mod tests;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use environment::{CUDA_VARIABLES, DATA_VARIABLE, Environment, NVRTC_VARIABLE, PYTHON_VARIABLES};
+pub use environment::{
+    CUDA_VARIABLES, DATA_VARIABLE, Environment, NVRTC_VARIABLE, PYTHON_VARIABLES, set_python_folders,
+};
 pub use find::{OLDEST_NVRTC, Outcome, Refusal, Searched, Source};
 pub use install::{PACKAGES, install};
 pub(crate) use load::{Nvrtc, Program};

@@ -2,7 +2,10 @@
 
 use super::key::slug;
 use fs4::{FileExt, TryLockError};
-use std::fs::File;
+use rustix::fs::OFlags;
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -23,12 +26,18 @@ impl DeviceLock {
     /// Patience enough for a tuner that times a few kernels before us.
     pub const PATIENCE: Duration = Duration::from_secs(30);
 
-    /// Waits until no other process tunes on `device` (a name that is this GPU's alone), for `patience` at most.
+    /// Where the locks of this machine lie: one place for all users, whatever their cache or `TMPDIR`, since they share
+    /// the GPU.
+    pub fn folder() -> &'static Path {
+        Path::new("/tmp")
+    }
+
+    /// Waits until no other process tunes on `device` (a name that is this GPU's alone: its UUID), for `patience` at most.
     ///
     /// `waiting` is called once, when the lock is not free at once. Whoever had to wait should look at the record
     /// again: the other process may have written it.
     pub fn acquire(folder: &Path, device: &str, patience: Duration, waiting: impl FnOnce()) -> Self {
-        let path = folder.join(format!("gpu-{}.lock", slug(device)));
+        let path = folder.join(format!("tilewright-{}.lock", slug(device)));
         let file = match open(folder, &path) {
             Ok(file) => file,
             Err(error) => {
@@ -82,7 +91,24 @@ impl Drop for DeviceLock {
     }
 }
 
+/// Opens the lock file, which may be another user's: to lock a file it is enough to read it.
 fn open(folder: &Path, path: &Path) -> std::io::Result<File> {
+    // In a folder that all may write to, a link could lead anywhere.
+    let no_follow =
+        |options: &mut OpenOptions| options.custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path);
+    match no_follow(OpenOptions::new().read(true)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        opened => return opened,
+    }
     std::fs::create_dir_all(folder)?;
-    File::options().read(true).write(true).create(true).truncate(false).open(path)
+    match no_follow(OpenOptions::new().read(true).write(true).create_new(true)) {
+        Ok(file) => {
+            // Readable for the other users of the GPU, whatever this one's umask.
+            file.set_permissions(Permissions::from_mode(0o644))?;
+            Ok(file)
+        }
+        // Another process was faster.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => no_follow(OpenOptions::new().read(true)),
+        Err(error) => Err(error),
+    }
 }

@@ -38,8 +38,8 @@ kernel! {
                 || (D != 96 && STEP_KV == 32 && BLOCK_Q == 128),
             smem_bytes = 2 * D * (BLOCK_Q + 2 * STAGES * STEP_KV),
             registers = min(255, BLOCK_Q * (D + STEP_KV) / (32 * WARPS) + 64),
-            // Two blocks a multiprocessor hide each other's barriers, three lose; then larger steps, then a second stage.
-            prefer = min(CTAS_PER_SM, 2),
+            // Two blocks a multiprocessor hide each other's barriers, where the grid has as many; three lose.
+            prefer = min(min(CTAS_PER_SM, 2), GRID_PER_SM),
         }
         launch { grid = [q_blocks, heads, batch], threads = 32 * WARPS }
     }
@@ -60,6 +60,8 @@ kernel! {
             // All that a block can have: the ring takes what is left.
             smem_bytes = 1024 * (if CTAS == 2 { 113 } else { 227 }),
             registers = if BLOCK_Q == 128 { 168 } else { if CTAS == 2 { 128 } else { 232 } },
+            // Alone on a multiprocessor, one computing warpgroup leaves the tensor cores idle under its softmax.
+            prefer = min(CTAS, GRID_PER_SM),
         }
         launch { grid = [q_blocks, heads, batch], threads = 2 * BLOCK_Q + 128, persistent }
     }

@@ -70,10 +70,16 @@ fn without_nvrtc_the_newest_version_counts() {
     let (_dir, cache) = cache();
     let versions = [(12, 9), (13, 1), (13, 0)].map(|nvrtc| kernel_of(1, 300, nvrtc));
     versions.iter().for_each(|kernel| kernel.put(&cache));
-    let find = |source: &str| cache.find("kernel1", "sm_90a", source).map(|cubin| cubin.nvrtc);
+    let find_up_to = |source: &str, newest: i32| {
+        cache.find("kernel1", "sm_90a", source, |(major, _)| major <= newest).map(|cubin| cubin.nvrtc)
+    };
+    let find = |source: &str| find_up_to(source, 13);
     assert_eq!(find(&versions[0].source), Some((13, 1)));
     assert_eq!(find("another source"), None);
-    assert_eq!(cache.find("kernel1", "sm_80", &versions[0].source), None);
+    assert_eq!(cache.find("kernel1", "sm_80", &versions[0].source, |_| true), None);
+    // A driver of CUDA 12 loads nothing newer.
+    assert_eq!(find_up_to(&versions[0].source, 12), Some((12, 9)));
+    assert_eq!(find_up_to(&versions[0].source, 11), None);
     // One that is damaged is passed over.
     std::fs::write(versions[1].folder(&cache).join("kernel.cubin"), "damaged").expect("it is written");
     assert_eq!(find(&versions[0].source), Some((13, 0)));

@@ -1,30 +1,39 @@
 //! The demonstration and the doctor.
 
 use crate::support::{command, fails, has_nvrtc, json, stdout};
+use safetensors::tensor::{Dtype, TensorView};
+use std::collections::HashMap;
 use std::process::Stdio;
 
 #[test]
-fn the_demo_on_the_cpu_gives_sane_numbers_and_a_picture() {
+fn the_demo_on_the_cpu_compares_both_orders_and_draws_them() {
     let folder = tempfile::tempdir().unwrap();
     let png = folder.path().join("mask.png");
     let report = json(&["demo", "--device", "cpu", "--png", png.to_str().unwrap()]);
     assert_eq!(report["device"], "CPU");
     let sparsity = report["sparsity"].as_f64().unwrap();
+    let sparsity_cubes = report["sparsity_cubes"].as_f64().unwrap();
     assert!((0.90..0.98).contains(&sparsity), "{sparsity}");
+    assert!((sparsity..0.98).contains(&sparsity_cubes), "cubes need fewer blocks: {sparsity_cubes}");
 
     let layers = report["layers"].as_array().unwrap();
     assert_eq!(layers.len(), 2);
     for layer in layers {
-        let number = |name: &str| layer[name].as_f64().unwrap();
-        assert!(number("error_arithmetic") <= 4e-3, "{layer}");
-        assert!((0.01..1.2).contains(&number("error_dense")), "{layer}");
-        assert!(number("mask_ms") > 0.0 && number("attention_ms") > 0.0, "{layer}");
-        assert!(number("dense_ms") > number("attention_ms"), "skipping does not pay: {layer}");
+        assert_eq!(layer["grid"], serde_json::json!([8, 16, 28]));
+        for order in [&layer["raster"], &layer["cubes"]] {
+            let number = |name: &str| order[name].as_f64().unwrap();
+            assert!(number("error_arithmetic") <= 4e-3, "{layer}");
+            assert!((0.01..1.7).contains(&number("error_dense")), "{layer}");
+            assert!(number("mask_ms") > 0.0 && number("attention_ms") > 0.0, "{layer}");
+            let dense = layer["dense_ms"].as_f64().unwrap();
+            assert!(dense > number("attention_ms"), "skipping does not pay: {layer}");
+        }
     }
-    assert!(
-        layers[0]["error_dense"].as_f64() < layers[1]["error_dense"].as_f64(),
-        "layer 6 is the local one"
-    );
+    let error = |layer: usize, order: &str| layers[layer][order]["error_dense"].as_f64().unwrap();
+    assert!(error(0, "raster") < error(1, "raster"), "layer 6 is the local one");
+    // What a token grid is for: not much more than half of the error, and no more blocks.
+    assert!(error(0, "cubes") < 0.6 * error(0, "raster"), "{}", layers[0]);
+    assert!(layers[0]["cubes"]["kept_blocks"].as_u64() <= layers[0]["raster"]["kept_blocks"].as_u64());
 
     let kernels = report["kernels"].as_array().unwrap();
     assert!(kernels.iter().any(|kernel| kernel["kernel"] == "forward"));
@@ -38,10 +47,11 @@ fn the_demo_on_the_cpu_gives_sane_numbers_and_a_picture() {
     let mut reader = decoder.read_info().unwrap();
     let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
     let frame = reader.next_frame(&mut pixels).unwrap();
-    assert!(frame.width > frame.height && frame.height > 500, "two panels side by side: {frame:?}");
+    assert!(frame.width > frame.height && frame.height > 500, "four panels side by side: {frame:?}");
     let kept = pixels.iter().filter(|&&pixel| pixel == 2).count() as f64;
     let panels = pixels.iter().filter(|&&pixel| pixel != 0).count() as f64;
-    assert!((1.0 - kept / panels - sparsity).abs() < 1e-9, "the picture shows the mask: {kept} of {panels}");
+    let shown = 1.0 - kept / panels;
+    assert!((shown - (sparsity + sparsity_cubes) / 2.0).abs() < 1e-9, "the picture shows the masks: {shown}");
 }
 
 #[test]
@@ -63,6 +73,44 @@ fn the_demo_takes_other_rules() {
     assert_eq!(report["block"], serde_json::json!([64, 128]));
     // Every row keeps ceil(0.1 · 28) = 3 of its 28 blocks.
     assert!((report["sparsity"].as_f64().unwrap() - 25.0 / 28.0).abs() < 1e-9);
+}
+
+#[test]
+fn the_demo_measures_tensors_of_the_users() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let q: Vec<u8> = (0..150 * 128u32).flat_map(|i| bf16((i as f32 * 0.7).sin())).collect();
+    let tensor = |name| (name, TensorView::new(Dtype::BF16, vec![1, 1, 150, 128], &q).unwrap());
+    let tensors = || ["q", "k", "v"].map(tensor);
+    let write = |name: &str, grid: &str| {
+        let metadata = HashMap::from([("token_grid".to_owned(), grid.to_owned())]);
+        std::fs::write(path(name), safetensors::serialize(tensors(), Some(metadata)).unwrap()).unwrap();
+    };
+    write("own.safetensors", "2x5x15");
+    let (png, own) = (path("mask.png"), path("own.safetensors"));
+    let report = json(&["demo", "--device", "cpu", "--png", &png, "--tensors", &own]);
+    let layers = report["layers"].as_array().unwrap();
+    assert_eq!((layers.len(), &layers[2]["grid"]), (3, &serde_json::json!([2, 5, 15])));
+    assert_eq!((&layers[2]["layer"], &layers[2]["blocks"]), (&"?".into(), &6.into()));
+
+    write("other.safetensors", "2x5x14");
+    let other = path("other.safetensors");
+    fails_after_notes(&["demo", "--device", "cpu", "--png", &png, "--tensors", &other], "2×5×14 tokens");
+    write("none.safetensors", "no grid");
+    let none = path("none.safetensors");
+    fails(&["demo", "--tensors", &none], &["no grid", "token_grid", "8x16x28"]);
+}
+
+/// A failure that comes after notes of what has been done.
+fn fails_after_notes(arguments: &[&str], says: &str) {
+    let output = command().args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("error: ") && said.contains(says) && !said.contains("panicked"), "{said}");
+}
+
+fn bf16(x: f32) -> [u8; 2] {
+    [x.to_bits().to_le_bytes()[2], x.to_bits().to_le_bytes()[3]]
 }
 
 #[test]

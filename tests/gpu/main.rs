@@ -1,10 +1,13 @@
 //! What runs on a GPU, against the f64 oracle. Without a GPU every test here is listed as ignored, with the reason.
 
+mod caller;
+mod choice;
 mod forward;
 mod functions;
 mod mask;
 mod random_functions;
 mod real;
+mod regroup;
 mod robust;
 mod streams;
 #[path = "../support/mod.rs"]
@@ -17,18 +20,24 @@ use tilewright::Device;
 /// A test: its name and what it does on the GPU.
 type Test = (&'static str, fn(&Device) -> Result<(), Failed>);
 
-const GROUPS: [&[Test]; 8] = [
+const GROUPS: [&[Test]; 11] = [
+    caller::TESTS,
+    choice::TESTS,
     forward::TESTS,
     functions::TESTS,
     mask::TESTS,
     random_functions::TESTS,
     real::TESTS,
+    regroup::TESTS,
     robust::TESTS,
     streams::TESTS,
     tuned::TESTS,
 ];
 
 fn main() -> std::process::ExitCode {
+    if choice::child() {
+        return std::process::ExitCode::SUCCESS;
+    }
     let arguments = Arguments::from_args();
     let cache = tempfile::tempdir().expect("a folder for the cache");
     // SAFETY: nothing else runs yet. The tests start from an empty cache of their own; where they do not ask for the tuner,

@@ -12,6 +12,7 @@ pub const TESTS: &[Test] = &[
     ("tuned::every_policy_computes_the_same", same_result),
     ("tuned::an_empty_cache_is_an_error_in_production", cache_only),
     ("tuned::long_rows_survive_the_tuning", long_rows),
+    ("tuned::what_does_not_bind_is_the_callers_error", does_not_bind),
 ];
 
 #[mask_mod]
@@ -101,4 +102,18 @@ fn long_rows(device: &Device) -> Result<(), Failed> {
     let expected = build(device, 64, Policy::FirstValid, None)?.forward(&q, &k, &v)?;
     let reference: Vec<f64> = expected.out.to_f32_vec()?.into_iter().map(f64::from).collect();
     check(&build(device, 64, Policy::Tune, None)?.forward(&q, &k, &v)?, &expected, &reference)
+}
+
+/// A tensor without unit stride on its last dimension is refused as by any launch, whatever the policy.
+fn does_not_bind(device: &Device) -> Result<(), Failed> {
+    let [q, k, v] = inputs(device, &[1, 2, 128, 128], 9)?;
+    for policy in [Policy::FirstValid, Policy::Tune] {
+        let transposed = q.permute(&[0, 1, 3, 2])?;
+        match build(device, 128, policy, None)?.forward(&transposed, &k, &v) {
+            Err(Error::Bind(error)) => println!("{error}"),
+            Err(other) => return Err(format!("{policy}: {other} instead of Error::Bind").into()),
+            Ok(_) => return Err(format!("{policy}: it ran").into()),
+        }
+    }
+    Ok(())
 }

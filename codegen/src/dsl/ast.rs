@@ -154,7 +154,8 @@ pub struct Body {
     /// Estimated registers a thread; none given means no estimate (0).
     pub registers: Expr,
     /// Candidates with a larger value come first; those with the same keep the order of their tuning values. It can
-    /// use `CTAS_PER_SM`, the blocks that fit a multiprocessor at once.
+    /// use `CTAS_PER_SM`, the blocks that fit a multiprocessor at once, and `GRID_PER_SM`, the blocks that the grid has for
+    /// each multiprocessor (very many where the grid is not known).
     pub prefer: Option<Expr>,
     /// Tensors that the copy engine reads, each with the box of one copy.
     pub tensor_maps: Vec<TensorMap>,

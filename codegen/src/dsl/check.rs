@@ -142,7 +142,7 @@ impl Check<'_> {
         self.known(&body.smem_bytes, Role::Budget, at, &[&ints, &tune])?;
         self.known(&body.registers, Role::Budget, at, &[&ints, &tune])?;
         if let Some(prefer) = &body.prefer {
-            self.known(prefer, Role::Prefer, at, &[&ints, &tune, &["CTAS_PER_SM"]])?;
+            self.known(prefer, Role::Prefer, at, &[&ints, &tune, &["CTAS_PER_SM", "GRID_PER_SM"]])?;
         }
         self.known(&body.launch.threads, Role::Threads, at, &[&ints, &tune])?;
         for axis in &body.launch.grid {

@@ -118,6 +118,7 @@ const CPP_WORDS: &[&str] = &[
 const RESERVED: &[&str] = &[
     "CTAS_PER_SM",
     "Functions",
+    "GRID_PER_SM",
     "MaskMod",
     "Params",
     "ScoreMod",

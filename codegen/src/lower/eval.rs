@@ -41,6 +41,50 @@ pub enum EvalError {
     Captures(#[from] CaptureError),
 }
 
+/// A device function with its captures, checked once: ready to be run on the host, element by element.
+///
+/// ```
+/// use tilewright_codegen::lower::{CaptureValue, DeviceFunction, Evaluator, FunctionKind, Value};
+///
+/// let source = "fn window(b: i32, h: i32, q: i32, kv: i32, size: i32) -> bool { q - kv < size }";
+/// let window = DeviceFunction::from_source(FunctionKind::MaskMod, source)?;
+/// let window = Evaluator::new(window, vec![CaptureValue::I32(4)])?;
+/// assert_eq!(window.run(0.0, 0, 0, 5, 2), Value::Bool(true));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Evaluator {
+    function: DeviceFunction,
+    captures: Vec<CaptureValue>,
+}
+
+impl Evaluator {
+    /// Checks the captures against those that the function declares.
+    ///
+    /// # Errors
+    /// [`CaptureError`] if their number or types differ.
+    pub fn new(function: DeviceFunction, captures: Vec<CaptureValue>) -> Result<Self, CaptureError> {
+        captures::check(&function.name, &function.captures, &captures)?;
+        Ok(Evaluator { function, captures })
+    }
+
+    /// The function.
+    pub fn function(&self) -> &DeviceFunction {
+        &self.function
+    }
+
+    /// The values of its captures.
+    pub fn captures(&self) -> &[CaptureValue] {
+        &self.captures
+    }
+
+    /// The function's value: an [`Value::F32`] of a score function, a [`Value::Bool`] of a mask function, which
+    /// ignores `score`.
+    pub fn run(&self, score: f32, b: i32, h: i32, q: i32, kv: i32) -> Value {
+        interpret(&self.function, score, [b, h, q, kv], &self.captures)
+    }
+}
+
 pub(crate) fn run(
     function: &DeviceFunction,
     score: f32,
@@ -48,19 +92,39 @@ pub(crate) fn run(
     values: &[CaptureValue],
 ) -> Result<Value, EvalError> {
     captures::check(&function.name, &function.captures, values)?;
-    let mut locals = Vec::with_capacity(function.body.locals.len());
-    if function.kind == FunctionKind::ScoreMod {
-        locals.push(Value::F32(score));
-    }
-    locals.extend(position.map(Value::I32));
+    Ok(interpret(function, score, position, values))
+}
+
+/// Locals that fit on the stack: an allocation for each element would cost more than a small function.
+const STACK_LOCALS: usize = 24;
+
+fn interpret(function: &DeviceFunction, score: f32, position: [i32; 4], captures: &[CaptureValue]) -> Value {
     // Every `let` is set before it is read; the value here is never seen.
-    locals.resize(function.body.locals.len(), Value::Bool(false));
-    Ok(Frame { captures: values, locals }.expr(&function.body.value))
+    const UNSET: Value = Value::Bool(false);
+    let count = function.body.locals.len();
+    let (mut few, mut many);
+    let locals: &mut [Value] = if count <= STACK_LOCALS {
+        few = [UNSET; STACK_LOCALS];
+        &mut few
+    } else {
+        many = vec![UNSET; count];
+        &mut many
+    };
+    let leading = if function.kind == FunctionKind::ScoreMod {
+        locals[0] = Value::F32(score);
+        1
+    } else {
+        0
+    };
+    for (local, at) in locals[leading..].iter_mut().zip(position) {
+        *local = Value::I32(at);
+    }
+    Frame { captures, locals }.expr(&function.body.value)
 }
 
 struct Frame<'a> {
     captures: &'a [CaptureValue],
-    locals: Vec<Value>,
+    locals: &'a mut [Value],
 }
 
 impl Frame<'_> {
@@ -82,8 +146,12 @@ impl Frame<'_> {
             ExprKind::Binary(op, left, right) => binary(*op, self.expr(left), self.expr(right)),
             ExprKind::Cast(operand) => cast(self.expr(operand), expr.ty),
             ExprKind::Call(intrinsic, arguments) => {
-                let arguments: Vec<Value> = arguments.iter().map(|argument| self.expr(argument)).collect();
-                call(*intrinsic, &arguments)
+                // No intrinsic takes more than two.
+                let mut values = [Value::Bool(false); 2];
+                for (value, argument) in values.iter_mut().zip(arguments) {
+                    *value = self.expr(argument);
+                }
+                call(*intrinsic, &values[..arguments.len()])
             }
             ExprKind::If(condition, yes, no) => {
                 if self.bool(condition) {

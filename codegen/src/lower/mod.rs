@@ -58,7 +58,7 @@ pub mod testing;
 
 pub use captures::{Capture, CaptureError, CaptureLayout, CaptureType, CaptureValue, FieldLayout};
 pub use cuda::DEVICE_PRELUDE;
-pub use eval::{EvalError, Value};
+pub use eval::{EvalError, Evaluator, Value};
 pub use ir::Type;
 
 /// What a device function is for.

@@ -1,16 +1,15 @@
-//! The tensors of the demonstration: one head each of two layers of a trained video transformer. They are part of the
-//! program, so that it shows the same wherever it is installed.
+//! The tensors of the demonstration: one head each of two layers of a trained video transformer, which are part of the
+//! program, so that it shows the same wherever it is installed; and files of the user's like them.
 
 use crate::cli::error::CliError;
 use crate::cli::tensor_file::TensorFile;
+use std::path::{Path, PathBuf};
 use tilewright::{DType, HeadDim, Tensor};
 
 /// The head dimension of the tensors.
 pub const HEAD_DIM: HeadDim = HeadDim::D128;
 /// Their dtype.
 pub const DTYPE: DType = DType::Bf16;
-/// Tokens of a video frame: 16 × 28.
-pub const FRAME: usize = 448;
 
 macro_rules! file {
     ($name:literal) => {
@@ -27,27 +26,40 @@ pub struct Layer {
     pub layer: String,
     /// Its heads' numbers.
     pub heads: String,
+    /// t × h × w of its tokens, which are in raster order.
+    pub grid: [usize; 3],
     pub q: Tensor,
     pub k: Tensor,
     pub v: Tensor,
 }
 
-/// Every layer there is.
+/// Every layer that comes with the program.
 pub fn layers() -> Result<Vec<Layer>, CliError> {
-    FILES.iter().map(|&(name, bytes)| read(name, bytes)).collect()
+    FILES.iter().map(|&(name, bytes)| read(TensorFile::embedded(name, bytes)?, Path::new(name))).collect()
 }
 
-fn read(name: &str, bytes: &'static [u8]) -> Result<Layer, CliError> {
-    let file = TensorFile::embedded(name, bytes)?;
+/// The layers of these files.
+pub fn layers_of(paths: &[PathBuf]) -> Result<Vec<Layer>, CliError> {
+    paths.iter().map(|path| read(TensorFile::read(path)?, path)).collect()
+}
+
+fn read(file: TensorFile, path: &Path) -> Result<Layer, CliError> {
     let tensor = |name| {
         let raw = file.half(name)?;
         Ok::<_, CliError>(Tensor::from_bytes(raw.dtype, raw.bytes, &raw.shape)?)
     };
     let metadata = file.metadata();
     let fact = |name| metadata.get(name).and_then(|fact| fact.split(' ').next()).unwrap_or("?").to_owned();
+    let grid = metadata.get("token_grid");
+    let sides =
+        grid.and_then(|grid| grid.split('x').map(|side| side.parse().ok()).collect::<Option<Vec<_>>>());
+    let Some(Ok(grid)) = sides.map(<[usize; 3]>::try_from) else {
+        return Err(CliError::NoTokenGrid { path: path.to_owned(), found: grid.cloned() });
+    };
     Ok(Layer {
         layer: fact("layer"),
         heads: fact("heads"),
+        grid,
         q: tensor("q")?,
         k: tensor("k")?,
         v: tensor("v")?,

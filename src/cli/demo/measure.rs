@@ -1,11 +1,12 @@
-//! What sparse attention makes of one layer: how much is kept, how far the result is off, how long it takes.
+//! What sparse attention makes of one layer, its tokens in raster order and in cubes: how much is kept, how far the
+//! result is off, how long it takes.
 
 use super::data::Layer;
 use crate::cli::error::CliError;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 use tilewright::reference::{attention_f64, relative_error};
-use tilewright::{Attention, BlockMask, Device};
+use tilewright::{Attention, BlockMask, Device, Tensor, TokenGrid};
 
 /// The most times a thing is timed, and for how long at most.
 const RUNS: usize = 15;
@@ -16,54 +17,95 @@ pub struct LayerReport {
     pub layer: String,
     pub heads: String,
     pub tokens: usize,
+    /// t, h, w.
+    pub grid: [usize; 3],
     pub blocks: usize,
+    /// Attention over all blocks, by the same kernels.
+    pub dense_ms: f64,
+    /// Tokens in raster order.
+    pub raster: OrderReport,
+    /// Tokens regrouped so that a block is a cube.
+    pub cubes: OrderReport,
+}
+
+/// What sparse attention makes of a layer in one order of its tokens.
+#[derive(Serialize)]
+pub struct OrderReport {
     pub kept_blocks: usize,
     pub sparsity: f64,
-    /// `‖sparse − dense‖₁ / ‖dense‖₁`: what dropping blocks costs.
+    /// `‖sparse − dense‖₁ / ‖dense‖₁`, the mean over the heads: what dropping blocks costs.
     pub error_dense: f64,
-    /// The same in the Frobenius norm.
+    /// The same in the Frobenius norm, over all heads together.
     pub error_dense_frobenius: f64,
     /// Against f64 over the same blocks, in the Frobenius norm: what rounding costs.
     pub error_arithmetic: f64,
     pub mask_ms: f64,
     pub attention_ms: f64,
-    /// Attention over all blocks, by the same kernels.
-    pub dense_ms: f64,
 }
 
-/// Measures `attention` on a layer; `dense` is attention over all blocks on the CPU, the exact result.
+/// Measures `attention` on a layer, in both orders; `dense` is attention over all blocks on the CPU, the exact result.
+/// The masks are those of either order.
 pub fn layer(
     layer: &Layer,
     attention: &Attention,
     dense: &Attention,
-) -> Result<(LayerReport, BlockMask), CliError> {
+) -> Result<(LayerReport, [BlockMask; 2]), CliError> {
     let device = attention.device();
-    let (q, k, v) = (layer.q.to(device)?, layer.k.to(device)?, layer.v.to(device)?);
-    let mask = attention.mask(&q, &k)?;
-    let (out, _) = attention.attend_with(&q, &k, &v, &mask)?;
-    let found = out.to_f32_vec()?;
-
+    let grid = TokenGrid::builder(layer.grid).blocks(attention.blocks()).build()?;
     let exact: Vec<f64> =
         dense.forward(&layer.q, &layer.k, &layer.v)?.out.to_f32_vec()?.into_iter().map(f64::from).collect();
-    let same_blocks = attention_f64(&layer.q, &layer.k, &layer.v, &mask, attention.scale(), None, None)?;
+    let in_raster = [layer.q.to(device)?, layer.k.to(device)?, layer.v.to(device)?];
+    let [q, k, v] = &in_raster;
+    let in_cubes = [grid.regroup(q)?, grid.regroup(k)?, grid.regroup(v)?];
+    let (raster, raster_mask) = order(&in_raster, None, attention, &exact)?;
+    let (cubes, cubes_mask) = order(&in_cubes, Some(&grid), attention, &exact)?;
 
-    let [_, _, tokens, _] = <[usize; 4]>::try_from(q.shape()).unwrap_or_default();
+    let [batch, heads, tokens, _] = <[usize; 4]>::try_from(q.shape()).unwrap_or_default();
     let blocks = attention.blocks();
-    let full = BlockMask::full(1, 1, (blocks.q(), blocks.kv()), (tokens, tokens))?;
+    let full = BlockMask::full(batch, heads, (blocks.q(), blocks.kv()), (tokens, tokens))?;
     let full = on(device, &full, tokens)?;
     let report = LayerReport {
         layer: layer.layer.clone(),
         heads: layer.heads.clone(),
         tokens,
-        blocks: mask.shape().iter().product(),
+        grid: layer.grid,
+        blocks: raster_mask.shape().iter().product(),
+        dense_ms: median_ms(device, || attention.attend_with(q, k, v, &full).map(drop))?,
+        raster,
+        cubes,
+    };
+    Ok((report, [raster_mask, cubes_mask]))
+}
+
+/// Measures one order of the tokens; `grid` is how they were regrouped, and `exact` is in raster order.
+fn order(
+    [q, k, v]: &[Tensor; 3],
+    grid: Option<&TokenGrid>,
+    attention: &Attention,
+    exact: &[f64],
+) -> Result<(OrderReport, BlockMask), CliError> {
+    let device = attention.device();
+    let mask = attention.mask(q, k)?;
+    let (out, _) = attention.attend_with(q, k, v, &mask)?;
+    let cpu = Device::cpu();
+    let same_blocks =
+        attention_f64(&q.to(&cpu)?, &k.to(&cpu)?, &v.to(&cpu)?, &mask, attention.scale(), None, None)?;
+    let error_arithmetic = relative_error(&out.to_f32_vec()?, &same_blocks.out);
+    let found = match grid {
+        Some(grid) => grid.restore(&out)?,
+        None => out,
+    };
+    let (found, of_a_head) = (found.to_f32_vec()?, found.shape()[2..].iter().product::<usize>().max(1));
+    let heads = found.chunks(of_a_head).zip(exact.chunks(of_a_head));
+    let report = OrderReport {
         kept_blocks: mask.kept_blocks()?,
         sparsity: mask.sparsity()?,
-        error_dense: relative_l1(&found, &exact),
-        error_dense_frobenius: relative_error(&found, &exact),
-        error_arithmetic: relative_error(&found, &same_blocks.out),
-        mask_ms: median_ms(device, || attention.mask(&q, &k).map(drop))?,
-        attention_ms: median_ms(device, || attention.attend_with(&q, &k, &v, &mask).map(drop))?,
-        dense_ms: median_ms(device, || attention.attend_with(&q, &k, &v, &full).map(drop))?,
+        error_dense: heads.clone().map(|(found, exact)| relative_l1(found, exact)).sum::<f64>()
+            / heads.len() as f64,
+        error_dense_frobenius: relative_error(&found, exact),
+        error_arithmetic,
+        mask_ms: median_ms(device, || attention.mask(q, k).map(drop))?,
+        attention_ms: median_ms(device, || attention.attend_with(q, k, v, &mask).map(drop))?,
     };
     Ok((report, mask))
 }

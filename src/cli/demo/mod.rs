@@ -12,7 +12,7 @@ use super::progress::note;
 use super::report::Report;
 use super::variants::VariantReport;
 use clap::Args;
-use measure::LayerReport;
+use measure::{LayerReport, OrderReport};
 use serde::Serialize;
 use std::path::PathBuf;
 use tilewright::toolchain::{Toolchain, ToolchainError};
@@ -22,7 +22,11 @@ use tilewright::{Attention, Device};
 pub struct DemoArgs {
     #[command(flatten)]
     attention: AttentionArgs,
-    /// Where to put the picture of the block mask.
+    /// Measure these as well: a safetensors file with q, k and v [batch, heads, tokens, 128] bf16, tokens in raster order,
+    /// and TxHxW as `token_grid` in its metadata. Can be given several times.
+    #[arg(long, value_name = "FILE")]
+    tensors: Vec<PathBuf>,
+    /// Where to put the picture of the block masks of the tensors that come with the program.
     #[arg(long, value_name = "FILE", default_value = "block-mask.png")]
     png: PathBuf,
 }
@@ -34,9 +38,14 @@ struct DemoReport {
     top_k: Option<f64>,
     top_p: Option<f64>,
     block: [usize; 2],
-    /// The share of blocks dropped, over all layers.
+    /// The share of blocks dropped, over all layers, tokens in raster order.
     sparsity: f64,
+    /// The same, tokens in cubes.
+    sparsity_cubes: f64,
     layers: Vec<LayerReport>,
+    /// How many of the layers, from the first, are in the picture.
+    #[serde(skip)]
+    pictured: usize,
     nvrtc: Option<String>,
     kernels: Vec<VariantReport>,
     png: PathBuf,
@@ -44,7 +53,9 @@ struct DemoReport {
 }
 
 pub fn run(args: &DemoArgs) -> Result<Report, CliError> {
-    let layers = data::layers()?;
+    let mut layers = data::layers()?;
+    let pictured = layers.len();
+    layers.extend(data::layers_of(&args.tensors)?);
     let selection = args.attention.selection();
     let mut notes = Vec::new();
     let mut device = args.attention.device.open()?;
@@ -74,14 +85,16 @@ pub fn run(args: &DemoArgs) -> Result<Report, CliError> {
     let exact = build(&Device::cpu(), false)?;
     let mut reports = Vec::new();
     let mut masks = Vec::new();
-    for layer in &layers {
+    for (at, layer) in layers.iter().enumerate() {
         note(&format!("layer {}: mask, sparse and dense attention on {device}", layer.layer));
-        let (report, mask) = measure::layer(layer, &attention, &exact)?;
+        let (report, [raster, cubes]) = measure::layer(layer, &attention, &exact)?;
         reports.push(report);
-        masks.push(mask);
+        if at < pictured {
+            let [_, height, width] = layer.grid;
+            masks.extend([(raster, Some(height * width)), (cubes, None)]);
+        }
     }
-    let picture = mask_image::write(&args.png, &masks.iter().collect::<Vec<_>>(), Some(data::FRAME));
-    picture.map_err(|error| match error {
+    mask_image::write(&args.png, &masks).map_err(|error| match error {
         ImageError::Mask(error) => CliError::Library(error),
         other => {
             let source = std::io::Error::other(other);
@@ -91,14 +104,18 @@ pub fn run(args: &DemoArgs) -> Result<Report, CliError> {
     let kernels = kernels::reports(&attention, toolchain.as_ref())?;
 
     let blocks: usize = reports.iter().map(|report| report.blocks).sum();
-    let kept: usize = reports.iter().map(|report| report.kept_blocks).sum();
+    let dropped = |of: fn(&LayerReport) -> &OrderReport| {
+        1.0 - reports.iter().map(|report| of(report).kept_blocks).sum::<usize>() as f64 / blocks as f64
+    };
     let report = DemoReport {
         version: env!("CARGO_PKG_VERSION"),
         device: device.to_string(),
         top_k: selection.k(),
         top_p: selection.p(),
         block: [args.attention.block.q(), args.attention.block.kv()],
-        sparsity: 1.0 - kept as f64 / blocks as f64,
+        sparsity: dropped(|layer| &layer.raster),
+        sparsity_cubes: dropped(|layer| &layer.cubes),
+        pictured,
         layers: reports,
         nvrtc: toolchain.map(|toolchain| format!("{}.{}", toolchain.version().0, toolchain.version().1)),
         kernels,

@@ -2,6 +2,7 @@
 
 use super::DemoReport;
 use super::data;
+use super::measure::LayerReport;
 use crate::cli::args;
 use crate::cli::table::{self, milliseconds, number, table};
 use std::fmt::Write;
@@ -9,10 +10,10 @@ use tilewright::Selection;
 
 pub fn describe(report: &DemoReport, selection: &Selection) -> String {
     let mut text = format!("Tilewright {} on {}\n", report.version, report.device);
-    let tokens = report.layers.first().map_or(0, |layer| layer.tokens);
     let _ = writeln!(
         text,
-        "q, k, v of a trained video transformer: {tokens} tokens (8 frames of 16 × 28), d {}, {}",
+        "q, k, v of a trained video transformer: {}, d {}, {}",
+        tokens(&report.layers),
         data::HEAD_DIM,
         data::DTYPE
     );
@@ -24,12 +25,19 @@ pub fn describe(report: &DemoReport, selection: &Selection) -> String {
         args::describe(selection)
     );
     let _ = writeln!(text, "{}\n", layers(report));
-    text += "  error to dense   relative L1 distance to exact attention: what the dropped blocks held. Tokens are in\n";
-    text += "                   raster order and the model was not fine-tuned for the mask.\n";
+    text += "  order            raster: a block is a line of tokens in a frame; cubes: tokens regrouped, a block is a cube of\n";
+    text += "                   the video (docs/token-order.md).\n";
+    text += "  error to dense   relative L1 distance to exact attention, mean over the heads: what the dropped blocks held.\n";
+    text += "                   The model was not fine-tuned for the mask.\n";
     text +=
         "  arithmetic       relative Frobenius distance to f64 over the same blocks: what rounding costs.\n";
     text += "  speed-up         attention over all blocks, by the same executor, over mask and attention together.\n";
-    let _ = writeln!(text, "  sparsity         {:.1} % of the blocks are dropped\n", 100.0 * report.sparsity);
+    let _ = writeln!(
+        text,
+        "  sparsity         {:.1} % of the blocks are dropped in raster order, {:.1} % in cubes\n",
+        100.0 * report.sparsity,
+        100.0 * report.sparsity_cubes
+    );
 
     if !report.kernels.is_empty() {
         match &report.nvrtc {
@@ -46,10 +54,11 @@ pub fn describe(report: &DemoReport, selection: &Selection) -> String {
         }
         let _ = writeln!(text, "{}\n", table::variants(&report.kernels, true));
     }
-    let heads = report.layers.iter().map(|layer| format!("layer {} head {}", layer.layer, layer.heads));
+    let pictured = report.layers.iter().take(report.pictured);
+    let heads = pictured.map(|layer| format!("layer {} head {}", layer.layer, layer.heads));
     let _ = writeln!(
         text,
-        "block mask: {} ({}; queries down, keys across, a line a video frame)",
+        "block masks: {} ({}, each in raster order and in cubes; queries down, keys across, in raster order a line a video frame)",
         report.png.display(),
         heads.collect::<Vec<_>>().join(", ")
     );
@@ -59,22 +68,47 @@ pub fn describe(report: &DemoReport, selection: &Selection) -> String {
     text
 }
 
+/// `3584 tokens (8 frames of 16 × 28)`, for every grid there is.
+fn tokens(layers: &[LayerReport]) -> String {
+    let mut all: Vec<String> = Vec::new();
+    for LayerReport { tokens, grid: [t, h, w], .. } in layers {
+        let this = format!("{tokens} tokens ({t} frames of {h} × {w})");
+        if !all.contains(&this) {
+            all.push(this);
+        }
+    }
+    all.join(", ")
+}
+
 fn layers(report: &DemoReport) -> comfy_table::Table {
-    let headings =
-        ["layer", "head", "kept", "error to dense", "arithmetic", "mask", "attention", "dense", "speed-up"];
+    let headings = [
+        "layer",
+        "head",
+        "order",
+        "kept",
+        "error to dense",
+        "arithmetic",
+        "mask",
+        "attention",
+        "dense",
+        "speed-up",
+    ];
     let mut table = table(&headings);
     for layer in &report.layers {
-        table.add_row(vec![
-            number(&layer.layer),
-            number(&layer.heads),
-            number(format!("{:.1} %", 100.0 * (1.0 - layer.sparsity))),
-            number(format!("{:.3}", layer.error_dense)),
-            number(format!("{:.1e}", layer.error_arithmetic)),
-            number(milliseconds(layer.mask_ms)),
-            number(milliseconds(layer.attention_ms)),
-            number(milliseconds(layer.dense_ms)),
-            number(format!("{:.1}×", layer.dense_ms / (layer.mask_ms + layer.attention_ms))),
-        ]);
+        for (name, order) in [("raster", &layer.raster), ("cubes", &layer.cubes)] {
+            table.add_row(vec![
+                number(&layer.layer),
+                number(&layer.heads),
+                name.into(),
+                number(format!("{:.1} %", 100.0 * (1.0 - order.sparsity))),
+                number(format!("{:.3}", order.error_dense)),
+                number(format!("{:.1e}", order.error_arithmetic)),
+                number(milliseconds(order.mask_ms)),
+                number(milliseconds(order.attention_ms)),
+                number(milliseconds(layer.dense_ms)),
+                number(format!("{:.1}×", layer.dense_ms / (order.mask_ms + order.attention_ms))),
+            ]);
+        }
     }
     table
 }

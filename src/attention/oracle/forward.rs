@@ -1,51 +1,35 @@
-//! The forward against the CPU executor on a small case, before a schedule may win.
+//! The forward.
 
-use super::Rule;
+use super::{Rule, TOKENS, close, noise, verdict};
 use crate::device::Device;
 use crate::kernels::forward;
 use crate::launch::{FunctionArgs, Kernel};
 use crate::{BlockMask, DType, Error, Tensor, cpu};
-
-/// Tokens of the case: whole blocks and a short one, for every block size.
-const TOKENS: usize = 300;
 
 /// How far the outputs may be apart, relative Frobenius: the GPU rounds P to the dtype, the executor does not.
 const BOUND: f64 = 1e-2;
 
 /// Says what is wrong with a kernel. A user's function that cannot take the case (a slice shorter than it, say) leaves
 /// nothing to compare with.
-pub(super) fn check_forward(
+pub(in crate::attention) fn check_forward(
     rule: &Rule,
     device: &Device,
     functions: &FunctionArgs,
     kernel: &Kernel,
 ) -> Result<(), String> {
-    let case = || -> Result<Option<f64>, Error> {
-        let [q, k, v] = [1, 2, 3].map(|seed| noise(rule, seed));
+    let shape = [1, 1, TOKENS, rule.head_dim.get()];
+    verdict(|| {
+        let [q, k, v] = [1, 2, 3].map(|seed| noise(rule.dtype, &shape, seed));
         let (q, k, v) = (q?, k?, v?);
         let mask = mask(rule)?;
         let (score_mod, mask_mod) = (rule.score_mod.as_deref(), rule.mask_mod.as_deref());
-        let expected = match cpu::attend(&q, &k, &v, &mask, rule.scale, score_mod, mask_mod) {
-            Ok((out, _)) => out.to_f32_vec()?,
-            Err(Error::DeviceFunction { .. }) => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let expected = cpu::attend(&q, &k, &v, &mask, rule.scale, score_mod, mask_mod)?.0.to_f32_vec()?;
         let found = launch(device, functions, kernel, [&q, &k, &v], &mask, rule.scale)?.to_f32_vec()?;
         if !expected.iter().all(|x| x.is_finite()) {
-            return Ok(None);
+            return Ok(Ok(()));
         }
-        let apart: f64 = found.iter().zip(&expected).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-        let norm: f64 = expected.iter().map(|x| f64::from(*x).powi(2)).sum();
-        Ok(Some(if apart == 0.0 { 0.0 } else { (apart / norm).sqrt() }))
-    };
-    match case() {
-        Ok(None) => Ok(()),
-        Ok(Some(error)) if error <= BOUND => Ok(()),
-        Ok(Some(error)) => {
-            Err(format!("it is off by {error:.1e} from the CPU executor on a small case (bound {BOUND:.0e})"))
-        }
-        Err(error) => Err(error.to_string()),
-    }
+        Ok(close(&found, &expected, BOUND))
+    })
 }
 
 fn launch(
@@ -83,17 +67,4 @@ fn mask(rule: &Rule) -> Result<BlockMask, Error> {
     let kept = |block: usize| !(block + 1).is_multiple_of(3);
     let map: Vec<bool> = (0..shape.iter().product()).map(kept).collect();
     BlockMask::from_dense(&map, shape, blocks, (TOKENS, TOKENS))
-}
-
-fn noise(rule: &Rule, seed: u32) -> Result<Tensor, Error> {
-    let shape = [1, 1, TOKENS, rule.head_dim.get()];
-    let values = (0..shape.iter().product::<usize>()).map(|i| {
-        let mut bits = (i as u32 ^ seed.rotate_left(16)).wrapping_mul(0x9E37_79B1);
-        bits = (bits ^ (bits >> 15)).wrapping_mul(0x85EB_CA77);
-        (bits >> 8) as f32 / (1 << 22) as f32 - 2.0
-    });
-    match rule.dtype {
-        DType::F16 => Tensor::from_slice(&values.map(half::f16::from_f32).collect::<Vec<_>>(), &shape),
-        _ => Tensor::from_slice(&values.map(half::bf16::from_f32).collect::<Vec<_>>(), &shape),
-    }
 }

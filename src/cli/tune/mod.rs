@@ -1,37 +1,45 @@
 //! `tune`: time the schedules for some shapes now, so that no later process has to, and explain the choice.
 
+mod shape;
+
 use super::args::{AttentionArgs, describe};
 use super::bundle::{exported, exported_json};
 use super::error::CliError;
 use super::report::Report;
 use clap::Args;
 use serde_json::json;
+use shape::Shape;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Instant;
 use tilewright::bundle::{Contents, export};
 use tilewright::cache::KernelCache;
 use tilewright::launch::Choice;
-use tilewright::tune::Policy;
-use tilewright::{Attention, DType, Device, HeadDim, Tensor};
+use tilewright::tune::{Policy, synthetic_mask};
+use tilewright::{Attention, DType, Device, Tensor};
 
 #[derive(Args)]
 pub struct TuneArgs {
-    /// What to tune for, HEADSxTOKENSxHEAD_DIM, several with commas. Without it the sizes of Wan 2.1 at 480p and 720p and
-    /// of CogVideoX.
+    /// What to tune for, several with commas: HEADSxTOKENSxHEAD_DIM, in full [BATCHx]HEADS[/KV_HEADS]xTOKENS[:KEYS]xHEAD_DIM.
+    /// Without it the sizes of Wan 2.1 at 480p and 720p and of CogVideoX.
     #[arg(
         long,
         value_delimiter = ',',
         value_name = "SHAPES",
         default_value = "12x32760x128,10x75600x128,30x17776x64"
     )]
-    shapes: Vec<ShapeArg>,
+    shapes: Vec<Shape>,
     /// The dtype of q, k and v: bf16 or f16.
     #[arg(long, default_value = "bf16", value_parser = dtype)]
     dtype: DType,
     #[command(flatten)]
     attention: AttentionArgs,
+    /// The share of blocks that the mask to time on keeps; of a rule with top-k, its share when not given, else 0.05.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    density: Option<f64>,
+    /// How unevenly: the standard deviation of the number of blocks a row keeps, over its mean. Top-k alone has 0.
+    #[arg(long, value_name = "RATIO", default_value_t = 0.5, value_parser = spread)]
+    spread: f64,
     /// Print every candidate: schedule, registers, shared memory, time, or why it was rejected.
     #[arg(long)]
     explain: bool,
@@ -43,33 +51,24 @@ pub struct TuneArgs {
     export: Option<PathBuf>,
 }
 
-/// Sizes to tune for.
-#[derive(Clone, Copy, Debug)]
-struct ShapeArg {
-    heads: usize,
-    tokens: usize,
-    head_dim: HeadDim,
-}
-
-impl FromStr for ShapeArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let numbers: Vec<usize> = text.split(['x', '×']).map_while(|number| number.parse().ok()).collect();
-        match numbers[..] {
-            [heads, tokens, head_dim] if heads > 0 && tokens > 0 && text.split(['x', '×']).count() == 3 => {
-                let head_dim = HeadDim::new(head_dim).map_err(|error| error.to_string())?;
-                Ok(ShapeArg { heads, tokens, head_dim })
-            }
-            _ => Err("write it as HEADSxTOKENSxHEAD_DIM, such as 12x32760x128".to_owned()),
-        }
-    }
-}
-
 fn dtype(text: &str) -> Result<DType, String> {
     DType::from_name(text)
         .filter(|dtype| matches!(dtype, DType::Bf16 | DType::F16))
         .ok_or_else(|| "needed bf16 or f16".to_owned())
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    number(text)
+        .filter(|share| *share > 0.0 && *share <= 1.0)
+        .ok_or_else(|| "needed above 0, up to 1".to_owned())
+}
+
+fn spread(text: &str) -> Result<f64, String> {
+    number(text).filter(|spread| *spread >= 0.0).ok_or_else(|| "needed 0 or more".to_owned())
+}
+
+fn number(text: &str) -> Option<f64> {
+    text.parse().ok().filter(|number: &f64| number.is_finite())
 }
 
 pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
@@ -78,8 +77,14 @@ pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
         return Err(CliError::NothingToTune);
     }
     let selection = args.attention.selection();
-    let mut text =
-        format!("{device}, {}, blocks of {}, {}\n", args.dtype, args.attention.block, describe(&selection));
+    let density = args.density.or(selection.k()).unwrap_or(0.05);
+    let mut text = format!(
+        "{device}, {}, blocks of {}, {}; timed on {:.1} % of the blocks\n",
+        args.dtype,
+        args.attention.block,
+        describe(&selection),
+        100.0 * density
+    );
     let mut shapes = Vec::new();
     for shape in &args.shapes {
         let attention = Attention::builder(shape.head_dim, args.dtype)
@@ -88,15 +93,15 @@ pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
             .policy(Policy::Tune)
             .build(&device)?;
         let [q, k, v] = inputs(&device, args.dtype, shape)?;
+        let mask =
+            synthetic_mask(&shape.workload(density), args.attention.block, args.spread)?.to(&device)?;
         let start = Instant::now();
-        attention.forward(&q, &k, &v)?;
+        attention.mask(&q, &k)?;
+        // Noise has no structure to select by: what a rule keeps of it is no mask of a model.
+        attention.attend_with(&q, &k, &v, &mask)?;
         let seconds = start.elapsed().as_secs_f64();
         let choices = attention.choices();
-        let _ = writeln!(
-            text,
-            "\n{} heads × {} × {}: ready in {seconds:.2} s",
-            shape.heads, shape.tokens, shape.head_dim
-        );
+        let _ = writeln!(text, "\n{shape}: ready in {seconds:.2} s");
         for choice in &choices {
             let _ = writeln!(text, "  {}", choice.variant.name);
         }
@@ -107,9 +112,11 @@ pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
             plot(path, &choices)?;
         }
         shapes.push(json!({
+            "shape": shape.to_string(),
             "heads": shape.heads,
             "tokens": shape.tokens,
             "head_dim": shape.head_dim.get(),
+            "density": density,
             "seconds": seconds,
             "kernels": choices.iter().map(to_json).collect::<Vec<_>>(),
         }));
@@ -156,8 +163,7 @@ fn plot(path: &Path, choices: &[Choice]) -> Result<(), CliError> {
 }
 
 /// Noise: zeros would run faster than anything real.
-fn inputs(device: &Device, dtype: DType, shape: &ShapeArg) -> Result<[Tensor; 3], CliError> {
-    let dims = [1, shape.heads, shape.tokens, shape.head_dim.get()];
+fn inputs(device: &Device, dtype: DType, shape: &Shape) -> Result<[Tensor; 3], CliError> {
     let mut state = 0x2545_F491_4F6C_DD1Du64;
     let mut next = move || {
         state ^= state << 13;
@@ -166,7 +172,7 @@ fn inputs(device: &Device, dtype: DType, shape: &ShapeArg) -> Result<[Tensor; 3]
         // Evenly spread with variance 1.
         ((state >> 40) as f32 / (1 << 23) as f32 - 1.0) * 3f32.sqrt()
     };
-    let mut tensor = || -> Result<Tensor, CliError> {
+    let mut tensor = |dims: [usize; 4]| -> Result<Tensor, CliError> {
         let count = dims.iter().product();
         let tensor = match dtype {
             DType::F16 => {
@@ -180,5 +186,5 @@ fn inputs(device: &Device, dtype: DType, shape: &ShapeArg) -> Result<[Tensor; 3]
         };
         Ok(tensor.to(device)?)
     };
-    Ok([tensor()?, tensor()?, tensor()?])
+    Ok([tensor(shape.q())?, tensor(shape.kv())?, tensor(shape.kv())?])
 }

@@ -1,0 +1,83 @@
+//! Tokens regrouped on a GPU: `cargo bench --bench regroup`. Medians of CUDA-event times; the rate counts every byte read and
+//! every byte written, beside a plain copy of the same tensor on the same GPU.
+
+use std::error::Error;
+use tilewright::device::{CudaDevice, DeviceError};
+use tilewright::{DType, Device, Tensor, TokenGrid};
+
+const LAUNCHES: usize = 30;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let device = match Device::cuda(0) {
+        Ok(device) => device,
+        Err(reason) => {
+            println!("skipped: no GPU ({reason})");
+            return Ok(());
+        }
+    };
+    let cuda = device.as_cuda().expect("asked for above");
+    println!("{device}, median of {LAUNCHES} launches");
+    let wan = TokenGrid::new([21, 30, 52])?;
+    let large = TokenGrid::new([21, 45, 80])?;
+    let cog = TokenGrid::builder([13, 30, 45]).before(226).build()?;
+    run(cuda, &device, "Wan 480p, hidden states", &wan, DType::Bf16, &[1, wan.len(), 1536], false)?;
+    run(cuda, &device, "Wan 480p, heads", &wan, DType::Bf16, &[1, 12, wan.len(), 128], false)?;
+    run(cuda, &device, "Wan 480p, heads (BSHD)", &wan, DType::Bf16, &[1, wan.len(), 12, 128], true)?;
+    run(cuda, &device, "Wan 480p, rotary table", &wan, DType::F32, &[wan.len(), 64], false)?;
+    run(cuda, &device, "Wan 720p, hidden states", &large, DType::Bf16, &[1, large.len(), 5120], false)?;
+    run(cuda, &device, "CogVideoX, heads", &cog, DType::Bf16, &[2, 30, cog.len(), 64], false)
+}
+
+/// Times one tensor each way; with `bshd` it is seen as `[batch, heads, tokens, d]`.
+fn run(
+    cuda: &CudaDevice,
+    device: &Device,
+    name: &str,
+    grid: &TokenGrid,
+    dtype: DType,
+    shape: &[usize],
+    bshd: bool,
+) -> Result<(), Box<dyn Error>> {
+    let laid_out = |tensor: Tensor| if bshd { tensor.permute(&[0, 2, 1, 3]) } else { Ok(tensor) };
+    let x = laid_out(Tensor::zeros_on(device, dtype, shape)?)?;
+    let mut out = laid_out(Tensor::zeros_on(device, dtype, shape)?)?;
+    let bytes = x.elements() * dtype.size();
+    let regroup = median(cuda, || Ok(grid.regroup_into(&x, &mut out)?))?;
+    let restore = median(cuda, || Ok(grid.restore_into(&x, &mut out)?))?;
+    let from = cuda.stream().alloc_zeros::<u8>(bytes)?;
+    let mut to = cuda.stream().alloc_zeros::<u8>(bytes)?;
+    let copy = median(cuda, || Ok(cuda.stream().memcpy_dtod(&from, &mut to)?))?;
+    let rate = |ms: f32| 2.0 * bytes as f64 / f64::from(ms) / 1e6;
+    println!(
+        "  {name:<26} {:>6.1} MB  regroup {regroup:.4} ms ({:.0} GB/s)  restore {restore:.4} ms ({:.0} GB/s)  copy {copy:.4} ms ({:.0} GB/s)",
+        bytes as f64 / 1e6,
+        rate(regroup),
+        rate(restore),
+        rate(copy)
+    );
+    Ok(())
+}
+
+fn median(
+    cuda: &CudaDevice,
+    mut work: impl FnMut() -> Result<(), Box<dyn Error>>,
+) -> Result<f32, Box<dyn Error>> {
+    let mut failure = None;
+    let mut once = || {
+        cuda.time_ms(|_| {
+            if let Err(error) = work() {
+                failure = Some(error);
+            }
+            Ok::<(), DeviceError>(())
+        })
+    };
+    for _ in 0..5 {
+        once()?;
+    }
+    let mut times = (0..LAUNCHES).map(|_| once()).collect::<Result<Vec<f32>, _>>()?;
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    times.sort_by(f32::total_cmp);
+    Ok(times[LAUNCHES / 2])
+}

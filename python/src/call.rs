@@ -1,0 +1,145 @@
+//! What every call has in common: its tensors looked at together, its attention, where it runs.
+
+use crate::attentions::{self, Parameters};
+use crate::error::to_python;
+use crate::torch::Torch;
+use crate::view::{Kind, View};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use tilewright::{Attention, Tensor};
+
+/// The options of a call, as the package passes them.
+#[derive(FromPyObject)]
+pub(crate) struct Options {
+    pub(crate) top_k: Option<f64>,
+    pub(crate) top_p: Option<f64>,
+    pub(crate) block_q: usize,
+    pub(crate) block_kv: usize,
+    pub(crate) scale: Option<f64>,
+    pub(crate) score_mod: u64,
+    pub(crate) mask_mod: u64,
+    pub(crate) enable_gqa: bool,
+}
+
+/// q, k and maybe v, which belong together.
+pub(crate) struct Inputs {
+    pub(crate) kind: Kind,
+    pub(crate) q: View<4>,
+    pub(crate) k: View<4>,
+    pub(crate) v: Option<View<4>>,
+}
+
+impl Inputs {
+    /// Looks at the tensors. With `heads_last` they are `[batch, seq, heads, d]`.
+    pub(crate) fn of(
+        q: &Bound<'_, PyAny>,
+        k: &Bound<'_, PyAny>,
+        v: Option<&Bound<'_, PyAny>>,
+        heads_last: bool,
+        options: &Options,
+    ) -> PyResult<Self> {
+        let kind = Kind::of(q)?;
+        let order = |view: View<4>| if heads_last { view.heads_first() } else { view };
+        let look = |what: &str, object| View::half(what, kind, object).map(order);
+        let inputs =
+            Inputs { kind, q: look("q", q)?, k: look("k", k)?, v: v.map(|v| look("v", v)).transpose()? };
+        for (what, other) in [("k", Some(&inputs.k)), ("v", inputs.v.as_ref())] {
+            if let Some(other) = other {
+                inputs.agree(what, other)?;
+            }
+        }
+        let (heads, kv_heads) = (inputs.q.shape[1], inputs.k.shape[1]);
+        if heads != kv_heads && !options.enable_gqa {
+            return Err(PyValueError::new_err(format!(
+                "q has {heads} heads and k has {kv_heads}: pass enable_gqa=True to share each key head among query heads, \
+                 or check the layout (\"BHSD\" is batch, heads, sequence, head dimension; \"BSHD\" is batch, sequence, heads, head dimension)"
+            )));
+        }
+        Ok(inputs)
+    }
+
+    fn agree(&self, what: &str, other: &View<4>) -> PyResult<()> {
+        let q = &self.q;
+        if other.dtype != q.dtype {
+            return Err(PyTypeError::new_err(format!(
+                "q has dtype {}, {what} has {}: cast them to one of the two",
+                q.dtype, other.dtype
+            )));
+        }
+        if other.ordinal != q.ordinal {
+            return Err(PyValueError::new_err(format!(
+                "q is on {}, {what} is on {}: move them to one device with `.to(q.device)`",
+                q.place(),
+                other.place()
+            )));
+        }
+        Ok(())
+    }
+
+    /// The attention of the call, on PyTorch's current stream.
+    pub(crate) fn attention(&self, py: Python<'_>, options: &Options) -> PyResult<Arc<Attention>> {
+        let stream = match (self.q.ordinal, Torch::get(py)) {
+            (Some(ordinal), Some(torch)) => torch.stream(py, ordinal)?,
+            _ => 0,
+        };
+        let kind = attentions::Kind {
+            ordinal: self.q.ordinal,
+            head_dim: self.q.shape[3],
+            dtype: self.q.dtype,
+            blocks: (options.block_q, options.block_kv),
+            functions: (options.score_mod, options.mask_mod),
+        };
+        let select = (options.top_k, options.top_p);
+        attentions::find(py, kind, Parameters { select, scale: options.scale, stream })
+    }
+
+    /// q, k and v on their GPU.
+    ///
+    /// # Safety
+    /// As for [`View::on_gpu`].
+    pub(crate) unsafe fn on_gpu(&self) -> PyResult<(Tensor, Tensor, Option<Tensor>)> {
+        // SAFETY: the caller's.
+        unsafe {
+            let v = self.v.map(|v| v.on_gpu("v")).transpose()?;
+            Ok((self.q.on_gpu("q")?, self.k.on_gpu("k")?, v))
+        }
+    }
+
+    /// Copies of q, k and v in host memory.
+    ///
+    /// # Safety
+    /// As for [`View::copied`].
+    pub(crate) unsafe fn copied(&self) -> Result<(Tensor, Tensor, Option<Tensor>), tilewright::Error> {
+        // SAFETY: the caller's.
+        unsafe {
+            let v = self.v.map(|v| v.copied()).transpose()?;
+            Ok((self.q.copied()?, self.k.copied()?, v))
+        }
+    }
+}
+
+/// Runs `work` on the CPU, or what compiles and tunes, while other Python threads go on.
+pub(crate) fn apart<T: Send>(
+    py: Python<'_>,
+    work: impl FnOnce() -> Result<T, tilewright::Error> + Send,
+) -> PyResult<T> {
+    py.detach(|| unpanicked(work))
+}
+
+/// Runs `work`, short as it is, while this thread holds on to Python.
+pub(crate) fn unpanicked<T>(work: impl FnOnce() -> Result<T, tilewright::Error>) -> PyResult<T> {
+    // What was half done is dropped with the error; locks recover.
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => done.map_err(to_python),
+        Err(payload) => {
+            let text = payload.downcast_ref::<&str>().copied();
+            let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+            Err(crate::error::Error::new_err(format!(
+                "Tilewright failed, which is a bug of its own: {}. Please report it with the shapes of the call.",
+                text.unwrap_or("no message")
+            )))
+        }
+    }
+}

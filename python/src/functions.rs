@@ -1,0 +1,190 @@
+//! Score and mask functions: the checked form of what `tilewright.functions` translates from Python.
+
+use crate::error::to_python;
+use crate::registry;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use tilewright::codegen::lower::{self, CaptureValue};
+use tilewright::{DeviceFn, DynamicMaskMod, DynamicScoreMod, MaskMod, ScoreMod};
+
+/// A checked score or mask function with the values of its captures.
+///
+/// `DeviceFunction(kind, source, captures)`: `kind` is "score_mod" or "mask_mod", `source` the text of one Rust function,
+/// and `captures` a list of (type, value) in the order of its parameters: "f32", "i32" and "bool" with a number or bool,
+/// "f32s" and "i32s" with the little-endian bytes of the elements. Equal functions compare and hash as equal.
+#[pyclass(module = "tilewright._native", frozen, eq, hash)]
+pub(crate) struct DeviceFunction(Arc<Shared>);
+
+/// A function with its number. Equal ones are one, as long as somebody holds it: they share their attentions.
+struct Shared {
+    function: Function,
+    hash: u64,
+    number: u64,
+}
+
+enum Function {
+    Score(DynamicScoreMod),
+    Mask(DynamicMaskMod),
+}
+
+impl Function {
+    fn device_fn(&self) -> &dyn DeviceFn {
+        match self {
+            Self::Score(function) => function,
+            Self::Mask(function) => function,
+        }
+    }
+
+    fn checked(&self) -> &lower::DeviceFunction {
+        match self {
+            Self::Score(function) => function.function(),
+            Self::Mask(function) => function.function(),
+        }
+    }
+}
+
+/// The bits of the captures: a NaN equals itself, and 0 is not -0.
+fn bits(captures: &[CaptureValue]) -> Vec<Vec<u8>> {
+    captures.iter().map(CaptureValue::to_bytes).collect()
+}
+
+impl PartialEq for DeviceFunction {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Hash for DeviceFunction {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.0.hash);
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Its own entry cannot be upgraded any more; an equal function may have been made meanwhile.
+        lock().retain(|held| held.strong_count() > 0);
+        registry::forget(self.number);
+    }
+}
+
+/// The functions that somebody holds.
+static HELD: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
+
+fn lock() -> MutexGuard<'static, Vec<Weak<Shared>>> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The function of this text and these captures that somebody holds already.
+fn held(hash: u64, source: &str, captures: &[CaptureValue]) -> Option<Arc<Shared>> {
+    // Whatever is let go of here may be the last one, whose drop takes the lock: not while it is held.
+    let held: Vec<Arc<Shared>> = lock().iter().filter_map(Weak::upgrade).collect();
+    held.into_iter().find(|shared| {
+        // The text names the kind and the types of the captures.
+        let function = shared.function.device_fn();
+        shared.hash == hash && function.source() == source && bits(&function.captures()) == bits(captures)
+    })
+}
+
+fn capture((kind, value): (String, Bound<'_, PyAny>)) -> PyResult<CaptureValue> {
+    fn elements<T>(value: &Bound<'_, PyAny>, read: fn([u8; 4]) -> T) -> PyResult<Vec<T>> {
+        let bytes = value.cast::<PyBytes>()?.as_bytes();
+        let (words, rest) = bytes.as_chunks::<4>();
+        if !rest.is_empty() {
+            let found = bytes.len();
+            return Err(PyValueError::new_err(format!(
+                "a slice capture has {found} bytes: an element has 4"
+            )));
+        }
+        Ok(words.iter().map(|&word| read(word)).collect())
+    }
+    Ok(match kind.as_str() {
+        "f32" => CaptureValue::F32(value.extract()?),
+        "i32" => CaptureValue::I32(value.extract()?),
+        "bool" => CaptureValue::Bool(value.extract()?),
+        "f32s" => CaptureValue::F32s(elements(&value, f32::from_le_bytes)?),
+        "i32s" => CaptureValue::I32s(elements(&value, i32::from_le_bytes)?),
+        other => {
+            let message = format!("`{other}` is no type of captures: use f32, i32, bool, f32s or i32s");
+            return Err(PyValueError::new_err(message));
+        }
+    })
+}
+
+#[pymethods]
+impl DeviceFunction {
+    #[new]
+    fn new(kind: &str, source: &str, captures: Vec<(String, Bound<'_, PyAny>)>) -> PyResult<Self> {
+        let captures = captures.into_iter().map(capture).collect::<PyResult<Vec<_>>>()?;
+        let mut hasher = DefaultHasher::new();
+        (source, bits(&captures)).hash(&mut hasher);
+        let hash = hasher.finish();
+        if let Some(shared) = held(hash, source, &captures) {
+            return Ok(DeviceFunction(shared));
+        }
+        let fail = |error: tilewright::FunctionError| to_python(error.into());
+        let (function, registered) = match kind {
+            "score_mod" => {
+                let function = DynamicScoreMod::new(source, captures).map_err(fail)?;
+                (Function::Score(function.clone()), registry::Function::Score(Arc::new(function)))
+            }
+            "mask_mod" => {
+                let function = DynamicMaskMod::new(source, captures).map_err(fail)?;
+                (Function::Mask(function.clone()), registry::Function::Mask(Arc::new(function)))
+            }
+            other => {
+                let message = format!("`{other}` is no kind of device function: use score_mod or mask_mod");
+                return Err(PyValueError::new_err(message));
+            }
+        };
+        let shared = Arc::new(Shared { function, hash, number: registry::register(registered) });
+        lock().push(Arc::downgrade(&shared));
+        Ok(DeviceFunction(shared))
+    }
+
+    /// What the operators take in its place. It is good as long as an equal function is held.
+    #[getter]
+    fn number(&self) -> u64 {
+        self.0.number
+    }
+
+    /// The function's name.
+    #[getter]
+    fn name(&self) -> &str {
+        self.0.function.device_fn().name()
+    }
+
+    /// "score_mod" or "mask_mod".
+    #[getter]
+    fn kind(&self) -> &'static str {
+        self.0.function.checked().kind().attribute()
+    }
+
+    /// The text in Rust.
+    #[getter]
+    fn source(&self) -> &str {
+        self.0.function.device_fn().source()
+    }
+
+    /// The text in CUDA C++.
+    #[getter]
+    fn cuda(&self) -> String {
+        self.0.function.checked().cuda()
+    }
+
+    /// Runs the function on the CPU, as the CPU executor does, for one element. A mask function ignores `score`.
+    fn run(&self, score: f32, b: i32, h: i32, q: i32, kv: i32, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        Ok(match &self.0.function {
+            Function::Score(function) => {
+                function.score(score, b, h, q, kv).into_pyobject(py)?.into_any().unbind()
+            }
+            Function::Mask(function) => {
+                function.keep(b, h, q, kv).into_pyobject(py)?.to_owned().into_any().unbind()
+            }
+        })
+    }
+}

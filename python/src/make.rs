@@ -1,0 +1,50 @@
+//! New tensors of the framework that a call's own tensors are of.
+
+use crate::torch::Torch;
+use crate::view::{Kind, View};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+use tilewright::DType;
+
+/// A tensor like `q`: its shape and dtype, dense.
+pub(crate) fn like<'py>(kind: Kind, q: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    match kind {
+        Kind::Torch => torch(q.py())?.empty_like(q),
+        Kind::Numpy => q.py().import("numpy")?.call_method1("empty_like", (q,)),
+    }
+}
+
+/// A contiguous tensor where `q` is.
+pub(crate) fn beside<'py>(
+    kind: Kind,
+    q: &Bound<'py, PyAny>,
+    dtype: DType,
+    shape: &[usize],
+) -> PyResult<Bound<'py, PyAny>> {
+    match kind {
+        Kind::Torch => torch(q.py())?.empty_beside(q, dtype, shape),
+        Kind::Numpy => {
+            let name = if dtype == DType::I32 { "int32" } else { "float32" };
+            let shape = PyTuple::new(q.py(), shape)?;
+            q.py().import("numpy")?.call_method1("empty", (shape, name))
+        }
+    }
+}
+
+/// GPU memory of PyTorch's for a call to work in, with its address. It goes back to PyTorch's allocator when dropped, which hands
+/// it out again in the order of the stream.
+pub(crate) fn scratch<'py>(q: &Bound<'py, PyAny>, bytes: usize) -> PyResult<(Bound<'py, PyAny>, u64)> {
+    let scratch = torch(q.py())?.empty_beside(q, DType::U8, &[bytes])?;
+    let address = scratch.call_method0(intern!(q.py(), "data_ptr"))?.extract()?;
+    Ok((scratch, address))
+}
+
+/// Looks at a tensor that was just made.
+pub(crate) fn view<const N: usize>(kind: Kind, made: &Bound<'_, PyAny>) -> PyResult<View<N>> {
+    View::any("the result", kind, made)
+}
+
+fn torch(py: Python<'_>) -> PyResult<&Torch> {
+    Torch::get(py).ok_or_else(|| crate::error::Error::new_err("PyTorch was not imported"))
+}

@@ -1,0 +1,494 @@
+"""Sparse attention in the transformers of diffusers: small ones of each family, with random weights, on the CPU and on a GPU."""
+
+from types import SimpleNamespace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from diffusers import (  # noqa: E402
+    CogVideoXTransformer3DModel,
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoTransformer3DModel,
+    LTXVideoTransformer3DModel,
+    UNet2DModel,
+    WanPipeline,
+    WanTransformer3DModel,
+    WanVACETransformer3DModel,
+)
+
+import tilewright.diffusers  # noqa: E402
+from tilewright.diffusers import processors  # noqa: E402
+
+# Everything kept: what is left is the difference of two kernels in half precision.
+ALL = {"top_k": 1.0, "top_p": None, "min_tokens": 64}
+FEW = {"top_k": 0.1, "top_p": None, "min_tokens": 64}
+# (t, h, w) of tokens: neither a multiple of the tile nor, together, of a block.
+GRID = (5, 11, 14)
+TOKENS = 5 * 11 * 14
+TEXT = 24
+
+
+def wan(**options):
+    model = WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=64,
+        in_channels=4,
+        out_channels=4,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=128,
+        num_layers=3,
+        **options,
+    )
+    t, h, w = GRID
+    return model, {
+        "hidden_states": torch.randn(2, 4, t, 2 * h, 2 * w),
+        "timestep": torch.tensor([900, 900]),
+        "encoder_hidden_states": torch.randn(2, TEXT, 32),
+    }
+
+
+def wan_per_token():
+    """Wan 2.2's image conditioning: a timestep for each token."""
+    model, inputs = wan()
+    return model, {**inputs, "timestep": torch.randint(1, 999, (2, TOKENS))}
+
+
+def cogvideox(**options):
+    model = CogVideoXTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=64,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=32,
+        text_embed_dim=32,
+        num_layers=2,
+        max_text_seq_length=TEXT,
+        use_rotary_positional_embeddings=True,
+        **options,
+    )
+    t, h, w = GRID
+    return model, {
+        "hidden_states": torch.randn(2, t, 4, 2 * h, 2 * w),
+        "timestep": torch.tensor([900, 900]),
+        "encoder_hidden_states": torch.randn(2, TEXT, 32),
+        "image_rotary_emb": _rope(64),
+    }
+
+
+def hunyuan(lengths=(9, 17), **options):
+    model = HunyuanVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=64,
+        num_layers=1,
+        num_single_layers=2,
+        num_refiner_layers=1,
+        text_embed_dim=32,
+        pooled_projection_dim=16,
+        rope_axes_dim=(16, 24, 24),
+        guidance_embeds=False,
+        **options,
+    )
+    t, h, w = GRID
+    return model, {
+        "hidden_states": torch.randn(2, 4, t, 2 * h, 2 * w),
+        "timestep": torch.tensor([900, 900]),
+        "encoder_hidden_states": torch.randn(2, TEXT, 32),
+        "encoder_attention_mask": (torch.arange(TEXT) < torch.tensor(lengths)[:, None]).long(),
+        "pooled_projections": torch.randn(2, 16),
+    }
+
+
+def hunyuan_one_length():
+    return hunyuan(lengths=(13, 13))
+
+
+def hunyuan_from_image():
+    """The first frame's tokens are modulated apart: they have to stay in front."""
+    return hunyuan(image_condition_type="token_replace")
+
+
+def ltx(**options):
+    model = LTXVideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=2,
+        attention_head_dim=64,
+        cross_attention_dim=128,
+        num_layers=2,
+        caption_channels=32,
+        **options,
+    )
+    t, h, w = GRID
+    return model, {
+        "hidden_states": torch.randn(2, TOKENS, 8),
+        "timestep": torch.tensor([900, 900]),
+        "encoder_hidden_states": torch.randn(2, TEXT, 32),
+        "encoder_attention_mask": torch.ones(2, TEXT),
+        "num_frames": t,
+        "height": h,
+        "width": w,
+    }
+
+
+def ltx_per_token():
+    model, inputs = ltx()
+    return model, {**inputs, "timestep": torch.randint(1, 999, (2, TOKENS))}
+
+
+FAMILIES = [wan, cogvideox, hunyuan, ltx]
+VARIANTS = [*FAMILIES, wan_per_token, hunyuan_one_length, hunyuan_from_image, ltx_per_token]
+
+
+def _rope(dim):
+    angles = torch.randn(TOKENS, dim // 2).repeat_interleave(2, dim=1)
+    return angles.cos(), angles.sin()
+
+
+def make(family, device, dtype=torch.float16):
+    torch.manual_seed(7)
+    model, inputs = family()
+    model = model.to(device, dtype).eval()
+    return model, {name: _to(value, device, dtype) for name, value in inputs.items()}
+
+
+def _to(value, device, dtype):
+    if isinstance(value, tuple):
+        return tuple(tensor.to(device) for tensor in value)  # tables of the rotary embedding stay float32
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to(device, dtype if value.is_floating_point() else value.dtype)
+
+
+@torch.no_grad()
+def run(model, inputs, **changes):
+    return model(**{**inputs, **changes}, return_dict=False)[0].double()
+
+
+def error(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("family", VARIANTS)
+def test_everything_kept_is_dense(family, device):
+    model, inputs = make(family, device)
+    dense = run(model, inputs)
+    with tilewright.diffusers.enable(model, **ALL) as enabled:
+        sparse = run(model, inputs)
+        report = enabled.report()
+    assert error(sparse, dense) < 4e-3
+    assert report.sparsity == 0.0 and report.sparse_calls == len(report.layers) > 0
+
+
+@pytest.mark.parametrize("family", VARIANTS)
+def test_few_blocks_change_the_output_and_are_counted(family, device):
+    model, inputs = make(family, device)
+    dense = run(model, inputs)
+    with tilewright.diffusers.enable(model, **FEW) as enabled:
+        sparse = run(model, inputs)
+        report = enabled.report()
+    assert torch.isfinite(sparse).all()
+    assert error(sparse, dense) > 1e-3
+    assert 0.3 < report.sparsity < 0.95 and all(0.3 < share < 0.95 for share in report.layers.values())
+    assert "% of the blocks left out" in str(report)
+
+
+@pytest.mark.parametrize("family", [cogvideox, hunyuan])
+def test_text_is_always_seen(family, device):
+    """With as good as no video block kept, another text still changes every token."""
+    model, inputs = make(family, device)
+    with tilewright.diffusers.enable(model, top_k=1e-6, top_p=None, min_tokens=64):
+        one = run(model, inputs)
+        other = run(model, inputs, encoder_hidden_states=inputs["encoder_hidden_states"].flip(-1))
+    assert (one != other).flatten(2).any(dim=1).float().mean() > 0.99
+
+
+def test_padding_of_the_text_is_not_seen(device):
+    model, inputs = make(hunyuan, device)
+    padded = inputs["encoder_hidden_states"].clone()
+    padded[:, 17:] = 3.0
+    with tilewright.diffusers.enable(model, **FEW):
+        assert torch.equal(run(model, inputs), run(model, inputs, encoder_hidden_states=padded))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_disable_restores_exactly(family, device):
+    model, inputs = make(family, device)
+    before, dense = dict(model.attn_processors), run(model, inputs)
+    tilewright.diffusers.enable(model, **FEW, grid="auto")
+    run(model, inputs)
+    tilewright.diffusers.disable(model)
+    after = model.attn_processors
+    assert before.keys() == after.keys() and all(after[name] is processor for name, processor in before.items())
+    assert torch.equal(run(model, inputs), dense)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    tilewright.diffusers.disable(model)  # nothing is enabled: nothing happens
+
+
+def test_a_processor_set_meanwhile_stays(device):
+    model, _ = make(wan, device)
+    tilewright.diffusers.enable(model, **FEW)
+    own = processors.transformer_wan.WanAttnProcessor()
+    model.blocks[0].attn1.set_processor(own)
+    tilewright.diffusers.disable(model)
+    assert model.blocks[0].attn1.processor is own
+    assert type(model.blocks[1].attn1.processor) is type(own)
+
+
+def test_enabling_again_replaces_the_settings(device):
+    model, inputs = make(wan, device)
+    dense = run(model, inputs)
+    tilewright.diffusers.enable(model, **FEW)
+    run(model, inputs)
+    tilewright.diffusers.enable(model, **ALL)
+    assert error(run(model, inputs), dense) < 4e-3
+    assert tilewright.diffusers.report(model).sparse_calls == 3
+    tilewright.diffusers.disable(model)
+    assert torch.equal(run(model, inputs), dense)
+
+
+@pytest.mark.parametrize("family", [wan, cogvideox])  # diffusers does not fuse those of the others
+def test_fused_projections(family, device):
+    model, inputs = make(family, device)
+    model.fuse_qkv_projections()
+    dense = run(model, inputs)
+    with tilewright.diffusers.enable(model, **ALL):
+        assert error(run(model, inputs), dense) < 4e-3
+
+
+def test_the_dense_backend_can_be_chosen_while_enabled(device):
+    model, inputs = make(wan, device)
+    with tilewright.diffusers.enable(model, **FEW, layers=[0]):
+        model.set_attention_backend("_native_math")
+        sparse, dense = model.blocks[0].attn1.processor, model.blocks[1].attn1.processor
+        assert sparse.dense._attention_backend == dense._attention_backend is not None
+    model.reset_attention_backend()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers(family, device):
+    model, inputs = make(family, device)
+    count = len(model.attn_processors)
+    with tilewright.diffusers.enable(model, **FEW, layers=[0, -1]) as enabled:
+        run(model, inputs)
+        names = list(enabled.report().layers)
+        ours = [p for p in model.attn_processors.values() if isinstance(p, processors.SparseProcessor)]
+    assert len(names) == len(ours) == 2 < count + 1
+    first, last = {
+        wan: ("blocks.0.attn1", "blocks.2.attn1"),
+        cogvideox: ("transformer_blocks.0.attn1", "transformer_blocks.1.attn1"),
+        hunyuan: ("transformer_blocks.0.attn", "single_transformer_blocks.1.attn"),
+        ltx: ("transformer_blocks.0.attn1", "transformer_blocks.1.attn1"),
+    }[family]
+    assert names == [first, last]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_first_steps_stay_dense(family, device):
+    model, inputs = make(family, device)
+    at = lambda timestep: {"timestep": torch.full((2,), timestep, device=device)}  # noqa: E731
+    dense = {t: run(model, inputs, **at(t)) for t in (999, 800, 600)}
+    with tilewright.diffusers.enable(model, **FEW, skip_first_steps=2) as enabled:
+        for _ in range(2):  # the second run begins anew
+            for t, same in ((999, True), (999, True), (800, True), (600, False)):  # 999 twice: the passes of guidance
+                assert torch.equal(run(model, inputs, **at(t)), dense[t]) == same
+        layers = len(enabled.report().layers)
+        assert enabled.report().sparse_calls == 2 * layers
+        assert enabled.report().dense_calls == {"in skipped steps": 6 * layers}
+
+
+def test_short_sequences_and_cross_attention_stay_dense(device):
+    model, inputs = make(wan, device)
+    dense = run(model, inputs)
+    with tilewright.diffusers.enable(model, top_k=0.1, top_p=None, min_tokens=TOKENS + 1) as enabled:
+        assert torch.equal(run(model, inputs), dense)
+        report = enabled.report()
+    assert report.sparsity is None and report.dense_calls == {"short": 3} and "no sparse call" in str(report)
+    with tilewright.diffusers.enable(model, **FEW):
+        crossing = [block.attn2.processor for block in model.blocks]
+        assert not any(isinstance(processor, processors.SparseProcessor) for processor in crossing)
+
+
+@pytest.mark.parametrize("family", VARIANTS)
+def test_regrouping_alone_changes_nothing(family, device):
+    """Dense attention does not depend on the order of its tokens: in float64 only rounding is left."""
+    model, inputs = make(family, device, torch.float64)
+    dense = run(model, inputs)
+    with tilewright.diffusers.enable(model, min_tokens=64, layers=[], grid="auto"):
+        # Tables in float32 keep the others from better.
+        assert error(run(model, inputs), dense) < (1e-12 if family in (wan, wan_per_token) else 1e-6)
+    assert torch.equal(run(model, inputs), dense)
+
+
+@pytest.mark.parametrize("family", VARIANTS)
+def test_regrouped_and_everything_kept_is_dense(family, device):
+    model, inputs = make(family, device)
+    dense = run(model, inputs)
+    with tilewright.diffusers.enable(model, **ALL, grid=GRID, tile=(4, 4, 4)):
+        assert error(run(model, inputs), dense) < 4e-3
+
+
+@pytest.mark.parametrize("family", VARIANTS)
+def test_regrouping_selects_other_blocks(family, device):
+    model, inputs = make(family, device)
+    with tilewright.diffusers.enable(model, **FEW):
+        raster = run(model, inputs)
+    with tilewright.diffusers.enable(model, **FEW, grid="auto"):
+        cubes = run(model, inputs)
+    assert torch.isfinite(cubes).all() and error(cubes, raster) > 1e-4
+
+
+def test_regrouping_follows_the_size_of_each_call(device):
+    model, inputs = make(wan, device, torch.float64)
+    smaller = inputs["hidden_states"][:, :, :4, :16].contiguous()
+    dense = run(model, inputs), run(model, inputs, hidden_states=smaller)
+    with tilewright.diffusers.enable(model, min_tokens=64, layers=[], grid="auto"):
+        for _ in range(2):
+            assert error(run(model, inputs), dense[0]) < 1e-12
+            assert error(run(model, inputs, hidden_states=smaller), dense[1]) < 1e-12
+
+
+def test_arguments_by_position(device):
+    model, inputs = make(wan, device)
+    dense = run(model, inputs)
+    args = inputs["hidden_states"], inputs["timestep"], inputs["encoder_hidden_states"]
+    with torch.no_grad(), tilewright.diffusers.enable(model, **ALL, grid="auto", skip_first_steps=1):
+        assert error(model(*args).sample.double(), dense) < 4e-3
+
+
+def test_pipelines(device):
+    """All transformers of a pipeline, with one count of steps between them: Wan 2.2 goes from one to the other in the middle of a run."""
+    first, inputs = make(wan, device)
+    second, _ = make(wan, device)
+    pipe = SimpleNamespace(components={"transformer": first, "transformer_2": second, "text_encoder": torch.nn.Linear(2, 2), "vae": None})
+    at = lambda timestep: {"timestep": torch.full((2,), timestep, device=device)}  # noqa: E731
+    dense = run(second, inputs, **at(500))
+    with tilewright.diffusers.enable(pipe, **FEW, skip_first_steps=1) as enabled:
+        run(first, inputs, **at(900))
+        assert not torch.equal(run(second, inputs, **at(500)), dense)
+        report = enabled.report()
+    assert report.dense_calls == {"in skipped steps": 3} and report.sparse_calls == 3
+    assert all(name.startswith("transformer_2.blocks.") for name in report.layers)
+    assert torch.equal(run(second, inputs, **at(500)), dense)
+
+
+def test_a_pipeline_of_diffusers(device):
+    """Wan's own loop, with guidance: two passes a step, and the first of three steps dense."""
+    model, _ = make(wan, device)
+    pipe = WanPipeline(tokenizer=None, text_encoder=None, vae=None, scheduler=FlowMatchEulerDiscreteScheduler(), transformer=model)
+    pipe.set_progress_bar_config(disable=True)
+    t, h, w = GRID
+    texts = torch.randn(2, 1, TEXT, 32, device=device, dtype=torch.float16)
+
+    def sample():
+        return pipe(
+            prompt_embeds=texts[0],
+            negative_prompt_embeds=texts[1],
+            height=16 * h,
+            width=16 * w,
+            num_frames=4 * (t - 1) + 1,
+            num_inference_steps=3,
+            output_type="latent",
+            generator=torch.Generator("cpu").manual_seed(5),
+        ).frames.double()
+
+    dense = sample()
+    with tilewright.diffusers.enable(pipe, **FEW, grid="auto", skip_first_steps=1) as enabled:
+        for run_number in (1, 2):
+            assert torch.isfinite(sample()).all()
+            report = enabled.report()
+            assert report.sparse_calls == run_number * 2 * 2 * 3
+            assert report.dense_calls == {"in skipped steps": run_number * 2 * 3}
+    with tilewright.diffusers.enable(pipe, **ALL, grid="auto"):
+        assert error(sample(), dense) < 4e-3
+    assert torch.equal(sample(), dense)
+
+
+def test_inference_mode_then_not(device):
+    model, inputs = make(wan, device)
+    with tilewright.diffusers.enable(model, **FEW, grid="auto") as enabled:
+        with torch.inference_mode():
+            model(**inputs)
+        run(model, inputs)
+        assert enabled.report().sparse_calls == 6
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"layers": [3]}, "layers has \\[3\\], the model has 3 layers, 0 to 2"),
+        ({"layers": [-4]}, "layers has \\[-4\\]"),
+        ({"skip_first_steps": -1}, "skip_first_steps is -1"),
+        ({"min_tokens": 1.5}, "min_tokens is 1.5"),
+        ({"grid": "cubes"}, "grid is 'cubes', needed \"auto\""),
+    ],
+)
+def test_options_that_do_not_fit(options, message):
+    model, _ = make(wan, "cpu")
+    before = dict(model.attn_processors)
+    with pytest.raises(ValueError, match=message):
+        tilewright.diffusers.enable(model, **options)
+    assert model.attn_processors == before
+
+
+def test_another_grid_than_the_input_has():
+    model, inputs = make(wan, "cpu")
+    with tilewright.diffusers.enable(model, **FEW, grid=(5, 14, 11)):
+        with pytest.raises(ValueError, match=r"grid is \(5, 14, 11\), the model was called with \(5, 11, 14\) tokens"):
+            run(model, inputs)
+
+
+def test_a_model_built_of_wans_attention(device):
+    """VACE: sparse, but its tokens are looked at in places of its own, so that they stay in raster order."""
+    torch.manual_seed(7)
+    model = WanVACETransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=64,
+        in_channels=4,
+        out_channels=4,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=128,
+        num_layers=2,
+        vace_layers=[0],
+        vace_in_channels=6,
+    )
+    model = model.to(device, torch.float16).eval()
+    _, inputs = make(wan, device)
+    t, h, w = GRID
+    inputs["control_hidden_states"] = torch.randn(2, 6, t, 2 * h, 2 * w, device=device, dtype=torch.float16)
+    dense = run(model, inputs)
+    with tilewright.diffusers.enable(model, **ALL) as enabled:
+        assert error(run(model, inputs), dense) < 4e-3
+        assert list(enabled.report().layers) == ["vace_blocks.0.attn1", "blocks.0.attn1", "blocks.1.attn1"]
+    with pytest.raises(ValueError, match="WanVACETransformer3DModel is not one of .*: leave grid out"):
+        tilewright.diffusers.enable(model, **ALL, grid="auto")
+
+
+def test_ltx_called_with_coordinates_needs_a_grid():
+    model, inputs = make(ltx, "cpu")
+    coordinates = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in GRID), indexing="ij")).flatten(1).expand(2, 3, -1)
+    inputs = {**inputs, "num_frames": None, "height": None, "width": None, "video_coords": coordinates}
+    dense = run(model, inputs)
+    with tilewright.diffusers.enable(model, **ALL, grid=GRID):
+        assert error(run(model, inputs), dense) < 4e-3
+    with tilewright.diffusers.enable(model, **ALL, grid="auto"):
+        with pytest.raises(ValueError, match=r"pass grid=\(t, h, w\) to enable"):
+            run(model, inputs)
+
+
+def test_models_without_such_attention():
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    unet = UNet2DModel(sample_size=8, block_out_channels=(32, 64), **blocks)
+    with pytest.raises(ValueError, match="UNet2DModel has no attention that can be made sparse: its processors are AttnProcessor"):
+        tilewright.diffusers.enable(unet)
+    with pytest.raises(TypeError, match="got str, needed a transformer"):
+        tilewright.diffusers.enable("transformer")
+    with pytest.raises(ValueError, match="has no transformer among its components"):
+        tilewright.diffusers.enable(SimpleNamespace(components={"unet": unet}))
+    with pytest.raises(ValueError, match="not enabled"):
+        tilewright.diffusers.report(unet)

@@ -1,0 +1,67 @@
+"""Tilewright: block-sparse attention for PyTorch, without a build step.
+
+    out = tilewright.sparse_attention(q, k, v, top_k=0.03, top_p=0.2)
+
+Kernels are compiled with NVRTC and tuned at the first call of a size, and found in a cache by every later process. PyTorch's CUDA
+tensors run on their GPU without a copy; CPU tensors and numpy arrays run on the CPU executor. PyTorch is no requirement of the
+package: it is looked up at the first call with a tensor of it.
+"""
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+from . import _native, _torch
+from ._native import VERSION as __version__
+from ._native import Error, best_device, gpu_name
+from .functional import attention, block_mask, sparse_attention
+from .functions import DeviceFunction, TranslationError, mask_mod, mask_mod_of, score_mod
+from .grid import TokenGrid
+from .mask import BLOCK_SIZES, BlockMask
+
+if TYPE_CHECKING:
+    from . import diffusers
+    from .module import SparseAttention
+
+__all__ = [
+    "BLOCK_SIZES",
+    "BlockMask",
+    "DeviceFunction",
+    "Error",
+    "SparseAttention",
+    "TokenGrid",
+    "TranslationError",
+    "__version__",
+    "attention",
+    "best_device",
+    "block_mask",
+    "diffusers",
+    "gpu_name",
+    "mask_mod",
+    "mask_mod_of",
+    "score_mod",
+    "sparse_attention",
+]
+
+# NVRTC, which compiles the kernels, is a package too: that of this Python, not of the one that is first on the PATH.
+_native.set_package_folders([folder for folder in sys.path if folder])
+
+# Operators exist before anything is compiled or exported; without PyTorch, or before it, the first call registers them. A
+# PyTorch that is too old is an error of the first call with its tensors: arrays work all the same.
+if sys.modules.get("torch") is not None:
+    with contextlib.suppress(Error):
+        _torch.bind()
+
+
+def __getattr__(name: str) -> Any:
+    # What needs PyTorch is imported when it is asked for.
+    if name == "SparseAttention":
+        _torch.bind()
+        from .module import SparseAttention
+
+        return SparseAttention
+    if name == "diffusers":
+        import importlib
+
+        return importlib.import_module(".diffusers", __name__)
+    raise AttributeError(f"module 'tilewright' has no attribute {name!r}")

@@ -1,0 +1,220 @@
+"""Tokens of a model regrouped into cubes: once where they enter it, and back where they leave it.
+
+Everything happens in forward hooks around the modules where the tokens pass, one class for each family. Hooks sit outside the
+transformer blocks, so that gradient checkpointing, which runs blocks again, does not regroup again.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import (
+    CogVideoXTransformer3DModel,
+    HunyuanVideoTransformer3DModel,
+    LTXVideoTransformer3DModel,
+    WanTransformer3DModel,
+)
+
+import tilewright
+
+from .arguments import Arguments
+
+
+class Regrouping:
+    """The grid of the forward pass under way, and the hooks. `remove` takes them away, as it does a hook."""
+
+    def __init__(self, model, grid, tile, block_size, min_tokens):
+        self.fixed = None if grid == "auto" else tuple(grid)
+        self.tile, self.block_size, self.min_tokens = tile, block_size, min_tokens
+        self.current = None
+        self._grids = {}
+        self._hooks = [model.register_forward_pre_hook(self._enter, with_kwargs=True), *self.hooks(model)]
+
+    def remove(self):
+        """Removes the hooks."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def sizes(self, model, arguments):
+        """The (t, h, w) of the forward pass with these arguments."""
+        raise NotImplementedError
+
+    def hooks(self, model):
+        """Registers the family's hooks and lists them."""
+        raise NotImplementedError
+
+    def inputs(self, arguments):
+        """Regroups what the model is called with."""
+
+    def leading(self, sizes):
+        """How many frames stay in raster order at the front."""
+        return 0
+
+    def _enter(self, model, args, kwargs):
+        arguments = Arguments(model, args, kwargs)
+        self.current = self._grid(model, arguments)
+        if self.current is not None:
+            self.inputs(arguments)
+        return arguments.args, arguments.kwargs
+
+    def _grid(self, model, arguments):
+        sizes = self.sizes(model, arguments)
+        if sizes is None:
+            if self.fixed is None:
+                raise ValueError(
+                    'grid is "auto", and the model was called without num_frames, height and width: pass grid=(t, h, w) to enable'
+                )
+            sizes = self.fixed
+        elif self.fixed is not None and sizes != self.fixed:
+            raise ValueError(f'grid is {self.fixed}, the model was called with {sizes} tokens: pass that, or grid="auto"')
+        frames, height, width = sizes
+        leading = self.leading(sizes)
+        if frames * height * width < self.min_tokens or frames == leading:
+            return None
+        if sizes not in self._grids:
+            self._grids[sizes] = tilewright.TokenGrid(
+                (frames - leading, height, width),
+                self.tile,
+                before=leading * height * width,
+                block_size=self.block_size,
+            )
+        return self._grids[sizes]
+
+    # What the families' hooks are made of.
+
+    def regroup_output(self, module, dim):
+        """After `module`, whose output (a tensor or a tuple of them) counts tokens along `dim`."""
+
+        def hook(_, args, output):
+            if self.current is None:
+                return output
+            if isinstance(output, tuple):
+                return tuple(self.current.regroup(tensor, dim) for tensor in output)
+            return self.current.regroup(output, dim)
+
+        return module.register_forward_hook(hook)
+
+    def restore_input(self, module, dim):
+        """Before `module`, whose first argument counts tokens along `dim`."""
+
+        def hook(_, args):
+            return args if self.current is None else (self.current.restore(args[0], dim), *args[1:])
+
+        return module.register_forward_pre_hook(hook)
+
+    def restore_output(self, module, dim):
+        """After `module`."""
+        return module.register_forward_hook(
+            lambda _, args, output: output if self.current is None else self.current.restore(output, dim)
+        )
+
+
+def _patches(latents, patch):
+    return tuple(size // side for size, side in zip(latents, patch))
+
+
+class _Wan(Regrouping):
+    def sizes(self, model, arguments):
+        return _patches(arguments["hidden_states"].shape[2:], model.config.patch_size)
+
+    def hooks(self, model):
+        return [
+            self.regroup_output(model.rope, 1),
+            model.patch_embedding.register_forward_hook(self._patches),
+            model.condition_embedder.register_forward_hook(self._conditions),
+            self.restore_input(model.norm_out, 1),
+        ]
+
+    def _patches(self, _, args, output):
+        """`[batch, channels, t, h, w]`: the model flattens t, h and w to tokens next, which finds them in the new order."""
+        if self.current is None:
+            return output
+        tokens = self.current.regroup(output.flatten(2).transpose(1, 2), 1)
+        return tokens.transpose(1, 2).unflatten(2, output.shape[2:])
+
+    def _conditions(self, _, args, output):
+        """Wan 2.2's timesteps can be per token: what modulates the blocks moves along, what modulates the restored output does not."""
+        embedding, projection, *rest = output
+        if self.current is None or projection.dim() != 3:
+            return output
+        return embedding, self.current.regroup(projection, 1), *rest
+
+
+class _CogVideoX(Regrouping):
+    def sizes(self, model, arguments):
+        _, frames, _, height, width = arguments["hidden_states"].shape
+        patch, patch_t = model.config.patch_size, model.config.patch_size_t or 1
+        return -(-frames // patch_t), height // patch, width // patch
+
+    def inputs(self, arguments):
+        tables = arguments["image_rotary_emb"]
+        if tables is not None:
+            arguments["image_rotary_emb"] = tuple(self.current.regroup(table, 0) for table in tables)
+
+    def hooks(self, model):
+        return [model.patch_embed.register_forward_hook(self._embedded), self.restore_input(model.norm_final, 1)]
+
+    def _embedded(self, _, args, output):
+        """Text first, then the video."""
+        if self.current is None:
+            return output
+        text = output.shape[1] - len(self.current)
+        video = self.current.regroup(output[:, text:], 1)
+        return torch.cat([output[:, :text], video], dim=1)
+
+
+class _HunyuanVideo(Regrouping):
+    def __init__(self, model, *options):
+        self.token_replace = model.config.image_condition_type == "token_replace"
+        super().__init__(model, *options)
+
+    def sizes(self, model, arguments):
+        patch, patch_t = model.config.patch_size, model.config.patch_size_t
+        return _patches(arguments["hidden_states"].shape[2:], (patch_t, patch, patch))
+
+    def leading(self, sizes):
+        # The blocks modulate the first frame's tokens, the given image, apart from the others: they have to stay first.
+        return 1 if self.token_replace else 0
+
+    def hooks(self, model):
+        return [
+            self.regroup_output(model.rope, 0),
+            self.regroup_output(model.x_embedder, 1),
+            self.restore_input(model.norm_out, 1),
+        ]
+
+
+class _Ltx(Regrouping):
+    def sizes(self, model, arguments):
+        sizes = tuple(arguments[name] for name in ("num_frames", "height", "width"))
+        return None if None in sizes else sizes
+
+    def inputs(self, arguments):
+        arguments["hidden_states"] = self.current.regroup(arguments["hidden_states"], 1)
+        timestep = arguments["timestep"]
+        if timestep.dim() > 1 and timestep.shape[1] == len(self.current):  # per token, for conditioning on images
+            arguments["timestep"] = self.current.regroup(timestep, 1)
+
+    def hooks(self, model):
+        return [self.regroup_output(model.rope, 1), self.restore_output(model.proj_out, 1)]
+
+
+_FAMILIES = {
+    WanTransformer3DModel: _Wan,
+    CogVideoXTransformer3DModel: _CogVideoX,
+    HunyuanVideoTransformer3DModel: _HunyuanVideo,
+    LTXVideoTransformer3DModel: _Ltx,
+}
+
+
+def regrouping_for(model):
+    """The class that regroups the tokens of this model.
+
+    Raises:
+        ValueError: none does.
+    """
+    # By exact type: a subclass may look at its tokens' order in places of its own.
+    family = _FAMILIES.get(type(model))
+    if family is None:
+        known = ", ".join(sorted(known.__name__ for known in _FAMILIES))
+        raise ValueError(f"a token grid was asked for, and {type(model).__name__} is not one of {known}: leave grid out")
+    return family

@@ -1,0 +1,266 @@
+"""Attention as functions: `sparse_attention`, `block_mask`, `attention`."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from . import _native
+from ._torch import torch_of
+from .mask import BlockMask, as_block_mask, function_numbers
+
+_LAYOUTS = ("BHSD", "BSHD")
+
+
+def sparse_attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    top_k: Optional[float] = 0.03,
+    top_p: Optional[float] = 0.2,
+    block_size: tuple[int, int] = (128, 64),
+    mask: Any = None,
+    scale: Optional[float] = None,
+    is_causal: bool = False,
+    enable_gqa: bool = False,
+    layout: str = "BHSD",
+    return_lse: bool = False,
+    return_mask: bool = False,
+    score_mod: Any = None,
+    mask_mod: Any = None,
+) -> Any:
+    """Attention over the key blocks that top-k or top-p selects for each block of queries.
+
+    For every run of `block_size[0]` queries the key blocks of `block_size[1]` keys are ranked by the softmax of the products of
+    block means; the best `ceil(top_k · n)` of the `n` blocks are kept, and further ones until their share of the softmax reaches
+    `top_p`. Attention is computed over the kept blocks alone (SpargeAttention2, arXiv 2602.13515).
+
+    Args:
+        q: float16 or bfloat16, `[batch, heads, seq_q, d]` ("BHSD") or `[batch, seq_q, heads, d]` ("BSHD"); unit stride
+            on d, any other strides: nothing is copied. `d` is a multiple of 8 up to 256. A CUDA tensor runs on its GPU, on
+            PyTorch's current stream; a CPU tensor or a numpy array on the CPU executor.
+        k: `[batch, kv_heads, seq_kv, d]`, the layout, dtype and device of q.
+        v: as k.
+        top_k: the share of blocks kept at least, in (0, 1]; None for none.
+        top_p: the share of the softmax kept at least, in (0, 1]; None for none. With both None nothing is selected and every
+            block that the mask function admits is kept.
+        block_size: queries and keys of a block: (128, 64), (128, 128), (64, 64) or (64, 128).
+        mask: attend to these blocks instead of selecting some: what `attention` takes. `top_k` and `top_p` are not
+            looked at then.
+        scale: the factor of the products of q and k; `1 / sqrt(d)` when None.
+        is_causal: query i sees the keys up to position i (top-left aligned, as `scaled_dot_product_attention`).
+        enable_gqa: q may have a multiple of the heads of k and v.
+        layout: the order of the dimensions of q, k, v and out: "BHSD" or "BSHD".
+        return_lse: return the log-sum-exp of the kept scores too.
+        return_mask: return the `BlockMask` too.
+        score_mod: a device function of `tilewright.score_mod` that changes each scaled score.
+        mask_mod: a device function of `tilewright.mask_mod` that says which keys a query sees.
+
+    Returns:
+        `out`, with the shape, dtype and layout of q; with `return_lse` and `return_mask` a tuple `(out, lse, mask)` of what
+        was asked for. `lse` is float32 `[batch, heads, seq_q]`, natural logarithm. A query with nothing to attend to gets
+        `out` 0 and `lse` -inf.
+
+    Raises:
+        TypeError: a dtype other than float16 and bfloat16, or dtypes that differ.
+        ValueError: shapes, devices or options that do not fit.
+        tilewright.Error: a gradient is wanted (no backward kernels yet), or the GPU cannot be used.
+    """
+    score, masked = function_numbers(score_mod, mask_mod, is_causal)
+    torch = torch_of(q)
+    if mask is None and not return_mask:
+        block_q, block_kv = block_size
+        if torch is None or _is_plain(torch, q, k, v):
+            if layout not in _LAYOUTS:
+                raise _wrong_layout(layout)
+            out, lse = _native.sparse_attention(
+                q, k, v, top_k, top_p, block_q, block_kv, scale, score, masked, enable_gqa, layout == "BSHD", return_lse
+            )
+            return (out, lse) if return_lse else out
+        _check_types(torch, k, v)
+        q, k, v = (_heads_first(tensor, layout) for tensor in (q, k, v))
+        out, lse = torch.ops.tilewright.sparse_attention(
+            q, k, v, top_k, top_p, block_q, block_kv, scale, score, masked, enable_gqa
+        )
+        out = _heads_first(out, layout)
+        return (out, lse) if return_lse else out
+    if mask is None:
+        mask = block_mask(
+            q,
+            k,
+            top_k=top_k,
+            top_p=top_p,
+            block_size=block_size,
+            scale=scale,
+            is_causal=is_causal,
+            enable_gqa=enable_gqa,
+            layout=layout,
+            mask_mod=mask_mod,
+        )
+        is_causal, mask_mod = False, None
+    else:
+        mask = as_block_mask(mask, block_size, _seqs(q, k, layout))
+    out, lse = attention(
+        q,
+        k,
+        v,
+        mask,
+        block_size=block_size,
+        scale=scale,
+        is_causal=is_causal,
+        enable_gqa=enable_gqa,
+        layout=layout,
+        return_lse=True,
+        score_mod=score_mod,
+        mask_mod=mask_mod,
+    )
+    extra = ((lse,) if return_lse else ()) + ((mask,) if return_mask else ())
+    return (out, *extra) if extra else out
+
+
+def block_mask(
+    q: Any,
+    k: Any,
+    *,
+    top_k: Optional[float] = 0.03,
+    top_p: Optional[float] = 0.2,
+    block_size: tuple[int, int] = (128, 64),
+    scale: Optional[float] = None,
+    is_causal: bool = False,
+    enable_gqa: bool = False,
+    layout: str = "BHSD",
+    mask_mod: Any = None,
+) -> BlockMask:
+    """The blocks that `sparse_attention` would keep; arguments and errors as there.
+
+    Returns:
+        A `BlockMask`, on the device of q. No gradient flows into a selection.
+    """
+    _, masked = function_numbers(None, mask_mod, is_causal)
+    q, k = _heads_first(q, layout), _heads_first(k, layout)
+    block_q, block_kv = block_size
+    arguments = (q, k, top_k, top_p, block_q, block_kv, scale, masked, enable_gqa)
+    torch = torch_of(q)
+    if torch is None or _is_plain(torch, q, k, k):
+        lists = _native.block_mask(*arguments)
+    else:
+        _check_types(torch, k, k)
+        # A selection carries no gradient: q and k may require one.
+        with torch.no_grad():
+            lists = torch.ops.tilewright.block_mask(*arguments)
+    function = mask_mod if mask_mod is not None else ("causal" if is_causal else None)
+    return BlockMask.of_lists(lists, block_size, (q.shape[2], k.shape[2]), function)
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any,
+    *,
+    block_size: tuple[int, int] = (128, 64),
+    scale: Optional[float] = None,
+    is_causal: bool = False,
+    enable_gqa: bool = False,
+    layout: str = "BHSD",
+    return_lse: bool = False,
+    score_mod: Any = None,
+    mask_mod: Any = None,
+) -> Any:
+    """Attention over the blocks of a mask of one's own.
+
+    Args:
+        q, k, v, scale, enable_gqa, layout, return_lse, score_mod: as in `sparse_attention`.
+        mask: one of
+
+            - a `tilewright.BlockMask`: `block_mask` made it, or a constructor of the class;
+            - a dense map of the blocks to keep, bool `[batch or 1, heads or 1, q_blocks, kv_blocks]`, for blocks of `block_size`;
+            - a `BlockMask` of `torch.nn.attention.flex_attention`, whose lists are used as they are. Its BLOCK_SIZE must be one of
+              ours; its `mask_mod` applies within its partial blocks.
+        block_size: the blocks of a dense map; the other masks know theirs.
+        is_causal: the causal mask function applies within the kept (partial) blocks.
+        mask_mod: a mask function for the kept (partial) blocks, instead of the mask's own.
+
+    Returns:
+        `out`, or `(out, lse)`.
+
+    Raises:
+        As `sparse_attention`; ValueError too for a mask that does not fit the tensors.
+    """
+    mask = as_block_mask(mask, block_size, _seqs(q, k, layout))
+    if mask_mod is None and not is_causal and mask.mask_mod is not None:
+        is_causal, mask_mod = mask.mask_mod == "causal", None if mask.mask_mod == "causal" else mask.mask_mod
+    score, masked = function_numbers(score_mod, mask_mod, is_causal)
+    mask.check_fits(q, k, layout)
+    lists = (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices)
+    options = (*mask.BLOCK_SIZE, scale, score, masked, enable_gqa)
+    torch = torch_of(q)
+    if torch is None or _is_plain(torch, q, k, v):
+        if layout not in _LAYOUTS:
+            raise _wrong_layout(layout)
+        out, lse = _native.attention(q, k, v, *lists, *options, layout == "BSHD")
+    else:
+        _check_types(torch, k, v)
+        q, k, v = (_heads_first(tensor, layout) for tensor in (q, k, v))
+        out, lse = torch.ops.tilewright.attention(q, k, v, *lists, *options)
+        out = _heads_first(out, layout)
+    return (out, lse) if return_lse else out
+
+
+def _is_plain(torch: Any, q: Any, k: Any, v: Any) -> bool:
+    """Whether the operator would do nothing but call the kernel, so that its dispatch (some 8 µs) can be left out.
+
+    Not so while compiling, exporting or tracing, under autocast, a dispatch mode or a transform of torch.func, with a subclass of
+    Tensor, or where a gradient is wanted.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    tensor, core = torch.Tensor, torch._C
+    return (
+        type(q) is tensor
+        and type(k) is tensor
+        and type(v) is tensor
+        and not (core.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
+        and not core._is_any_autocast_enabled()
+        and not core._len_torch_dispatch_stack()
+        and core._functorch.maybe_current_level() is None
+        and core._get_tracing_state() is None
+        and not q.is_meta
+    )
+
+
+def _check_types(torch: Any, k: Any, v: Any) -> None:
+    for what, tensor in (("k", k), ("v", v)):
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(
+                f"{what} is of type {type(tensor).__name__}, needed a torch.Tensor as q is: convert it first"
+            )
+
+
+def _heads_first(tensor: Any, layout: str) -> Any:
+    if layout == "BHSD":
+        return tensor
+    if layout != "BSHD":
+        raise _wrong_layout(layout)
+    if len(tensor.shape) != 4:
+        raise ValueError(
+            f"a tensor has {len(tensor.shape)} dimensions (shape {tuple(tensor.shape)}), needed 4: batch, sequence, "
+            "heads and head dimension"
+        )
+    return tensor.swapaxes(1, 2)
+
+
+def _seqs(q: Any, k: Any, layout: str) -> tuple[int, int]:
+    axis = 1 if layout == "BSHD" else 2
+    if len(q.shape) != 4 or len(k.shape) != 4:
+        raise ValueError(
+            f"q has shape {tuple(q.shape)} and k {tuple(k.shape)}, needed 4 dimensions: batch, heads, sequence and head dimension"
+        )
+    return q.shape[axis], k.shape[axis]
+
+
+def _wrong_layout(layout: object) -> ValueError:
+    return ValueError(
+        f'layout is {layout!r}, needed "BHSD" (batch, heads, sequence, head dimension) or "BSHD" (batch, sequence, heads, '
+        "head dimension)"
+    )

@@ -1,0 +1,176 @@
+"""Score and mask functions written in Python, as FlexAttention takes them.
+
+>>> import tilewright
+>>> @tilewright.mask_mod
+... def causal(b, h, q, kv):
+...     return q >= kv
+
+The function is translated from its syntax tree; it runs on the CPU executor and, as CUDA made from the same text, on the
+GPU. ``docs/python-functions.md`` tells what it may contain.
+"""
+
+from __future__ import annotations
+
+import struct
+import weakref
+from typing import Any, Callable
+
+from . import _native
+from .translate import TranslationError, translate
+from .translate.walk import unwrap
+
+__all__ = ["DeviceFunction", "TranslationError", "mask_mod", "mask_mod_of", "score_mod"]
+
+
+class DeviceFunction:
+    """A score or mask function that kernels call. Made by :func:`score_mod` and :func:`mask_mod`.
+
+    Calling it calls the Python function. Two of equal text and captures are equal and have equal hashes, so that they share
+    their kernels.
+    """
+
+    def __init__(self, kind: str, function: Callable, overrides: dict[str, Any] | None = None):
+        self._overrides = dict(overrides or {})
+        translation = translate(kind, function, self._overrides)
+        captures = [(capture.kind, capture.value) for capture in translation.captures]
+        try:
+            self._native = _native.DeviceFunction(kind, translation.source, captures)
+        except ValueError as error:
+            reason = f"its translation is refused: {error}\n{translation.source}"
+            raise TranslationError(translation.name, reason, translation.place, translation.node) from None
+        #: By which the operators of PyTorch know the function: they take tensors and numbers alone.
+        self.number: int = self._native.number
+        self.__tilewright_function__ = unwrap(function)
+        self.__name__ = translation.name
+        self.__doc__ = getattr(function, "__doc__", None)
+        self._captures = translation.captures
+
+    @property
+    def kind(self) -> str:
+        """``"score_mod"`` or ``"mask_mod"``."""
+        return self._native.kind
+
+    @property
+    def function(self) -> Callable:
+        """The Python function."""
+        return self.__tilewright_function__
+
+    @property
+    def source(self) -> str:
+        """The translation: a Rust function in the form that ``#[score_mod]`` and ``#[mask_mod]`` take."""
+        return self._native.source
+
+    @property
+    def cuda(self) -> str:
+        """The CUDA C++ that kernels are compiled with. It holds no value of a capture."""
+        return self._native.cuda
+
+    @property
+    def captures(self) -> dict[str, Any]:
+        """The captured values by the name of their parameter: numbers and bools; tuples for slices."""
+        return {capture.name: _shown(capture.kind, capture.value) for capture in self._captures}
+
+    def bind(self, **values: Any) -> "DeviceFunction":
+        """The same function with other values for what it closes over, or for its parameters with defaults.
+
+        ``window.bind(size=512)`` reads 512 where the function reads ``size``. As long as types stay the same, and integers
+        their sign, so does the text: nothing is compiled again.
+
+        Raises :class:`TranslationError` for a name that the function does not capture.
+        """
+        return DeviceFunction(self.kind, self.function, {**self._overrides, **values})
+
+    def run(self, *args: float) -> float | bool:
+        """The translation for one element, on the CPU, with the arguments of the Python function, as plain numbers."""
+        leading = args if self.kind == "score_mod" else (0.0, *args)
+        return self._native.run(*leading)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DeviceFunction) and self._native == other._native
+
+    def __hash__(self) -> int:
+        return hash(self._native)
+
+    # It never changes: a copied module shares it.
+    def __copy__(self) -> "DeviceFunction":
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "DeviceFunction":
+        return self
+
+    def __reduce__(self) -> tuple:
+        return DeviceFunction, (self.kind, self.function, self._overrides)
+
+    def __repr__(self) -> str:
+        captured = ", ".join(f"{name}={_brief(value)}" for name, value in self.captures.items())
+        return f"<tilewright.{self.kind} {self.__name__}({captured})>"
+
+
+def score_mod(function: Callable) -> DeviceFunction:
+    """Makes a score function: ``f(score, b, h, q, kv)`` returns the score that takes the place of ``score``.
+
+    ``score`` is the scaled product of query ``q`` and key ``kv`` (float32), before the softmax; ``b`` and ``h`` are batch and
+    head. Use it as a decorator or as a call, as in ``score_mod(lambda score, b, h, q, kv: score - abs(q - kv))``.
+
+    Raises :class:`TranslationError`, which shows the line, for what is outside the subset.
+    """
+    return _make("score_mod", function)
+
+
+def mask_mod(function: Callable) -> DeviceFunction:
+    """Makes a mask function: ``f(b, h, q, kv)`` says whether query ``q`` sees key ``kv``.
+
+    FlexAttention's mask functions work as they are, those of ``and_masks`` and ``or_masks`` among them. Blocks of which the
+    function keeps nothing are not looked at, and blocks that it keeps as a whole do not pay for it.
+
+    Raises :class:`TranslationError`, which shows the line, for what is outside the subset.
+    """
+    return _make("mask_mod", function)
+
+
+def _make(kind: str, function: Callable) -> DeviceFunction:
+    if isinstance(function, DeviceFunction):
+        if function.kind == kind:
+            return function
+        raise TranslationError(function.__name__, f"it is a {function.kind} already, needed a {kind}")
+    return DeviceFunction(kind, function)
+
+
+# A mask that is used in every layer and step is translated once.
+_OF_BLOCK_MASKS: "weakref.WeakKeyDictionary[Any, DeviceFunction]" = weakref.WeakKeyDictionary()
+
+
+def mask_mod_of(block_mask: Any) -> DeviceFunction | None:
+    """The mask function of a FlexAttention ``BlockMask``; None where it keeps everything (``noop_mask``).
+
+    It is translated once for each block mask: values that the function closes over are read then, as FlexAttention reads
+    them when the mask is made.
+
+    Raises :class:`TranslationError` for a function outside the subset.
+    """
+    function = getattr(block_mask, "mask_mod", None)
+    if function is None or _is_noop(function):
+        return None
+    found = _OF_BLOCK_MASKS.get(block_mask)
+    if found is None or found.function is not unwrap(function):
+        found = _OF_BLOCK_MASKS[block_mask] = mask_mod(function)
+    return found
+
+
+def _is_noop(function: Any) -> bool:
+    from torch.nn.attention.flex_attention import noop_mask
+
+    return function is noop_mask
+
+
+def _shown(kind: str, value: Any) -> Any:
+    if not kind.endswith("s"):
+        return value
+    return struct.unpack(f"<{len(value) // 4}{'f' if kind == 'f32s' else 'i'}", value)
+
+
+def _brief(value: Any) -> str:
+    return f"({len(value)} values)" if isinstance(value, tuple) else repr(value)

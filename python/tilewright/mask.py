@@ -1,0 +1,322 @@
+"""`BlockMask`: which blocks of keys each block of queries attends to."""
+
+from __future__ import annotations
+
+from typing import Any, Optional, Union
+
+from . import _native
+from ._torch import torch_of
+from .functions import TranslationError, mask_mod_of
+
+#: The sparse blocks there are, (queries, keys); the default first.
+BLOCK_SIZES = ((128, 64), (128, 128), (64, 64), (64, 128))
+
+#: A mask function that decides within partial blocks: an object of `tilewright.mask_mod`, "causal" for the one that is built in,
+#: or None.
+MaskFunction = Any
+
+
+class BlockMask:
+    """For every block of queries, the list of key blocks it attends to, under FlexAttention's names.
+
+    Attributes:
+        kv_num_blocks: int32 `[batch or 1, heads or 1, q_blocks]`: how many blocks each row lists.
+        kv_indices: int32 `[batch or 1, heads or 1, q_blocks, width]`: the blocks, each row's first `kv_num_blocks` entries.
+            The mask function, where there is one, decides element by element within them.
+        full_kv_num_blocks, full_kv_indices: the same for blocks that the mask function keeps as a whole, or None.
+        BLOCK_SIZE: (queries, keys) of a block.
+        seq_lengths: (seq_q, seq_kv).
+        mask_mod: the mask function, "causal" for the built-in one, or None.
+
+    The lists are PyTorch tensors or numpy arrays, as the q that the mask was made of. `block_mask` makes masks; `from_dense`,
+    `from_flex` and this constructor take those of others. Lists are read on the device and need not ascend; a number that is no
+    block is skipped.
+    """
+
+    def __init__(
+        self,
+        kv_num_blocks: Any,
+        kv_indices: Any,
+        full_kv_num_blocks: Any = None,
+        full_kv_indices: Any = None,
+        *,
+        BLOCK_SIZE: Union[int, tuple[int, int]] = (128, 64),
+        seq_lengths: tuple[int, int],
+        mask_mod: MaskFunction = None,
+    ) -> None:
+        self.BLOCK_SIZE = checked_block_size(BLOCK_SIZE)
+        self.seq_lengths = (seq_lengths[0], seq_lengths[1])
+        self.kv_num_blocks, self.kv_indices = kv_num_blocks, kv_indices
+        self.full_kv_num_blocks, self.full_kv_indices = full_kv_num_blocks, full_kv_indices
+        self.mask_mod = mask_mod
+        self._transposed: Optional[tuple[Any, ...]] = None
+        if (full_kv_num_blocks is None) != (full_kv_indices is None):
+            raise ValueError("full_kv_num_blocks and full_kv_indices come together: pass both, or neither")
+        rows = self._grid()[0]
+        for name in ("kv", "full_kv"):
+            counts, indices = getattr(self, f"{name}_num_blocks"), getattr(self, f"{name}_indices")
+            if counts is None:
+                continue
+            if len(counts.shape) != 3 or counts.shape[2] != rows:
+                raise ValueError(
+                    f"{name}_num_blocks has shape {tuple(counts.shape)}, needed [batch, heads, {rows}]: {rows} blocks of "
+                    f"{self.BLOCK_SIZE[0]} cover {self.seq_lengths[0]} queries"
+                )
+            if len(indices.shape) != 4 or tuple(indices.shape[:3]) != tuple(counts.shape):
+                raise ValueError(
+                    f"{name}_indices has shape {tuple(indices.shape)}, needed {[*counts.shape, 'width']}: a list for every count"
+                )
+
+    # ---- made of ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def of_lists(
+        cls, lists: Any, block_size: tuple[int, int], seqs: tuple[int, int], mask_mod: MaskFunction
+    ) -> "BlockMask":
+        """The mask of what the operator `tilewright::block_mask` returns."""
+        lists = list(lists)
+        kv, by_kv = lists[0:2], lists[2:4]
+        full, full_by_kv = (lists[4:6], lists[6:8]) if len(lists) > 4 else ([None, None], [None, None])
+        mask = cls(*kv, *full, BLOCK_SIZE=block_size, seq_lengths=seqs, mask_mod=mask_mod)
+        mask._transposed = (*by_kv, *full_by_kv)
+        return mask
+
+    @classmethod
+    def from_dense(
+        cls,
+        map: Any,
+        *,
+        seq_lengths: tuple[int, int],
+        BLOCK_SIZE: Union[int, tuple[int, int]] = (128, 64),
+        mask_mod: MaskFunction = None,
+    ) -> "BlockMask":
+        """The mask of a map of the blocks to keep, bool `[batch or 1, heads or 1, q_blocks, kv_blocks]`."""
+        blocks = checked_block_size(BLOCK_SIZE)
+        needed = tuple(-(-seq // block) for seq, block in zip(seq_lengths, blocks))
+        if len(map.shape) != 4 or tuple(map.shape[2:]) != needed:
+            raise ValueError(
+                f"the block map has shape {tuple(map.shape)}, needed [batch or 1, heads or 1, {needed[0]}, {needed[1]}]: blocks of "
+                f"{blocks[0]} queries and {blocks[1]} keys over {tuple(seq_lengths)}. A map of single elements is no block map: give "
+                "it as a mask_mod"
+            )
+        counts, indices = _lists_of(map)
+        return cls(counts, indices, BLOCK_SIZE=blocks, seq_lengths=seq_lengths, mask_mod=mask_mod)
+
+    @classmethod
+    def from_flex(cls, mask: Any) -> "BlockMask":
+        """FlexAttention's `BlockMask`, its lists as they are.
+
+        Raises:
+            ValueError: its BLOCK_SIZE is none of `BLOCK_SIZES`.
+            tilewright.Error: its mask_mod is no device function, and there are partial blocks for it to decide. Finding out about the
+                blocks waits for the GPU.
+        """
+        return cls(
+            mask.kv_num_blocks,
+            mask.kv_indices,
+            mask.full_kv_num_blocks,
+            mask.full_kv_indices,
+            BLOCK_SIZE=mask.BLOCK_SIZE,
+            seq_lengths=mask.seq_lengths,
+            mask_mod=_flex_function(mask),
+        )
+
+    def to_flex(self) -> Any:
+        """FlexAttention's `BlockMask` of the same lists, for PyTorch's own kernels. Its mask_mod keeps everything: a mask function
+        of this mask is not carried over."""
+        from torch.nn.attention.flex_attention import BlockMask as Flex
+
+        return Flex.from_kv_blocks(
+            self.kv_num_blocks,
+            self.kv_indices,
+            self.full_kv_num_blocks,
+            self.full_kv_indices,
+            BLOCK_SIZE=self.BLOCK_SIZE,
+            seq_lengths=self.seq_lengths,
+        )
+
+    # ---- looked at -------------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(batch or 1, heads or 1, seq_q, seq_kv)."""
+        return (*self.kv_num_blocks.shape[:2], *self.seq_lengths)
+
+    @property
+    def q_num_blocks(self) -> Any:
+        """How many query blocks attend to each key block: int32 `[batch or 1, heads or 1, kv_blocks]`."""
+        return self._transpose()[0]
+
+    @property
+    def q_indices(self) -> Any:
+        """The query blocks of each key block: int32 `[batch or 1, heads or 1, kv_blocks, q_blocks]`."""
+        return self._transpose()[1]
+
+    @property
+    def full_q_num_blocks(self) -> Any:
+        """As `q_num_blocks`, of full blocks; or None."""
+        return self._transpose()[2]
+
+    @property
+    def full_q_indices(self) -> Any:
+        """As `q_indices`, of full blocks; or None."""
+        return self._transpose()[3]
+
+    def row_counts(self) -> Any:
+        """How many blocks each query block keeps: int32 `[batch or 1, heads or 1, q_blocks]`, on the mask's device."""
+        if self.full_kv_num_blocks is None:
+            return self.kv_num_blocks
+        return self.kv_num_blocks + self.full_kv_num_blocks
+
+    def kept_blocks(self) -> int:
+        """How many blocks are kept. Reading it waits for the GPU."""
+        return int(self.row_counts().sum())
+
+    def sparsity(self) -> float:
+        """The share of blocks dropped: 0.95 means that one block in twenty is computed. Reading it waits for the GPU."""
+        batch, heads = self.kv_num_blocks.shape[:2]
+        rows, columns = self._grid()
+        total = batch * heads * rows * columns
+        return 1.0 - self.kept_blocks() / total if total else 0.0
+
+    def to_dense(self) -> Any:
+        """The map of kept blocks, bool `[batch or 1, heads or 1, q_blocks, kv_blocks]`."""
+        map = _map_of(self.kv_num_blocks, self.kv_indices, self._grid()[1])
+        if self.full_kv_num_blocks is not None:
+            map = map | _map_of(self.full_kv_num_blocks, self.full_kv_indices, self._grid()[1])
+        return map
+
+    def to(self, device: Any) -> "BlockMask":
+        """The same mask with its lists on another device (PyTorch)."""
+        move = lambda tensor: None if tensor is None else tensor.to(device)  # noqa: E731
+        mask = BlockMask(
+            move(self.kv_num_blocks),
+            move(self.kv_indices),
+            move(self.full_kv_num_blocks),
+            move(self.full_kv_indices),
+            BLOCK_SIZE=self.BLOCK_SIZE,
+            seq_lengths=self.seq_lengths,
+            mask_mod=self.mask_mod,
+        )
+        if self._transposed is not None:
+            mask._transposed = tuple(move(tensor) for tensor in self._transposed)
+        return mask
+
+    def check_fits(self, q: Any, k: Any, layout: str = "BHSD") -> None:
+        """Raises ValueError unless the mask is one for these tensors; its batch and heads may be 1."""
+        seq, head = (1, 2) if layout == "BSHD" else (2, 1)
+        found = self.shape
+        needed = (q.shape[0], q.shape[head], q.shape[seq], k.shape[seq])
+        names = ("batch", "heads", "seq_q", "seq_kv")
+        for i, name in enumerate(names):
+            if found[i] == needed[i] or (i < 2 and found[i] == 1):
+                continue
+            hint = ", or give it 1 there to share it" if i < 2 else ""
+            raise ValueError(
+                f"the mask has {name} {found[i]}, the tensors have {needed[i]}: make the mask for these tensors{hint}"
+            )
+
+    def __repr__(self) -> str:
+        return f"BlockMask(shape={self.shape}, BLOCK_SIZE={self.BLOCK_SIZE}, mask_mod={self.mask_mod!r})"
+
+    def _grid(self) -> tuple[int, int]:
+        (seq_q, seq_kv), (block_q, block_kv) = self.seq_lengths, self.BLOCK_SIZE
+        return -(-seq_q // block_q), -(-seq_kv // block_kv)
+
+    def _transpose(self) -> tuple[Any, ...]:
+        if self._transposed is None:
+            columns = self._grid()[1]
+            pairs = [(self.kv_num_blocks, self.kv_indices), (self.full_kv_num_blocks, self.full_kv_indices)]
+            lists: list[Any] = []
+            for counts, indices in pairs:
+                if counts is None:
+                    lists += [None, None]
+                else:
+                    lists += _lists_of(_map_of(counts, indices, columns).swapaxes(-1, -2))
+            self._transposed = tuple(lists)
+        return self._transposed
+
+
+def checked_block_size(block_size: Union[int, tuple[int, int]]) -> tuple[int, int]:
+    """A pair of `BLOCK_SIZES`, or ValueError."""
+    pair = (block_size, block_size) if isinstance(block_size, int) else tuple(block_size)
+    if pair not in BLOCK_SIZES:
+        raise ValueError(f"sparse blocks of {pair} (queries, keys), needed one of {', '.join(map(str, BLOCK_SIZES))}")
+    return pair  # type: ignore[return-value]
+
+
+def as_block_mask(mask: Any, block_size: tuple[int, int], seqs: tuple[int, int]) -> BlockMask:
+    """What `attention` takes as a mask, as a `BlockMask`."""
+    if isinstance(mask, BlockMask):
+        return mask
+    if hasattr(mask, "kv_num_blocks") and hasattr(mask, "BLOCK_SIZE"):
+        return BlockMask.from_flex(mask)
+    if str(getattr(mask, "dtype", "")) in ("torch.bool", "bool"):
+        return BlockMask.from_dense(mask, seq_lengths=seqs, BLOCK_SIZE=block_size)
+    found = f"of dtype {mask.dtype}" if hasattr(mask, "dtype") else f"a {type(mask).__name__}"
+    raise TypeError(
+        f"the mask is {found}, needed a tilewright.BlockMask, a bool map of blocks, or a BlockMask of FlexAttention"
+    )
+
+
+def function_numbers(score_mod: Any, mask_mod: Any, is_causal: bool) -> tuple[int, int]:
+    """The numbers by which kernels know the functions of a call; 0 for none."""
+    if score_mod is None and mask_mod is None:
+        return 0, _native.CAUSAL if is_causal else 0
+    if is_causal and mask_mod is not None:
+        raise ValueError("is_causal and mask_mod are both given: write the causal condition into the mask function")
+    score = 0 if score_mod is None else _number("score_mod", score_mod)
+    if is_causal:
+        return score, _native.CAUSAL
+    return score, 0 if mask_mod is None else _number("mask_mod", mask_mod)
+
+
+def _number(what: str, function: Any) -> int:
+    number = getattr(function, "number", None)
+    if isinstance(number, int):
+        return number
+    raise TypeError(
+        f"{what} is a {type(function).__name__}, needed a device function: wrap it with `tilewright.{what}(…)`, once, outside of loops"
+    )
+
+
+def _flex_function(mask: Any) -> MaskFunction:
+    """The device function for the partial blocks of FlexAttention's mask; None when it would keep everything."""
+    try:
+        return mask_mod_of(mask)
+    except TranslationError:
+        # Without partial blocks nobody asks it.
+        if int(mask.kv_num_blocks.sum()) == 0:
+            return None
+        raise
+
+
+def _lists_of(map: Any) -> list[Any]:
+    """Counts and ascending indices of the true entries of the last dimension; nothing waits for the GPU."""
+    torch = torch_of(map)
+    if torch is not None:
+        return [
+            map.sum(-1, dtype=torch.int32),
+            map.to(torch.uint8).argsort(dim=-1, descending=True, stable=True).to(torch.int32),
+        ]
+    import numpy
+
+    return [map.sum(-1, dtype=numpy.int32), numpy.argsort(~map, axis=-1, kind="stable").astype(numpy.int32)]
+
+
+def _map_of(counts: Any, indices: Any, columns: int) -> Any:
+    """The bool map of lists; counts past the list are cut and numbers that are no column skipped, as the kernels do."""
+    torch = torch_of(counts)
+    width = indices.shape[-1]
+    if torch is not None:
+        listed = torch.arange(width, device=counts.device) < counts[..., None]
+        where = torch.where(listed & (indices >= 0) & (indices < columns), indices, columns).long()
+        map = torch.zeros((*counts.shape, columns + 1), dtype=torch.bool, device=counts.device)
+        return map.scatter_(-1, where, True)[..., :columns]
+    import numpy
+
+    listed = numpy.arange(width) < counts[..., None]
+    where = numpy.where(listed & (indices >= 0) & (indices < columns), indices, columns)
+    map = numpy.zeros((*counts.shape, columns + 1), dtype=bool)
+    numpy.put_along_axis(map, where, True, axis=-1)
+    return map[..., :columns]

@@ -1,0 +1,67 @@
+"""`SparseAttention`: the function as a module of PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
+from torch import Tensor, nn
+
+from ._torch import bind
+from .functional import sparse_attention
+from .mask import checked_block_size
+
+bind()
+
+
+class SparseAttention(nn.Module):
+    """`tilewright.sparse_attention` with its options kept: a drop-in for a module that calls `scaled_dot_product_attention`.
+
+    It has no parameters. Options are those of `sparse_attention`; they are attributes and may be changed between calls, a schedule
+    of `top_k` over the denoising steps say.
+
+    Example:
+        >>> attention = tilewright.SparseAttention(top_k=0.05, layout="BSHD")
+        >>> out = attention(q, k, v)  # [batch, seq, heads, d]
+    """
+
+    def __init__(
+        self,
+        *,
+        top_k: Optional[float] = 0.03,
+        top_p: Optional[float] = 0.2,
+        block_size: tuple[int, int] = (128, 64),
+        scale: Optional[float] = None,
+        is_causal: bool = False,
+        enable_gqa: bool = False,
+        layout: str = "BHSD",
+        score_mod: Any = None,
+        mask_mod: Any = None,
+    ) -> None:
+        super().__init__()
+        self.top_k, self.top_p = top_k, top_p
+        self.block_size = checked_block_size(block_size)
+        self.scale, self.is_causal, self.enable_gqa = scale, is_causal, enable_gqa
+        self.layout = layout
+        self.score_mod, self.mask_mod = score_mod, mask_mod
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Any = None) -> torch.Tensor:
+        """Shapes as in `sparse_attention`; with `mask` these blocks are attended to instead of selected ones."""
+        return sparse_attention(
+            q,
+            k,
+            v,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            block_size=self.block_size,
+            mask=mask,
+            scale=self.scale,
+            is_causal=self.is_causal,
+            enable_gqa=self.enable_gqa,
+            layout=self.layout,
+            score_mod=self.score_mod,
+            mask_mod=self.mask_mod,
+        )
+
+    def extra_repr(self) -> str:
+        return f"top_k={self.top_k}, top_p={self.top_p}, block_size={self.block_size}, layout={self.layout!r}"

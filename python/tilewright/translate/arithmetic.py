@@ -1,0 +1,238 @@
+"""Python's operators on symbols, with Python's meaning.
+
+An operator between an integer and a float works on f32, as in PyTorch; `/` always does. `//` and `%` of integers round down,
+as Python's do and Rust's do not.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from typing import TYPE_CHECKING, Callable
+
+from .values import (
+    AND, BIT_AND, BIT_OR, BIT_XOR, BOOL, CAST, COMPARISON, F32, I32, OR, PRODUCT, SUM, UNARY,
+    Static, Sym, choice, float_literal, int_literal, method, wrap,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from .walk import Walk
+
+_SYMBOLS: dict[type, tuple[str, int]] = {
+    ast.Add: ("+", SUM),
+    ast.Sub: ("-", SUM),
+    ast.Mult: ("*", PRODUCT),
+    ast.BitAnd: ("&", BIT_AND),
+    ast.BitOr: ("|", BIT_OR),
+    ast.BitXor: ("^", BIT_XOR),
+}
+_COMPARISONS: dict[type, str] = {
+    ast.Eq: "==",
+    ast.NotEq: "!=",
+    ast.Lt: "<",
+    ast.LtE: "<=",
+    ast.Gt: ">",
+    ast.GtE: ">=",
+}
+
+
+class Arithmetic:
+    """Operators for the walk, which knows where errors are and where `let`s go."""
+
+    def __init__(self, walk: "Walk") -> None:
+        self.walk = walk
+
+    # Conversions
+
+    def to_f32(self, value: Sym) -> Sym:
+        """The value as an f32; a bool is 0 or 1."""
+        if value.ty == F32:
+            return value
+        if value.plain is not None:
+            return float_literal(int(value.plain))
+        text = wrap(value, CAST)
+        return Sym(F32, f"{text} as i32 as f32" if value.ty == BOOL else f"{text} as f32", CAST, value.nonneg)
+
+    def to_i32(self, value: Sym) -> Sym:
+        """The value as an i32: a float loses its fraction and saturates, a bool is 0 or 1."""
+        if value.ty == I32:
+            return value
+        return Sym(I32, f"{wrap(value, CAST)} as i32", CAST, value.nonneg or value.ty == BOOL)
+
+    def to_bool(self, value: Sym) -> Sym:
+        """Whether the value is not 0."""
+        if value.ty == BOOL:
+            return value
+        zero = "0.0" if value.ty == F32 else "0"
+        return Sym(BOOL, f"{wrap(value, BIT_OR)} != {zero}", COMPARISON)
+
+    def convert(self, value: Sym, ty: str) -> Sym:
+        """The value as another type."""
+        return {F32: self.to_f32, I32: self.to_i32, BOOL: self.to_bool}[ty](value)
+
+    def unify(self, left: Sym, right: Sym) -> tuple[Sym, Sym]:
+        """Both as the wider of their types: bool, i32, f32."""
+        order = [BOOL, I32, F32]
+        ty = max(left.ty, right.ty, key=order.index)
+        return self.convert(left, ty), self.convert(right, ty)
+
+    # Operators
+
+    def infix(self, left: Sym, right: Sym, symbol: str, binds: int, ty: str, nonneg: bool = False) -> Sym:
+        """``left symbol right``, of one type."""
+        # Literals show their type to one another; two of them would show nothing.
+        plain = left.plain is None or right.plain is None
+        left_text = wrap(left, binds, plain=plain)
+        # `a as i32 < b` would begin type arguments.
+        if symbol.startswith("<") and left_text.endswith((" as i32", " as f32", " as usize")):
+            left_text = f"({left_text})"
+        return Sym(ty, f"{left_text} {symbol} {wrap(right, binds + 1, plain=plain)}", binds, nonneg)
+
+    def binary(self, op: ast.operator, left: Sym, right: Sym, node: ast.AST) -> Sym:
+        """``left op right``."""
+        kind = type(op)
+        if kind in (ast.BitAnd, ast.BitOr, ast.BitXor):
+            if F32 in (left.ty, right.ty):
+                self.walk.fail(node, "`&`, `|` and `^` take bools or integers, found a float: compare it first")
+            left, right = self.unify(left, right)
+            symbol, binds = _SYMBOLS[kind]
+            nonneg = left.nonneg and right.nonneg
+            return self.infix(left, right, symbol, binds, left.ty, nonneg)
+        if left.ty == right.ty == BOOL:
+            if kind is ast.Mult:
+                return self.infix(left, right, "&", BIT_AND, BOOL)
+            reason = "both operands are bools: combine them with `&`, `|`, `and` or `or`, or cast them with `int(…)`"
+            self.walk.fail(node, reason)
+        if kind is ast.Div:
+            left, right = self.to_f32(left), self.to_f32(right)
+            return self.infix(left, right, "/", PRODUCT, F32, left.nonneg and right.nonneg)
+        left, right = self.unify(left, right)
+        if kind is ast.FloorDiv:
+            return self._floor_divide(left, right)
+        if kind is ast.Mod:
+            return self.modulo(left, right)
+        if kind in (ast.Add, ast.Sub, ast.Mult):
+            symbol, binds = _SYMBOLS[kind]
+            nonneg = kind is not ast.Sub and left.nonneg and right.nonneg
+            return self.infix(left, right, symbol, binds, left.ty, nonneg)
+        if kind in (ast.LShift, ast.RShift):
+            self.walk.fail(node, "shifts are not supported: multiply with, or divide (`//`) by, the power of two")
+        self.walk.fail(node, "this operator is not supported: use + - * / // % ** & | ^ and comparisons")
+
+    def _floor_divide(self, left: Sym, right: Sym) -> Sym:
+        if left.ty == F32:
+            return Sym(F32, method(self.infix(left, right, "/", PRODUCT, F32), "floor"))
+        if left.nonneg and right.nonneg:
+            return self.infix(left, right, "/", PRODUCT, I32, True)
+        left, right = self.walk.named(left, "a"), self.walk.named(right, "b")
+        rest = self.walk.named(self.modulo(left, right), "rest")
+        return self.infix(self.infix(left, rest, "-", SUM, I32), right, "/", PRODUCT, I32)
+
+    def modulo(self, left: Sym, right: Sym) -> Sym:
+        """Python's ``%``: the remainder has the sign of ``right``."""
+        if left.ty == I32 and left.nonneg and right.nonneg:
+            return self.infix(left, right, "%", PRODUCT, I32, True)
+        right = self.walk.named(right, "divisor")
+        rest = self.walk.named(self.infix(left, right, "%", PRODUCT, left.ty), "rest")
+        zero = "0.0" if left.ty == F32 else "0"
+        adjusted = self.infix(rest, right, "+", SUM, left.ty)
+        negative = f"{rest.text} < {zero}"
+        if not right.nonneg:
+            divisor = wrap(right, SUM)
+            negative = f"{rest.text} != {zero} && ({negative}) != ({divisor} < {zero})"
+        result = choice(Sym(BOOL, negative), adjusted, rest)
+        result.nonneg = right.nonneg
+        return self.walk.named(result, "modulo")
+
+    def power(self, left: Sym, exponent: Static | Sym, node: ast.AST) -> Sym:
+        """``left ** exponent``: whole exponents that do not depend on the position, and 0.5."""
+        number = exponent.obj if isinstance(exponent, Static) else None
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            reason = "an exponent must be a number that does not depend on the position: write `torch.exp2(y * torch.log2(x))`"
+            self.walk.fail(node, reason + " where x is positive")
+        if isinstance(number, float) and not number.is_integer():
+            base = self.to_f32(left)
+            if number == 0.5:
+                return Sym(F32, method(base, "sqrt"), nonneg=True)
+            if number == -0.5:
+                return self.infix(float_literal(1.0), Sym(F32, method(base, "sqrt")), "/", PRODUCT, F32)
+            self.walk.fail(node, "an exponent must be whole, or 0.5: write `torch.exp2(y * torch.log2(x))` where x is positive")
+        if left.ty != F32 and isinstance(number, int) and 0 <= number <= 16 and exponent.literal:
+            if number == 0:
+                return int_literal(1)
+            base = self.walk.named(self.to_i32(left), "base")
+            text = " * ".join([base.text] * number)
+            return Sym(I32, text, PRODUCT if number > 1 else base.binds, base.nonneg or (number % 2 == 0 and number <= 2))
+        if left.ty != F32 and isinstance(number, int) and not (exponent.literal and number < 0):
+            self.walk.fail(node, "an integer to this power may not fit an i32: write `float(x) ** n`")
+        if exponent.literal or isinstance(number, float):
+            whole = int_literal(int(number))
+        else:
+            whole = self.walk.symbol(exponent, node)
+        return Sym(F32, method(self.to_f32(left), "powi", whole))
+
+    def power_of(self, base: Static, exponent: Sym, node: ast.AST) -> Sym:
+        """``base ** exponent`` of a positive number ``base``."""
+        number = base.obj
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not number > 0:
+            self.walk.fail(node, "this base must be a positive number: write `torch.exp2(y * torch.log2(x))`")
+        if isinstance(number, int) and exponent.ty != F32:
+            reason = f"a power of two integers may not fit an i32: write `{float(number)} ** x`, or `torch.exp2(x)` for powers of 2"
+            self.walk.fail(node, reason)
+        exponent = self.to_f32(exponent)
+        if number != 2:
+            log = Static(math.log2(number), f"log2_{base.name}", ("log2", base.origin), base.literal)
+            exponent = self.infix(exponent, self.walk.symbol(log, node), "*", PRODUCT, F32)
+        return Sym(F32, method(exponent, "exp2"), nonneg=True)
+
+    def unary(self, op: ast.unaryop, value: Sym, node: ast.AST) -> Sym:
+        """``op value``."""
+        if isinstance(op, ast.Not):
+            value = self.to_bool(value)
+            return Sym(BOOL, f"!{wrap(value, UNARY)}", UNARY)
+        if isinstance(op, ast.Invert):
+            if value.ty == F32:
+                self.walk.fail(node, "`~` takes a bool or an integer, found a float: compare it first")
+            return Sym(value.ty, f"!{wrap(value, UNARY)}", UNARY)
+        if value.ty == BOOL:
+            self.walk.fail(node, "a sign needs a number, found a bool: cast it with `int(…)`")
+        if isinstance(op, ast.UAdd):
+            return value
+        # `-x as f32` negates first, and so does this.
+        return Sym(value.ty, f"-{wrap(value, UNARY)}", UNARY)
+
+    def compare(self, op: ast.cmpop, left: Sym, right: Sym, node: ast.AST) -> Sym:
+        """``left op right`` as a bool."""
+        symbol = _COMPARISONS.get(type(op))
+        if symbol is None:
+            self.walk.fail(node, "`in` and `is` are for tuples of numbers and for None: compare with == != < <= > >=")
+        if left.ty == right.ty == BOOL and symbol not in ("==", "!="):
+            left, right = self.to_i32(left), self.to_i32(right)
+        left, right = self.unify(left, right)
+        # Comparisons do not chain in Rust: both sides bind tighter.
+        plain = left.plain is None or right.plain is None
+        left_text, right_text = wrap(left, BIT_OR, plain=plain), wrap(right, BIT_OR, plain=plain)
+        if symbol.startswith("<") and left_text.endswith((" as i32", " as f32", " as usize")):
+            left_text = f"({left_text})"
+        return Sym(BOOL, f"{left_text} {symbol} {right_text}", COMPARISON)
+
+    def all_of(self, values: list[Sym], symbol: str = "&&") -> Sym:
+        """The bools joined by ``&&`` or ``||``; Python binds them by the same rule."""
+        binds = AND if symbol == "&&" else OR
+        if len(values) == 1:
+            return values[0]
+        return Sym(BOOL, f" {symbol} ".join(wrap(value, binds) for value in values), binds)
+
+    def select(self, condition: Sym, yes: Sym, no: Sym) -> Sym:
+        """``yes if condition else no``."""
+        yes, no = self.unify(yes, no)
+        return choice(self.to_bool(condition), yes, no)
+
+    def call(self, name: str, value: Sym, *, nonneg: bool = False) -> Sym:
+        """A method of f32."""
+        return Sym(F32, method(self.to_f32(value), name), nonneg=nonneg)
+
+    def of_floats(self, op: Callable[[], ast.operator], left: Sym, right: Sym, node: ast.AST) -> Sym:
+        """An operator on floats."""
+        return self.binary(op(), self.to_f32(left), self.to_f32(right), node)
+

@@ -1,0 +1,73 @@
+//! What to do about a kernel that is missing where nothing may be compiled.
+
+use super::Rule;
+use crate::{Error, Tensor};
+use std::fmt::Write;
+
+/// Completes [`Error::CacheOnly`] with the command that fills the cache for this very call; other errors pass.
+pub(super) fn advise(error: Error, rule: &Rule, q: &Tensor, k: &Tensor) -> Error {
+    match error {
+        Error::CacheOnly { kernel, device, what, .. } => {
+            Error::CacheOnly { kernel, device, what, command: command(rule, q.shape(), k.shape()) }
+        }
+        other => other,
+    }
+}
+
+fn command(rule: &Rule, q: &[usize], k: &[usize]) -> String {
+    if rule.score_mod.is_some() || rule.mask_mod.is_some() {
+        // The command does not know the program's own functions.
+        return "your program itself, run once with TILEWRIGHT_POLICY=tune".to_owned();
+    }
+    let (batch, heads, seq_q, d) = (q[0], q[1], q[2], q[3]);
+    let (kv_heads, seq_kv) = (k[1], k[2]);
+    let mut text = "tilewright tune --shapes ".to_owned();
+    if batch != 1 {
+        let _ = write!(text, "{batch}x");
+    }
+    let _ = write!(text, "{heads}");
+    if kv_heads != heads {
+        let _ = write!(text, "/{kv_heads}");
+    }
+    let _ = write!(text, "x{seq_q}");
+    if seq_kv != seq_q {
+        let _ = write!(text, ":{seq_kv}");
+    }
+    let (block_q, block_kv) = (rule.blocks.q(), rule.blocks.kv());
+    let _ = write!(text, "x{d} --dtype {} --block {block_q}x{block_kv}", rule.dtype);
+    if let Some(selection) = &rule.selection {
+        let shares = [("--top-k", selection.k()), ("--top-p", selection.p())];
+        for (option, share) in shares.into_iter().filter_map(|(option, share)| Some((option, share?))) {
+            let _ = write!(text, " {option} {share}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{BlockSize, DType, HeadDim, top_k, top_p};
+
+    #[test]
+    fn the_command_is_for_the_very_call() {
+        let mut rule = Rule {
+            head_dim: HeadDim::D128,
+            dtype: DType::Bf16,
+            blocks: BlockSize::default(),
+            selection: Some(top_k(0.03) | top_p(0.2)),
+            scale: 1.0,
+            score_mod: None,
+            mask_mod: None,
+        };
+        assert_eq!(
+            command(&rule, &[1, 12, 32_760, 128], &[1, 12, 32_760, 128]),
+            "tilewright tune --shapes 12x32760x128 --dtype bf16 --block 128x64 --top-k 0.03 --top-p 0.2"
+        );
+        rule.selection = None;
+        assert_eq!(
+            command(&rule, &[2, 24, 4096, 128], &[2, 8, 512, 128]),
+            "tilewright tune --shapes 2x24/8x4096:512x128 --dtype bf16 --block 128x64"
+        );
+    }
+}

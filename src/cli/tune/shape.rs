@@ -1,0 +1,117 @@
+//! Sizes to tune for, as text.
+
+use std::fmt;
+use std::str::FromStr;
+use tilewright::HeadDim;
+use tilewright::tune::Workload;
+
+/// `[BATCHx]HEADS[/KV_HEADS]xTOKENS[:KEYS]xHEAD_DIM`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shape {
+    pub batch: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub tokens: usize,
+    pub keys: usize,
+    pub head_dim: HeadDim,
+}
+
+impl Shape {
+    pub fn q(&self) -> [usize; 4] {
+        [self.batch, self.heads, self.tokens, self.head_dim.get()]
+    }
+
+    pub fn kv(&self) -> [usize; 4] {
+        [self.batch, self.kv_heads, self.keys, self.head_dim.get()]
+    }
+
+    pub fn workload(&self, density: f64) -> Workload {
+        Workload { batch: self.batch, heads: self.heads, seq_q: self.tokens, seq_kv: self.keys, density }
+    }
+}
+
+impl FromStr for Shape {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let usage = "write it as HEADSxTOKENSxHEAD_DIM, such as 12x32760x128, or in full as \
+                     [BATCHx]HEADS[/KV_HEADS]xTOKENS[:KEYS]xHEAD_DIM, such as 2x24/8x4096:512x128";
+        let number = |text: &str| text.parse::<usize>().ok().filter(|&n| n > 0).ok_or(usage);
+        // What stands alone counts twice.
+        let pair = |text: &str, mark| match text.split_once(mark) {
+            Some((a, b)) => Ok::<_, &str>((number(a)?, number(b)?)),
+            None => number(text).map(|n| (n, n)),
+        };
+        let parts: Vec<&str> = text.split(['x', '×']).collect();
+        let (batch, rest) = match parts[..] {
+            [_, _, _] => (1, &parts[..]),
+            [batch, _, _, _] => (number(batch)?, &parts[1..]),
+            _ => return Err(usage.to_owned()),
+        };
+        let ((heads, kv_heads), (tokens, keys)) = (pair(rest[0], '/')?, pair(rest[1], ':')?);
+        if heads % kv_heads != 0 {
+            return Err(format!("{heads} heads are no multiple of {kv_heads} key heads"));
+        }
+        let head_dim = HeadDim::new(number(rest[2])?).map_err(|error| error.to_string())?;
+        Ok(Shape { batch, heads, kv_heads, tokens, keys, head_dim })
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.batch != 1 {
+            write!(f, "{} × ", self.batch)?;
+        }
+        write!(f, "{}", self.heads)?;
+        if self.kv_heads != self.heads {
+            write!(f, "/{}", self.kv_heads)?;
+        }
+        write!(f, " heads × {}", self.tokens)?;
+        if self.keys != self.tokens {
+            write!(f, " queries × {} keys", self.keys)?;
+        }
+        write!(f, " × {}", self.head_dim)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_are_read_as_they_are_written() {
+        for (text, batch, heads, seqs, shown) in [
+            ("12x32760x128", 1, (12, 12), (32_760, 32_760), "12 heads × 32760 × 128"),
+            (
+                "2x24/8x4096:512x128",
+                2,
+                (24, 8),
+                (4096, 512),
+                "2 × 24/8 heads × 4096 queries × 512 keys × 128",
+            ),
+            ("3×100×64", 1, (3, 3), (100, 100), "3 heads × 100 × 64"),
+        ] {
+            let shape: Shape = text.parse().unwrap();
+            assert_eq!((shape.batch, shape.heads, shape.kv_heads), (batch, heads.0, heads.1), "{text}");
+            assert_eq!((shape.tokens, shape.keys), seqs, "{text}");
+            assert_eq!(shape.to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for text in [
+            "",
+            "12",
+            "12x128",
+            "0x100x64",
+            "axbxc",
+            "1x2x3x4x5",
+            "12x32760x100000",
+            "6/4x100x64",
+            "12x1:x64",
+        ] {
+            assert!(text.parse::<Shape>().is_err(), "{text}");
+        }
+    }
+}

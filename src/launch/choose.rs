@@ -1,0 +1,246 @@
+//! How a kernel is chosen: by the record, by a race, or by the model.
+
+use super::library::{Unusable, load_cubin, load_variants};
+use super::progress::ProgressLine;
+use super::store::Store;
+use super::trial::Trial;
+use super::{Kernel, Outputs, Tuned};
+use crate::Error;
+use crate::cache::KernelCache;
+use crate::codegen::Variant;
+use crate::tune::{
+    Bucket, Contender, DeviceLock, Plan, Policy, Progress, RaceSettings, TuneKey, TuneRecord, plan, race,
+};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+impl Tuned {
+    /// The kernel for sizes that this process has not met.
+    pub(super) fn choose(
+        &self,
+        bucket: Bucket,
+        ranked: &[&Variant],
+        outputs: Option<Outputs<'_>>,
+        launch: &mut dyn FnMut(&Kernel) -> Result<(), Error>,
+    ) -> Result<Kernel, Error> {
+        let store = Store::global()?;
+        if self.shared.policy == Policy::FirstValid {
+            return self.first_valid(ranked);
+        }
+        let all = fingerprints(ranked);
+        let key = self.key(bucket);
+        let record = read(store.cache(), &key);
+        if let Plan::Use { winner } = plan(record.as_ref(), &all)
+            && let Some(kernel) = self.load(store, ranked[winner])?
+        {
+            tracing::debug!(kernel = self.shared.name, winner = all[winner], "tuned before");
+            self.remember(record);
+            return Ok(kernel);
+        }
+        if self.shared.policy == Policy::CacheOnly {
+            return self.cached(store, ranked, record.is_none());
+        }
+        let untimed = ranked.len() == 1;
+        match outputs {
+            // Without NVRTC there is what the program or a bundle brought: the preferred schedule of it.
+            Some(outputs) if !untimed && store.has_nvrtc() => self.tune(store, key, ranked, &outputs, launch),
+            _ => self.first_valid(ranked),
+        }
+    }
+
+    /// The first candidate that compiles without spills. Without NVRTC, the first that the program or a bundle brought.
+    pub(super) fn first_valid(&self, ranked: &[&Variant]) -> Result<Kernel, Error> {
+        let store = Store::global()?;
+        let at_hand = |variant: &Variant| store.cached(self.device.arch(), variant).is_some();
+        let mut usable = ranked.to_vec();
+        if ranked.first().is_some_and(|first| !at_hand(first)) && !store.has_nvrtc() {
+            usable.retain(|variant| at_hand(variant));
+        }
+        // With nothing at hand the loader says why there is no NVRTC.
+        let usable = if usable.is_empty() { ranked } else { &usable[..] };
+        let mut failure = None;
+        for variant in usable {
+            match load_variants(&self.device, &[variant], |_| {})?.remove(0) {
+                Ok(kernel) => return Ok(kernel),
+                Err(Unusable::Failed(error)) => failure = failure.or(Some(*error)),
+                Err(Unusable::Spills(_)) => {}
+            }
+        }
+        let spills =
+            || Error::Spills { kernel: self.shared.name.clone(), arch: self.device.arch().to_owned() };
+        Err(failure.unwrap_or_else(spills))
+    }
+
+    /// A candidate, unless the policy forbids compiling and it is not in the cache, or it spills.
+    fn load(&self, store: &Store, variant: &Variant) -> Result<Option<Kernel>, Error> {
+        let loaded = match self.shared.policy {
+            Policy::CacheOnly => match store.cached(self.device.arch(), variant) {
+                Some(cubin) => load_cubin(&self.device, variant, cubin)?,
+                None => return Ok(None),
+            },
+            _ => load_variants(&self.device, &[variant], |_| {})?.remove(0),
+        };
+        Ok(loaded.ok())
+    }
+
+    /// What the cache holds: the only candidate, or an error that says what is missing.
+    fn cached(&self, store: &Store, ranked: &[&Variant], no_record: bool) -> Result<Kernel, Error> {
+        if let [only] = ranked
+            && let Some(kernel) = self.load(store, only)?
+        {
+            return Ok(kernel);
+        }
+        let what = if no_record && ranked.len() > 1 { "no tuning record" } else { "no cubin" };
+        Err(Error::CacheOnly {
+            kernel: self.shared.name.clone(),
+            device: self.device.info().name.clone(),
+            what: what.to_owned(),
+            command: "tilewright tune".to_owned(),
+        })
+    }
+
+    /// Times what the record leaves to time, and keeps the result.
+    fn tune(
+        &self,
+        store: &Store,
+        key: TuneKey,
+        ranked: &[&Variant],
+        outputs: &Outputs<'_>,
+        launch: &mut dyn FnMut(&Kernel) -> Result<(), Error>,
+    ) -> Result<Kernel, Error> {
+        let shared = &*self.shared;
+        let info = self.device.info();
+        let line = ProgressLine::new(&info.name, &shared.name);
+        let lock = DeviceLock::acquire(DeviceLock::folder(), &info.uuid, DeviceLock::PATIENCE, || {
+            line.show(&Progress::Waiting);
+        });
+        let all = fingerprints(ranked);
+        // Whoever held the lock may have done it.
+        let record = read(store.cache(), &key);
+        let (places, incumbent) = match plan(record.as_ref(), &all) {
+            Plan::Use { winner } => match self.load(store, ranked[winner])? {
+                Some(kernel) => {
+                    self.remember(record);
+                    return Ok(kernel);
+                }
+                None => ((0..all.len()).collect(), None),
+            },
+            Plan::Time { candidates, incumbent } => (candidates, incumbent),
+        };
+        let variants: Vec<&Variant> = places.iter().map(|&place| ranked[place]).collect();
+        let (done, of) = (AtomicUsize::new(0), variants.len());
+        let loaded = load_variants(&self.device, &variants, |_| {
+            line.show(&Progress::Compiling { done: 1 + done.fetch_add(1, Ordering::Relaxed), of });
+        })?;
+        let (mut kernels, mut rejected) = (Vec::new(), Vec::new());
+        for (variant, loaded) in variants.into_iter().zip(loaded) {
+            match loaded {
+                Ok(kernel) => kernels.push(kernel),
+                Err(why) => rejected.push((Contender::of_variant(variant), why.reason())),
+            }
+        }
+        let fail = |reason: String| Error::Tune {
+            kernel: shared.name.clone(),
+            device: self.device.info().name.clone(),
+            reason,
+        };
+        if kernels.is_empty() {
+            let reasons: Vec<String> = rejected.into_iter().map(|(_, reason)| reason).collect();
+            return Err(fail(reasons.join("; ")));
+        }
+        // Arguments that do not bind are the caller's mistake, not the candidate's: an error as of any launch. Where only
+        // some candidates take them, the others are left out of the record: they may be the best for other tensors.
+        let mut refused = None;
+        kernels.retain(|kernel| match launch(kernel) {
+            Err(error @ Error::Bind(_)) => {
+                refused = Some(error);
+                false
+            }
+            _ => true,
+        });
+        if let (true, Some(error)) = (kernels.is_empty(), refused) {
+            return Err(error);
+        }
+        let contenders = kernels.iter().map(Contender::of_kernel).collect();
+        // With nothing new to race, the incumbent stays.
+        let result = match incumbent.is_some() && kernels.len() < 2 {
+            true => None,
+            false => {
+                let mut trial = Trial::new(&self.device, &kernels, launch, outputs);
+                let settings = RaceSettings::default();
+                let result = race(&mut trial, &settings, &mut |progress: &Progress<'_>| line.show(progress));
+                Some(result.map_err(|error| fail(error.to_string()))?)
+            }
+        };
+        drop(lock);
+        let record = match (record, incumbent, &result) {
+            (Some(mut record), Some(_), result) => {
+                record.merge(contenders, rejected, result.as_ref());
+                record
+            }
+            (_, _, Some(result)) => {
+                TuneRecord::new(key, contenders, rejected, result).map_err(|error| fail(error.to_string()))?
+            }
+            _ => {
+                return Err(Error::Spills {
+                    kernel: shared.name.clone(),
+                    arch: self.device.arch().to_owned(),
+                });
+            }
+        };
+        write(store.cache(), &record);
+        let winner = record.best_of(&all).map(|timing| timing.candidate.fingerprint.clone());
+        self.remember(Some(record));
+        let kernel =
+            kernels.into_iter().find(|kernel| Some(&kernel.variant().fingerprint) == winner.as_ref());
+        kernel.ok_or_else(|| fail("no candidate is left".to_owned()))
+    }
+
+    /// Rejects a kernel whose launch the driver refused; the next best, if there is one.
+    pub(super) fn demote(
+        &self,
+        bucket: Bucket,
+        ranked: &[&Variant],
+        kernel: &Kernel,
+        reason: &str,
+    ) -> Result<Option<Kernel>, Error> {
+        let store = Store::global()?;
+        let all = fingerprints(ranked);
+        let key = self.key(bucket);
+        let failed = kernel.variant().fingerprint.as_str();
+        if let Some(mut record) = read(store.cache(), &key) {
+            // What the record rejected for its output must not come back: the record alone decides.
+            let next = record.demote(failed, reason, &all);
+            let Some(place) = next.and_then(|next| all.iter().position(|known| **known == *next)) else {
+                return Ok(None);
+            };
+            write(store.cache(), &record);
+            self.remember(Some(record));
+            return self.load(store, ranked[place]);
+        }
+        // Without a record, the next in the order of preference.
+        let after = all.iter().position(|known| *known == failed).map_or(0, |place| place + 1);
+        for variant in &ranked[after..] {
+            if let Some(kernel) = self.load(store, variant)? {
+                return Ok(Some(kernel));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn fingerprints<'a>(ranked: &[&'a Variant]) -> Vec<&'a str> {
+    ranked.iter().map(|variant| variant.fingerprint.as_str()).collect()
+}
+
+fn read(cache: Option<&KernelCache>, key: &TuneKey) -> Option<TuneRecord> {
+    let bytes = cache?.read_record(&key.device.folder_name(), &key.file_name())?;
+    TuneRecord::usable(&bytes, key)
+}
+
+fn write(cache: Option<&KernelCache>, record: &TuneRecord) {
+    let Some(cache) = cache else { return };
+    let key = record.key();
+    if let Err(error) = cache.write_record(&key.device.folder_name(), &key.file_name(), &record.to_json()) {
+        tracing::warn!(%error, "the tuning record is not kept: the next process tunes again");
+    }
+}
