@@ -23,6 +23,7 @@ mod ast;
 mod check;
 mod expr;
 mod parse;
+mod parse_body;
 mod spans;
 
 pub use ast::{

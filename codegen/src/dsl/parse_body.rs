@@ -1,0 +1,151 @@
+//! From the tokens of a `body` to [`Body`].
+
+use super::parse::{parse_braced_list, parse_ints};
+use super::spans::{Role, Spans};
+use super::{Body, Constraint, Expr, Launch, TensorMap, TuneParam};
+use crate::arch::Family;
+use proc_macro2::Span;
+use syn::parse::ParseStream;
+use syn::{Ident, Result, Token, braced, bracketed};
+
+mod kw {
+    syn::custom_keyword!(tune);
+    syn::custom_keyword!(launch);
+    syn::custom_keyword!(grid);
+    syn::custom_keyword!(threads);
+    syn::custom_keyword!(persistent);
+    syn::custom_keyword!(tensor_maps);
+}
+
+pub(super) fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> {
+    let family: Ident = input.parse()?;
+    spans.body(&family);
+    let family = Family::from_name(&family.to_string()).ok_or_else(|| {
+        let known = Family::ALL.map(Family::name).join(", ");
+        syn::Error::new(family.span(), format!("`{family}` is no architecture family: use one of {known}"))
+    })?;
+    let content;
+    let brace = braced!(content in input);
+    let (mut tune, mut constraints, mut tensor_maps) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut smem_bytes, mut registers, mut prefer, mut launch) = (None, None, None, None);
+    while !content.is_empty() {
+        let next = content.lookahead1();
+        if next.peek(kw::tune) {
+            content.parse::<kw::tune>()?;
+            tune.extend(parse_braced_list(&content, spans, |input, spans| {
+                let name = spans.name(&input.parse()?)?;
+                input.parse::<Token![:]>()?;
+                Ok(TuneParam { name, values: parse_ints(input)? })
+            })?);
+        } else if next.peek(Token![where]) {
+            content.parse::<Token![where]>()?;
+            for clause in parse_braced_list(&content, spans, parse_clause)? {
+                match clause {
+                    Clause::Smem(name, value) => once(&mut smem_bytes, value, name.span(), "`smem_bytes`")?,
+                    Clause::Registers(name, value) => {
+                        once(&mut registers, value, name.span(), "`registers`")?
+                    }
+                    Clause::Prefer(name, value) => once(&mut prefer, value, name.span(), "`prefer`")?,
+                    Clause::Condition(condition) => constraints.push(Constraint { condition }),
+                }
+            }
+        } else if next.peek(kw::tensor_maps) {
+            content.parse::<kw::tensor_maps>()?;
+            tensor_maps.extend(parse_braced_list(&content, spans, parse_tensor_map)?);
+        } else if next.peek(kw::launch) {
+            let keyword = content.parse::<kw::launch>()?;
+            once(&mut launch, parse_launch(&content, spans)?, keyword.span, "`launch`")?;
+        } else {
+            return Err(next.error());
+        }
+    }
+    let Some(launch) = launch else {
+        let message = "a body needs `launch { grid = [x, y, z], threads = n }`";
+        return Err(syn::Error::new(brace.span.join(), message));
+    };
+    let (smem_bytes, registers) = (smem_bytes.unwrap_or(Expr::Int(0)), registers.unwrap_or(Expr::Int(0)));
+    Ok(Body { family, tune, constraints, smem_bytes, registers, prefer, tensor_maps, launch })
+}
+
+/// Fills a place that one body has once.
+fn once<T>(place: &mut Option<T>, value: T, span: Span, what: &str) -> Result<()> {
+    if place.replace(value).is_some() {
+        return Err(syn::Error::new(span, format!("{what} is given twice in one body: keep one")));
+    }
+    Ok(())
+}
+
+enum Clause {
+    Smem(Ident, Expr),
+    Registers(Ident, Expr),
+    Prefer(Ident, Expr),
+    Condition(Expr),
+}
+
+fn parse_clause(input: ParseStream, spans: &mut Spans) -> Result<Clause> {
+    if input.peek(Ident) && input.peek2(Token![=]) && !input.peek2(Token![==]) {
+        let name: Ident = input.parse()?;
+        input.parse::<Token![=]>()?;
+        return match name.to_string().as_str() {
+            "smem_bytes" => Ok(Clause::Smem(name, spans.expr(input, Role::Budget)?)),
+            "registers" => Ok(Clause::Registers(name, spans.expr(input, Role::Budget)?)),
+            "prefer" => Ok(Clause::Prefer(name, spans.expr(input, Role::Prefer)?)),
+            other => {
+                let message = format!(
+                    "`{other}` is not known here: use smem_bytes, registers or prefer, or a condition"
+                );
+                Err(syn::Error::new(name.span(), message))
+            }
+        };
+    }
+    Ok(Clause::Condition(spans.expr(input, Role::Constraint)?))
+}
+
+/// `tensor: [rows, columns]`
+fn parse_tensor_map(input: ParseStream, spans: &mut Spans) -> Result<TensorMap> {
+    let arg: Ident = input.parse()?;
+    spans.tensor_map(&arg);
+    input.parse::<Token![:]>()?;
+    let sides = parse_exprs(input, spans, Role::Box, "a box has 2 sides [rows, columns]")?;
+    Ok(TensorMap { arg: arg.to_string(), rows_columns: sides })
+}
+
+/// `[a, b, …]`, as many as `N`.
+fn parse_exprs<const N: usize>(
+    input: ParseStream,
+    spans: &mut Spans,
+    role: Role,
+    rule: &str,
+) -> Result<[Expr; N]> {
+    let list;
+    let bracket = bracketed!(list in input);
+    let mut exprs = Vec::new();
+    while !list.is_empty() {
+        exprs.push(spans.expr(&list, role)?);
+        if !list.is_empty() {
+            list.parse::<Token![,]>()?;
+        }
+    }
+    exprs.try_into().map_err(|exprs: Vec<Expr>| {
+        syn::Error::new(bracket.span.join(), format!("{rule}, found {}", exprs.len()))
+    })
+}
+
+fn parse_launch(input: ParseStream, spans: &mut Spans) -> Result<Launch> {
+    let content;
+    braced!(content in input);
+    content.parse::<kw::grid>()?;
+    content.parse::<Token![=]>()?;
+    let grid = parse_exprs(&content, spans, Role::Grid, "a grid has 3 dimensions [x, y, z]")?;
+    content.parse::<Token![,]>()?;
+    content.parse::<kw::threads>()?;
+    content.parse::<Token![=]>()?;
+    let threads = spans.expr(&content, Role::Threads)?;
+    let more = content.parse::<Option<Token![,]>>()?.is_some();
+    let persistent = more && content.peek(kw::persistent);
+    if persistent {
+        content.parse::<kw::persistent>()?;
+        content.parse::<Option<Token![,]>>()?;
+    }
+    Ok(Launch { grid, threads, persistent })
+}
