@@ -110,13 +110,35 @@ struct Functions {
 //
 // One thread block takes BLOCK_Q queries of one head and walks that row's key blocks in steps of STEP_KV keys. Each
 // warp owns BLOCK_Q / WARPS rows from the scores to the output, so the warps meet only to trade K and V tiles.
-// Copies from global to shared memory that run behind the arithmetic (cp.async, sm_80 and later).
+// Where a thread is, and what it asks the hardware for by number.
 #pragma once
 
-/// The 32-bit shared-memory address that ldmatrix and cp.async want.
+/// threadIdx.x, read anew at each call: what depends on it alone is made where it is needed, not kept in a register.
+__device__ __forceinline__ unsigned thread_place() {
+    unsigned thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
+/// The 32-bit shared-memory address that instructions want.
 __device__ __forceinline__ unsigned shared_address(const void* pointer) {
     return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }
+
+__device__ __forceinline__ void store_shared(unsigned address, int value) {
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+__device__ __forceinline__ int load_shared(unsigned address) {
+    int value;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+    return value;
+}
+
+/// Lets the compiler see that a value is the same in the whole warp, so that it can live in a uniform register.
+__device__ __forceinline__ int warp_uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
+
+// Copies from global to shared memory that run behind the arithmetic (cp.async, sm_80 and later).
+#pragma once
 
 /// Starts a 16-byte copy past L1, both addresses moved by a constant that goes into the instruction itself. Where
 /// `present` is false nothing is read and zeros are written.
@@ -176,13 +198,6 @@ struct Tile {
         return tile + offset(row + (lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1);
     }
 };
-
-/// threadIdx.x, read anew at each call: what depends on it alone is made where it is needed, not kept in a register.
-__device__ __forceinline__ unsigned thread_place() {
-    unsigned thread;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-    return thread;
-}
 
 /// The copies of one thread that fill tiles of COLS columns, in passes of all threads: PERIOD neighbouring threads take a
 /// row, and since the rows of one thread are a multiple of 8 apart its swizzle never changes.
@@ -338,6 +353,9 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
     return y;
 }
 
+// What the four lanes that share a row of an accumulator do together.
+#pragma once
+
 /// Maximum and sum over the four lanes that share a row of an accumulator.
 __device__ __forceinline__ float quad_max(float x) {
     x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
@@ -347,6 +365,24 @@ __device__ __forceinline__ float quad_max(float x) {
 __device__ __forceinline__ float quad_sum(float x) {
     x += __shfl_xor_sync(0xffffffffu, x, 1);
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+/// Four registers of each lane of a quad, transposed: lane i gets register i of all four, in the order of the lanes.
+__device__ __forceinline__ uint4 transpose_quad(unsigned (&x)[4]) {
+    const unsigned lane = thread_place();
+    const bool upper = lane & 2, odd = lane & 1;
+    const unsigned far0 = __shfl_xor_sync(0xffffffffu, upper ? x[0] : x[2], 2);
+    const unsigned far1 = __shfl_xor_sync(0xffffffffu, upper ? x[1] : x[3], 2);
+    if (upper) {
+        x[0] = far0;
+        x[1] = far1;
+    } else {
+        x[2] = far0;
+        x[3] = far1;
+    }
+    const unsigned near0 = __shfl_xor_sync(0xffffffffu, odd ? x[0] : x[1], 1);
+    const unsigned near1 = __shfl_xor_sync(0xffffffffu, odd ? x[2] : x[3], 1);
+    return odd ? make_uint4(near0, x[1], near1, x[3]) : make_uint4(x[0], near0, x[2], near1);
 }
 
 // The key blocks of one query block, as a block mask lists them.

@@ -120,6 +120,33 @@ struct TensorMaps {
 // queries, then per step the STEP_KV keys and values of one or more key blocks, gathered side by side into a slot of a
 // ring. Each other warpgroup owns 64 queries. Under the softmax of one step run the products of the step before it and the
 // scores of the one after, and those of the other warpgroup.
+// Where a thread is, and what it asks the hardware for by number.
+#pragma once
+
+/// threadIdx.x, read anew at each call: what depends on it alone is made where it is needed, not kept in a register.
+__device__ __forceinline__ unsigned thread_place() {
+    unsigned thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
+/// The 32-bit shared-memory address that instructions want.
+__device__ __forceinline__ unsigned shared_address(const void* pointer) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
+}
+
+__device__ __forceinline__ void store_shared(unsigned address, int value) {
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+__device__ __forceinline__ int load_shared(unsigned address) {
+    int value;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+    return value;
+}
+
+/// Lets the compiler see that a value is the same in the whole warp, so that it can live in a uniform register.
+__device__ __forceinline__ int warp_uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
+
 // Scalar arithmetic of the softmax.
 #pragma once
 
@@ -147,163 +174,6 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
-
-/// Maximum and sum over the four lanes that share a row of an accumulator.
-__device__ __forceinline__ float quad_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-    return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
-
-__device__ __forceinline__ float quad_sum(float x) {
-    x += __shfl_xor_sync(0xffffffffu, x, 1);
-    return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
-
-// Copies from global to shared memory that run behind the arithmetic (cp.async, sm_80 and later).
-#pragma once
-
-/// The 32-bit shared-memory address that ldmatrix and cp.async want.
-__device__ __forceinline__ unsigned shared_address(const void* pointer) {
-    return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
-}
-
-/// Starts a 16-byte copy past L1, both addresses moved by a constant that goes into the instruction itself. Where
-/// `present` is false nothing is read and zeros are written.
-template <int TO_OFFSET, int FROM_OFFSET>
-__device__ __forceinline__ void copy_async(unsigned to, const void* from, bool present) {
-    const int bytes = present ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0 + %3], [%1 + %4], 16, %2;" ::"r"(to), "l"(from), "r"(bytes),
-                 "n"(TO_OFFSET), "n"(FROM_OFFSET)
-                 : "memory");
-}
-
-/// Closes the group of copies started since the last commit.
-__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-/// Waits until at most PENDING of this thread's groups are under way. A barrier must follow before other threads read.
-template <int PENDING>
-__device__ __forceinline__ void copy_wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-}
-
-// Tiles of 2-byte elements in shared memory, rows unpadded, free of bank conflicts for ldmatrix.
-#pragma once
-
-/// A row-major tile of COLS columns (a multiple of 32), handled in chunks of 16 bytes.
-///
-/// ldmatrix reads one chunk of each of eight consecutive rows. The chunk number is XORed with bits of the row so that
-/// the eight land in eight different bank groups: three bits where a row is a multiple of 128 bytes; where it is an odd
-/// multiple of 64 bytes, neighbouring rows already differ by half the banks and two bits of row / 2 do the rest.
-template <int COLS>
-struct Tile {
-    static_assert(COLS % 32 == 0, "a row must be a multiple of 64 bytes");
-    static constexpr unsigned ROW_BYTES = 2 * COLS;
-    static constexpr int PERIOD = COLS % 64 == 0 ? 8 : 4;  // chunks that trade places within a row
-    static constexpr int SPANS = COLS / 8 / PERIOD;        // groups of PERIOD chunks in a row
-
-    /// Byte offset of a chunk.
-    static __device__ __forceinline__ unsigned offset(int row, int chunk) {
-        const int swizzle = PERIOD == 8 ? row & 7 : (row >> 1) & 3;
-        return row * ROW_BYTES + ((chunk ^ swizzle) << 4);
-    }
-
-    /// Moves an address of chunk 0 or 1 of some row 2 * `pairs` chunks to the right. The tile must be 128-byte aligned.
-    static __device__ __forceinline__ unsigned right(unsigned address, int pairs) {
-        const int chunk = 2 * pairs;
-        return (address ^ ((chunk % PERIOD) << 4)) + (chunk / PERIOD) * PERIOD * 16;
-    }
-
-    /// This lane's address for ldmatrix.x4 in the 16 x 16 piece at `row`, column 0, its four 8 x 8 matrices taken column
-    /// by column: the order of an A operand, and with .trans of two B operands stored [k][n]. (The tensor cores want an
-    /// operand in consecutive registers: matrices in another order would cost a move each.)
-    static __device__ __forceinline__ unsigned lane_by_columns(unsigned tile, int row, int lane) {
-        return tile + offset(row + (lane & 15), lane >> 4);
-    }
-
-    /// The same, taken row by row: the order of two B operands stored [n][k].
-    static __device__ __forceinline__ unsigned lane_by_rows(unsigned tile, int row, int lane) {
-        return tile + offset(row + (lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1);
-    }
-};
-
-/// threadIdx.x, read anew at each call: what depends on it alone is made where it is needed, not kept in a register.
-__device__ __forceinline__ unsigned thread_place() {
-    unsigned thread;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-    return thread;
-}
-
-/// The copies of one thread that fill tiles of COLS columns, in passes of all threads: PERIOD neighbouring threads take a
-/// row, and since the rows of one thread are a multiple of 8 apart its swizzle never changes.
-template <typename Element, int COLS, int COPY_THREADS>
-struct TileCopy {
-    using Layout = Tile<COLS>;
-    static constexpr int ROWS_PER_PASS = COPY_THREADS / Layout::PERIOD;
-    static_assert(ROWS_PER_PASS % 8 == 0, "a thread's rows must share a swizzle");
-
-    const Element* tensor;  // row 0 of one batch and head
-    long long stride;       // elements between rows
-    int width;              // columns that exist
-
-    /// Starts the copy of rows first .. first + ROWS; rows at or past `end` become zeros.
-    template <int ROWS>
-    __device__ __forceinline__ void start(unsigned tile, int first, int end) const {
-        static_assert(ROWS % ROWS_PER_PASS == 0, "a tile is a whole number of passes");
-        const unsigned thread = thread_place();
-        const Element* from = tensor + (first + row(thread)) * stride + column(thread);
-        const unsigned to = tile + Layout::offset(row(thread), column(thread) / 8);
-        if (first + ROWS <= end) {
-            each<ROWS>(to, from, thread, [](int) { return true; });
-        } else {
-            const int rows = end - first - row(thread);
-            each<ROWS>(to, from, thread, [rows](int below) { return below < rows; });
-        }
-    }
-
-    /// A copy that is started pass by pass, between other work.
-    struct Passes {
-        unsigned to;
-        const Element* from;
-        int rows;     // that exist from this thread's first on
-        int columns;  // likewise
-    };
-
-
-    __device__ __forceinline__ Passes passes(unsigned tile, int first, int end) const {
-        const unsigned thread = thread_place();
-        return {tile + Layout::offset(row(thread), column(thread) / 8),
-                tensor + (first + row(thread)) * stride + column(thread), end - first - row(thread),
-                width - column(thread)};
-    }
-
-    /// Starts the pass at row `below` of the tile; passes must come in order.
-    __device__ __forceinline__ void next(Passes& copy, int below) const {
-        spans<0>(copy.to + below * Layout::ROW_BYTES, copy.from, below < copy.rows, copy.columns);
-        copy.from += ROWS_PER_PASS * stride;
-    }
-
-   private:
-    static __device__ __forceinline__ int row(unsigned thread) { return thread / Layout::PERIOD; }
-    static __device__ __forceinline__ int column(unsigned thread) { return thread % Layout::PERIOD * 8; }
-
-    /// Passes from row BELOW on, from a pointer that walks down with them.
-    template <int ROWS, int BELOW = 0, typename Present>
-    __device__ __forceinline__ void each(unsigned to, const Element* from, unsigned thread, Present present) const {
-        if constexpr (BELOW < ROWS) {
-            spans<BELOW>(to, from, present(BELOW), width - column(thread));
-            each<ROWS, BELOW + ROWS_PER_PASS>(to, from + ROWS_PER_PASS * stride, thread, present);
-        }
-    }
-
-    template <int BELOW, int SPAN = 0>
-    __device__ __forceinline__ void spans(unsigned to, const Element* from, bool present, int columns) const {
-        if constexpr (SPAN < Layout::SPANS) {
-            constexpr int RIGHT = SPAN * Layout::PERIOD * 8;
-            copy_async<int(BELOW * Layout::ROW_BYTES) + 2 * RIGHT, 2 * RIGHT>(to, from, present && RIGHT < columns);
-            spans<BELOW, SPAN + 1>(to, from, present, columns);
-        }
-    }
-};
 
 // The tensor cores' m16n8k16 product on f16 and bf16 with f32 accumulation, and the loads of its operands.
 //
@@ -358,6 +228,38 @@ struct Mma<__nv_bfloat16> {
         return pair;
     }
 };
+
+// What the four lanes that share a row of an accumulator do together.
+#pragma once
+
+/// Maximum and sum over the four lanes that share a row of an accumulator.
+__device__ __forceinline__ float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+    return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+__device__ __forceinline__ float quad_sum(float x) {
+    x += __shfl_xor_sync(0xffffffffu, x, 1);
+    return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+/// Four registers of each lane of a quad, transposed: lane i gets register i of all four, in the order of the lanes.
+__device__ __forceinline__ uint4 transpose_quad(unsigned (&x)[4]) {
+    const unsigned lane = thread_place();
+    const bool upper = lane & 2, odd = lane & 1;
+    const unsigned far0 = __shfl_xor_sync(0xffffffffu, upper ? x[0] : x[2], 2);
+    const unsigned far1 = __shfl_xor_sync(0xffffffffu, upper ? x[1] : x[3], 2);
+    if (upper) {
+        x[0] = far0;
+        x[1] = far1;
+    } else {
+        x[2] = far0;
+        x[3] = far1;
+    }
+    const unsigned near0 = __shfl_xor_sync(0xffffffffu, odd ? x[0] : x[1], 1);
+    const unsigned near1 = __shfl_xor_sync(0xffffffffu, odd ? x[2] : x[3], 1);
+    return odd ? make_uint4(near0, x[1], near1, x[3]) : make_uint4(x[0], near0, x[2], near1);
+}
 
 // The key blocks of one query block, as a block mask lists them.
 #pragma once
@@ -684,19 +586,6 @@ struct Shared {
     __device__ unsigned first_keys(int slot) const { return base + NOTES + 4 * (2 + slot * PIECES); }
 };
 
-__device__ __forceinline__ void store_shared(unsigned address, int value) {
-    asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
-}
-__device__ __forceinline__ int load_shared(unsigned address) {
-    int value;
-    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
-    return value;
-}
-
-/// Lets the compiler see that a value is the same in the whole warp, so that it can live in a uniform register: where
-/// descriptors pass through ordinary ones, each product waits for its own.
-__device__ __forceinline__ int warp_uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
-
 /// Tile number `tile` as (q_block, head, batch): one head's tiles run side by side, so that its keys stay in the L2 cache.
 __device__ __forceinline__ dim3 row_of(const Params& p, int tile) {
     const int rest = tile / p.q_blocks;
@@ -872,24 +761,6 @@ __device__ __forceinline__ void finish_scores(const Params& p, const Functions& 
     }
 }
 
-/// Four registers of each lane of a quad, transposed: lane i gets register i of all four, in the order of the lanes.
-__device__ __forceinline__ uint4 transpose_quad(unsigned (&x)[4]) {
-    const unsigned lane = thread_place();
-    const bool upper = lane & 2, odd = lane & 1;
-    const unsigned far0 = __shfl_xor_sync(0xffffffffu, upper ? x[0] : x[2], 2);
-    const unsigned far1 = __shfl_xor_sync(0xffffffffu, upper ? x[1] : x[3], 2);
-    if (upper) {
-        x[0] = far0;
-        x[1] = far1;
-    } else {
-        x[2] = far0;
-        x[3] = far1;
-    }
-    const unsigned near0 = __shfl_xor_sync(0xffffffffu, odd ? x[0] : x[1], 1);
-    const unsigned near1 = __shfl_xor_sync(0xffffffffu, odd ? x[2] : x[3], 1);
-    return odd ? make_uint4(near0, x[1], near1, x[3]) : make_uint4(x[0], near0, x[2], near1);
-}
-
 /// Divides by the sums and writes `out` and `lse`. A quad has 64 consecutive bytes of a row in four groups of columns.
 __device__ __forceinline__ void write_rows(const Params& p, const Softmax& softmax, Output& out, int tile) {
     const dim3 place = row_of(p, tile);
@@ -930,6 +801,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
     const float to_exponent = HAS_SCORE_MOD ? LOG2_E : LOG2_E * fmaxf(fabsf(p.scale), 1e-30f);
 
     const auto start_scores = [&](Scores& scores, const Place& place) {
+        // Through ordinary registers each product would wait for its descriptor.
         const unsigned k_tile = warp_uniform(shared.kv_tile(place));
 #pragma unroll
         for (int k = 0; k < D / 16; ++k)

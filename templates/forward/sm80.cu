@@ -2,10 +2,12 @@
 //
 // One thread block takes BLOCK_Q queries of one head and walks that row's key blocks in steps of STEP_KV keys. Each
 // warp owns BLOCK_Q / WARPS rows from the scores to the output, so the warps meet only to trade K and V tiles.
+<% include "lib/thread.cuh" %>
 <% include "lib/async_copy.cuh" %>
 <% include "lib/tile.cuh" %>
 <% include "lib/mma.cuh" %>
 <% include "lib/math.cuh" %>
+<% include "lib/quad.cuh" %>
 <% include "lib/key_blocks.cuh" %>
 
 constexpr int WARP_ROWS = BLOCK_Q / WARPS;

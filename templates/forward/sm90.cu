@@ -4,10 +4,10 @@
 // queries, then per step the STEP_KV keys and values of one or more key blocks, gathered side by side into a slot of a
 // ring. Each other warpgroup owns 64 queries. Under the softmax of one step run the products of the step before it and the
 // scores of the one after, and those of the other warpgroup.
+<% include "lib/thread.cuh" %>
 <% include "lib/math.cuh" %>
-<% include "lib/async_copy.cuh" %>
-<% include "lib/tile.cuh" %>
 <% include "lib/mma.cuh" %>
+<% include "lib/quad.cuh" %>
 <% include "lib/key_blocks.cuh" %>
 <% include "lib/mbarrier.cuh" %>
 <% include "lib/tma.cuh" %>
@@ -70,19 +70,6 @@ struct Shared {
     /// The first key of each piece in a slot. Ready with the slot.
     __device__ unsigned first_keys(int slot) const { return base + NOTES + 4 * (2 + slot * PIECES); }
 };
-
-__device__ __forceinline__ void store_shared(unsigned address, int value) {
-    asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
-}
-__device__ __forceinline__ int load_shared(unsigned address) {
-    int value;
-    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
-    return value;
-}
-
-/// Lets the compiler see that a value is the same in the whole warp, so that it can live in a uniform register: where
-/// descriptors pass through ordinary ones, each product waits for its own.
-__device__ __forceinline__ int warp_uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
 /// Tile number `tile` as (q_block, head, batch): one head's tiles run side by side, so that its keys stay in the L2 cache.
 __device__ __forceinline__ dim3 row_of(const Params& p, int tile) {
@@ -259,24 +246,6 @@ __device__ __forceinline__ void finish_scores(const Params& p, const Functions& 
     }
 }
 
-/// Four registers of each lane of a quad, transposed: lane i gets register i of all four, in the order of the lanes.
-__device__ __forceinline__ uint4 transpose_quad(unsigned (&x)[4]) {
-    const unsigned lane = thread_place();
-    const bool upper = lane & 2, odd = lane & 1;
-    const unsigned far0 = __shfl_xor_sync(0xffffffffu, upper ? x[0] : x[2], 2);
-    const unsigned far1 = __shfl_xor_sync(0xffffffffu, upper ? x[1] : x[3], 2);
-    if (upper) {
-        x[0] = far0;
-        x[1] = far1;
-    } else {
-        x[2] = far0;
-        x[3] = far1;
-    }
-    const unsigned near0 = __shfl_xor_sync(0xffffffffu, odd ? x[0] : x[1], 1);
-    const unsigned near1 = __shfl_xor_sync(0xffffffffu, odd ? x[2] : x[3], 1);
-    return odd ? make_uint4(near0, x[1], near1, x[3]) : make_uint4(x[0], near0, x[2], near1);
-}
-
 /// Divides by the sums and writes `out` and `lse`. A quad has 64 consecutive bytes of a row in four groups of columns.
 __device__ __forceinline__ void write_rows(const Params& p, const Softmax& softmax, Output& out, int tile) {
     const dim3 place = row_of(p, tile);
@@ -317,6 +286,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
     const float to_exponent = HAS_SCORE_MOD ? LOG2_E : LOG2_E * fmaxf(fabsf(p.scale), 1e-30f);
 
     const auto start_scores = [&](Scores& scores, const Place& place) {
+        // Through ordinary registers each product would wait for its descriptor.
         const unsigned k_tile = warp_uniform(shared.kv_tile(place));
 #pragma unroll
         for (int k = 0; k < D / 16; ++k)

@@ -1,11 +1,6 @@
 // Copies from global to shared memory that run behind the arithmetic (cp.async, sm_80 and later).
 #pragma once
 
-/// The 32-bit shared-memory address that ldmatrix and cp.async want.
-__device__ __forceinline__ unsigned shared_address(const void* pointer) {
-    return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
-}
-
 /// Starts a 16-byte copy past L1, both addresses moved by a constant that goes into the instruction itself. Where
 /// `present` is false nothing is read and zeros are written.
 template <int TO_OFFSET, int FROM_OFFSET>

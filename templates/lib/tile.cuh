@@ -38,13 +38,6 @@ struct Tile {
     }
 };
 
-/// threadIdx.x, read anew at each call: what depends on it alone is made where it is needed, not kept in a register.
-__device__ __forceinline__ unsigned thread_place() {
-    unsigned thread;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-    return thread;
-}
-
 /// The copies of one thread that fill tiles of COLS columns, in passes of all threads: PERIOD neighbouring threads take a
 /// row, and since the rows of one thread are a multiple of 8 apart its swizzle never changes.
 template <typename Element, int COLS, int COPY_THREADS>
