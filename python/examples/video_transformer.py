@@ -25,9 +25,10 @@ def model_and_inputs(size, device):
     latents, heads, head_dim, layers = SIZES[size]
     torch.manual_seed(1)
     width = heads * head_dim
-    model = WanTransformer3DModel(
-        num_attention_heads=heads, attention_head_dim=head_dim, text_dim=512, freq_dim=256, ffn_dim=6 * width, num_layers=layers
-    )
+    with torch.device(device):  # a large model's random weights take a minute on the CPU
+        model = WanTransformer3DModel(
+            num_attention_heads=heads, attention_head_dim=head_dim, text_dim=512, freq_dim=256, ffn_dim=6 * width, num_layers=layers
+        )
     inputs = {
         "hidden_states": torch.randn(1, 16, *latents, device=device, dtype=torch.bfloat16),
         "encoder_hidden_states": torch.randn(1, 512, 512, device=device, dtype=torch.bfloat16),

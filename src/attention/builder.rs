@@ -95,6 +95,8 @@ impl AttentionBuilder {
         let pipeline = match device.as_cuda() {
             Some(device) => {
                 let policy = self.policy.map_or_else(Policy::from_env, Ok)?;
+                // Captures go to the GPU here.
+                let _current = device.enter()?;
                 Some(Pipeline::new(device, &rule, policy)?)
             }
             None => None,

@@ -36,6 +36,8 @@ impl CudaDevice {
         if ordinal >= count {
             return Err(DeviceError::NoSuchGpu { ordinal, count });
         }
+        // Opening a GPU makes it the thread's current one: a framework's own current GPU must stay.
+        let _current = Entered::here()?;
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(inner) = open.get(&ordinal).and_then(Weak::upgrade) {
             return Ok(Self { inner });
@@ -178,7 +180,7 @@ impl CudaDevice {
     /// `bytes` bytes from `address` on are memory of this GPU, and nothing writes them meanwhile.
     pub(crate) unsafe fn download_address(&self, address: u64, bytes: usize) -> Result<Vec<u8>, DeviceError> {
         let mut host = vec![0; bytes];
-        cuda("cuCtxSetCurrent", self.inner.context.bind_to_thread())?;
+        self.make_current()?;
         // SAFETY: the caller answers for the source; the destination has that many bytes and outlives the wait below.
         let copied = unsafe {
             cudarc::driver::result::memcpy_dtoh_async(&mut host, address, self.stream().cu_stream())
@@ -252,13 +254,18 @@ impl CudaDevice {
     /// # Errors
     /// An error of the driver's.
     pub(crate) fn enter(&self) -> Result<Entered, DeviceError> {
-        let before = cuda("cuCtxGetCurrent", cudarc::driver::result::ctx::get_current())?;
-        let ours = self.inner.context.cu_ctx();
-        if before == Some(ours) {
-            return Ok(Entered { restore: None });
+        let entered = Entered::here()?;
+        if entered.before == self.inner.context.cu_ctx() {
+            // The one to put back is the one there is.
+            return Ok(Entered { changed: false, ..entered });
         }
-        cuda("cuCtxSetCurrent", self.inner.context.bind_to_thread())?;
-        Ok(Entered { restore: Some(before.unwrap_or(std::ptr::null_mut())) })
+        self.make_current()?;
+        Ok(entered)
+    }
+
+    /// Makes this GPU the thread's current one, for calls of the driver that take no stream.
+    pub(crate) fn make_current(&self) -> Result<(), DeviceError> {
+        cuda("cuCtxSetCurrent", self.inner.context.bind_to_thread())
     }
 
     /// Waits until all work is done. An error of a kernel shows here at the latest.
@@ -320,14 +327,24 @@ impl CudaDevice {
 
 /// Puts the thread's current context back when dropped.
 pub(crate) struct Entered {
-    restore: Option<sys::CUcontext>,
+    /// Null stands for none.
+    before: sys::CUcontext,
+    changed: bool,
+}
+
+impl Entered {
+    /// What is current now comes back, whatever happens in between.
+    fn here() -> Result<Self, DeviceError> {
+        let before = cuda("cuCtxGetCurrent", cudarc::driver::result::ctx::get_current())?;
+        Ok(Entered { before: before.unwrap_or(std::ptr::null_mut()), changed: true })
+    }
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        if let Some(context) = self.restore {
+        if self.changed {
             // SAFETY: it was the current context a moment ago; null stands for none.
-            let _ = unsafe { sys::cuCtxSetCurrent(context) };
+            let _ = unsafe { sys::cuCtxSetCurrent(self.before) };
         }
     }
 }

@@ -95,6 +95,9 @@ impl Kernel {
         let params = unsafe {
             std::slice::from_raw_parts((&raw const bound.params).cast::<u8>(), size_of::<A::Params>())
         };
+        if !bound.tensor_maps.is_empty() {
+            device.make_current()?;
+        }
         let maps: SmallVec<[TensorMap; 4]> = (bound.tensor_maps.iter())
             .map(|boxed| {
                 TensorMap::encode(boxed).map_err(|reason| BindError::TensorMap {

@@ -34,12 +34,14 @@ impl Tensor {
         strides: &[usize],
     ) -> Result<Self, Error> {
         let too_large = || TensorError::TooLarge { shape: shape.to_vec(), dtype };
-        element_count(shape, dtype)?;
+        let count = element_count(shape, dtype)?;
         // The last element decides the size of the storage; `with_strides` does the checks that every view has.
         let reach = shape.iter().zip(strides).try_fold(1usize, |reach, (&dim, &stride)| {
             dim.saturating_sub(1).checked_mul(stride).and_then(|step| reach.checked_add(step))
         });
         let bytes = reach.and_then(|reach| reach.checked_mul(dtype.size())).ok_or_else(too_large)?;
+        // A tensor without elements reaches nothing, wherever it is said to be.
+        let bytes = if count == 0 { 0 } else { bytes };
         if !u64::try_from(bytes).is_ok_and(|bytes| address.checked_add(bytes).is_some()) {
             return Err(too_large().into());
         }
@@ -99,7 +101,8 @@ impl External {
     /// Whether the two reach a common byte.
     pub(super) fn overlaps(&self, other: &External) -> bool {
         let end = |memory: &External| memory.address + memory.bytes as u64;
-        self.ordinal == other.ordinal && self.address < end(other) && other.address < end(self)
+        let both = self.bytes > 0 && other.bytes > 0;
+        both && self.ordinal == other.ordinal && self.address < end(other) && other.address < end(self)
     }
 
     pub(super) fn download(self) -> Result<Vec<u8>, Error> {
@@ -170,5 +173,18 @@ mod tests {
         }
         let error = make(&mut Arena::of(&buffer(4097, needed - 256)).unwrap()).unwrap_err();
         assert!(error.to_string().contains("scratch_bytes"), "{error}");
+    }
+
+    #[test]
+    fn tensors_without_elements_share_nothing() {
+        let at = |address: u64, shape: &[usize]| {
+            let strides = super::super::contiguous_strides(shape);
+            // SAFETY: nothing uses the memory.
+            unsafe { Tensor::from_device_pointer(0, address, DType::F16, shape, &strides) }.unwrap()
+        };
+        // PyTorch says that tensors without elements are at 0.
+        assert!(!at(0, &[1, 2, 0, 64]).shares_storage(&at(0, &[1, 2, 0, 64])));
+        assert!(!at(512, &[1, 0]).shares_storage(&at(0, &[1, 1024])));
+        assert!(at(512, &[1, 1]).shares_storage(&at(0, &[1, 1024])));
     }
 }
