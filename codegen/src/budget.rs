@@ -2,7 +2,6 @@
 
 use crate::arch::{Arch, Limits};
 use crate::dsl::{Body, EvalError, Expr, Kernel};
-use crate::model;
 use crate::schedule::Schedule;
 use crate::spec::{KernelSpec, Value};
 use crate::{DType, Error};
@@ -249,7 +248,23 @@ fn budget(
         return Err(Reason::Registers { needed: registers, limit });
     }
     let budget = Budget { threads, smem_bytes, registers };
-    let preference = model::preference(body, &value_of, budget.ctas_per_sm(limits), None)
+    let preference = preference(body, &value_of, budget.ctas_per_sm(limits), None)
         .map_err(|error| Reason::Undefined { message: error.to_string() })?;
     Ok((budget, preference))
+}
+
+/// The value of the body's `prefer`, 0 where it has none.
+pub(crate) fn preference(
+    body: &Body,
+    value_of: &dyn Fn(&str) -> Option<i64>,
+    ctas_per_sm: i64,
+    grid_per_sm: Option<i64>,
+) -> Result<i64, EvalError> {
+    let with_occupancy = |name: &str| match name {
+        "CTAS_PER_SM" => Some(ctas_per_sm),
+        // A grid that is not known is a large one.
+        "GRID_PER_SM" => Some(grid_per_sm.unwrap_or(i64::from(i32::MAX))),
+        _ => value_of(name),
+    };
+    body.prefer.as_ref().map_or(Ok(0), |prefer| prefer.eval(&with_occupancy))
 }

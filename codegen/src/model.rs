@@ -13,8 +13,8 @@
 //!    for their barriers with more bytes each.
 
 use crate::arch::Limits;
-use crate::budget::Candidate;
-use crate::dsl::{Body, EvalError, Kernel};
+use crate::budget::{Candidate, preference};
+use crate::dsl::{Body, Kernel};
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
@@ -25,22 +25,6 @@ pub struct Machine {
     pub limits: Limits,
     /// Multiprocessors.
     pub sm_count: i64,
-}
-
-/// The value of the body's `prefer`, 0 where it has none.
-pub(crate) fn preference(
-    body: &Body,
-    value_of: &dyn Fn(&str) -> Option<i64>,
-    ctas_per_sm: i64,
-    grid_per_sm: Option<i64>,
-) -> Result<i64, EvalError> {
-    let with_occupancy = |name: &str| match name {
-        "CTAS_PER_SM" => Some(ctas_per_sm),
-        // A grid that is not known is a large one.
-        "GRID_PER_SM" => Some(grid_per_sm.unwrap_or(i64::from(i32::MAX))),
-        _ => value_of(name),
-    };
-    body.prefer.as_ref().map_or(Ok(0), |prefer| prefer.eval(&with_occupancy))
 }
 
 /// The places of `candidates` in the model's order, the one expected to be the fastest first. Equals keep their order.

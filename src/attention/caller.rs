@@ -4,7 +4,8 @@
 //! caller's ([`Tensor::from_device_pointer`]), and everything runs on the attention's stream ([`Attention::on_stream`]). The
 //! calling thread's current GPU is the same afterwards.
 
-use super::gpu::{Memory, Pipeline};
+use super::gpu::Pipeline;
+use super::memory::Memory;
 use super::{Attention, is_empty};
 use crate::device::CudaDevice;
 use crate::tensor::Arena;

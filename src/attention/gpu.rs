@@ -1,12 +1,12 @@
 //! The chain of kernels on a GPU: pool → score → (classify) → select → transpose → forward. Nothing goes to the host.
 
 use super::advice::advise;
+use super::memory::Memory;
 use super::{MaskLists, Rule, oracle};
 use crate::codegen::lower::{DeviceFunction, FunctionKind};
 use crate::device::{CudaDevice, Device};
 use crate::kernels::{classify, forward, pool, score, select, transpose};
 use crate::launch::{FunctionArgs, Outputs, Request, Tolerance, Tuned};
-use crate::tensor::Arena;
 use crate::tune::{Bucket, Policy, Workload};
 use crate::{BlockIndex, DType, DeviceFn, Error, Tensor};
 use std::sync::Arc;
@@ -379,44 +379,6 @@ fn sizes(rule: &Rule, q: &Tensor, k: &Tensor) -> [(&'static str, usize); 6] {
 fn grid(rule: &Rule, q: &Tensor, k: &Tensor) -> [usize; 4] {
     let [batch, heads, seq_q] = [0, 1, 2].map(|axis| q.shape()[axis]);
     [batch, heads, seq_q.div_ceil(rule.blocks.q()), k.shape()[2].div_ceil(rule.blocks.kv())]
-}
-
-/// Where tensors of a call are made.
-pub(super) enum Memory<'a> {
-    /// On the device.
-    Device {
-        /// Which.
-        device: &'a Device,
-        /// What new counts hold.
-        fill: Fill,
-    },
-    /// In a buffer of the caller's.
-    Arena(&'a mut Arena),
-}
-
-/// What new counts hold.
-#[derive(Clone, Copy)]
-pub(super) enum Fill {
-    /// Whatever the memory did: a kernel writes them before anybody looks.
-    Anything,
-    /// Nothing: they can be looked at.
-    Empty,
-}
-
-impl Memory<'_> {
-    fn tensor(&mut self, dtype: DType, shape: &[usize]) -> Result<Tensor, Error> {
-        match self {
-            Memory::Device { device, .. } => Tensor::uninit(device, dtype, shape),
-            Memory::Arena(arena) => arena.tensor(dtype, shape),
-        }
-    }
-
-    fn counts(&mut self, shape: &[usize]) -> Result<Tensor, Error> {
-        match self {
-            Memory::Device { device, fill: Fill::Empty } => Tensor::zeros_on(device, DType::I32, shape),
-            _ => self.tensor(DType::I32, shape),
-        }
-    }
 }
 
 /// What the kernels of the selection work in.

@@ -20,6 +20,7 @@ mod builder;
 mod caller;
 mod gpu;
 mod head_dim;
+mod memory;
 mod oracle;
 mod workspace;
 
@@ -33,7 +34,8 @@ use crate::launch::{Choice, Kernel, Tuned};
 use crate::operands::Shape;
 use crate::tensor::TensorError;
 use crate::{BlockMask, BlockSize, DType, Error, MaskError, MaskMod, ScoreMod, Selection, Tensor, cpu};
-use gpu::{Fill, Memory, Pipeline};
+use gpu::Pipeline;
+use memory::{Fill, Memory};
 use std::sync::Arc;
 
 /// What an attention computes, on one device.

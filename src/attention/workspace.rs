@@ -1,6 +1,7 @@
 //! Calls that allocate nothing: for loops, for streams of one's own and for CUDA graphs.
 
-use super::gpu::{Fill, Memory, Scratch};
+use super::gpu::Scratch;
+use super::memory::{Fill, Memory};
 use super::{Attention, MaskLists, Output, Rule, is_empty};
 use crate::launch::FunctionArgs;
 use crate::{DType, Error, Tensor};

@@ -10,6 +10,7 @@
 mod cuda;
 mod driver;
 mod error;
+mod inquire;
 mod kernel;
 mod tensor_map;
 #[cfg(test)]
