@@ -321,8 +321,9 @@ fn a_persistent_grid_counts_tiles() {
     assert!(binder(true).finish((), [3, 70_000, 2]).is_ok());
     assert!(binder(false).finish((), [3, 70_000, 2]).is_err());
     let most = i64::from(i32::MAX);
-    assert!(binder(true).finish((), [most, 1, 1]).is_ok());
-    for grid in [[most, 2, 1], [most, most, most], [-1, -1, 1], [1, 1, most + 1]] {
+    // A block adds the grid's size to its tile: that must fit as well.
+    assert!(binder(true).finish((), [most - 65_535, 1, 1]).is_ok());
+    for grid in [[most, 1, 1], [most, 2, 1], [most, most, most], [-1, -1, 1], [1, 1, most + 1]] {
         assert!(matches!(binder(true).finish((), grid), Err(BindError::Grid { .. })), "{grid:?}");
     }
 }

@@ -291,7 +291,8 @@ impl Binder {
         // Tiles are counted in 32 bits.
         let tiles = || grid.iter().try_fold(1i64, |product, &side| product.checked_mul(side));
         let fits = match self.persistent {
-            true => tiles().is_some_and(|tiles| tiles <= most),
+            // A block's next tile is that of its own number plus the grid's: that must fit too.
+            true => tiles().is_some_and(|tiles| tiles <= most - 65_535),
             false => grid[1] <= 65535 && grid[2] <= 65535,
         };
         if !fits || grid.iter().any(|side| !(0..=most).contains(side)) {

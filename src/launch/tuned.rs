@@ -30,6 +30,8 @@ pub(super) struct Shared {
     records: Mutex<Vec<TuneRecord>>,
     /// What the model left out at the last choice.
     left_out: Mutex<Vec<Rejection>>,
+    /// Kernels for tensors that the chosen one's body cannot take.
+    stand_ins: Mutex<Vec<Kernel>>,
 }
 
 /// What was chosen for a kernel, and why: `tilewright tune --explain`.
@@ -65,6 +67,7 @@ impl Tuned {
             chosen: RwLock::default(),
             records: Mutex::default(),
             left_out: Mutex::default(),
+            stand_ins: Mutex::default(),
         };
         Ok(Tuned { device: device.clone(), shared: Arc::new(shared) })
     }
@@ -144,17 +147,34 @@ impl Tuned {
                 self.keep(bucket, &next);
                 launch(&next)
             }
-            // The copy engine cannot read these tensors as they lie in memory. Others it can, so nothing is kept.
-            Err(error @ Error::Bind(BindError::TensorMap { .. })) => {
-                let mut ranked = self.ranked(&[]);
-                ranked.retain(|variant| variant.candidate.schedule.family == Family::Sm80);
-                if ranked.is_empty() {
-                    return Err(error);
+            // These tensors are none for this body, as they lie in memory or for their number of blocks: others are, so
+            // what is chosen stays chosen.
+            Err(error @ Error::Bind(BindError::TensorMap { .. } | BindError::Grid { .. })) => {
+                let family = kernel.variant().candidate.schedule.family;
+                match self.stand_in(family)? {
+                    Some(stand_in) => launch(&stand_in),
+                    None => Err(error),
                 }
-                launch(&self.first_valid(&ranked)?)
             }
             launched => launched,
         }
+    }
+
+    /// A kernel of another family's body; none where there is only one. It is made once.
+    fn stand_in(&self, family: Family) -> Result<Option<Kernel>, Error> {
+        let of_another = |kernel: &Kernel| kernel.variant().candidate.schedule.family != family;
+        let mut known = self.shared.stand_ins.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernel) = known.iter().find(|kernel| of_another(kernel)) {
+            return Ok(Some(kernel.on(&self.device)));
+        }
+        let mut ranked = self.ranked(&[]);
+        ranked.retain(|variant| variant.candidate.schedule.family != family);
+        if ranked.is_empty() {
+            return Ok(None);
+        }
+        let kernel = self.first_valid(&ranked)?;
+        known.push(kernel.clone());
+        Ok(Some(kernel))
     }
 
     /// The kernel chosen for sizes.
