@@ -80,9 +80,18 @@ impl<const N: usize> View<N> {
         let found = object.getattr(intern!(py, "dtype")).map_err(|_| wrong_type(what, kind, object))?;
         let dtype = match kind {
             Kind::Torch => Torch::get(py).and_then(|torch| torch.dtype(&found)),
-            Kind::Numpy => numpy_dtype(&found)?,
+            Kind::Numpy if !object.hasattr(intern!(py, "__array_interface__"))? => {
+                return Err(wrong_type(what, kind, object));
+            }
+            Kind::Numpy => numpy_dtype(what, &found)?,
         };
         let Some(dtype) = dtype.filter(|&dtype| accepts(dtype)) else {
+            // An array of numpy has a dtype too, of the same name maybe.
+            if let (Kind::Torch, Some(torch)) = (kind, Torch::get(py))
+                && !object.is_instance(torch.tensor.bind(py))?
+            {
+                return Err(wrong_type(what, kind, object));
+            }
             return Err(PyTypeError::new_err(format!("{what} has dtype {found}, needed {needed}")));
         };
         let shape = object.getattr(intern!(py, "shape"))?;
@@ -113,14 +122,17 @@ impl<const N: usize> View<N> {
                     true => Some(object.call_method0(intern!(py, "get_device"))?.extract()?),
                     false => None,
                 };
-                let address: usize = object.call_method0(intern!(py, "data_ptr"))?.extract()?;
+                let address = object.call_method0(intern!(py, "data_ptr"));
+                let address: usize =
+                    address.map_err(|error| without_memory(what, object, error))?.extract()?;
                 if address == 0 && !extents.contains(&0) {
                     // PyTorch's functional and fake tensors are shapes alone.
                     return Err(PyValueError::new_err(format!(
                         "{what} has no memory: pass a tensor with elements, not a traced or a fake one"
                     )));
                 }
-                let strides = object.call_method0(intern!(py, "stride"))?;
+                let strides = object.call_method0(intern!(py, "stride"));
+                let strides = strides.map_err(|error| without_memory(what, object, error))?;
                 (address, ordinal, numbers(strides.cast::<PyTuple>()?))
             }
             Kind::Numpy => {
@@ -254,6 +266,17 @@ fn wrong_type(what: &str, kind: Kind, object: &Bound<'_, PyAny>) -> PyErr {
     PyTypeError::new_err(format!("{what} is of type {found}, needed a {needed} as q is: convert it first"))
 }
 
+/// Why a tensor of PyTorch does not tell where its elements are: its layout, or what PyTorch said.
+fn without_memory(what: &str, object: &Bound<'_, PyAny>, error: PyErr) -> PyErr {
+    let layout = object.getattr("layout").map_or_else(|_| String::new(), |layout| layout.to_string());
+    if layout.is_empty() || layout == "torch.strided" {
+        return error;
+    }
+    PyValueError::new_err(format!(
+        "{what} has the layout {layout}, needed torch.strided: make it dense with `.to_dense()`"
+    ))
+}
+
 /// The numbers of a tuple of `N`.
 fn numbers<T: Copy + Default + for<'a, 'py> FromPyObject<'a, 'py>, const N: usize>(
     tuple: &Bound<'_, PyTuple>,
@@ -269,7 +292,15 @@ fn numbers<T: Copy + Default + for<'a, 'py> FromPyObject<'a, 'py>, const N: usiz
 }
 
 /// numpy knows no bfloat16 of its own; `ml_dtypes` names its one so.
-fn numpy_dtype(dtype: &Bound<'_, PyAny>) -> PyResult<Option<DType>> {
+fn numpy_dtype(what: &str, dtype: &Bound<'_, PyAny>) -> PyResult<Option<DType>> {
+    // The name is the same for either order of the bytes.
+    if !dtype.getattr("isnative")?.is_truthy()? {
+        let text: String = dtype.getattr("str")?.extract()?;
+        return Err(PyTypeError::new_err(format!(
+            "{what} has dtype {text}, whose bytes are in the other order, needed this machine's order: convert it with \
+             `.astype(array.dtype.newbyteorder('='))`"
+        )));
+    }
     let name: String = dtype.getattr("name")?.extract()?;
     Ok(match name.as_str() {
         "float16" => Some(DType::F16),

@@ -134,7 +134,7 @@ GOOD = (1, 2, 300, 64)
         (dict(top_p=1.5), ValueError, "top-p is 1.5"),
         (dict(top_k=float("nan")), ValueError, "top-k is NaN"),
         (dict(scale=float("inf")), ValueError, "the scale is inf"),
-        (dict(block_size=(100, 64)), ValueError, "needed one of 128×64"),
+        (dict(block_size=(100, 64)), ValueError, "needed one of (128, 64)"),
         (dict(layout="SBHD"), ValueError, "layout is 'SBHD'"),
         (dict(mask=np.ones((1, 1, 3, 4), dtype=bool)), ValueError, "the block map has shape (1, 1, 3, 4)"),
         (dict(mask=np.ones((1, 3, 3, 5), dtype=bool)), ValueError, "the mask has heads 3, the tensors have 2"),

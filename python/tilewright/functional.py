@@ -6,7 +6,7 @@ from typing import Any, Optional
 
 from . import _native
 from ._torch import torch_of
-from .mask import BlockMask, as_block_mask, function_numbers
+from .mask import BLOCK_SIZES, BlockMask, as_block_mask, checked_pair, function_numbers
 
 _LAYOUTS = ("BHSD", "BSHD")
 
@@ -69,6 +69,8 @@ def sparse_attention(
     score, masked = function_numbers(score_mod, mask_mod, is_causal)
     torch = torch_of(q)
     if mask is None and not return_mask:
+        if block_size not in BLOCK_SIZES:
+            block_size = checked_pair(block_size)
         block_q, block_kv = block_size
         if torch is None or _is_plain(torch, q, k, v):
             if layout not in _LAYOUTS:
@@ -77,7 +79,7 @@ def sparse_attention(
                 q, k, v, top_k, top_p, block_q, block_kv, scale, score, masked, enable_gqa, layout == "BSHD", return_lse
             )
             return (out, lse) if return_lse else out
-        _check_types(torch, k, v)
+        _check_operands(torch, q, k, v)
         q, k, v = (_heads_first(tensor, layout) for tensor in (q, k, v))
         out, lse = torch.ops.tilewright.sparse_attention(
             q, k, v, top_k, top_p, block_q, block_kv, scale, score, masked, enable_gqa
@@ -137,14 +139,17 @@ def block_mask(
         A `BlockMask`, on the device of q. No gradient flows into a selection.
     """
     _, masked = function_numbers(None, mask_mod, is_causal)
-    q, k = _heads_first(q, layout), _heads_first(k, layout)
+    if block_size not in BLOCK_SIZES:
+        block_size = checked_pair(block_size)
     block_q, block_kv = block_size
+    _seqs(q, k, layout)
+    q, k = _heads_first(q, layout), _heads_first(k, layout)
     arguments = (q, k, top_k, top_p, block_q, block_kv, scale, masked, enable_gqa)
     torch = torch_of(q)
     if torch is None or _is_plain(torch, q, k, k):
         lists = _native.block_mask(*arguments)
     else:
-        _check_types(torch, k, k)
+        _check_types(torch, q=q, k=k)
         # A selection carries no gradient: q and k may require one.
         with torch.no_grad():
             lists = torch.ops.tilewright.block_mask(*arguments)
@@ -178,19 +183,24 @@ def attention(
             - a `BlockMask` of `torch.nn.attention.flex_attention`, whose lists are used as they are. Its BLOCK_SIZE must be one of
               ours; its `mask_mod` applies within its partial blocks.
         block_size: the blocks of a dense map; the other masks know theirs.
-        is_causal: the causal mask function applies within the kept (partial) blocks.
-        mask_mod: a mask function for the kept (partial) blocks, instead of the mask's own.
+        is_causal: the causal mask function applies within the kept blocks. A mask with a function of its own, or with full blocks that
+            were not made with "causal", is refused.
+        mask_mod: a mask function for the kept blocks, instead of the mask's own. A mask with full blocks that were made with another
+            function, or with none, is refused: nothing is decided within full blocks.
 
     Returns:
         `out`, or `(out, lse)`.
 
     Raises:
-        As `sparse_attention`; ValueError too for a mask that does not fit the tensors.
+        As `sparse_attention`; ValueError too for a mask that does not fit the tensors or the function.
     """
     mask = as_block_mask(mask, block_size, _seqs(q, k, layout))
-    if mask_mod is None and not is_causal and mask.mask_mod is not None:
-        is_causal, mask_mod = mask.mask_mod == "causal", None if mask.mask_mod == "causal" else mask.mask_mod
     score, masked = function_numbers(score_mod, mask_mod, is_causal)
+    own = mask.function_number()
+    if mask_mod is None and not is_causal:
+        masked = own
+    elif masked != own:
+        _check_function(mask, is_causal)
     mask.check_fits(q, k, layout)
     lists = (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices)
     options = (*mask.BLOCK_SIZE, scale, score, masked, enable_gqa)
@@ -200,8 +210,9 @@ def attention(
             raise _wrong_layout(layout)
         out, lse = _native.attention(q, k, v, *lists, *options, layout == "BSHD")
     else:
-        _check_types(torch, k, v)
+        _check_operands(torch, q, k, v)
         q, k, v = (_heads_first(tensor, layout) for tensor in (q, k, v))
+        _check_types(torch, **mask.lists())
         out, lse = torch.ops.tilewright.attention(q, k, v, *lists, *options)
         out = _heads_first(out, layout)
     return (out, lse) if return_lse else out
@@ -210,8 +221,8 @@ def attention(
 def _is_plain(torch: Any, q: Any, k: Any, v: Any) -> bool:
     """Whether the operator would do nothing but call the kernel, so that its dispatch (some 8 µs) can be left out.
 
-    Not so while compiling, exporting or tracing, under autocast, a dispatch mode or a transform of torch.func, with a subclass of
-    Tensor, or where a gradient is wanted.
+    Not so while compiling, exporting or tracing, under autocast, a dispatch mode, a transform of torch.func or a level of forward-mode
+    differentiation, with a subclass of Tensor, or where a gradient is wanted.
     """
     if torch.compiler.is_compiling():
         return False
@@ -225,16 +236,49 @@ def _is_plain(torch: Any, q: Any, k: Any, v: Any) -> bool:
         and not core._len_torch_dispatch_stack()
         and core._functorch.maybe_current_level() is None
         and core._get_tracing_state() is None
+        and torch.autograd.forward_ad._current_level < 0
         and not q.is_meta
     )
 
 
-def _check_types(torch: Any, k: Any, v: Any) -> None:
-    for what, tensor in (("k", k), ("v", v)):
+def _check_operands(torch: Any, q: Any, k: Any, v: Any) -> None:
+    """What stands before the operators: q, k and v are dense tensors, and no derivative through them is wanted."""
+    _check_types(torch, q=q, k=k, v=v)
+    if not torch.compiler.is_compiling():
+        from .ops import refuse_derivatives
+
+        refuse_derivatives(q, k, v)
+
+
+def _check_types(torch: Any, **tensors: Any) -> None:
+    for what, tensor in tensors.items():
+        if tensor is None:
+            continue
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(
                 f"{what} is of type {type(tensor).__name__}, needed a torch.Tensor as q is: convert it first"
             )
+        if tensor.layout is not torch.strided:
+            raise ValueError(
+                f"{what} has the layout {tensor.layout}, needed torch.strided: make it dense with `.to_dense()`"
+            )
+
+
+def _check_function(mask: BlockMask, is_causal: bool) -> None:
+    """Raises ValueError where the function of a call, which is not the mask's, would decide about too few of its blocks."""
+    function, full = mask.mask_mod, mask.full_kv_num_blocks is not None
+    made = "without a function" if function is None else f"with the function {function!r}"
+    if is_causal and (function is not None or full):
+        blocks = ", and its full blocks are" if full else ""
+        raise ValueError(
+            f"is_causal is given, and the mask{blocks} made {made}: write the causal condition into the mask function, and make the "
+            "mask with it"
+        )
+    if full:
+        raise ValueError(
+            f"mask_mod is given, and the mask's full blocks, within which no function decides, are made {made}: write both conditions "
+            "into one mask function, and make the mask with it"
+        )
 
 
 def _heads_first(tensor: Any, layout: str) -> Any:
@@ -251,7 +295,14 @@ def _heads_first(tensor: Any, layout: str) -> Any:
 
 
 def _seqs(q: Any, k: Any, layout: str) -> tuple[int, int]:
+    if layout not in _LAYOUTS:
+        raise _wrong_layout(layout)
     axis = 1 if layout == "BSHD" else 2
+    for what, tensor in (("q", q), ("k", k)):
+        if not hasattr(tensor, "shape"):
+            raise TypeError(
+                f"{what} is of type {type(tensor).__name__}, needed a torch.Tensor or a numpy array: convert it first"
+            )
     if len(q.shape) != 4 or len(k.shape) != 4:
         raise ValueError(
             f"q has shape {tuple(q.shape)} and k {tuple(k.shape)}, needed 4 dimensions: batch, heads, sequence and head dimension"

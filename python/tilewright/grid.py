@@ -7,6 +7,7 @@ from typing import Any, Optional
 
 from . import _native
 from ._torch import torch_of
+from .mask import checked_pair
 
 
 class TokenGrid:
@@ -25,7 +26,8 @@ class TokenGrid:
         block_size: queries and keys in a block of the attention.
 
     Raises:
-        ValueError: a size of zero, or a tile whose product is not the number of keys in a block.
+        TypeError: a block_size that is no pair.
+        ValueError: a size of zero, a block_size that there is not, or a tile whose product is not the number of keys in a block.
 
     Example:
         >>> grid = TokenGrid((21, 30, 52))
@@ -46,7 +48,7 @@ class TokenGrid:
         for what, tokens in (("before", before), ("after", after)):
             if not isinstance(tokens, int) or tokens < 0:
                 raise ValueError(f"{what} is {tokens!r}, needed a number of tokens of at least 0")
-        self._native = _native.TokenGrid(sizes, tile, before, after, tuple(block_size))
+        self._native = _native.TokenGrid(sizes, tile, before, after, checked_pair(block_size))
         self._indices: dict[Any, Any] = {}
         self._warm: set[Any] = set()
 
@@ -125,8 +127,13 @@ class TokenGrid:
     def _suits_kernel(torch: Any, tensor: Any, dim: int) -> bool:
         if not tensor.is_cuda or torch.compiler.is_compiling() or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
             return False
-        # The kernel has no autograd formula; index_select has.
+        # The kernel has no formula for autograd, forward mode and torch.func, whose tensors have no memory; index_select has.
         if torch.is_grad_enabled() and tensor.requires_grad:
+            return False
+        if torch._C._functorch.maybe_current_level() is not None:
+            return False
+        forward_ad = torch.autograd.forward_ad
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
             return False
         return (
             tensor.dtype in (torch.float16, torch.bfloat16, torch.float32)

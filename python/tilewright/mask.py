@@ -23,14 +23,17 @@ class BlockMask:
         kv_num_blocks: int32 `[batch or 1, heads or 1, q_blocks]`: how many blocks each row lists.
         kv_indices: int32 `[batch or 1, heads or 1, q_blocks, width]`: the blocks, each row's first `kv_num_blocks` entries.
             The mask function, where there is one, decides element by element within them.
-        full_kv_num_blocks, full_kv_indices: the same for blocks that the mask function keeps as a whole, or None.
+        full_kv_num_blocks, full_kv_indices: the same for blocks that the mask function keeps as a whole, or None. Their batch and heads
+            are those of kv_num_blocks; given as 1, they are spread.
         BLOCK_SIZE: (queries, keys) of a block.
         seq_lengths: (seq_q, seq_kv).
         mask_mod: the mask function, "causal" for the built-in one, or None.
 
     The lists are PyTorch tensors or numpy arrays, as the q that the mask was made of. `block_mask` makes masks; `from_dense`,
-    `from_flex` and this constructor take those of others. Lists are read on the device and need not ascend; a number that is no
-    block is skipped.
+    `from_flex` and this constructor take those of others. Lists are read on the device and need not ascend. Their contents are not
+    looked at there, for that would wait: on a GPU a number that is no block is skipped and a count past its list is cut to it; on the
+    CPU both are errors. Listing a block twice in a row, or as a partial and a full block at once, is an error that the GPU does not
+    see: its keys would count twice.
     """
 
     def __init__(
@@ -53,6 +56,13 @@ class BlockMask:
         if (full_kv_num_blocks is None) != (full_kv_indices is None):
             raise ValueError("full_kv_num_blocks and full_kv_indices come together: pass both, or neither")
         rows = self._grid()[0]
+        if full_kv_num_blocks is not None:
+            kv, full = tuple(kv_num_blocks.shape), tuple(full_kv_num_blocks.shape)
+            if len(kv) == len(full) and any(full[i] not in (kv[i], 1) for i in range(min(2, len(kv)))):
+                raise ValueError(
+                    f"full_kv_num_blocks has shape {full} and kv_num_blocks {kv}, needed the same batch and heads in both, or 1 in "
+                    "full_kv_num_blocks: expand the smaller of them"
+                )
         for name in ("kv", "full_kv"):
             counts, indices = getattr(self, f"{name}_num_blocks"), getattr(self, f"{name}_indices")
             if counts is None:
@@ -66,6 +76,11 @@ class BlockMask:
                 raise ValueError(
                     f"{name}_indices has shape {tuple(indices.shape)}, needed {[*counts.shape, 'width']}: a list for every count"
                 )
+        if full_kv_num_blocks is not None:
+            # Kernels read both kinds of lists at one place.
+            self.full_kv_num_blocks, self.full_kv_indices = (
+                _spread(lists, tuple(kv_num_blocks.shape[:2])) for lists in (full_kv_num_blocks, full_kv_indices)
+            )
 
     # ---- made of ---------------------------------------------------------------------------------------------------
 
@@ -134,6 +149,22 @@ class BlockMask:
             BLOCK_SIZE=self.BLOCK_SIZE,
             seq_lengths=self.seq_lengths,
         )
+
+    # ---- handed on -------------------------------------------------------------------------------------------------
+
+    def lists(self) -> dict[str, Any]:
+        """The lists that kernels read, by name."""
+        return {
+            "kv_num_blocks": self.kv_num_blocks,
+            "kv_indices": self.kv_indices,
+            "full_kv_num_blocks": self.full_kv_num_blocks,
+            "full_kv_indices": self.full_kv_indices,
+        }
+
+    def function_number(self) -> int:
+        """The number by which kernels know the mask function; 0 for none."""
+        causal = isinstance(self.mask_mod, str) and self.mask_mod == "causal"
+        return function_numbers(None, None if causal else self.mask_mod, causal)[1]
 
     # ---- looked at -------------------------------------------------------------------------------------------------
 
@@ -239,9 +270,17 @@ class BlockMask:
 
 def checked_block_size(block_size: Union[int, tuple[int, int]]) -> tuple[int, int]:
     """A pair of `BLOCK_SIZES`, or ValueError."""
-    pair = (block_size, block_size) if isinstance(block_size, int) else tuple(block_size)
+    return checked_pair((block_size, block_size) if isinstance(block_size, int) else block_size)
+
+
+def checked_pair(block_size: Any) -> tuple[int, int]:
+    """A pair of `BLOCK_SIZES`; TypeError for what is no pair, ValueError for another one."""
+    needed = f"needed one of {', '.join(map(str, BLOCK_SIZES))}"
+    if isinstance(block_size, int) or not hasattr(block_size, "__iter__"):
+        raise TypeError(f"block_size is {block_size!r}, which is no pair of queries and keys, {needed}")
+    pair = tuple(block_size)
     if pair not in BLOCK_SIZES:
-        raise ValueError(f"sparse blocks of {pair} (queries, keys), needed one of {', '.join(map(str, BLOCK_SIZES))}")
+        raise ValueError(f"sparse blocks of {pair} (queries, keys), {needed}")
     return pair  # type: ignore[return-value]
 
 
@@ -252,7 +291,7 @@ def as_block_mask(mask: Any, block_size: tuple[int, int], seqs: tuple[int, int])
     if hasattr(mask, "kv_num_blocks") and hasattr(mask, "BLOCK_SIZE"):
         return BlockMask.from_flex(mask)
     if str(getattr(mask, "dtype", "")) in ("torch.bool", "bool"):
-        return BlockMask.from_dense(mask, seq_lengths=seqs, BLOCK_SIZE=block_size)
+        return BlockMask.from_dense(mask, seq_lengths=seqs, BLOCK_SIZE=checked_pair(block_size))
     found = f"of dtype {mask.dtype}" if hasattr(mask, "dtype") else f"a {type(mask).__name__}"
     raise TypeError(
         f"the mask is {found}, needed a tilewright.BlockMask, a bool map of blocks, or a BlockMask of FlexAttention"
@@ -295,13 +334,24 @@ def _lists_of(map: Any) -> list[Any]:
     """Counts and ascending indices of the true entries of the last dimension; nothing waits for the GPU."""
     torch = torch_of(map)
     if torch is not None:
-        return [
-            map.sum(-1, dtype=torch.int32),
-            map.to(torch.uint8).argsort(dim=-1, descending=True, stable=True).to(torch.int32),
-        ]
+        order = map.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
+        # Both keep the strides of the map, transposed or permuted; the kernels read rows one after another.
+        return [map.sum(-1, dtype=torch.int32).contiguous(), order.to(torch.int32).contiguous()]
     import numpy
 
     return [map.sum(-1, dtype=numpy.int32), numpy.argsort(~map, axis=-1, kind="stable").astype(numpy.int32)]
+
+
+def _spread(lists: Any, leading: tuple[int, int]) -> Any:
+    """Lists with these numbers of batches and heads, instead of 1; the same object where they have them."""
+    shape = (*leading, *lists.shape[2:])
+    if tuple(lists.shape) == shape:
+        return lists
+    if torch_of(lists) is not None:
+        return lists.expand(shape).contiguous()
+    import numpy
+
+    return numpy.ascontiguousarray(numpy.broadcast_to(lists, shape))
 
 
 def _map_of(counts: Any, indices: Any, columns: int) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ._torch import bind
 from .functional import sparse_attention
-from .mask import checked_block_size
+from .mask import checked_pair
 
 bind()
 
@@ -40,7 +40,7 @@ class SparseAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.top_k, self.top_p = top_k, top_p
-        self.block_size = checked_block_size(block_size)
+        self.block_size = checked_pair(block_size)
         self.scale, self.is_causal, self.enable_gqa = scale, is_causal, enable_gqa
         self.layout = layout
         self.score_mod, self.mask_mod = score_mod, mask_mod

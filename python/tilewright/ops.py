@@ -10,6 +10,7 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _native
 from ._native import Error
@@ -97,8 +98,8 @@ def _fake_block_mask(
     enable_gqa: bool,
 ) -> list[Tensor]:
     batch, heads = q.shape[0], q.shape[1]
-    q_blocks = (q.shape[2] + block_q - 1) // block_q
-    kv_blocks = (k.shape[2] + block_kv - 1) // block_kv
+    # As `BlockMask` writes it: a symbolic size is compared with the size of these lists, expression by expression.
+    q_blocks, kv_blocks = -(-q.shape[2] // block_q), -(-k.shape[2] // block_kv)
     lists = []
     for _ in range(2 if mask_mod else 1):
         for rows, width in ((q_blocks, kv_blocks), (kv_blocks, q_blocks)):
@@ -116,6 +117,30 @@ def no_backward() -> Error:
         "a gradient is wanted, and the backward kernels do not exist yet: call under torch.no_grad() or "
         "torch.inference_mode(), or detach q, k and v"
     )
+
+
+def no_forward_mode() -> Error:
+    """What a call over tensors with tangents raises; torch.no_grad does not switch those off."""
+    return Error(
+        "a forward-mode derivative is wanted, and the derivative kernels do not exist yet: detach q, k and v, or call outside of "
+        "torch.func.jvp, jacfwd and dual levels"
+    )
+
+
+def refuse_derivatives(*tensors: Tensor) -> None:
+    """Raises when a derivative through these tensors is wanted, by autograd, by torch.func or in forward mode.
+
+    The operators' autograd entry sees the first alone: forward mode would lose its tangents there without a word.
+    """
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        raise no_backward()
+    if any(has_tangent(tensor) for tensor in tensors):
+        raise no_forward_mode()
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether forward-mode differentiation follows the tensor."""
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _refuse_setup(ctx: Any, inputs: Any, output: Any) -> None:

@@ -1,0 +1,288 @@
+"""What a call refuses, and in which words: derivatives, functions that a mask cannot take, tensors and options that do not fit."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+import torch.autograd.forward_ad as forward_ad  # noqa: E402
+
+import tilewright  # noqa: E402
+
+
+def tensors(device="cpu", shape=(1, 2, 300, 64)):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator).bfloat16().to(device) for _ in range(3)]
+
+
+# ---- derivatives -------------------------------------------------------------------------------------------------
+
+
+def calls(k, v):
+    mask = tilewright.block_mask(k, k, top_k=0.5)
+    return [
+        lambda q: tilewright.sparse_attention(q, k, v),
+        lambda q: tilewright.sparse_attention(k, k, q, return_lse=True)[0],
+        lambda q: tilewright.sparse_attention(q, k, v, return_mask=True)[0],
+        lambda q: tilewright.attention(q, k, v, mask),
+    ]
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_forward_mode_is_refused(device, case):
+    q, k, v = tensors(device)
+    call = calls(k, v)[case]
+    words = "a forward-mode derivative is wanted"
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(q, torch.ones_like(q))
+        with pytest.raises(tilewright.Error, match=words):
+            call(dual)
+        with torch.no_grad(), pytest.raises(tilewright.Error, match=words):
+            call(dual)
+        assert torch.equal(call(q), call(dual.detach())), "a level alone wants nothing"
+    with pytest.raises(tilewright.Error, match=words):
+        torch.func.jvp(call, (q,), (torch.ones_like(q),))
+    with pytest.raises(tilewright.Error, match=words):
+        torch.func.jacfwd(lambda x: call(q * x).float().sum())(torch.ones((), device=device, dtype=q.dtype))
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_gradients_of_torch_func_are_refused(device, case):
+    q, k, v = tensors(device)
+    call = calls(k, v)[case]
+    words = "the backward kernels do not exist yet"
+    with pytest.raises(tilewright.Error, match=words):
+        torch.func.grad(lambda q: call(q).float().sum())(q)
+    with pytest.raises(tilewright.Error, match=words):
+        torch.func.vjp(call, q)
+
+
+def test_a_selection_is_made_under_every_derivative(device):
+    q, k, _ = tensors(device)
+    expected = tilewright.block_mask(q, k, top_k=0.4).kv_indices
+
+    def select(q):
+        found = tilewright.block_mask(q, k, top_k=0.4).kv_indices
+        return q.float().sum(), found
+
+    _, found = torch.func.grad(select, has_aux=True)(q)
+    assert torch.equal(found, expected)
+    _, _, found = torch.func.jvp(select, (q,), (torch.ones_like(q),), has_aux=True)
+    assert torch.equal(found, expected)
+    with forward_ad.dual_level():
+        _, found = select(forward_ad.make_dual(q, torch.ones_like(q)))
+        assert torch.equal(found, expected)
+
+
+# ---- functions and masks -----------------------------------------------------------------------------------------
+
+
+def document(lengths=150):
+    return tilewright.mask_mod(lambda b, h, q, kv: q // lengths == kv // lengths)
+
+
+def test_is_causal_does_not_replace_the_function_of_a_mask(device):
+    q, k, v = tensors(device)
+    words = "write the causal condition into the mask function"
+    mask = tilewright.block_mask(q, k, top_k=None, top_p=None, mask_mod=document())
+    for call in (tilewright.attention, lambda q, k, v, mask, **more: tilewright.sparse_attention(q, k, v, mask=mask, **more)):
+        with pytest.raises(ValueError, match=words):
+            call(q, k, v, mask, is_causal=True)
+    partial = tilewright.BlockMask(mask.kv_num_blocks, mask.kv_indices, seq_lengths=(300, 300), mask_mod=document())
+    with pytest.raises(ValueError, match=words):
+        tilewright.attention(q, k, v, partial, is_causal=True)
+    whole = tilewright.BlockMask(*mask.lists().values(), seq_lengths=(300, 300))
+    with pytest.raises(ValueError, match=words):
+        tilewright.attention(q, k, v, whole, is_causal=True)
+    causal = tilewright.block_mask(q, k, top_k=0.5, is_causal=True)
+    again = tilewright.attention(q, k, v, causal, is_causal=True)
+    assert torch.equal(again, tilewright.attention(q, k, v, causal))
+
+
+def test_a_function_does_not_replace_the_one_of_full_blocks(device):
+    q, k, v = tensors(device)
+    function = document()
+    mask = tilewright.block_mask(q, k, top_k=None, top_p=None, mask_mod=function)
+    other = tilewright.mask_mod(lambda b, h, q, kv: abs(q - kv) < 20)
+    with pytest.raises(ValueError, match="full blocks, within which no function decides"):
+        tilewright.attention(q, k, v, mask, mask_mod=other)
+    expected = tilewright.attention(q, k, v, mask)
+    assert torch.equal(tilewright.attention(q, k, v, mask, mask_mod=function), expected)
+    # Without full blocks it decides about every element.
+    map = mask.to_dense()
+    partial = tilewright.BlockMask.from_dense(map, seq_lengths=(300, 300), mask_mod=function)
+    dense = tilewright.attention(q, k, v, map, mask_mod=other)
+    assert torch.equal(tilewright.attention(q, k, v, partial, mask_mod=other), dense)
+
+
+def test_full_counts_have_the_shape_of_the_counts():
+    q, k, v = tensors(shape=(2, 2, 300, 64))
+    counts = lambda *shape: torch.full(shape, 5, dtype=torch.int32)  # noqa: E731
+    indices = lambda *shape: torch.arange(5, dtype=torch.int32).expand(*shape, 5).contiguous()  # noqa: E731
+    with pytest.raises(ValueError, match="needed the same batch and heads in both"):
+        tilewright.BlockMask(counts(1, 1, 3), indices(1, 1, 3), counts(2, 2, 3), indices(2, 2, 3), seq_lengths=(300, 300))
+    mask = tilewright.BlockMask(
+        0 * counts(2, 2, 3), indices(2, 2, 3), counts(1, 1, 3), indices(1, 1, 3), seq_lengths=(300, 300)
+    )
+    assert mask.sparsity() == 0.0
+    everything = torch.ones(1, 1, 3, 5, dtype=torch.bool)
+    expected = tilewright.attention(q, k, v, everything)
+    assert torch.equal(tilewright.attention(q, k, v, mask), expected)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 3, 2), (1, 0, 2, 3), (2, 3, 0, 1), (0, 2, 1, 3)])
+def test_maps_of_any_strides(device, order):
+    q, k, v = tensors(device, (2, 3, 300, 64))
+    map = torch.rand((2, 3, 3, 5), generator=torch.Generator().manual_seed(1)) < 0.5
+    back = [order.index(i) for i in range(4)]
+    strided = map.permute(order).contiguous().permute(back)
+    assert not strided.is_contiguous() and torch.equal(strided, map)
+    mask = tilewright.BlockMask.from_dense(strided.to(device), seq_lengths=(300, 300))
+    assert mask.kv_num_blocks.is_contiguous() and mask.kv_indices.is_contiguous()
+    assert mask.q_num_blocks.is_contiguous() and mask.q_indices.is_contiguous()
+    assert torch.equal(tilewright.attention(q, k, v, mask), tilewright.attention(q, k, v, map.to(device)))
+
+
+# ---- export ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("return_mask", [False, True])
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_of_a_dynamic_sequence(device, return_mask, strict):
+    class Layer(torch.nn.Module):
+        def forward(self, q, k, v):
+            found = tilewright.sparse_attention(q, k, v, top_k=0.5, return_mask=return_mask)
+            return found[0] if return_mask else found
+
+    seq = torch.export.Dim("seq", min=200, max=5000)
+    shapes = ({2: seq},) * 3
+    program = torch.export.export(Layer(), tuple(tensors(device)), dynamic_shapes=shapes, strict=strict).module()
+    for length in (411, 256, 1000):
+        inputs = tensors(device, (1, 2, length, 64))
+        assert torch.equal(program(*inputs), Layer()(*inputs))
+
+
+# ---- tensors and options -----------------------------------------------------------------------------------------
+
+
+def test_frameworks_do_not_mix():
+    q, k, v = tensors()
+    a, b, c = (tensor.half().numpy() for tensor in (q, k, v))
+    with pytest.raises(TypeError, match="k is of type torch.Tensor, needed a numpy.ndarray as q is"):
+        tilewright.sparse_attention(a, k.half(), v.half())
+    with pytest.raises(TypeError, match="k is of type numpy.ndarray, needed a torch.Tensor as q is"):
+        tilewright._native.sparse_attention(q, b, c, 0.1, None, 128, 64, None, 0, 0, False, False, False)
+    with pytest.raises(TypeError, match="k is of type ndarray, needed a torch.Tensor as q is"):
+        tilewright.sparse_attention(q, b, c)
+    for first, other in ((q, b), (a, k)):
+        with pytest.raises(TypeError, match="k is of type"):
+            tilewright.block_mask(first, other)
+    map = torch.ones(1, 1, 3, 5, dtype=torch.bool)
+    with pytest.raises(TypeError, match="kv_num_blocks is of type numpy.ndarray, needed a torch.Tensor as q is"):
+        tilewright.attention(q, k, v, map.numpy())
+    with pytest.raises(TypeError, match="kv_num_blocks is of type torch.Tensor, needed a numpy.ndarray as q is"):
+        tilewright.attention(a, b, c, map)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(TypeError, match="kv_num_blocks is of type ndarray"):
+        tilewright.attention(q, k, v, map.numpy())
+    with pytest.raises(TypeError, match="q is of type list, needed"):
+        tilewright.attention([1], k, v, map)
+    with pytest.raises(TypeError, match="q is of type list, needed"):
+        tilewright.block_mask([1], k)
+
+
+@pytest.mark.parametrize("call", ["sparse_attention", "block_mask", "attention", "module", "attribute", "grid"])
+@pytest.mark.parametrize(
+    ("block_size", "kind", "words"),
+    [
+        (128, TypeError, r"block_size is 128, which is no pair of queries and keys, needed one of \(128, 64\)"),
+        ((-1, 64), ValueError, r"sparse blocks of \(-1, 64\) \(queries, keys\), needed one of \(128, 64\)"),
+        ((128,), ValueError, r"sparse blocks of \(128,\) \(queries, keys\), needed one of"),
+        (None, TypeError, "block_size is None, which is no pair"),
+    ],
+)
+def test_block_sizes(call, block_size, kind, words):
+    q, k, v = tensors()
+
+    def attribute():
+        module = tilewright.SparseAttention()
+        module.block_size = block_size
+        module(q, k, v)
+
+    made = {
+        "sparse_attention": lambda: tilewright.sparse_attention(q, k, v, block_size=block_size),
+        "block_mask": lambda: tilewright.block_mask(q, k, block_size=block_size),
+        "attention": lambda: tilewright.attention(q, k, v, torch.ones(1, 1, 3, 5).bool(), block_size=block_size),
+        "module": lambda: tilewright.SparseAttention(block_size=block_size),
+        "attribute": attribute,
+        "grid": lambda: tilewright.TokenGrid((4, 4, 4), block_size=block_size),
+    }
+    with pytest.raises(kind, match=words):
+        made[call]()
+
+
+def test_lists_of_block_sizes_are_pairs():
+    q, k, v = tensors()
+    assert torch.equal(
+        tilewright.sparse_attention(q, k, v, block_size=[64, 64]), tilewright.sparse_attention(q, k, v, block_size=(64, 64))
+    )
+
+
+def test_sparse_layouts(device):
+    q, k, v = tensors(device)
+    words = r"needed torch.strided: make it dense with `.to_dense\(\)`"
+    with pytest.raises(ValueError, match="q has the layout torch.sparse_coo, " + words):
+        tilewright.sparse_attention(q.to_sparse(), k, v)
+    with pytest.raises(ValueError, match="v has the layout torch.sparse_coo, " + words):
+        tilewright.sparse_attention(q, k, v.to_sparse())
+    with pytest.raises(ValueError, match="k has the layout torch.sparse_coo, " + words):
+        tilewright.block_mask(q, k.to_sparse())
+    with torch.autocast(device, dtype=torch.bfloat16), pytest.raises(ValueError, match="q has the layout torch.sparse_coo"):
+        tilewright.sparse_attention(q.to_sparse(), k, v)
+
+
+def test_bytes_in_the_other_order():
+    a, b, c = (np.random.default_rng(i).standard_normal((1, 2, 300, 64)).astype(np.float16) for i in range(3))
+    other = a.dtype.newbyteorder("S")
+    with pytest.raises(TypeError, match="q has dtype .f2, whose bytes are in the other order"):
+        tilewright.sparse_attention(a.astype(other), b, c)
+    with pytest.raises(TypeError, match="v has dtype .f2, whose bytes are in the other order"):
+        tilewright.sparse_attention(a, b, c.astype(other))
+    same = a.astype(other).astype(other.newbyteorder("="))
+    assert np.array_equal(tilewright.sparse_attention(same, b, c), tilewright.sparse_attention(a, b, c))
+    mask = tilewright.block_mask(a, b)
+    lists = (mask.kv_num_blocks, mask.kv_indices.astype(mask.kv_indices.dtype.newbyteorder("S")))
+    swapped = tilewright.BlockMask(*lists, seq_lengths=(300, 300))
+    with pytest.raises(TypeError, match="kv_indices has dtype .i4, whose bytes are in the other order"):
+        tilewright.attention(a, b, c, swapped)
+
+
+# ---- token grids -------------------------------------------------------------------------------------------------
+
+
+def test_tangents_follow_a_regrouped_tensor(device):
+    grid = tilewright.TokenGrid((4, 6, 5))
+    x = torch.randn(2, len(grid), 8, device=device)
+    tangent = torch.randn_like(x)
+    expected = grid.regroup(tangent, dim=1)
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(grid.regroup(forward_ad.make_dual(x, tangent), dim=1))
+        assert torch.equal(found.tangent, expected)
+    assert torch.equal(torch.func.jvp(lambda x: grid.regroup(x, dim=1), (x,), (tangent,))[1], expected)
+    found = torch.func.vmap(lambda x: grid.regroup(x, dim=0))(x)
+    assert torch.equal(found, grid.regroup(x, dim=1))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_what_lists_hold_is_checked_on_the_cpu(full):
+    q, k, v = tensors()
+    counts = torch.full((1, 1, 3), 5, dtype=torch.int32)
+    indices = torch.arange(5, dtype=torch.int32).expand(1, 1, 3, 5).contiguous()
+
+    def attend(counts, indices):
+        lists = (0 * counts, indices, counts, indices) if full else (counts, indices)
+        tilewright.attention(q, k, v, tilewright.BlockMask(*lists, seq_lengths=(300, 300)))
+
+    attend(counts, indices)
+    for bad in ((counts + 1, indices), (counts, indices + 1), (counts, indices.clamp(max=3))):
+        with pytest.raises(ValueError):
+            attend(*bad)
