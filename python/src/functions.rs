@@ -5,7 +5,6 @@ use crate::registry;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tilewright::codegen::lower::{self, CaptureValue};
@@ -72,6 +71,21 @@ impl Drop for Shared {
     }
 }
 
+/// The same in every process: the number in an exported program is made of it.
+fn digest(kind: &str, source: &str, captures: &[CaptureValue]) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    let mut add = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    add(kind.as_bytes());
+    add(source.as_bytes());
+    bits(captures).iter().for_each(|capture| add(capture));
+    let mut first = [0; 8];
+    first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    u64::from_le_bytes(first)
+}
+
 /// The functions that somebody holds.
 static HELD: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
 
@@ -120,9 +134,7 @@ impl DeviceFunction {
     #[new]
     fn new(kind: &str, source: &str, captures: Vec<(String, Bound<'_, PyAny>)>) -> PyResult<Self> {
         let captures = captures.into_iter().map(capture).collect::<PyResult<Vec<_>>>()?;
-        let mut hasher = DefaultHasher::new();
-        (source, bits(&captures)).hash(&mut hasher);
-        let hash = hasher.finish();
+        let hash = digest(kind, source, &captures);
         if let Some(shared) = held(hash, source, &captures) {
             return Ok(DeviceFunction(shared));
         }
@@ -141,7 +153,7 @@ impl DeviceFunction {
                 return Err(PyValueError::new_err(message));
             }
         };
-        let shared = Arc::new(Shared { function, hash, number: registry::register(registered) });
+        let shared = Arc::new(Shared { function, hash, number: registry::register(registered, hash) });
         lock().push(Arc::downgrade(&shared));
         Ok(DeviceFunction(shared))
     }

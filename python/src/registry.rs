@@ -28,7 +28,6 @@ pub(crate) enum Function {
 }
 
 struct Registry {
-    next: u64,
     functions: HashMap<u64, Function>,
 }
 
@@ -41,21 +40,25 @@ fn lock() -> MutexGuard<'static, Option<Registry>> {
 fn registry(guard: &mut Option<Registry>) -> &mut Registry {
     guard.get_or_insert_with(|| {
         let causal: Arc<dyn MaskMod> = Arc::new(causal {});
-        Registry { next: CAUSAL + 1, functions: HashMap::from([(CAUSAL, Function::Mask(causal))]) }
+        Registry { functions: HashMap::from([(CAUSAL, Function::Mask(causal))]) }
     })
 }
 
-/// Gives a function a number. Whoever holds the number calls [`forget`] at the end.
-pub(crate) fn register(function: Function) -> u64 {
+/// Gives a function a number, made of `digest`: an exported program has the number in it, and must find the same function in
+/// another process, or none, but never another one. Whoever holds the number calls [`forget`] at the end.
+pub(crate) fn register(function: Function, digest: u64) -> u64 {
     let mut guard = lock();
-    let registry = registry(&mut guard);
-    let number = registry.next;
-    registry.next += 1;
-    registry.functions.insert(number, function);
+    let functions = &mut registry(&mut guard).functions;
+    // PyTorch's integers have 63 bits besides the sign. Two functions of one digest are as good as impossible.
+    let mut number = (digest >> 1).max(CAUSAL + 1);
+    while functions.contains_key(&number) {
+        number = (number + 1) & (u64::MAX >> 1);
+    }
+    functions.insert(number, function);
     number
 }
 
-/// Drops a function and the attentions that call it. Dropping captured slices waits for the GPU.
+/// Drops a function and the attentions that call it.
 pub(crate) fn forget(number: u64) {
     let function = registry(&mut lock()).functions.remove(&number);
     drop(function);
@@ -97,8 +100,9 @@ fn find(number: u64) -> PyResult<Option<Function>> {
     match registry(&mut lock()).functions.get(&number) {
         Some(function) => Ok(Some(function.clone())),
         None => Err(PyValueError::new_err(format!(
-            "device function number {number} no longer exists: keep the object that `tilewright.score_mod` or \
-             `tilewright.mask_mod` returned for as long as compiled code or a graph calls it"
+            "device function number {number} does not exist: keep the object that `tilewright.score_mod` or \
+             `tilewright.mask_mod` returned for as long as compiled code or a graph calls it, and make the same function (text and \
+             captures) before an exported program runs"
         ))),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys;
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
@@ -14,7 +14,8 @@ use crate::compile::Cubin;
 use crate::toolchain::Toolchain;
 
 /// A CUDA GPU with one stream that all of its work goes through, in order. Cloning is cheap, and all who ask for the
-/// same GPU get the same stream: a buffer that one has filled is ready for the other.
+/// same GPU get the same stream: a buffer that one has filled is ready for the other. Once opened it stays open for the
+/// life of the process.
 #[derive(Clone)]
 pub struct CudaDevice {
     inner: Arc<Inner>,
@@ -32,7 +33,8 @@ impl CudaDevice {
     /// # Errors
     /// No driver, a driver that is too old, no GPU of that number, or a GPU older than Ampere.
     pub fn new(ordinal: usize) -> Result<Self, DeviceError> {
-        static OPEN: Mutex<BTreeMap<usize, Weak<Inner>>> = Mutex::new(BTreeMap::new());
+        // They stay open: closing one would take the primary context from under a framework that uses it too.
+        static OPEN: Mutex<BTreeMap<usize, CudaDevice>> = Mutex::new(BTreeMap::new());
         let (driver_version, count) = driver::start()?;
         if ordinal >= count {
             return Err(DeviceError::NoSuchGpu { ordinal, count });
@@ -40,11 +42,11 @@ impl CudaDevice {
         // Opening a GPU makes it the thread's current one: a framework's own current GPU must stay.
         let _current = Entered::here()?;
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(inner) = open.get(&ordinal).and_then(Weak::upgrade) {
-            return Ok(Self { inner });
+        if let Some(device) = open.get(&ordinal) {
+            return Ok(device.clone());
         }
         let device = Self::open(ordinal, driver_version)?;
-        open.insert(ordinal, Arc::downgrade(&device.inner));
+        open.insert(ordinal, device.clone());
         Ok(device)
     }
 

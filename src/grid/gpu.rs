@@ -30,14 +30,19 @@ impl TokenGrid {
         if x.elements() == 0 {
             return Ok(());
         }
+        let _current = cuda.enter()?;
         let (kernel, list) = self.prepared(cuda, x.dtype(), way)?;
         let &[batch, heads, tokens, _] = x.shape() else { unreachable!("checked by the caller") };
         let bucket = Bucket::of(&Workload { batch, heads, seq_q: tokens, seq_kv: tokens, density: 1.0 });
         let outputs = kernel.outputs(bucket, || Outputs::new(vec![out.clone()], Tolerance::Exact));
         // The tuner overwrites the whole storage of an output, and takes elements with all bits set for ones that were not
-        // written. A part of a larger tensor, or data that hold such elements, are not tuned on.
+        // written. A part of a larger tensor, or data that hold such elements, are not tuned on. They are looked at on another
+        // stream than the one that writes them, so that one is waited for; during a capture nothing is tuned anyway.
         let outputs = match outputs {
-            Some(outputs) if out.fills_storage() && !holds_all_ones(x)? => Some(outputs),
+            Some(outputs) if out.fills_storage() && !cuda.is_capturing()? => {
+                cuda.synchronize()?;
+                (!holds_all_ones(x)?).then_some(outputs)
+            }
             _ => None,
         };
         kernel.run(bucket, outputs, &mut |kernel| {

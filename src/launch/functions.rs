@@ -4,6 +4,7 @@ use crate::codegen::KernelSpec;
 use crate::codegen::lower::{CaptureValue, DeviceFunction};
 use crate::device::{CudaDevice, DeviceBuffer};
 use crate::{DeviceFn, Error};
+use std::sync::{Mutex, PoisonError};
 
 /// The second argument of kernels that call device functions: the functors one after another, as C lays them out.
 #[derive(Debug)]
@@ -27,14 +28,29 @@ pub(super) fn functions_hash(spec: &KernelSpec) -> blake3::Hash {
     hasher.finalize()
 }
 
+/// Slices of functions that are gone. Launches on a stream of the caller's may still read them, and to wait for those at
+/// any moment would break the capture of a graph: they are freed when the next functions are laid out.
+static PARKED: Mutex<Vec<(CudaDevice, Vec<DeviceBuffer>)>> = Mutex::new(Vec::new());
+
 impl Drop for FunctionArgs {
-    /// Slices are freed on the device's own stream, but launches on a stream of the caller's may still read them.
     fn drop(&mut self) {
-        if !self.slices.is_empty()
-            && let Err(error) = self.device.context().synchronize()
-        {
-            tracing::debug!(%error, "captures are freed without waiting");
+        if !self.slices.is_empty() {
+            let slices = std::mem::take(&mut self.slices);
+            PARKED.lock().unwrap_or_else(PoisonError::into_inner).push((self.device.clone(), slices));
         }
+    }
+}
+
+/// Frees what is parked on a GPU, once its work is done; where that cannot be known it stays.
+fn free_parked(device: &CudaDevice) {
+    let mut parked = PARKED.lock().unwrap_or_else(PoisonError::into_inner);
+    let here = |(of, _): &(CudaDevice, Vec<DeviceBuffer>)| of.info().ordinal == device.info().ordinal;
+    if !parked.iter().any(here) {
+        return;
+    }
+    match device.context().synchronize() {
+        Ok(()) => parked.retain(|entry| !here(entry)),
+        Err(error) => tracing::debug!(%error, "captures are freed another time"),
     }
 }
 
@@ -48,6 +64,7 @@ impl FunctionArgs {
         spec: &KernelSpec,
         functions: &[Option<&dyn DeviceFn>],
     ) -> Result<Self, Error> {
+        free_parked(device);
         let (hash, device_of) = (functions_hash(spec), device.clone());
         let mut args = FunctionArgs { bytes: Vec::new(), hash, slices: Vec::new(), device: device_of };
         let mut widest = 1;
