@@ -57,6 +57,23 @@ def test_gradients_of_torch_func_are_refused(device, case):
         torch.func.vjp(call, q)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_derivatives_around_and_within_vmap(device):
+    q, k, v = tensors(device)
+    several = torch.stack([q, k])
+    cases = torch.func.vmap(lambda q: tilewright.sparse_attention(q, k, v))
+    with pytest.raises(tilewright.Error, match="a forward-mode derivative is wanted"):
+        torch.func.jvp(cases, (several,), (several,))
+    with pytest.raises(tilewright.Error, match="a gradient is wanted"):
+        torch.func.grad(lambda q: cases(q).float().sum())(several)
+    with pytest.raises(tilewright.Error, match="a gradient is wanted"):
+        torch.func.vmap(torch.func.grad(lambda q: tilewright.sparse_attention(q, k, v).float().sum()))(several)
+    with pytest.raises(tilewright.Error, match="a gradient is wanted"):
+        cases(several.clone().requires_grad_())
+    with forward_ad.dual_level():
+        assert torch.equal(cases(several)[0], tilewright.sparse_attention(q, k, v)), "a level alone wants nothing"
+
+
 def test_a_selection_is_made_under_every_derivative(device):
     q, k, _ = tensors(device)
     expected = tilewright.block_mask(q, k, top_k=0.4).kv_indices

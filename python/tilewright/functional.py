@@ -269,9 +269,9 @@ def _check_function(mask: BlockMask, is_causal: bool) -> None:
     function, full = mask.mask_mod, mask.full_kv_num_blocks is not None
     made = "without a function" if function is None else f"with the function {function!r}"
     if is_causal and (function is not None or full):
-        blocks = ", and its full blocks are" if full else ""
+        what = "the full blocks of the mask are" if full else "the mask is"
         raise ValueError(
-            f"is_causal is given, and the mask{blocks} made {made}: write the causal condition into the mask function, and make the "
+            f"is_causal is given, and {what} made {made}: write the causal condition into the mask function, and make the "
             "mask with it"
         )
     if full:

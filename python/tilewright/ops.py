@@ -132,10 +132,19 @@ def refuse_derivatives(*tensors: Tensor) -> None:
 
     The operators' autograd entry sees the first alone: forward mode would lose its tangents there without a word.
     """
+    tensors = tuple(_of_all_cases(tensor) for tensor in tensors)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         raise no_backward()
     if any(has_tangent(tensor) for tensor in tensors):
         raise no_forward_mode()
+
+
+def _of_all_cases(tensor: Tensor) -> Tensor:
+    """The tensor that a vmap takes apart, for its cases do not tell what follows the whole."""
+    functorch = torch._C._functorch
+    while functorch.is_batchedtensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor
 
 
 def has_tangent(tensor: Tensor) -> bool:
