@@ -25,10 +25,11 @@ def calls(k, v):
         lambda q: tilewright.sparse_attention(k, k, q, return_lse=True)[0],
         lambda q: tilewright.sparse_attention(q, k, v, return_mask=True)[0],
         lambda q: tilewright.attention(q, k, v, mask),
+        lambda q: torch.ops.tilewright.sparse_attention(q, k, v, 0.5, None, 128, 64, None, 0, 0, False)[0],
     ]
 
 
-@pytest.mark.parametrize("case", range(4))
+@pytest.mark.parametrize("case", range(5))
 def test_forward_mode_is_refused(device, case):
     q, k, v = tensors(device)
     call = calls(k, v)[case]
@@ -46,7 +47,7 @@ def test_forward_mode_is_refused(device, case):
         torch.func.jacfwd(lambda x: call(q * x).float().sum())(torch.ones((), device=device, dtype=q.dtype))
 
 
-@pytest.mark.parametrize("case", range(4))
+@pytest.mark.parametrize("case", range(5))
 def test_gradients_of_torch_func_are_refused(device, case):
     q, k, v = tensors(device)
     call = calls(k, v)[case]

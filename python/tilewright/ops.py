@@ -130,7 +130,7 @@ def no_forward_mode() -> Error:
 def refuse_derivatives(*tensors: Tensor) -> None:
     """Raises when a derivative through these tensors is wanted, by autograd, by torch.func or in forward mode.
 
-    The operators' autograd entry sees the first alone: forward mode would lose its tangents there without a word.
+    Before the operators it sees what torch.func wraps in a vmap; their autograd entry serves who calls them directly.
     """
     tensors = tuple(_of_all_cases(tensor) for tensor in tensors)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
@@ -152,13 +152,18 @@ def has_tangent(tensor: Tensor) -> bool:
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
 
 
-def _refuse_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    # It runs in the forward when an input requires a gradient: better than a backward that fails an hour later.
-    raise no_backward()
+def _autograd(name: str) -> Any:
+    """Refuses in the forward where a derivative is wanted: better than a backward that fails an hour later."""
+    count = _HALF[name]
 
+    def check(*args: Any) -> Any:
+        # A selection carries no derivative: its lists are integers.
+        if name != "block_mask":
+            refuse_derivatives(*args[:count])
+        with torch._C._AutoDispatchBelowAutograd():
+            return getattr(torch.ops.tilewright, name).default(*args)
 
-def _refuse_backward(ctx: Any, *grads: Any) -> None:
-    raise no_backward()
+    return check
 
 
 # ---- autocast ------------------------------------------------------------------------------------------------------
@@ -193,9 +198,7 @@ def _register() -> None:
             _library.impl(name, kernels[name], device)
             _library.impl(name, _autocast(name, device.lower(), f"Autocast{device}"), f"Autocast{device}")
         torch.library.register_fake(f"tilewright::{name}", fakes[name], lib=_library)
-        torch.library.register_autograd(
-            f"tilewright::{name}", _refuse_backward, setup_context=_refuse_setup, lib=_library
-        )
+        _library.impl(name, _autograd(name), "Autograd")
 
 
 _register()
