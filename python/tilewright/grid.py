@@ -50,7 +50,6 @@ class TokenGrid:
                 raise ValueError(f"{what} is {tokens!r}, needed a number of tokens of at least 0")
         self._native = _native.TokenGrid(sizes, tile, before, after, checked_pair(block_size))
         self._indices: dict[Any, Any] = {}
-        self._warm: set[Any] = set()
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -114,10 +113,6 @@ class TokenGrid:
         if torch is None:
             return tensor.take(self._list(None, "numpy", restore), axis=dim)
         if self._suits_kernel(torch, tensor, dim):
-            if (tensor.device, tensor.dtype) not in self._warm:
-                # The kernel is tuned at the first call, which looks at the tensor on a stream of its own.
-                torch.cuda.current_stream(tensor.device).synchronize()
-                self._warm.add((tensor.device, tensor.dtype))
             out = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
             self._native.move(tensor, out, restore)
             return out
