@@ -33,6 +33,9 @@ struct Rank {
     score: Tuned,
 }
 
+/// Two schedules sum in f32 in different orders.
+const SUMS: Tolerance = Tolerance::Close(1e-5);
+
 /// How far apart the outputs of two schedules of the forward may be: each rounds P to the dtype in its own places.
 const FORWARD_TOLERANCE: f64 = 1e-2;
 
@@ -211,7 +214,7 @@ impl Pipeline {
         scratch: &mut Scratch,
         lists: &mut MaskLists,
     ) -> Result<(), Error> {
-        let (bucket, sizes) = (bucket(rule, q, k, None), sizes(rule, q, k));
+        let (bucket, sizes) = (bucket(rule, q, k, None), || sizes(rule, q, k));
         let device = &self.device;
         let split = self.classify.is_some();
         let Scratch { means, logits, classes, keep } = scratch;
@@ -221,29 +224,12 @@ impl Pipeline {
             logits.fill_words(cuda, 0)?;
         }
         if let (Some(rank), Some((q_mean, k_mean))) = (&self.rank, &mut *means) {
-            let close = |tensor: &Tensor| Outputs::new(vec![tensor.clone()], Tolerance::Close(1e-5));
-            let outputs = rank.pool_q.outputs(bucket, || {
-                let dims = [("batch", q.shape()[0]), ("heads", q.shape()[1]), ("seq", q.shape()[2])];
-                let block = rule.blocks.q();
-                close(q_mean)
-                    .sized(&dims)
-                    .with_oracle(move |kernel| oracle::check_pool(rule, device, block, kernel))
-            });
-            rank.pool_q.run(bucket, outputs, &mut |kernel| {
-                kernel.launch(&pool::Args { x: q, mean: q_mean }, None)
-            })?;
-            let outputs = rank.pool_kv.outputs(bucket, || {
-                let dims = [("batch", k.shape()[0]), ("heads", k.shape()[1]), ("seq", k.shape()[2])];
-                let block = rule.blocks.kv();
-                close(k_mean)
-                    .sized(&dims)
-                    .with_oracle(move |kernel| oracle::check_pool(rule, device, block, kernel))
-            });
-            rank.pool_kv.run(bucket, outputs, &mut |kernel| {
-                kernel.launch(&pool::Args { x: k, mean: k_mean }, None)
-            })?;
+            self.pool(rule, bucket, (&rank.pool_q, rule.blocks.q()), q, q_mean)?;
+            self.pool(rule, bucket, (&rank.pool_kv, rule.blocks.kv()), k, k_mean)?;
             let outputs = rank.score.outputs(bucket, || {
-                close(logits).sized(&sizes).with_oracle(|kernel| oracle::check_score(rule, device, kernel))
+                Outputs::new(vec![logits.clone()], SUMS)
+                    .sized(&sizes())
+                    .with_oracle(|kernel| oracle::check_score(rule, device, kernel))
             });
             rank.score.run(bucket, outputs, &mut |kernel| {
                 kernel.launch(&score::Args { q_mean, k_mean, logits, scale: rule.scale }, None)
@@ -253,7 +239,7 @@ impl Pipeline {
             let (seq_q, seq_kv) = (q.shape()[2] as i32, k.shape()[2] as i32);
             let outputs = kernel.outputs(bucket, || {
                 Outputs::new(vec![classes.clone()], Tolerance::Exact)
-                    .sized(&sizes)
+                    .sized(&sizes())
                     .with_oracle(|kernel| oracle::check_classify(rule, device, functions, kernel))
             });
             kernel.run(bucket, outputs, &mut |kernel| {
@@ -264,7 +250,7 @@ impl Pipeline {
             let full = full_kv.as_ref().map(|full| full.counts.clone());
             let tensors = [Some(kv.counts.clone()), full, Some(keep.clone())];
             Outputs::new(tensors.into_iter().flatten().collect(), Tolerance::Mostly(0.01))
-                .sized(&sizes)
+                .sized(&sizes())
                 .with_oracle(|kernel| oracle::check_select(rule, device, split, kernel))
         });
         // Long rows are worked on in place: what one candidate leaves is no input for the next.
@@ -296,7 +282,7 @@ impl Pipeline {
             let full = full_by_kv.as_ref().map(|full| full.counts.clone());
             let tensors = [Some(by_kv.counts.clone()), Some(by_kv.indices.clone()), full];
             Outputs::new(tensors.into_iter().flatten().collect(), Tolerance::Exact)
-                .sized(&sizes)
+                .sized(&sizes())
                 .with_oracle(|kernel| oracle::check_transpose(rule, device, split, kernel))
         });
         self.transpose.run(bucket, outputs, &mut |kernel| {
@@ -310,6 +296,24 @@ impl Pipeline {
             };
             kernel.launch(&args, None)
         })
+    }
+
+    /// The means of runs of `block` rows of `x`, into `mean`.
+    fn pool(
+        &self,
+        rule: &Rule,
+        bucket: Bucket,
+        (kernel, block): (&Tuned, usize),
+        x: &Tensor,
+        mean: &mut Tensor,
+    ) -> Result<(), Error> {
+        let outputs = kernel.outputs(bucket, || {
+            let dims = [("batch", x.shape()[0]), ("heads", x.shape()[1]), ("seq", x.shape()[2])];
+            Outputs::new(vec![mean.clone()], SUMS)
+                .sized(&dims)
+                .with_oracle(move |kernel| oracle::check_pool(rule, &self.device, block, kernel))
+        });
+        kernel.run(bucket, outputs, &mut |kernel| kernel.launch(&pool::Args { x, mean }, None))
     }
 
     /// Attention over the kept blocks, into `out` and `lse`. `density` is the share of blocks kept, where it is known.
@@ -363,15 +367,14 @@ fn bucket(rule: &Rule, q: &Tensor, k: &Tensor, density: Option<f64>) -> Bucket {
 
 /// The dimensions that the chain's declarations name, for the tuner's model.
 fn sizes(rule: &Rule, q: &Tensor, k: &Tensor) -> [(&'static str, usize); 6] {
-    let [batch, heads, seq_q] = [0, 1, 2].map(|axis| q.shape()[axis]);
-    let seq_kv = k.shape()[2];
+    let [batch, heads, q_blocks, kv_blocks] = grid(rule, q, k);
     [
         ("batch", batch),
         ("heads", heads),
-        ("seq_q", seq_q),
-        ("seq_kv", seq_kv),
-        ("q_blocks", seq_q.div_ceil(rule.blocks.q())),
-        ("kv_blocks", seq_kv.div_ceil(rule.blocks.kv())),
+        ("seq_q", q.shape()[2]),
+        ("seq_kv", k.shape()[2]),
+        ("q_blocks", q_blocks),
+        ("kv_blocks", kv_blocks),
     ]
 }
 

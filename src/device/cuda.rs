@@ -199,7 +199,7 @@ impl CudaDevice {
     /// An error of the driver's.
     pub fn fill(&self, buffer: &mut DeviceBuffer, byte: u8) -> Result<(), DeviceError> {
         let stream = self.stream();
-        cuda("cuCtxSetCurrent", self.inner.context.bind_to_thread())?;
+        self.make_current()?;
         let (pointer, _record) = buffer.slice.device_ptr_mut(stream);
         // SAFETY: the buffer has that many bytes, and is used on this stream alone.
         let set = unsafe {
@@ -225,7 +225,7 @@ impl CudaDevice {
     /// # Safety
     /// There are `bytes` bytes of this GPU's memory at `address`, and nothing else uses them meanwhile.
     pub(crate) unsafe fn set_bytes(&self, address: u64, byte: u8, bytes: usize) -> Result<(), DeviceError> {
-        cuda("cuCtxSetCurrent", self.inner.context.bind_to_thread())?;
+        self.make_current()?;
         let stream = self.stream().cu_stream();
         // SAFETY: the caller's.
         cuda("cuMemsetD8Async", unsafe {
@@ -244,7 +244,7 @@ impl CudaDevice {
         if words == 0 {
             return Ok(());
         }
-        cuda("cuCtxSetCurrent", self.inner.context.bind_to_thread())?;
+        self.make_current()?;
         let stream = self.stream().cu_stream();
         // SAFETY: the caller's.
         let set = unsafe { sys::cuMemsetD32Async(address, word, words, stream) }.result();

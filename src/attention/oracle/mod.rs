@@ -7,6 +7,7 @@ pub(super) use forward::check_forward;
 pub(super) use mask::{check_classify, check_pool, check_score, check_select, check_transpose};
 
 use super::Rule;
+use crate::reference::relative_error;
 use crate::{DType, Error, Tensor};
 
 /// Tokens of the case: whole blocks and a short one, for every block size.
@@ -23,9 +24,8 @@ fn verdict(case: impl FnOnce() -> Result<Result<(), String>, Error>) -> Result<(
 
 /// ‖found − expected‖ / ‖expected‖ within a bound; a NaN fails.
 fn close(found: &[f32], expected: &[f32], bound: f64) -> Result<(), String> {
-    let apart: f64 = found.iter().zip(expected).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-    let norm: f64 = expected.iter().map(|x| f64::from(*x).powi(2)).sum();
-    let error = if apart == 0.0 { 0.0 } else { (apart / norm).sqrt() };
+    let expected: Vec<f64> = expected.iter().map(|&x| f64::from(x)).collect();
+    let error = relative_error(found, &expected);
     if error <= bound {
         return Ok(());
     }
