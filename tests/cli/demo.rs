@@ -20,10 +20,11 @@ fn the_demo_on_the_cpu_compares_both_orders_and_draws_them() {
     assert_eq!(layers.len(), 2);
     for layer in layers {
         assert_eq!(layer["grid"], serde_json::json!([8, 16, 28]));
-        for order in [&layer["raster"], &layer["cubes"]] {
-            let number = |name: &str| order[name].as_f64().unwrap();
+        // Cubes make the diffuse head of layer 2 worse, which is what its bound allows for.
+        for (order, most) in [("raster", 1.2), ("cubes", 1.7)] {
+            let number = |name: &str| layer[order][name].as_f64().unwrap();
             assert!(number("error_arithmetic") <= 4e-3, "{layer}");
-            assert!((0.01..1.7).contains(&number("error_dense")), "{layer}");
+            assert!((0.01..most).contains(&number("error_dense")), "{layer}");
             assert!(number("mask_ms") > 0.0 && number("attention_ms") > 0.0, "{layer}");
             let dense = layer["dense_ms"].as_f64().unwrap();
             assert!(dense > number("attention_ms"), "skipping does not pay: {layer}");
