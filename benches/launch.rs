@@ -1,8 +1,10 @@
 //! What a launch costs the host once its kernel is loaded: `cargo bench --bench launch`.
 
 use std::time::Instant;
+use tilewright::device::CudaDevice;
 use tilewright::kernels::transpose;
 use tilewright::launch::{Request, load};
+use tilewright::toolchain::Toolchain;
 use tilewright::{Attention, DType, Device, Error, HeadDim, Tensor, top_k, top_p};
 
 const LAUNCHES: u32 = 2000;
@@ -19,6 +21,7 @@ fn main() -> Result<(), Error> {
     let cuda = device.as_cuda().expect("asked for above");
     println!("{device}, host time a launch, median of {SERIES} series of {LAUNCHES}");
 
+    nothing(&device, cuda)?;
     let kernel = load(cuda, &[Request::new(&transpose::SOURCE)])?.remove(0);
     let keep = Tensor::zeros_on(&device, DType::U8, &[1, 1, 8, 32])?;
     let mut q_counts = Tensor::uninit(&device, DType::I32, &[1, 1, 32])?;
@@ -45,7 +48,28 @@ fn main() -> Result<(), Error> {
     let launches = attention.kernels().len() as u32;
     report(&device, "forward_into (the whole chain), a launch", launches, || {
         attention.forward_into(&q, &k, &v, &mut workspace).map(drop)
+    })?;
+    let mask = attention.mask(&q, &k)?;
+    report(&device, "attend_with (the forward alone, two tensors allocated)", 1, || {
+        attention.attend_with(&q, &k, &v, &mask).map(drop)
     })
+}
+
+/// The driver's own part: a kernel that does nothing, with as many bytes of arguments as the forward has.
+fn nothing(device: &Device, cuda: &CudaDevice) -> Result<(), Error> {
+    let toolchain = Toolchain::find()?;
+    for (what, bytes) in [("200 bytes of arguments", 200), ("600 bytes of arguments", 600)] {
+        let source = format!(
+            "struct Params {{ char bytes[{bytes}]; }};\nextern \"C\" __global__ void nothing(const __grid_constant__ Params p) {{}}"
+        );
+        let kernel = cuda.load(&toolchain.compile("nothing", &source, cuda.arch())?)?;
+        let params = vec![0; bytes];
+        report(device, &format!("the driver's own part, {what}"), 1, || {
+            // SAFETY: the kernel reads nothing.
+            Ok(unsafe { kernel.launch(cuda.stream(), [1, 1, 1], 128, 0, &[&params]) }?)
+        })?;
+    }
+    Ok(())
 }
 
 fn report(
