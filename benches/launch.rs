@@ -23,12 +23,13 @@ fn main() -> Result<(), Error> {
 
     nothing(&device, cuda)?;
     let kernel = load(cuda, &[Request::new(&transpose::SOURCE)])?.remove(0);
-    let keep = Tensor::zeros_on(&device, DType::U8, &[1, 1, 8, 32])?;
+    let keep = Tensor::zeros_on(&device, DType::I32, &[1, 1, 8, 1])?;
     let mut q_counts = Tensor::uninit(&device, DType::I32, &[1, 1, 32])?;
     let mut q_indices = Tensor::uninit(&device, DType::I32, &[1, 1, 32, 8])?;
     report(&device, "one checked launch (transpose, 5 tensor arguments)", 1, || {
         let args = transpose::Args {
             keep: &keep,
+            full_keep: None,
             q_counts: &mut q_counts,
             q_indices: &mut q_indices,
             full_q_counts: None,

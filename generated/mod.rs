@@ -5,15 +5,17 @@
 pub mod classify;
 #[doc = "Block-sparse attention, forward: `softmax(score_mod(q kᵀ · scale)) v` over the key blocks that each query block"]
 pub mod forward;
-#[doc = "Means of runs of BLOCK consecutive rows, over the rows that exist: the last run is often short."]
+#[doc = "Means of runs of BLOCK_Q consecutive queries and of BLOCK_KV consecutive keys, over the rows that exist: the last"]
 pub mod pool;
+#[doc = "Scores and selection in one: the logits of a query block against all key blocks (the products of the means times"]
+pub mod rank;
 #[doc = "Rows in another order: row i of `out` is row `order[i]` of `x`. An entry that is no row gives a row of zeros."]
 pub mod regroup;
 #[doc = "The logit of every pair of blocks: the product of the two means times `scale`, in f32 throughout."]
 pub mod score;
 #[doc = "Picks each row's key blocks: in descending order of probability (ties: lower index first) the shortest"]
 pub mod select;
-#[doc = "The lists of query blocks by key block, from the dense keep map of `select`: entries of 1 go to"]
+#[doc = "The lists of query blocks by key block, from the bits of `rank` and `select`: those of `keep` go to `q_indices`,"]
 pub mod transpose;
 
 /// The files of every shipped kernel.
@@ -21,6 +23,7 @@ pub static ALL: &[&::tilewright::codegen::KernelSource] = &[
     &classify::SOURCE,
     &forward::SOURCE,
     &pool::SOURCE,
+    &rank::SOURCE,
     &regroup::SOURCE,
     &score::SOURCE,
     &select::SOURCE,

@@ -21,49 +21,80 @@ pub static SOURCE: KernelSource = KernelSource {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Params {
-    /// Device pointer of `x`.
-    pub x: u64,
+    /// Device pointer of `q`.
+    pub q: u64,
     /// Strides in elements of all dimensions but the last.
-    pub x_stride: [i64; 3],
-    /// Device pointer of `mean`.
-    pub mean: u64,
+    pub q_stride: [i64; 3],
+    /// Device pointer of `k`.
+    pub k: u64,
     /// Strides in elements of all dimensions but the last.
-    pub mean_stride: [i64; 3],
+    pub k_stride: [i64; 3],
+    /// Device pointer of `q_mean`.
+    pub q_mean: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub q_mean_stride: [i64; 3],
+    /// Device pointer of `k_mean`.
+    pub k_mean: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub k_mean_stride: [i64; 3],
+    /// Device pointer of `finished`.
+    pub finished: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub finished_stride: [i64; 1],
     /// Dimension `batch`.
     pub batch: i32,
     /// Dimension `heads`.
     pub heads: i32,
-    /// Dimension `seq`.
-    pub seq: i32,
+    /// Dimension `seq_q`.
+    pub seq_q: i32,
     /// Dimension `head_dim`.
     pub head_dim: i32,
-    /// Dimension `blocks`.
-    pub blocks: i32,
-    /// 0.
-    pub padding: i32,
+    /// Dimension `kv_heads`.
+    pub kv_heads: i32,
+    /// Dimension `seq_kv`.
+    pub seq_kv: i32,
+    /// Dimension `q_blocks`.
+    pub q_blocks: i32,
+    /// Dimension `kv_blocks`.
+    pub kv_blocks: i32,
 }
 const _: () = {
-    assert!(size_of:: < Params > () == 88);
-    assert!(offset_of!(Params, x) == 0);
-    assert!(offset_of!(Params, x_stride) == 8);
-    assert!(offset_of!(Params, mean) == 32);
-    assert!(offset_of!(Params, mean_stride) == 40);
-    assert!(offset_of!(Params, batch) == 64);
-    assert!(offset_of!(Params, heads) == 68);
-    assert!(offset_of!(Params, seq) == 72);
-    assert!(offset_of!(Params, head_dim) == 76);
-    assert!(offset_of!(Params, blocks) == 80);
-    assert!(offset_of!(Params, padding) == 84);
+    assert!(size_of:: < Params > () == 176);
+    assert!(offset_of!(Params, q) == 0);
+    assert!(offset_of!(Params, q_stride) == 8);
+    assert!(offset_of!(Params, k) == 32);
+    assert!(offset_of!(Params, k_stride) == 40);
+    assert!(offset_of!(Params, q_mean) == 64);
+    assert!(offset_of!(Params, q_mean_stride) == 72);
+    assert!(offset_of!(Params, k_mean) == 96);
+    assert!(offset_of!(Params, k_mean_stride) == 104);
+    assert!(offset_of!(Params, finished) == 128);
+    assert!(offset_of!(Params, finished_stride) == 136);
+    assert!(offset_of!(Params, batch) == 144);
+    assert!(offset_of!(Params, heads) == 148);
+    assert!(offset_of!(Params, seq_q) == 152);
+    assert!(offset_of!(Params, head_dim) == 156);
+    assert!(offset_of!(Params, kv_heads) == 160);
+    assert!(offset_of!(Params, seq_kv) == 164);
+    assert!(offset_of!(Params, q_blocks) == 168);
+    assert!(offset_of!(Params, kv_blocks) == 172);
 };
 /// The arguments of `pool`.
 ///
-/// Means of runs of BLOCK consecutive rows, over the rows that exist: the last run is often short.
+/// Means of runs of BLOCK_Q consecutive queries and of BLOCK_KV consecutive keys, over the rows that exist: the last
+/// run of a head is often short. `finished` is set to 0 for `rank`.
 #[derive(Debug)]
 pub struct Args<'a> {
-    /// `[batch, heads, seq, head_dim]` of the spec's `T`.
-    pub x: &'a Tensor,
-    /// `[batch, heads, blocks, head_dim]` of f32.
-    pub mean: &'a mut Tensor,
+    /// `[batch, heads, seq_q, head_dim]` of the spec's `T`.
+    pub q: &'a Tensor,
+    /// `[batch, kv_heads, seq_kv, head_dim]` of the spec's `T`.
+    pub k: &'a Tensor,
+    /// `[batch, heads, q_blocks, head_dim]` of f32.
+    pub q_mean: &'a mut Tensor,
+    /// `[batch, kv_heads, kv_blocks, head_dim]` of f32.
+    pub k_mean: &'a mut Tensor,
+    /// `[batch, heads]` of i32.
+    pub finished: Option<&'a mut Tensor>,
 }
 #[allow(
     clippy::undocumented_unsafe_blocks,
@@ -75,41 +106,91 @@ unsafe impl KernelArgs for Args<'_> {
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, candidate)?;
         let dtype = binder.dtype(candidate, "T")?;
-        let x = binder
+        let q = binder
             .tensor(
-                "x",
-                Some(self.x),
+                "q",
+                Some(self.q),
                 dtype,
                 16,
                 [
                     Dim::exact("batch"),
                     Dim::exact("heads"),
-                    Dim::exact("seq"),
+                    Dim::exact("seq_q"),
+                    Dim::exact("head_dim"),
+                ],
+            )?;
+        let dtype = binder.dtype(candidate, "T")?;
+        let k = binder
+            .tensor(
+                "k",
+                Some(self.k),
+                dtype,
+                16,
+                [
+                    Dim::exact("batch"),
+                    Dim::exact("kv_heads"),
+                    Dim::exact("seq_kv"),
                     Dim::exact("head_dim"),
                 ],
             )?;
         let dtype = DType::F32;
-        let mean = binder
+        let q_mean = binder
             .tensor(
-                "mean",
-                Some(&*self.mean),
+                "q_mean",
+                Some(&*self.q_mean),
                 dtype,
                 1,
                 [
                     Dim::exact("batch"),
                     Dim::exact("heads"),
-                    Dim::exact("blocks"),
+                    Dim::exact("q_blocks"),
                     Dim::exact("head_dim"),
                 ],
             )?;
+        let dtype = DType::F32;
+        let k_mean = binder
+            .tensor(
+                "k_mean",
+                Some(&*self.k_mean),
+                dtype,
+                1,
+                [
+                    Dim::exact("batch"),
+                    Dim::exact("kv_heads"),
+                    Dim::exact("kv_blocks"),
+                    Dim::exact("head_dim"),
+                ],
+            )?;
+        let dtype = DType::I32;
+        let finished = binder
+            .tensor(
+                "finished",
+                self.finished.as_deref(),
+                dtype,
+                1,
+                [Dim::exact("batch"), Dim::exact("heads")],
+            )?;
         let d = binder.constant(candidate, "D")?;
-        let block = binder.constant(candidate, "BLOCK")?;
+        let block_q = binder.constant(candidate, "BLOCK_Q")?;
+        let block_kv = binder.constant(candidate, "BLOCK_KV")?;
         let batch = binder.dim("batch");
         let heads = binder.dim("heads");
-        let seq = binder.dim("seq");
+        let seq_q = binder.dim("seq_q");
         let head_dim = binder.dim("head_dim");
-        let blocks = binder
-            .derive("blocks", (seq + block - 1) / block, "ceil_div(seq, BLOCK)")?;
+        let kv_heads = binder.dim("kv_heads");
+        let seq_kv = binder.dim("seq_kv");
+        let q_blocks = binder
+            .derive(
+                "q_blocks",
+                (seq_q + block_q - 1) / block_q,
+                "ceil_div(seq_q, BLOCK_Q)",
+            )?;
+        let kv_blocks = binder
+            .derive(
+                "kv_blocks",
+                (seq_kv + block_kv - 1) / block_kv,
+                "ceil_div(seq_kv, BLOCK_KV)",
+            )?;
         binder
             .require(
                 head_dim <= d,
@@ -125,20 +206,28 @@ unsafe impl KernelArgs for Args<'_> {
                 "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8",
             )?;
         let grid = match candidate.schedule.family {
-            Family::Sm80 => [blocks, heads, batch],
+            Family::Sm80 => [(q_blocks * heads) + (kv_blocks * kv_heads), batch, 1],
             other => return Err(binder.no_body(other)),
         };
         let params = Params {
-            x: x.pointer,
-            x_stride: x.strides,
-            mean: mean.pointer,
-            mean_stride: mean.strides,
+            q: q.pointer,
+            q_stride: q.strides,
+            k: k.pointer,
+            k_stride: k.strides,
+            q_mean: q_mean.pointer,
+            q_mean_stride: q_mean.strides,
+            k_mean: k_mean.pointer,
+            k_mean_stride: k_mean.strides,
+            finished: finished.pointer,
+            finished_stride: finished.strides,
             batch: binder.int(batch)?,
             heads: binder.int(heads)?,
-            seq: binder.int(seq)?,
+            seq_q: binder.int(seq_q)?,
             head_dim: binder.int(head_dim)?,
-            blocks: binder.int(blocks)?,
-            padding: 0,
+            kv_heads: binder.int(kv_heads)?,
+            seq_kv: binder.int(seq_kv)?,
+            q_blocks: binder.int(q_blocks)?,
+            kv_blocks: binder.int(kv_blocks)?,
         };
         binder.finish(params, grid)
     }

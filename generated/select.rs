@@ -49,6 +49,10 @@ pub struct Params {
     pub keep: u64,
     /// Strides in elements of all dimensions but the last.
     pub keep_stride: [i64; 3],
+    /// Device pointer of `full_keep`.
+    pub full_keep: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub full_keep_stride: [i64; 3],
     /// Dimension `batch`.
     pub batch: i32,
     /// Dimension `heads`.
@@ -57,13 +61,17 @@ pub struct Params {
     pub q_blocks: i32,
     /// Dimension `kv_blocks`.
     pub kv_blocks: i32,
+    /// Dimension `words`.
+    pub words: i32,
     /// Scalar `top_k`.
     pub top_k: f32,
     /// Scalar `top_p`.
     pub top_p: f32,
+    /// 0.
+    pub padding: i32,
 }
 const _: () = {
-    assert!(size_of:: < Params > () == 232);
+    assert!(size_of:: < Params > () == 272);
     assert!(offset_of!(Params, logits) == 0);
     assert!(offset_of!(Params, logits_stride) == 8);
     assert!(offset_of!(Params, classes) == 32);
@@ -78,12 +86,16 @@ const _: () = {
     assert!(offset_of!(Params, full_kv_indices_stride) == 152);
     assert!(offset_of!(Params, keep) == 176);
     assert!(offset_of!(Params, keep_stride) == 184);
-    assert!(offset_of!(Params, batch) == 208);
-    assert!(offset_of!(Params, heads) == 212);
-    assert!(offset_of!(Params, q_blocks) == 216);
-    assert!(offset_of!(Params, kv_blocks) == 220);
-    assert!(offset_of!(Params, top_k) == 224);
-    assert!(offset_of!(Params, top_p) == 228);
+    assert!(offset_of!(Params, full_keep) == 208);
+    assert!(offset_of!(Params, full_keep_stride) == 216);
+    assert!(offset_of!(Params, batch) == 240);
+    assert!(offset_of!(Params, heads) == 244);
+    assert!(offset_of!(Params, q_blocks) == 248);
+    assert!(offset_of!(Params, kv_blocks) == 252);
+    assert!(offset_of!(Params, words) == 256);
+    assert!(offset_of!(Params, top_k) == 260);
+    assert!(offset_of!(Params, top_p) == 264);
+    assert!(offset_of!(Params, padding) == 268);
 };
 /// The arguments of `select`.
 ///
@@ -93,9 +105,10 @@ const _: () = {
 ///
 /// With `classes`, EMPTY blocks (0) are not admissible. With the full lists too, kept FULL blocks (2) go
 /// there and PARTIAL ones (1) to `kv_indices`; without them everything kept goes to `kv_indices`. Lists are
-/// ascending and filled up with 0. In `keep` 0 is dropped, 1 is listed in `kv_indices`, 2 in
-/// `full_kv_indices`.
-/// `logits` is the kernel's to overwrite.
+/// ascending and filled up with 0. Bit j of word i of `keep` says whether block 32 i + j is in `kv_indices`,
+/// of `full_keep` whether it is in `full_kv_indices`.
+///
+/// For rows longer than `rank` takes, and for those that nothing ranks. `logits` is the kernel's to overwrite.
 #[derive(Debug)]
 pub struct Args<'a> {
     /// `[batch, heads, q_blocks, kv_blocks]` of f32.
@@ -110,8 +123,10 @@ pub struct Args<'a> {
     pub full_kv_counts: Option<&'a mut Tensor>,
     /// `[batch, heads, q_blocks, kv_blocks]` of i32.
     pub full_kv_indices: Option<&'a mut Tensor>,
-    /// `[batch, heads, q_blocks, kv_blocks]` of u8.
+    /// `[batch, heads, q_blocks, words]` of i32.
     pub keep: &'a mut Tensor,
+    /// `[batch, heads, q_blocks, words]` of i32.
+    pub full_keep: Option<&'a mut Tensor>,
     /// By value.
     pub top_k: f32,
     /// By value.
@@ -200,7 +215,7 @@ unsafe impl KernelArgs for Args<'_> {
                     Dim::exact("kv_blocks"),
                 ],
             )?;
-        let dtype = DType::U8;
+        let dtype = DType::I32;
         let keep = binder
             .tensor(
                 "keep",
@@ -211,15 +226,34 @@ unsafe impl KernelArgs for Args<'_> {
                     Dim::exact("batch"),
                     Dim::exact("heads"),
                     Dim::exact("q_blocks"),
-                    Dim::exact("kv_blocks"),
+                    Dim::exact("words"),
+                ],
+            )?;
+        let dtype = DType::I32;
+        let full_keep = binder
+            .tensor(
+                "full_keep",
+                self.full_keep.as_deref(),
+                dtype,
+                1,
+                [
+                    Dim::exact("batch"),
+                    Dim::exact("heads"),
+                    Dim::exact("q_blocks"),
+                    Dim::exact("words"),
                 ],
             )?;
         let batch = binder.dim("batch");
         let heads = binder.dim("heads");
         let q_blocks = binder.dim("q_blocks");
         let kv_blocks = binder.dim("kv_blocks");
+        let words = binder
+            .derive("words", (kv_blocks + 32 - 1) / 32, "ceil_div(kv_blocks, 32)")?;
         let grid = match candidate.schedule.family {
-            Family::Sm80 => [q_blocks, heads, batch],
+            Family::Sm80 => {
+                let warps = binder.constant(candidate, "WARPS")?;
+                [(q_blocks + warps - 1) / warps, heads, batch]
+            }
             other => return Err(binder.no_body(other)),
         };
         let params = Params {
@@ -237,12 +271,16 @@ unsafe impl KernelArgs for Args<'_> {
             full_kv_indices_stride: full_kv_indices.strides,
             keep: keep.pointer,
             keep_stride: keep.strides,
+            full_keep: full_keep.pointer,
+            full_keep_stride: full_keep.strides,
             batch: binder.int(batch)?,
             heads: binder.int(heads)?,
             q_blocks: binder.int(q_blocks)?,
             kv_blocks: binder.int(kv_blocks)?,
+            words: binder.int(words)?,
             top_k: self.top_k,
             top_p: self.top_p,
+            padding: 0,
         };
         binder.finish(params, grid)
     }

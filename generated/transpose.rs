@@ -25,6 +25,10 @@ pub struct Params {
     pub keep: u64,
     /// Strides in elements of all dimensions but the last.
     pub keep_stride: [i64; 3],
+    /// Device pointer of `full_keep`.
+    pub full_keep: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub full_keep_stride: [i64; 3],
     /// Device pointer of `q_counts`.
     pub q_counts: u64,
     /// Strides in elements of all dimensions but the last.
@@ -47,35 +51,44 @@ pub struct Params {
     pub heads: i32,
     /// Dimension `q_blocks`.
     pub q_blocks: i32,
+    /// Dimension `words`.
+    pub words: i32,
     /// Dimension `kv_blocks`.
     pub kv_blocks: i32,
+    /// 0.
+    pub padding: i32,
 }
 const _: () = {
-    assert!(size_of:: < Params > () == 160);
+    assert!(size_of:: < Params > () == 200);
     assert!(offset_of!(Params, keep) == 0);
     assert!(offset_of!(Params, keep_stride) == 8);
-    assert!(offset_of!(Params, q_counts) == 32);
-    assert!(offset_of!(Params, q_counts_stride) == 40);
-    assert!(offset_of!(Params, q_indices) == 56);
-    assert!(offset_of!(Params, q_indices_stride) == 64);
-    assert!(offset_of!(Params, full_q_counts) == 88);
-    assert!(offset_of!(Params, full_q_counts_stride) == 96);
-    assert!(offset_of!(Params, full_q_indices) == 112);
-    assert!(offset_of!(Params, full_q_indices_stride) == 120);
-    assert!(offset_of!(Params, batch) == 144);
-    assert!(offset_of!(Params, heads) == 148);
-    assert!(offset_of!(Params, q_blocks) == 152);
-    assert!(offset_of!(Params, kv_blocks) == 156);
+    assert!(offset_of!(Params, full_keep) == 32);
+    assert!(offset_of!(Params, full_keep_stride) == 40);
+    assert!(offset_of!(Params, q_counts) == 64);
+    assert!(offset_of!(Params, q_counts_stride) == 72);
+    assert!(offset_of!(Params, q_indices) == 88);
+    assert!(offset_of!(Params, q_indices_stride) == 96);
+    assert!(offset_of!(Params, full_q_counts) == 120);
+    assert!(offset_of!(Params, full_q_counts_stride) == 128);
+    assert!(offset_of!(Params, full_q_indices) == 144);
+    assert!(offset_of!(Params, full_q_indices_stride) == 152);
+    assert!(offset_of!(Params, batch) == 176);
+    assert!(offset_of!(Params, heads) == 180);
+    assert!(offset_of!(Params, q_blocks) == 184);
+    assert!(offset_of!(Params, words) == 188);
+    assert!(offset_of!(Params, kv_blocks) == 192);
+    assert!(offset_of!(Params, padding) == 196);
 };
 /// The arguments of `transpose`.
 ///
-/// The lists of query blocks by key block, from the dense keep map of `select`: entries of 1 go to
-/// `q_indices`, entries of 2 to `full_q_indices` where the full lists are given. Lists are ascending and
-/// filled up with 0.
+/// The lists of query blocks by key block, from the bits of `rank` and `select`: those of `keep` go to `q_indices`,
+/// those of `full_keep` to `full_q_indices` where they are given. Lists are ascending and filled up with 0.
 #[derive(Debug)]
 pub struct Args<'a> {
-    /// `[batch or 1, heads or 1, q_blocks, kv_blocks]` of u8.
+    /// `[batch, heads, q_blocks, words]` of i32.
     pub keep: &'a Tensor,
+    /// `[batch, heads, q_blocks, words]` of i32.
+    pub full_keep: Option<&'a Tensor>,
     /// `[batch, heads, kv_blocks]` of i32.
     pub q_counts: &'a mut Tensor,
     /// `[batch, heads, kv_blocks, q_blocks]` of i32.
@@ -94,7 +107,7 @@ unsafe impl KernelArgs for Args<'_> {
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, candidate)?;
-        let dtype = DType::U8;
+        let dtype = DType::I32;
         let keep = binder
             .tensor(
                 "keep",
@@ -102,10 +115,24 @@ unsafe impl KernelArgs for Args<'_> {
                 dtype,
                 1,
                 [
-                    Dim::broadcast("batch"),
-                    Dim::broadcast("heads"),
+                    Dim::exact("batch"),
+                    Dim::exact("heads"),
                     Dim::exact("q_blocks"),
-                    Dim::exact("kv_blocks"),
+                    Dim::exact("words"),
+                ],
+            )?;
+        let dtype = DType::I32;
+        let full_keep = binder
+            .tensor(
+                "full_keep",
+                self.full_keep,
+                dtype,
+                1,
+                [
+                    Dim::exact("batch"),
+                    Dim::exact("heads"),
+                    Dim::exact("q_blocks"),
+                    Dim::exact("words"),
                 ],
             )?;
         let dtype = DType::I32;
@@ -158,13 +185,17 @@ unsafe impl KernelArgs for Args<'_> {
         let heads = binder.dim("heads");
         let q_blocks = binder.dim("q_blocks");
         let kv_blocks = binder.dim("kv_blocks");
+        let words = binder
+            .derive("words", (kv_blocks + 32 - 1) / 32, "ceil_div(kv_blocks, 32)")?;
         let grid = match candidate.schedule.family {
-            Family::Sm80 => [(kv_blocks + 32 - 1) / 32, heads, batch],
+            Family::Sm80 => [words, heads, batch],
             other => return Err(binder.no_body(other)),
         };
         let params = Params {
             keep: keep.pointer,
             keep_stride: keep.strides,
+            full_keep: full_keep.pointer,
+            full_keep_stride: full_keep.strides,
             q_counts: q_counts.pointer,
             q_counts_stride: q_counts.strides,
             q_indices: q_indices.pointer,
@@ -176,7 +207,9 @@ unsafe impl KernelArgs for Args<'_> {
             batch: binder.int(batch)?,
             heads: binder.int(heads)?,
             q_blocks: binder.int(q_blocks)?,
+            words: binder.int(words)?,
             kv_blocks: binder.int(kv_blocks)?,
+            padding: 0,
         };
         binder.finish(params, grid)
     }

@@ -24,16 +24,20 @@ struct Params {
   long long full_kv_counts_stride[2];
   int* full_kv_indices;
   long long full_kv_indices_stride[3];
-  unsigned char* keep;
+  int* keep;
   long long keep_stride[3];
+  int* full_keep;
+  long long full_keep_stride[3];
   int batch;
   int heads;
   int q_blocks;
   int kv_blocks;
+  int words;
   float top_k;
   float top_p;
+  int padding;
 };
-static_assert(sizeof(Params) == 232, "Params differs from the Rust side");
+static_assert(sizeof(Params) == 272, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, logits) == 0, "logits differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, logits_stride) == 8, "logits_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, classes) == 32, "classes differs from the Rust side");
@@ -48,23 +52,30 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices) == 144, "full_kv_indi
 static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices_stride) == 152, "full_kv_indices_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, keep) == 176, "keep differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, keep_stride) == 184, "keep_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 208, "batch differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 212, "heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 216, "q_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 220, "kv_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, top_k) == 224, "top_k differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, top_p) == 228, "top_p differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_keep) == 208, "full_keep differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_keep_stride) == 216, "full_keep_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 240, "batch differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 244, "heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 248, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 252, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, words) == 256, "words differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, top_k) == 260, "top_k differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, top_p) == 264, "top_p differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, padding) == 268, "padding differs from the Rust side");
 
 #define TILEWRIGHT_KERNEL select_sm80_warps4
 
-// Selection: one thread block picks the key blocks of one row without sorting it.
+// Selection: one warp picks the key blocks of one row.
+// Selection of one row of key blocks by one warp, without sorting.
 //
-// The kept set is a prefix of the order by probability, so it is known by its threshold. Probabilities are not
-// negative, so their bits order as integers and the threshold is found by bisection over bits: each step asks how many
-// blocks reach a candidate, and what mass they have. Masses are integers: the answer is exact in any order of addition.
-//
-// A row of up to 12 blocks a thread stays in registers; a longer one is kept in `logits` and read again at each step.
-// Reductions over a warp and over a thread block, always in the same order: the same inputs give the same bits.
+// The kept set is a prefix of the order by probability, so it is known by its threshold. Exponentials are not negative, so
+// their bits order as integers: bisection over bits asks how many blocks reach a candidate, and what mass they have, until
+// at most a warp's width of blocks lies between enough and not enough; those are ranked against each other, one a lane.
+// Masses are integers: the answer is exact in any order of addition.
+#pragma once
+
+// What the lanes of a warp do together, always in the same order: the same inputs give the same bits.
+#pragma once
 
 constexpr unsigned WHOLE_WARP = 0xffffffffu;
 
@@ -85,65 +96,16 @@ __device__ __forceinline__ unsigned lanes_before(unsigned ballot, int lane) {
     return __popc(ballot & ((1u << lane) - 1));
 }
 
-/// Trades one value a warp within a thread block of COUNT warps. Every thread of the block makes the same calls.
-///
-/// Two sets of slots are used in turn, so that one barrier a trade is enough: a set is written again only after the
-/// barrier of the trade in between, which nobody passes before everybody has read the set.
-template <int COUNT>
-struct WarpTrade {
-    static constexpr int BYTES = 2 * COUNT * 8;
-
-    unsigned char* slots;  // BYTES of shared memory, 8-byte aligned
-    int warp;
-    int turn = 0;
-
-    __device__ __forceinline__ WarpTrade(unsigned char* memory, int warp_index) : slots(memory), warp(warp_index) {}
-
-    /// The values of all warps combined from warp 0 up.
-    template <typename Value, typename Combine>
-    __device__ __forceinline__ Value reduce(Value of_warp, Combine combine) {
-        if constexpr (COUNT == 1) return of_warp;
-        const Value* all = publish(of_warp);
-        Value result = all[0];
+/// The sum over the lanes below this one.
+__device__ __forceinline__ unsigned sum_before(unsigned x, int lane) {
+    unsigned sum = x;
 #pragma unroll
-        for (int i = 1; i < COUNT; ++i) result = combine(result, all[i]);
-        return result;
+    for (int offset = 1; offset < 32; offset *= 2) {
+        const unsigned below = __shfl_up_sync(WHOLE_WARP, sum, offset);
+        sum += lane >= offset ? below : 0;
     }
-
-    template <typename Value>
-    __device__ __forceinline__ Value sum(Value of_warp) {
-        return reduce(of_warp, [](Value a, Value b) { return a + b; });
-    }
-
-    /// The sum over the warps before this one; `total` becomes the sum over all.
-    template <typename Value>
-    __device__ __forceinline__ Value sum_before(Value of_warp, Value& total) {
-        if constexpr (COUNT == 1) {
-            total = of_warp;
-            return 0;
-        }
-        const Value* all = publish(of_warp);
-        Value before = 0;
-        total = 0;
-#pragma unroll
-        for (int i = 0; i < COUNT; ++i) {
-            if (i == warp) before = total;
-            total += all[i];
-        }
-        return before;
-    }
-
-  private:
-    template <typename Value>
-    __device__ __forceinline__ const Value* publish(Value of_warp) {
-        static_assert(sizeof(Value) <= 8, "a slot holds 8 bytes");
-        Value* set = reinterpret_cast<Value*>(slots + turn * COUNT * 8);
-        turn ^= 1;
-        if (threadIdx.x % 32 == 0) set[warp] = of_warp;
-        __syncthreads();
-        return set;
-    }
-};
+    return sum - x;
+}
 
 // What a block's score may be: a NaN counts as -inf, everything else is clamped to a finite range.
 
@@ -161,49 +123,62 @@ constexpr unsigned char PARTIAL = 1;  // the mask decides element by element
 constexpr unsigned char FULL = 2;     // every element is kept
 
 
-static_assert(THREADS == 32 * WARPS);
-
 /// The mass of a probability of 1: masses are probabilities in fixed point.
 constexpr float MASS_UNIT = 1073741824.0f;  // 2^30
 
-// A key is a probability's bits plus 1; 0 is a block that is not admissible.
-constexpr unsigned ABSENT = 0;
+// A key is an exponential's bits, compared as an integer. A block that is not admissible is below them all; among the
+// logits a NaN stands for it.
+constexpr int ABSENT = -1;
+constexpr int NOT_ADMISSIBLE = 0x7fffffff;
 
-__device__ __forceinline__ unsigned mass_of(unsigned key) {
-    return key == ABSENT ? 0 : __float2uint_rn(__uint_as_float(key - 1) * MASS_UNIT);
-}
+/// The mass of a key where none reaches 2^23, from where on floats are integers: an addition rounds like a conversion, which
+/// is slow. `unit` is MASS_UNIT by the sum of the row's exponentials.
+struct SmallMass {
+    static constexpr float WHOLE = 8388608.0f;
+    float unit;
 
-/// Blocks and their mass in one word: a row's mass never reaches 2^32.
-struct Tally {
-    unsigned long long word;
-
-    __device__ __forceinline__ Tally(unsigned count, unsigned mass)
-        : word(static_cast<unsigned long long>(count) << 32 | mass) {}
-    __device__ __forceinline__ explicit Tally(unsigned long long both) : word(both) {}
-    __device__ __forceinline__ unsigned count() const { return static_cast<unsigned>(word >> 32); }
-    __device__ __forceinline__ unsigned mass() const { return static_cast<unsigned>(word); }
+    /// What a mass has too much.
+    static __device__ __forceinline__ unsigned excess() { return __float_as_uint(WHOLE); }
+    __device__ __forceinline__ unsigned operator()(int key) const {
+        return __float_as_uint(__fadd_rn(__fmul_rn(__int_as_float(key), unit), WHOLE));
+    }
 };
 
-/// One row of the problem.
-struct RowData {
-    unsigned* words;               // logits, exponentials or keys; always accessed as words
+/// The mass of any key.
+struct AnyMass {
+    float unit;
+
+    static __device__ __forceinline__ unsigned excess() { return 0; }
+    __device__ __forceinline__ unsigned operator()(int key) const {
+        return __float2uint_rn(__fmul_rn(__int_as_float(key), unit));
+    }
+};
+
+/// A row of the problem.
+struct Row {
+    int* words;                    // the logits, sanitised, in shared or device memory; they are worked on in place
     const unsigned char* classes;  // null: every block is admissible
     int blocks;
-
-    __device__ __forceinline__ float value(int index) const { return __uint_as_float(words[index]); }
-    __device__ __forceinline__ unsigned char class_of(int index) const {
-        if (index >= blocks) return EMPTY;
-        return classes == nullptr ? PARTIAL : classes[index];
-    }
 };
 
 /// Where a row's results go.
 struct RowResult {
     int* counts;
     int* indices;
+    int* keep;
     int* full_counts;  // null: full blocks are listed with the partial ones
     int* full_indices;
-    unsigned char* keep;
+    int* full_keep;
+};
+
+/// What is kept: the blocks with a key of at least `high`, and of those from `low` on below it, the first `taken` in order
+/// of their index.
+struct Threshold {
+    int low, high;
+    unsigned between;  // blocks from `low` on, below `high`
+    unsigned taken;
+    unsigned above;       // blocks from `high` on
+    unsigned mass_above;  // and their mass
 };
 
 /// The number of blocks the rule asks for whatever their mass. Not contracted to FMAs, so that every machine finds the
@@ -218,229 +193,280 @@ __device__ __forceinline__ unsigned blocks_wanted(float top_k, float top_p, unsi
     return min(wanted, n);
 }
 
-/// Selects one row. ITEMS is the number of blocks a thread holds in registers, 0 for a row that stays in memory.
-///
-/// A warp owns a run of neighbouring blocks and its lanes every 32nd of it, so ascending lists need only the number of
-/// blocks kept by the warps before.
-template <int ITEMS>
-__device__ __forceinline__ void select_row(const RowData& row, const RowResult& result, float top_k, float top_p,
-                                           WarpTrade<WARPS>& trade) {
-    constexpr bool HELD = ITEMS > 0;
-    constexpr int SLOTS = HELD ? ITEMS : 1;
-    const int items = HELD ? ITEMS : (row.blocks + THREADS - 1) / THREADS;
-    const int lane = threadIdx.x % 32;
-    const int begin = trade.warp * items * 32 + lane;
+/// The words of a row that is padded are there, as if not admissible, up to a multiple of this.
+constexpr int PADDING = 128;
 
-    unsigned keys[SLOTS];    // first a logit's bits, then an exponential's, then the key
-    unsigned masses[SLOTS];
-    unsigned admissible = 0, full = 0;  // a bit for each held block
-
-    // The largest logit and the number of admissible blocks.
-    float peak = minus_infinity();
-    unsigned n = 0;
-#pragma unroll SLOTS
-    for (int i = 0; i < items; ++i) {
-        const int index = begin + 32 * i;
-        const unsigned char block_class = row.class_of(index);
-        const float logit = block_class == EMPTY ? minus_infinity() : sanitised(row.value(index));
-        peak = fmaxf(peak, logit);
-        n += block_class != EMPTY;
-        if constexpr (HELD) {
-            keys[i] = __float_as_uint(logit);
-            admissible |= static_cast<unsigned>(block_class != EMPTY) << i;
-            full |= static_cast<unsigned>(block_class == FULL) << i;
-        }
-    }
-    peak = trade.reduce(warp_max(peak), [](float a, float b) { return fmaxf(a, b); });
-    n = trade.sum(__reduce_add_sync(WHOLE_WARP, n));
-
-    // Exponentials. A row of -inf alone has no mass; its blocks are kept in order of their index.
-    float sum = 0.0f;
-#pragma unroll SLOTS
-    for (int i = 0; i < items; ++i) {
-        const int index = begin + 32 * i;
-        if constexpr (HELD) {
-            const bool present = admissible >> i & 1;
-            const float e = present && peak > minus_infinity() ? expf(__uint_as_float(keys[i]) - peak) : 0.0f;
-            keys[i] = __float_as_uint(e);
-            sum += e;
-        } else if (index < row.blocks) {
-            const bool present = row.class_of(index) != EMPTY;
-            const float e = present && peak > minus_infinity() ? expf(sanitised(row.value(index)) - peak) : 0.0f;
-            // From here on the sign says "not admissible" and the classes need not be read again.
-            row.words[index] = __float_as_uint(present ? e : -1.0f);
-            sum += e;
-        }
-    }
-    sum = trade.sum(warp_sum(sum));
-
-    // Probabilities as keys and masses.
-    unsigned top = ABSENT, mass = 0;
-    unsigned bottom = 0xffffffffu;
-#pragma unroll SLOTS
-    for (int i = 0; i < items; ++i) {
-        const int index = begin + 32 * i;
-        const bool exists = HELD || index < row.blocks;
-        const float e = HELD ? __uint_as_float(keys[HELD ? i : 0]) : exists ? row.value(index) : -1.0f;
-        const bool present = HELD ? admissible >> i & 1 : e >= 0.0f;
-        const unsigned key = present ? __float_as_uint(sum > 0.0f ? __fdiv_rn(e, sum) : 0.0f) + 1 : ABSENT;
-        const unsigned block_mass = mass_of(key);
-        if constexpr (HELD) {
-            keys[i] = key;
-            masses[i] = block_mass;
-        } else if (exists) {
-            row.words[index] = key;
-        }
-        top = max(top, key);
-        bottom = min(bottom, key - 1);  // wraps around for ABSENT
-        mass += block_mass;
-    }
-    const auto key_at = [&](int i) -> unsigned {
-        if constexpr (HELD) return keys[i];
-        const int index = begin + 32 * i;
-        return index < row.blocks ? row.words[index] : ABSENT;
-    };
-    mass = trade.sum(__reduce_add_sync(WHOLE_WARP, mass));
-    top = trade.reduce(__reduce_max_sync(WHOLE_WARP, top), [](unsigned a, unsigned b) { return max(a, b); });
-    bottom = trade.reduce(__reduce_min_sync(WHOLE_WARP, bottom), [](unsigned a, unsigned b) { return min(a, b); });
-
-    const unsigned wanted = blocks_wanted(top_k, top_p, n);
-    const unsigned target =
-        top_p > 0.0f && top_p < 1.0f ? static_cast<unsigned>(ceil(static_cast<double>(top_p) * mass)) : 0;
-
-    // Blocks with a key of at least `low` are enough, those of at least `high` are not. Done when the two are
-    // neighbours, or when a single block lies between them.
-    unsigned low = n == 0 ? 1 : bottom + 1, high = top + 1;
-    unsigned reaching_low = n;
-    Tally above(0, 0);
-    while (wanted < n && high - low > 1 && reaching_low - above.count() > 1) {
-        const unsigned middle = low + (high - low) / 2;
-        unsigned count = 0, reached = 0;
-#pragma unroll(HELD ? ITEMS : 4)
-        for (int i = 0; i < items; ++i) {
-            const unsigned key = key_at(i);
-            if (key >= middle) {
-                ++count;
-                reached += HELD ? masses[HELD ? i : 0] : mass_of(key);
-            }
-        }
-        const Tally of_warp(__reduce_add_sync(WHOLE_WARP, count), __reduce_add_sync(WHOLE_WARP, reached));
-        const Tally all(trade.sum(of_warp.word));
-        if (all.count() >= wanted && all.mass() >= target) {
-            low = middle;
-            reaching_low = all.count();
-        } else {
-            high = middle;
-            above = all;
-        }
-    }
-
-    // Of the blocks between the two, which are equal or one, the first `taken` are kept.
-    const unsigned between = reaching_low - above.count();
-    unsigned taken = wanted > above.count() ? wanted - above.count() : 0;
-    if (wanted < n && target > above.mass()) {
-        const unsigned each = mass_of(low);
-        const unsigned missing = target - above.mass();
-        taken = max(taken, each == 0 ? between : missing / each + (missing % each != 0));
-    }
-    taken = min(taken, between);
-
-    unsigned ties = 0;  // met before this warp's next block
-    if (taken < between) {
-#pragma unroll SLOTS
-        for (int i = 0; i < items; ++i) {
-            const unsigned key = key_at(i);
-            ties += key >= low && key < high;
-        }
-        unsigned all;
-        ties = trade.sum_before(__reduce_add_sync(WHOLE_WARP, ties), all);
-    }
-
-    // What becomes of each block: 0 dropped, 1 to the main list, 2 to the full list.
-    const bool split = result.full_counts != nullptr;
-    unsigned listed = 0, listed_full = 0;
-#pragma unroll SLOTS
-    for (int i = 0; i < items; ++i) {
-        const int index = begin + 32 * i;
-        const unsigned key = key_at(i);
-        const bool tie = key >= low && key < high;
-        const unsigned tie_lanes = __ballot_sync(WHOLE_WARP, tie);
-        const bool kept = key >= high || (tie && ties + lanes_before(tie_lanes, lane) < taken);
-        ties += __popc(tie_lanes);
-        bool to_full = false;
-        if (kept && split) {
-            if constexpr (HELD) to_full = full >> i & 1;
-            else to_full = row.class_of(index) == FULL;
-        }
-        const unsigned fate = kept ? (to_full ? 2 : 1) : 0;
-        if constexpr (HELD) {
-            keys[i] = fate;
-        } else if (index < row.blocks) {
-            row.words[index] = fate;
-        }
-        listed += fate == 1;
-        listed_full += fate == 2;
-    }
-    const Tally of_warp(__reduce_add_sync(WHOLE_WARP, listed), __reduce_add_sync(WHOLE_WARP, listed_full));
-    unsigned long long total_word;
-    const Tally before(trade.sum_before(of_warp.word, total_word));
-    const Tally total(total_word);
-
-    unsigned place = before.count(), full_place = before.mass();
-#pragma unroll SLOTS
-    for (int i = 0; i < items; ++i) {
-        const int index = begin + 32 * i;
-        const unsigned fate = key_at(i);
-        const unsigned main_lanes = __ballot_sync(WHOLE_WARP, fate == 1);
-        const unsigned full_lanes = __ballot_sync(WHOLE_WARP, fate == 2);
-        if (fate == 1) result.indices[place + lanes_before(main_lanes, lane)] = index;
-        if (fate == 2) result.full_indices[full_place + lanes_before(full_lanes, lane)] = index;
-        if (index < row.blocks) result.keep[index] = static_cast<unsigned char>(fate);
-        place += __popc(main_lanes);
-        full_place += __popc(full_lanes);
-    }
-
-    for (int i = total.count() + threadIdx.x; i < row.blocks; i += THREADS) result.indices[i] = 0;
-    if (split) {
-        for (int i = total.mass() + threadIdx.x; i < row.blocks; i += THREADS) result.full_indices[i] = 0;
-    }
-    if (threadIdx.x == 0) {
-        *result.counts = total.count();
-        if (split) *result.full_counts = total.mass();
+/// Calls visit(item, word) for a lane's words in order, a batch read before any is used; what comes past the row's end is
+/// `otherwise`, or what a padded row has there.
+template <bool PADDED, typename Visit>
+__device__ __forceinline__ void each_word(const Row& row, int otherwise, int lane, Visit visit) {
+    constexpr int BATCH = PADDING / 32;
+    const int* const words = row.words + lane;
+    const int mine = row.blocks - lane;  // item i is a block where 32 i is below this
+    for (int first = 0; 32 * first < row.blocks; first += BATCH) {
+        int word[BATCH];
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i)
+            word[i] = PADDED || 32 * (first + i) < mine ? words[32 * (first + i)] : otherwise;
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i) visit(first + i, word[i]);
     }
 }
 
-// 64 registers hold the longest row kept in registers.
+/// Blocks of 32 items, a word of 32 bits a lane: lane i gets those of item `first + i` for which `test` holds.
+template <bool PADDED, typename Test>
+__device__ __forceinline__ unsigned bits_where(const Row& row, int first, int lane, Test test) {
+    constexpr int BATCH = PADDING / 32;
+    const int* const words = row.words + 32 * first + lane;
+    const int left = row.blocks - 32 * first;
+    unsigned bits = 0;
+    for (int begin = 0; begin < 32 && 32 * begin < left; begin += BATCH) {
+        int word[BATCH];
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i)
+            word[i] = PADDED || 32 * (begin + i) + lane < left ? words[32 * (begin + i)] : ABSENT;
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i) {
+            const unsigned lanes = __ballot_sync(WHOLE_WARP, test(word[i]));
+            bits = lane == begin + i ? lanes : bits;
+        }
+    }
+    return bits;
+}
+
+/// Appends the numbers of the blocks whose bits are set to a list of `listed`: lane i's word has those from
+/// `first + 32 i` on.
+__device__ __forceinline__ void append(int* list, unsigned& listed, unsigned bits, int first, int lane) {
+    const unsigned count = __popc(bits);
+    unsigned place = listed + sum_before(count, lane);
+    listed = __shfl_sync(WHOLE_WARP, place + count, 31);
+    if (__any_sync(WHOLE_WARP, count > 8)) {
+        // Many neighbours: each word is the whole warp's to write.
+#pragma unroll 1
+        for (int i = 0; i < 32; ++i) {
+            const unsigned word = __shfl_sync(WHOLE_WARP, bits, i), start = __shfl_sync(WHOLE_WARP, place, i);
+            if (word >> lane & 1) list[start + lanes_before(word, lane)] = first + 32 * i + lane;
+        }
+        return;
+    }
+    for (; bits; bits &= bits - 1) list[place++] = first + 32 * lane + __ffs(bits) - 1;
+}
+
+/// Narrows the range until at most a warp's width of blocks is between its ends, or only equal ones: those from `low` on are
+/// enough, those from `high` on are not.
+template <bool PADDED, typename Mass>
+__device__ __forceinline__ void narrow(Threshold& kept, const Row& row, Mass mass_of, unsigned wanted, unsigned target,
+                                       int lane) {
+    while (kept.between > 32 && kept.high - kept.low > 1) {
+        const int middle = kept.low + (kept.high - kept.low) / 2;
+        unsigned count = 0, mass = 0;
+        each_word<PADDED>(row, ABSENT, lane, [&](int, int key) {
+            const bool reaches = key >= middle;
+            count += reaches;
+            mass += reaches ? mass_of(key) : 0;
+        });
+        mass = __reduce_add_sync(WHOLE_WARP, mass - count * Mass::excess());
+        count = __reduce_add_sync(WHOLE_WARP, count);
+        if (count >= wanted && mass >= target) {
+            kept.low = middle;
+            kept.between = count - kept.above;
+        } else {
+            kept.high = middle;
+            kept.between -= count - kept.above;
+            kept.above = count;
+            kept.mass_above = mass;
+        }
+    }
+}
+
+template <bool PADDED, typename Mass>
+__device__ __forceinline__ unsigned whole_mass(const Row& row, Mass mass_of, int lane) {
+    unsigned mass = 0;
+    each_word<PADDED>(row, ABSENT, lane, [&](int, int key) { mass += key != ABSENT ? mass_of(key) - Mass::excess() : 0; });
+    return __reduce_add_sync(WHOLE_WARP, mass);
+}
+
+/// Of at most 32 keys, one a lane (the first `between` lanes), of blocks in order of their index: the shortest prefix of
+/// their order that, with the blocks above them, is enough.
+__device__ __forceinline__ void rank_lanes(Threshold& kept, int key, AnyMass mass_of, unsigned wanted, unsigned target,
+                                           int lane) {
+    const bool exists = lane < kept.between;
+    const unsigned own = exists ? mass_of(key) : 0;
+    unsigned higher = 0;     // of these keys
+    unsigned mass_to = own;  // with this one
+#pragma unroll 8
+    for (int other = 0; other < kept.between; ++other) {
+        const int its_key = __shfl_sync(WHOLE_WARP, key, other);
+        const unsigned its_mass = __shfl_sync(WHOLE_WARP, own, other);
+        const bool before = its_key > key || (its_key == key && other < lane);
+        higher += before;
+        mass_to += before ? its_mass : 0;
+    }
+    const bool enough = kept.above + higher + 1 >= wanted && kept.mass_above + mass_to >= target;
+    const unsigned taken = min(kept.between, __popc(__ballot_sync(WHOLE_WARP, exists && !enough)) + 1);
+    const unsigned last = __ballot_sync(WHOLE_WARP, exists && higher + 1 == taken);
+    kept.low = __shfl_sync(WHOLE_WARP, key, __ffs(last) - 1);
+    kept.high = kept.low + 1;
+    kept.taken = taken - __popc(__ballot_sync(WHOLE_WARP, exists && key > kept.low));
+    kept.between = __popc(__ballot_sync(WHOLE_WARP, exists && key == kept.low));
+}
+
+/// Lists the blocks that are kept and sets a bit for each.
+template <bool PADDED>
+__device__ __forceinline__ void list_blocks(const Row& row, const RowResult& result, const Threshold& kept, int lane) {
+    const bool split = result.full_counts != nullptr && row.classes != nullptr;
+    unsigned ties = 0, listed = 0, listed_full = 0;
+    for (int first = 0; 32 * first < row.blocks; first += 32) {
+        unsigned keep = bits_where<PADDED>(row, first, lane, [&](int key) { return key >= kept.low; });
+        if (kept.taken < kept.between) {
+            // The first of the equal ones.
+            unsigned tie = bits_where<PADDED>(row, first, lane, [&](int key) { return key >= kept.low && key < kept.high; });
+            keep ^= tie;
+            const unsigned count = __popc(tie), before = ties + sum_before(count, lane);
+            ties = __shfl_sync(WHOLE_WARP, before + count, 31);
+            for (unsigned left = before < kept.taken ? kept.taken - before : 0; tie && left; tie &= tie - 1, --left)
+                keep |= tie & -tie;
+        }
+        unsigned full = 0;
+        if (split) {
+            for (int i = 0; i < 32 && 32 * (first + i) < row.blocks; ++i) {
+                const int index = 32 * (first + i) + lane;
+                const unsigned lanes = __ballot_sync(WHOLE_WARP, index < row.blocks && row.classes[index] == FULL);
+                full = lane == i ? lanes : full;
+            }
+            full &= keep;
+            append(result.full_indices, listed_full, full, 32 * first, lane);
+        }
+        append(result.indices, listed, keep & ~full, 32 * first, lane);
+        if (32 * (first + lane) < row.blocks) {
+            result.keep[first + lane] = keep & ~full;
+            if (result.full_counts != nullptr) result.full_keep[first + lane] = full;
+        }
+    }
+    for (int i = listed + lane; i < row.blocks; i += 32) result.indices[i] = 0;
+    if (lane == 0) *result.counts = listed;
+    if (result.full_counts != nullptr) {
+        for (int i = listed_full + lane; i < row.blocks; i += 32) result.full_indices[i] = 0;
+        if (lane == 0) *result.full_counts = listed_full;
+    }
+}
+
+/// Selects one row. `scratch`: 32 words of the warp's in shared memory. A lane has every 32nd block; the loops have no
+/// branches within, so that the latencies of a lane's blocks overlap.
+template <bool PADDED>
+__device__ __forceinline__ void select_row(const Row& row, const RowResult& result, float top_k, float top_p,
+                                           int* scratch) {
+    const int lane = threadIdx.x % 32;
+
+    if constexpr (PADDED) {
+        for (int i = row.blocks / 32 * 32 + lane; i < (row.blocks + PADDING - 1) / PADDING * PADDING; i += 32)
+            if (i >= row.blocks) row.words[i] = NOT_ADMISSIBLE;
+    }
+    if (row.classes != nullptr) {
+#pragma unroll 4
+        for (int i = lane; i < row.blocks; i += 32)
+            if (row.classes[i] == EMPTY) row.words[i] = NOT_ADMISSIBLE;
+    }
+
+    // The largest logit and the number of admissible blocks. A maximum passes over NaN.
+    float peak = minus_infinity();
+    unsigned n = 0;
+    each_word<PADDED>(row, NOT_ADMISSIBLE, lane, [&](int, int word) {
+        peak = fmaxf(peak, __int_as_float(word));
+        n += word != NOT_ADMISSIBLE;
+    });
+    peak = warp_max(peak);
+    n = __reduce_add_sync(WHOLE_WARP, n);
+
+    // Exponentials. A row of -inf alone has no mass; its blocks are kept in order of their index.
+    const float base = peak == minus_infinity() ? 0.0f : peak;
+    float sum = 0.0f;
+    unsigned bottom = 0xffffffffu;
+    each_word<PADDED>(row, NOT_ADMISSIBLE, lane, [&](int item, int word) {
+        const float e = __expf(__int_as_float(word) - base);
+        const bool present = word != NOT_ADMISSIBLE;
+        const int key = present ? __float_as_int(e) : ABSENT;
+        sum += present ? e : 0.0f;
+        bottom = min(bottom, static_cast<unsigned>(key));
+        if (PADDED || 32 * item + lane < row.blocks) row.words[32 * item + lane] = key;
+    });
+    sum = warp_sum(sum);
+    bottom = __reduce_min_sync(WHOLE_WARP, bottom);
+
+    const float unit = sum > 0.0f ? __fdiv_rn(MASS_UNIT, sum) : 0.0f;
+    const SmallMass small{unit};
+    const AnyMass any{unit};
+    const bool all_small = unit < SmallMass::WHOLE;  // the largest exponential is 1
+    const unsigned wanted = blocks_wanted(top_k, top_p, n);
+    unsigned target = 0;
+    if (top_p > 0.0f && top_p < 1.0f) {
+        const unsigned mass = all_small ? whole_mass<PADDED>(row, small, lane) : whole_mass<PADDED>(row, any, lane);
+        target = static_cast<unsigned>(ceil(static_cast<double>(top_p) * mass));
+    }
+
+    Threshold kept = {n == 0 ? 0 : static_cast<int>(bottom), __float_as_int(1.0f) + 1, n, n, 0, 0};
+    if (wanted < n) {
+        if (all_small) narrow<PADDED>(kept, row, small, wanted, target, lane);
+        else narrow<PADDED>(kept, row, any, wanted, target, lane);
+        if (kept.between > 32) {
+            // Equal ones.
+            const unsigned its_mass = any(kept.low);
+            const unsigned missing = target > kept.mass_above ? target - kept.mass_above : 0;
+            kept.taken = wanted > kept.above ? wanted - kept.above : 0;
+            if (missing > 0)
+                kept.taken = max(kept.taken, its_mass == 0 ? kept.between : missing / its_mass + (missing % its_mass != 0));
+            kept.taken = min(kept.taken, kept.between);
+        } else {
+            unsigned found = 0;
+            for (int first = 0; 32 * first < row.blocks; first += 32) {
+                const auto between = [&](int key) { return key >= kept.low && key < kept.high; };
+                append(scratch, found, bits_where<PADDED>(row, first, lane, between), 32 * first, lane);
+            }
+            __syncwarp();
+            const int key = lane < found ? row.words[scratch[lane]] : ABSENT;
+            __syncwarp();
+            rank_lanes(kept, key, any, wanted, target, lane);
+        }
+    }
+    list_blocks<PADDED>(row, result, kept, lane);
+}
+
+/// The row and its results' places that `rank` and `select` have arguments for.
+template <typename Arguments>
+__device__ __forceinline__ RowResult result_of(const Arguments& p, long long batch, long long head, long long q) {
+    const auto at = [&](const long long* stride) { return batch * stride[0] + head * stride[1] + q * stride[2]; };
+    // The counts' last dimension is the query block itself and has unit stride.
+    const auto count_at = [&](const long long* stride) { return batch * stride[0] + head * stride[1] + q; };
+    RowResult result;
+    result.counts = p.kv_counts + count_at(p.kv_counts_stride);
+    result.indices = p.kv_indices + at(p.kv_indices_stride);
+    result.keep = p.keep + at(p.keep_stride);
+    result.full_counts = nullptr;
+    result.full_indices = nullptr;
+    result.full_keep = nullptr;
+    if (p.full_kv_counts != nullptr && p.full_kv_indices != nullptr && p.full_keep != nullptr) {
+        result.full_counts = p.full_kv_counts + count_at(p.full_kv_counts_stride);
+        result.full_indices = p.full_kv_indices + at(p.full_kv_indices_stride);
+        result.full_keep = p.full_keep + at(p.full_keep_stride);
+    }
+    return result;
+}
+
+
+static_assert(THREADS == 32 * WARPS);
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
     TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {
     extern __shared__ __align__(128) unsigned char smem[];
-    WarpTrade<WARPS> trade(smem, threadIdx.x / 32);
+    const int warp = threadIdx.x / 32;
+    int* scratch = reinterpret_cast<int*>(smem) + 32 * warp;
 
-    const long long q = blockIdx.x, head = blockIdx.y, batch = blockIdx.z;
+    const long long q = static_cast<long long>(blockIdx.x) * WARPS + warp, head = blockIdx.y, batch = blockIdx.z;
+    if (q >= p.q_blocks) return;
     const auto at = [&](const long long* stride) { return batch * stride[0] + head * stride[1] + q * stride[2]; };
-    const bool split = p.full_kv_counts != nullptr && p.full_kv_indices != nullptr;
-    RowData row;
-    row.words = reinterpret_cast<unsigned*>(p.logits + at(p.logits_stride));
+    Row row;
+    row.words = reinterpret_cast<int*>(p.logits + at(p.logits_stride));
     row.classes = p.classes == nullptr ? nullptr : p.classes + at(p.classes_stride);
     row.blocks = p.kv_blocks;
-    RowResult result;
-    // The counts' last dimension is the query block itself and has unit stride.
-    result.counts = p.kv_counts + batch * p.kv_counts_stride[0] + head * p.kv_counts_stride[1] + q;
-    result.indices = p.kv_indices + at(p.kv_indices_stride);
-    result.full_counts = nullptr;
-    result.full_indices = nullptr;
-    if (split) {
-        result.full_counts =
-            p.full_kv_counts + batch * p.full_kv_counts_stride[0] + head * p.full_kv_counts_stride[1] + q;
-        result.full_indices = p.full_kv_indices + at(p.full_kv_indices_stride);
-    }
-    result.keep = p.keep + at(p.keep_stride);
-
-    if (row.blocks <= 4 * THREADS) {
-        select_row<4>(row, result, p.top_k, p.top_p, trade);
-    } else if (row.blocks <= 12 * THREADS) {
-        select_row<12>(row, result, p.top_k, p.top_p, trade);
-    } else {
-        select_row<0>(row, result, p.top_k, p.top_p, trade);
-    }
+    select_row<false>(row, result_of(p, batch, head, q), p.top_k, p.top_p, scratch);
 }

@@ -12,8 +12,10 @@
 [[maybe_unused]] constexpr int THREADS = 256;
 
 struct Params {
-  const unsigned char* keep;
+  const int* keep;
   long long keep_stride[3];
+  const int* full_keep;
+  long long full_keep_stride[3];
   int* q_counts;
   long long q_counts_stride[2];
   int* q_indices;
@@ -25,115 +27,166 @@ struct Params {
   int batch;
   int heads;
   int q_blocks;
+  int words;
   int kv_blocks;
+  int padding;
 };
-static_assert(sizeof(Params) == 160, "Params differs from the Rust side");
+static_assert(sizeof(Params) == 200, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, keep) == 0, "keep differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, keep_stride) == 8, "keep_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_counts) == 32, "q_counts differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_counts_stride) == 40, "q_counts_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_indices) == 56, "q_indices differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_indices_stride) == 64, "q_indices_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_counts) == 88, "full_q_counts differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_counts_stride) == 96, "full_q_counts_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_indices) == 112, "full_q_indices differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_indices_stride) == 120, "full_q_indices_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 144, "batch differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 148, "heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 152, "q_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 156, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_keep) == 32, "full_keep differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_keep_stride) == 40, "full_keep_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_counts) == 64, "q_counts differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_counts_stride) == 72, "q_counts_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_indices) == 88, "q_indices differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_indices_stride) == 96, "q_indices_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_counts) == 120, "full_q_counts differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_counts_stride) == 128, "full_q_counts_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_indices) == 144, "full_q_indices differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_indices_stride) == 152, "full_q_indices_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 176, "batch differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 180, "heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 184, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, words) == 188, "words differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 192, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, padding) == 196, "padding differs from the Rust side");
 
 #define TILEWRIGHT_KERNEL transpose_sm80_warps8
 
-// Transposed index: one thread block lists 32 columns of the keep map, one a lane.
+// Transposed index: one thread block lists 32 key blocks, whose bits are one word a row.
 //
-// Each warp takes a run of rows: it counts what the run adds to each column, learns from the other warps where its
-// part of each list begins, and reads the run again (from cache by now) to write it. Ascending without a sort.
-// Classes of key blocks under a mask function, and the values of the dense keep map (where 0 is "dropped").
+// Each warp takes runs of 32 rows, a row a lane; the 32 x 32 bits are turned by ballots, so that lane i then has the rows
+// of key block i. Warps count what their runs add to each list, learn from each other where theirs begins, and turn the
+// runs again (from cache by now) to write them. Ascending without a sort.
+// What the lanes of a warp do together, always in the same order: the same inputs give the same bits.
+#pragma once
 
-constexpr unsigned char EMPTY = 0;    // no element is kept
-constexpr unsigned char PARTIAL = 1;  // the mask decides element by element
-constexpr unsigned char FULL = 2;     // every element is kept
+constexpr unsigned WHOLE_WARP = 0xffffffffu;
+
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(WHOLE_WARP, x, offset);
+    return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(WHOLE_WARP, x, offset));
+    return x;
+}
+
+/// How many lanes below this one have their bit set.
+__device__ __forceinline__ unsigned lanes_before(unsigned ballot, int lane) {
+    return __popc(ballot & ((1u << lane) - 1));
+}
+
+/// The sum over the lanes below this one.
+__device__ __forceinline__ unsigned sum_before(unsigned x, int lane) {
+    unsigned sum = x;
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+        const unsigned below = __shfl_up_sync(WHOLE_WARP, sum, offset);
+        sum += lane >= offset ? below : 0;
+    }
+    return sum - x;
+}
 
 
 static_assert(THREADS == 32 * WARPS);
 
-constexpr int BATCH = 8;  // rows read before any is used
+struct Lists {
+    const int* words;  // this word of row 0
+    long long stride;  // from row to row
+    int* counts;
+    int* indices;
+    long long indices_stride;
+};
+
+constexpr int HELD = 4;  // runs of a warp that stay in registers
+
+/// This lane's word of run `run`.
+__device__ __forceinline__ unsigned word_of(const Lists& lists, int run, int rows, int lane) {
+    const int row = run * 32 + lane;
+    return row < rows ? __ldg(lists.words + row * lists.stride) : 0;
+}
+
+/// Rows of bits turned: bit r of lane b's result is bit b of lane r's word.
+__device__ __forceinline__ unsigned turned(unsigned word, int lane) {
+    unsigned mine = 0;
+#pragma unroll
+    for (int bit = 0; bit < 32; ++bit) {
+        const unsigned of_bit = __ballot_sync(WHOLE_WARP, word >> bit & 1);
+        mine = lane == bit ? of_bit : mine;
+    }
+    return mine;
+}
+
+__device__ __forceinline__ void list_rows(const Params& p, const Lists& lists, int* before) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int first_kv = blockIdx.x * 32;
+    const bool exists = first_kv + lane < p.kv_blocks;
+    const int runs = (p.q_blocks + 31) / 32;
+    const int begin = runs * warp / WARPS, end = runs * (warp + 1) / WARPS;
+
+    unsigned held[HELD];
+#pragma unroll
+    for (int i = 0; i < HELD; ++i) held[i] = begin + i < end ? word_of(lists, begin + i, p.q_blocks, lane) : 0;
+    int count = 0;
+#pragma unroll
+    for (int i = 0; i < HELD; ++i) {
+        held[i] = turned(held[i], lane);
+        count += __popc(held[i]);
+    }
+    for (int run = begin + HELD; run < end; ++run)
+        count += __popc(turned(word_of(lists, run, p.q_blocks, lane), lane));
+    before[threadIdx.x] = count;
+    __syncthreads();
+    int place = 0, total = 0;
+#pragma unroll
+    for (int i = 0; i < WARPS; ++i) {
+        if (i == warp) place = total;
+        total += before[i * 32 + lane];
+    }
+    if (warp == 0 && exists) lists.counts[first_kv + lane] = total;
+
+    int* list = lists.indices + (first_kv + lane) * lists.indices_stride;
+    const auto write = [&](unsigned bits, int run) {
+        for (; bits; bits &= bits - 1) list[place++] = run * 32 + __ffs(bits) - 1;
+    };
+#pragma unroll
+    for (int i = 0; i < HELD; ++i) write(exists ? held[i] : 0, begin + i);
+    for (int run = begin + HELD; run < end; ++run) {
+        const unsigned bits = turned(word_of(lists, run, p.q_blocks, lane), lane);
+        write(exists ? bits : 0, run);
+    }
+    // What is left of each list is one warp's to fill up.
+    for (int i = warp; i < 32 && first_kv + i < p.kv_blocks; i += WARPS) {
+        int* tail = lists.indices + (first_kv + i) * lists.indices_stride;
+        const int all = __shfl_sync(WHOLE_WARP, total, i);
+#pragma unroll 4
+        for (int q = all + lane; q < p.q_blocks; q += 32) tail[q] = 0;
+    }
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {
     extern __shared__ __align__(128) unsigned char smem[];
-    int* counts = reinterpret_cast<int*>(smem);  // [WARPS][32]
-    int* full_counts = counts + THREADS;
+    int* before = reinterpret_cast<int*>(smem);  // [WARPS][32]
 
     const long long head = blockIdx.y, batch = blockIdx.z;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int first_kv = blockIdx.x * 32;
-    const int kv = first_kv + lane;
-    const bool exists = kv < p.kv_blocks;
-    const bool split = p.full_q_counts != nullptr && p.full_q_indices != nullptr;
-    const int run = (p.q_blocks + WARPS - 1) / WARPS;
-    const int begin = min(warp * run, p.q_blocks), end = min(begin + run, p.q_blocks);
-
-    const unsigned char* column = p.keep + batch * p.keep_stride[0] + head * p.keep_stride[1] + kv;
-    int* lists = p.q_indices + batch * p.q_indices_stride[0] + head * p.q_indices_stride[1];
-    int* full_lists = nullptr;
-    if (split) {
-        full_lists = p.full_q_indices + batch * p.full_q_indices_stride[0] + head * p.full_q_indices_stride[1];
-    }
-
-    // Calls visit(q, entry) for the run's rows in order.
-    const auto walk = [&](auto visit) {
-        if (!exists) return;
-        for (int first = begin; first < end; first += BATCH) {
-            unsigned char entries[BATCH];
-#pragma unroll
-            for (int i = 0; i < BATCH; ++i) {
-                entries[i] = first + i < end ? __ldg(column + (first + i) * p.keep_stride[2]) : EMPTY;
-            }
-#pragma unroll
-            for (int i = 0; i < BATCH; ++i) visit(first + i, entries[i]);
-        }
-    };
-
-    int count = 0, full_count = 0;
-    walk([&](int, unsigned char entry) {
-        count += entry == PARTIAL;
-        full_count += entry == FULL;
-    });
-    counts[threadIdx.x] = count;
-    full_counts[threadIdx.x] = full_count;
+    const auto at = [&](const long long* stride) { return batch * stride[0] + head * stride[1]; };
+    Lists lists;
+    lists.words = p.keep + at(p.keep_stride) + blockIdx.x;
+    lists.stride = p.keep_stride[2];
+    lists.counts = p.q_counts + at(p.q_counts_stride);
+    lists.indices = p.q_indices + at(p.q_indices_stride);
+    lists.indices_stride = p.q_indices_stride[2];
+    list_rows(p, lists, before);
+    if (p.full_keep == nullptr || p.full_q_counts == nullptr || p.full_q_indices == nullptr) return;
     __syncthreads();
-
-    int place = 0, full_place = 0;
-    for (int i = 0; i < warp; ++i) {
-        place += counts[i * 32 + lane];
-        full_place += full_counts[i * 32 + lane];
-    }
-    int* list = lists + kv * p.q_indices_stride[2];
-    int* full_list = split ? full_lists + kv * p.full_q_indices_stride[2] : nullptr;
-    walk([&](int q, unsigned char entry) {
-        if (entry == PARTIAL) list[place++] = q;
-        if (split && entry == FULL) full_list[full_place++] = q;
-    });
-
-    // The last warp ends where the lists do.
-    __syncthreads();
-    if (warp == WARPS - 1) {
-        counts[lane] = place;
-        full_counts[lane] = full_place;
-        if (exists) {
-            p.q_counts[batch * p.q_counts_stride[0] + head * p.q_counts_stride[1] + kv] = place;
-            if (split) {
-                p.full_q_counts[batch * p.full_q_counts_stride[0] + head * p.full_q_counts_stride[1] + kv] = full_place;
-            }
-        }
-    }
-    __syncthreads();
-    for (int i = warp; i < 32 && first_kv + i < p.kv_blocks; i += WARPS) {
-        int* tail = lists + (first_kv + i) * p.q_indices_stride[2];
-        for (int q = counts[i] + lane; q < p.q_blocks; q += 32) tail[q] = 0;
-        if (!split) continue;
-        int* full_tail = full_lists + (first_kv + i) * p.full_q_indices_stride[2];
-        for (int q = full_counts[i] + lane; q < p.q_blocks; q += 32) full_tail[q] = 0;
-    }
+    lists.words = p.full_keep + at(p.full_keep_stride) + blockIdx.x;
+    lists.stride = p.full_keep_stride[2];
+    lists.counts = p.full_q_counts + at(p.full_q_counts_stride);
+    lists.indices = p.full_q_indices + at(p.full_q_indices_stride);
+    lists.indices_stride = p.full_q_indices_stride[2];
+    list_rows(p, lists, before);
 }

@@ -1,26 +1,25 @@
 //! What to do about a kernel that is missing where nothing may be compiled.
 
-use super::Rule;
-use crate::{Error, Tensor};
+use super::{Rule, Sizes};
+use crate::Error;
 use std::fmt::Write;
 
 /// Completes [`Error::CacheOnly`] with the command that fills the cache for this very call; other errors pass.
-pub(super) fn advise(error: Error, rule: &Rule, q: &Tensor, k: &Tensor) -> Error {
+pub(super) fn advise(error: Error, rule: &Rule, sizes: &Sizes) -> Error {
     match error {
         Error::CacheOnly { kernel, device, what, .. } => {
-            Error::CacheOnly { kernel, device, what, command: command(rule, q.shape(), k.shape()) }
+            Error::CacheOnly { kernel, device, what, command: command(rule, sizes) }
         }
         other => other,
     }
 }
 
-fn command(rule: &Rule, q: &[usize], k: &[usize]) -> String {
+fn command(rule: &Rule, sizes: &Sizes) -> String {
     if rule.score_mod.is_some() || rule.mask_mod.is_some() {
         // The command does not know the program's own functions.
         return "your program itself, run once with TILEWRIGHT_POLICY=tune".to_owned();
     }
-    let (batch, heads, seq_q, d) = (q[0], q[1], q[2], q[3]);
-    let (kv_heads, seq_kv) = (k[1], k[2]);
+    let &Sizes { batch, heads, kv_heads, seq_q, seq_kv, head_dim, .. } = sizes;
     let mut text = "tilewright tune --shapes ".to_owned();
     if batch != 1 {
         let _ = write!(text, "{batch}x");
@@ -34,7 +33,7 @@ fn command(rule: &Rule, q: &[usize], k: &[usize]) -> String {
         let _ = write!(text, ":{seq_kv}");
     }
     let (block_q, block_kv) = (rule.blocks.q(), rule.blocks.kv());
-    let _ = write!(text, "x{d} --dtype {} --block {block_q}x{block_kv}", rule.dtype);
+    let _ = write!(text, "x{head_dim} --dtype {} --block {block_q}x{block_kv}", rule.dtype);
     if let Some(selection) = &rule.selection {
         let shares = [("--top-k", selection.k()), ("--top-p", selection.p())];
         for (option, share) in shares.into_iter().filter_map(|(option, share)| Some((option, share?))) {
@@ -47,7 +46,7 @@ fn command(rule: &Rule, q: &[usize], k: &[usize]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BlockSize, DType, HeadDim, top_k, top_p};
+    use crate::{BlockSize, DType, HeadDim, Tensor, top_k, top_p};
 
     #[test]
     fn the_command_is_for_the_very_call() {
@@ -60,13 +59,18 @@ mod tests {
             score_mod: None,
             mask_mod: None,
         };
+        let sizes = |rule: &Rule, q: &[usize], k: &[usize]| {
+            let tensor = |shape| Tensor::zeros(DType::Bf16, shape).expect("it is small");
+            Sizes::of(rule, &tensor(q), &tensor(k))
+        };
+        let square = sizes(&rule, &[1, 12, 32_760, 128], &[1, 12, 32_760, 128]);
         assert_eq!(
-            command(&rule, &[1, 12, 32_760, 128], &[1, 12, 32_760, 128]),
+            command(&rule, &square),
             "tilewright tune --shapes 12x32760x128 --dtype bf16 --block 128x64 --top-k 0.03 --top-p 0.2"
         );
         rule.selection = None;
         assert_eq!(
-            command(&rule, &[2, 24, 4096, 128], &[2, 8, 512, 128]),
+            command(&rule, &sizes(&rule, &[2, 24, 4096, 128], &[2, 8, 512, 128])),
             "tilewright tune --shapes 2x24/8x4096:512x128 --dtype bf16 --block 128x64"
         );
     }

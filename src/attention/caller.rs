@@ -4,9 +4,9 @@
 //! caller's ([`Tensor::from_device_pointer`]), and everything runs on the attention's stream ([`Attention::on_stream`]). The
 //! calling thread's current GPU is the same afterwards.
 
-use super::gpu::Pipeline;
+use super::gpu::{Pipeline, Ranked};
 use super::memory::Memory;
-use super::{Attention, is_empty};
+use super::{Attention, Sizes, is_empty};
 use crate::device::CudaDevice;
 use crate::tensor::Arena;
 use crate::{BlockIndex, BlockMask, BlockSize, DType, Error, Tensor};
@@ -57,8 +57,9 @@ impl Attention {
         let Some(pipeline) = self.pipeline.as_ref().filter(|_| !is_empty(q, k)) else { return Ok(0) };
         let mut arena = Arena::to_measure();
         let mut memory = Memory::Arena(&mut arena);
-        pipeline.scratch(&self.rule, q, k, &mut memory)?;
-        pipeline.lists(&self.rule, q, k, false, &mut memory)?;
+        let sizes = Sizes::of(&self.rule, q, k);
+        pipeline.scratch(&sizes, true, &mut memory)?;
+        pipeline.lists(&sizes, false, &mut memory)?;
         Ok(arena.needed())
     }
 
@@ -86,9 +87,10 @@ impl Attention {
         }
         let mut arena = arena(scratch)?;
         let mut memory = Memory::Arena(&mut arena);
-        let mut work = pipeline.scratch(&self.rule, q, k, &mut memory)?;
-        let mut lists = pipeline.lists(&self.rule, q, k, false, &mut memory)?;
-        pipeline.select(&self.rule, q, k, &mut work, &mut lists)?;
+        let sizes = Sizes::of(&self.rule, q, k);
+        let mut work = pipeline.scratch(&sizes, true, &mut memory)?;
+        let mut lists = pipeline.lists(&sizes, false, &mut memory)?;
+        pipeline.select(&self.rule, &sizes, Ranked::Tensors(q, k), &mut work, &mut lists)?;
         pipeline.attend(&self.rule, [q, k, v], (&lists.kv, lists.full_kv.as_ref()), None, [out, lse])
     }
 
@@ -123,8 +125,9 @@ impl Attention {
             return lists.each().try_for_each(|index| index.counts.fill_words(cuda, 0));
         }
         let mut arena = arena(scratch)?;
-        let mut work = pipeline.scratch(&self.rule, q, k, &mut Memory::Arena(&mut arena))?;
-        pipeline.select(&self.rule, q, k, &mut work, lists)
+        let sizes = Sizes::of(&self.rule, q, k);
+        let mut work = pipeline.scratch(&sizes, true, &mut Memory::Arena(&mut arena))?;
+        pipeline.select(&self.rule, &sizes, Ranked::Tensors(q, k), &mut work, lists)
     }
 
     /// As [`attend_with`](Self::attend_with), over the lists of `kv` and `full_kv`, into `out` and `lse` as
@@ -156,12 +159,16 @@ impl Attention {
     /// Whether the kernels for tensors of these shapes are chosen: a call only launches then, and neither compiles nor
     /// tunes. Always on the CPU.
     pub fn is_warm(&self, q: &Tensor, k: &Tensor) -> bool {
-        self.pipeline.as_ref().is_none_or(|pipeline| pipeline.is_warm(&self.rule, q, k))
+        self.pipeline
+            .as_ref()
+            .is_none_or(|pipeline| pipeline.is_warm(&self.rule, &Sizes::of(&self.rule, q, k)))
     }
 
     /// As [`is_warm`](Self::is_warm), for [`attend_in`](Self::attend_in), which runs the last kernel alone.
     pub fn is_warm_for_lists(&self, q: &Tensor, k: &Tensor) -> bool {
-        self.pipeline.as_ref().is_none_or(|pipeline| pipeline.is_warm_for_lists(&self.rule, q, k))
+        self.pipeline
+            .as_ref()
+            .is_none_or(|pipeline| pipeline.is_warm_for_lists(&self.rule, &Sizes::of(&self.rule, q, k)))
     }
 
     fn gpu(&self) -> Result<(&CudaDevice, &Pipeline), Error> {

@@ -22,6 +22,7 @@ mod gpu;
 mod head_dim;
 mod memory;
 mod oracle;
+mod sizes;
 mod workspace;
 
 pub use builder::AttentionBuilder;
@@ -34,8 +35,9 @@ use crate::launch::{Choice, Kernel, Tuned};
 use crate::operands::Shape;
 use crate::tensor::TensorError;
 use crate::{BlockMask, BlockSize, DType, Error, MaskError, MaskMod, ScoreMod, Selection, Tensor, cpu};
-use gpu::Pipeline;
+use gpu::{Pipeline, Ranked};
 use memory::{Fill, Memory};
+use sizes::Sizes;
 use std::sync::Arc;
 
 /// What an attention computes, on one device.
@@ -220,10 +222,11 @@ impl Attention {
             );
         };
         let mut memory = Memory::Device { device: &self.device, fill: Fill::Anything };
-        let mut scratch = pipeline.scratch(rule, q, k, &mut memory)?;
-        let mut lists = pipeline.lists(rule, q, k, true, &mut memory)?;
-        pipeline.select(rule, q, k, &mut scratch, &mut lists)?;
-        Ok(lists.into_mask(rule.blocks, (q.shape()[2], k.shape()[2])))
+        let sizes = Sizes::of(rule, q, k);
+        let mut scratch = pipeline.scratch(&sizes, true, &mut memory)?;
+        let mut lists = pipeline.lists(&sizes, true, &mut memory)?;
+        pipeline.select(rule, &sizes, Ranked::Tensors(q, k), &mut scratch, &mut lists)?;
+        Ok(lists.into_mask(rule.blocks, (sizes.seq_q, sizes.seq_kv)))
     }
 
     fn attend_unchecked(

@@ -1,8 +1,8 @@
 //! Calls that allocate nothing: for loops, for streams of one's own and for CUDA graphs.
 
-use super::gpu::Scratch;
+use super::gpu::{Ranked, Scratch};
 use super::memory::{Fill, Memory};
-use super::{Attention, MaskLists, Output, Rule, is_empty};
+use super::{Attention, MaskLists, Output, Rule, Sizes, is_empty};
 use crate::launch::FunctionArgs;
 use crate::{DType, Error, Tensor};
 use std::sync::Arc;
@@ -46,8 +46,9 @@ impl Attention {
             });
         };
         let mut memory = Memory::Device { device: &self.device, fill: Fill::Empty };
-        let scratch = pipeline.scratch(&self.rule, q, k, &mut memory)?;
-        let lists = pipeline.lists(&self.rule, q, k, true, &mut memory)?;
+        let sizes = Sizes::of(&self.rule, q, k);
+        let scratch = pipeline.scratch(&sizes, true, &mut memory)?;
+        let lists = pipeline.lists(&sizes, true, &mut memory)?;
         let output = Output {
             out: Tensor::uninit(&self.device, self.rule.dtype, q.shape())?,
             lse: Tensor::uninit(&self.device, DType::F32, &q.shape()[..3])?,
@@ -89,7 +90,8 @@ impl Attention {
         }
         match (&self.pipeline, &mut workspace.buffers) {
             (Some(pipeline), Some((scratch, lists))) => {
-                pipeline.select(&self.rule, q, k, scratch, lists)?;
+                let sizes = Sizes::of(&self.rule, q, k);
+                pipeline.select(&self.rule, &sizes, Ranked::Tensors(q, k), scratch, lists)?;
                 let Output { out, lse, mask } = &mut workspace.output;
                 pipeline.attend(&self.rule, [q, k, v], (mask.kv(), mask.full_kv()), None, [out, lse])?;
             }

@@ -249,22 +249,26 @@ mod tests {
         }
         let cuda = device.as_cuda().unwrap();
         let x = Tensor::zeros_on(&device, DType::Bf16, &[1, 3, 5000, 64]).unwrap();
-        let mut mean = Tensor::zeros_on(&device, DType::F32, &[1, 3, 79, 64]).unwrap();
+        let mut q_mean = Tensor::zeros_on(&device, DType::F32, &[1, 3, 40, 64]).unwrap();
+        let mut k_mean = Tensor::zeros_on(&device, DType::F32, &[1, 3, 79, 64]).unwrap();
         let workload = Workload { batch: 1, heads: 3, seq_q: 5000, seq_kv: 5000, density: 0.5 };
         let bucket = Bucket::of(&workload);
         let new = || {
-            let request =
-                Request::new(&pool::SOURCE).value("T", DType::Bf16).value("D", 64).value("BLOCK", 64);
+            let request = Request::new(&pool::SOURCE).value("T", DType::Bf16).value("D", 64);
+            let request = request.value("BLOCK_Q", 128).value("BLOCK_KV", 64);
             Tuned::new(cuda, &request, Policy::Tune).unwrap()
         };
         let mut run = |tuned: &Tuned, refused: Option<&str>| {
-            let outputs = tuned.outputs(bucket, || Outputs::new(vec![mean.clone()], Tolerance::Close(1e-5)));
+            let outputs = tuned.outputs(bucket, || {
+                Outputs::new(vec![q_mean.clone(), k_mean.clone()], Tolerance::Close(1e-5))
+            });
             let mut launch = |kernel: &Kernel| {
                 if refused == Some(kernel.variant().name.as_str()) {
                     let (kernel, what) = (kernel.variant().name.clone(), "threads a block");
                     return Err(DeviceError::TooMuch { kernel, what, found: 2, limit: 1 }.into());
                 }
-                kernel.launch(&pool::Args { x: &x, mean: &mut mean }, None)
+                let (q_mean, k_mean) = (&mut q_mean, &mut k_mean);
+                kernel.launch(&pool::Args { q: &x, k: &x, q_mean, k_mean, finished: None }, None)
             };
             tuned.run(bucket, outputs, &mut launch).unwrap();
             tuned.current().unwrap().variant().name.clone()

@@ -5,9 +5,10 @@ kernel! {
     ///
     /// With `classes`, EMPTY blocks (0) are not admissible. With the full lists too, kept FULL blocks (2) go
     /// there and PARTIAL ones (1) to `kv_indices`; without them everything kept goes to `kv_indices`. Lists are
-    /// ascending and filled up with 0. In `keep` 0 is dropped, 1 is listed in `kv_indices`, 2 in
-    /// `full_kv_indices`.
-    /// `logits` is the kernel's to overwrite.
+    /// ascending and filled up with 0. Bit j of word i of `keep` says whether block 32 i + j is in `kv_indices`,
+    /// of `full_keep` whether it is in `full_kv_indices`.
+    ///
+    /// For rows longer than `rank` takes, and for those that nothing ranks. `logits` is the kernel's to overwrite.
     fn select(
         logits: mut Tensor<f32, [batch, heads, q_blocks, kv_blocks]>,
         classes: Option<Tensor<u8, [batch | 1, heads | 1, q_blocks, kv_blocks]>>,
@@ -15,13 +16,15 @@ kernel! {
         kv_indices: mut Tensor<i32, [batch, heads, q_blocks, kv_blocks]>,
         full_kv_counts: mut Option<Tensor<i32, [batch, heads, q_blocks]>>,
         full_kv_indices: mut Option<Tensor<i32, [batch, heads, q_blocks, kv_blocks]>>,
-        keep: mut Tensor<u8, [batch, heads, q_blocks, kv_blocks]>,
+        keep: mut Tensor<i32, [batch, heads, q_blocks, words]>,
+        full_keep: mut Option<Tensor<i32, [batch, heads, q_blocks, words]>>,
         top_k: f32,
         top_p: f32,
     )
+    let words = ceil_div(kv_blocks, 32);
     body sm80 {
         tune { WARPS: [4, 8, 2] }
-        where { smem_bytes = 16 * WARPS, registers = 64 }
-        launch { grid = [q_blocks, heads, batch], threads = 32 * WARPS }
+        where { smem_bytes = 128 * WARPS, registers = 64 }
+        launch { grid = [ceil_div(q_blocks, WARPS), heads, batch], threads = 32 * WARPS }
     }
 }

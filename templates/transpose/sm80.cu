@@ -1,87 +1,105 @@
-// Transposed index: one thread block lists 32 columns of the keep map, one a lane.
+// Transposed index: one thread block lists 32 key blocks, whose bits are one word a row.
 //
-// Each warp takes a run of rows: it counts what the run adds to each column, learns from the other warps where its
-// part of each list begins, and reads the run again (from cache by now) to write it. Ascending without a sort.
-<% include "lib/block_class.cuh" %>
+// Each warp takes runs of 32 rows, a row a lane; the 32 x 32 bits are turned by ballots, so that lane i then has the rows
+// of key block i. Warps count what their runs add to each list, learn from each other where theirs begins, and turn the
+// runs again (from cache by now) to write them. Ascending without a sort.
+<% include "lib/warp.cuh" %>
 
 static_assert(THREADS == 32 * WARPS);
 
-constexpr int BATCH = 8;  // rows read before any is used
+struct Lists {
+    const int* words;  // this word of row 0
+    long long stride;  // from row to row
+    int* counts;
+    int* indices;
+    long long indices_stride;
+};
+
+constexpr int HELD = 4;  // runs of a warp that stay in registers
+
+/// This lane's word of run `run`.
+__device__ __forceinline__ unsigned word_of(const Lists& lists, int run, int rows, int lane) {
+    const int row = run * 32 + lane;
+    return row < rows ? __ldg(lists.words + row * lists.stride) : 0;
+}
+
+/// Rows of bits turned: bit r of lane b's result is bit b of lane r's word.
+__device__ __forceinline__ unsigned turned(unsigned word, int lane) {
+    unsigned mine = 0;
+#pragma unroll
+    for (int bit = 0; bit < 32; ++bit) {
+        const unsigned of_bit = __ballot_sync(WHOLE_WARP, word >> bit & 1);
+        mine = lane == bit ? of_bit : mine;
+    }
+    return mine;
+}
+
+__device__ __forceinline__ void list_rows(const Params& p, const Lists& lists, int* before) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int first_kv = blockIdx.x * 32;
+    const bool exists = first_kv + lane < p.kv_blocks;
+    const int runs = (p.q_blocks + 31) / 32;
+    const int begin = runs * warp / WARPS, end = runs * (warp + 1) / WARPS;
+
+    unsigned held[HELD];
+#pragma unroll
+    for (int i = 0; i < HELD; ++i) held[i] = begin + i < end ? word_of(lists, begin + i, p.q_blocks, lane) : 0;
+    int count = 0;
+#pragma unroll
+    for (int i = 0; i < HELD; ++i) {
+        held[i] = turned(held[i], lane);
+        count += __popc(held[i]);
+    }
+    for (int run = begin + HELD; run < end; ++run)
+        count += __popc(turned(word_of(lists, run, p.q_blocks, lane), lane));
+    before[threadIdx.x] = count;
+    __syncthreads();
+    int place = 0, total = 0;
+#pragma unroll
+    for (int i = 0; i < WARPS; ++i) {
+        if (i == warp) place = total;
+        total += before[i * 32 + lane];
+    }
+    if (warp == 0 && exists) lists.counts[first_kv + lane] = total;
+
+    int* list = lists.indices + (first_kv + lane) * lists.indices_stride;
+    const auto write = [&](unsigned bits, int run) {
+        for (; bits; bits &= bits - 1) list[place++] = run * 32 + __ffs(bits) - 1;
+    };
+#pragma unroll
+    for (int i = 0; i < HELD; ++i) write(exists ? held[i] : 0, begin + i);
+    for (int run = begin + HELD; run < end; ++run) {
+        const unsigned bits = turned(word_of(lists, run, p.q_blocks, lane), lane);
+        write(exists ? bits : 0, run);
+    }
+    // What is left of each list is one warp's to fill up.
+    for (int i = warp; i < 32 && first_kv + i < p.kv_blocks; i += WARPS) {
+        int* tail = lists.indices + (first_kv + i) * lists.indices_stride;
+        const int all = __shfl_sync(WHOLE_WARP, total, i);
+#pragma unroll 4
+        for (int q = all + lane; q < p.q_blocks; q += 32) tail[q] = 0;
+    }
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {
     extern __shared__ __align__(128) unsigned char smem[];
-    int* counts = reinterpret_cast<int*>(smem);  // [WARPS][32]
-    int* full_counts = counts + THREADS;
+    int* before = reinterpret_cast<int*>(smem);  // [WARPS][32]
 
     const long long head = blockIdx.y, batch = blockIdx.z;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int first_kv = blockIdx.x * 32;
-    const int kv = first_kv + lane;
-    const bool exists = kv < p.kv_blocks;
-    const bool split = p.full_q_counts != nullptr && p.full_q_indices != nullptr;
-    const int run = (p.q_blocks + WARPS - 1) / WARPS;
-    const int begin = min(warp * run, p.q_blocks), end = min(begin + run, p.q_blocks);
-
-    const unsigned char* column = p.keep + batch * p.keep_stride[0] + head * p.keep_stride[1] + kv;
-    int* lists = p.q_indices + batch * p.q_indices_stride[0] + head * p.q_indices_stride[1];
-    int* full_lists = nullptr;
-    if (split) {
-        full_lists = p.full_q_indices + batch * p.full_q_indices_stride[0] + head * p.full_q_indices_stride[1];
-    }
-
-    // Calls visit(q, entry) for the run's rows in order.
-    const auto walk = [&](auto visit) {
-        if (!exists) return;
-        for (int first = begin; first < end; first += BATCH) {
-            unsigned char entries[BATCH];
-#pragma unroll
-            for (int i = 0; i < BATCH; ++i) {
-                entries[i] = first + i < end ? __ldg(column + (first + i) * p.keep_stride[2]) : EMPTY;
-            }
-#pragma unroll
-            for (int i = 0; i < BATCH; ++i) visit(first + i, entries[i]);
-        }
-    };
-
-    int count = 0, full_count = 0;
-    walk([&](int, unsigned char entry) {
-        count += entry == PARTIAL;
-        full_count += entry == FULL;
-    });
-    counts[threadIdx.x] = count;
-    full_counts[threadIdx.x] = full_count;
+    const auto at = [&](const long long* stride) { return batch * stride[0] + head * stride[1]; };
+    Lists lists;
+    lists.words = p.keep + at(p.keep_stride) + blockIdx.x;
+    lists.stride = p.keep_stride[2];
+    lists.counts = p.q_counts + at(p.q_counts_stride);
+    lists.indices = p.q_indices + at(p.q_indices_stride);
+    lists.indices_stride = p.q_indices_stride[2];
+    list_rows(p, lists, before);
+    if (p.full_keep == nullptr || p.full_q_counts == nullptr || p.full_q_indices == nullptr) return;
     __syncthreads();
-
-    int place = 0, full_place = 0;
-    for (int i = 0; i < warp; ++i) {
-        place += counts[i * 32 + lane];
-        full_place += full_counts[i * 32 + lane];
-    }
-    int* list = lists + kv * p.q_indices_stride[2];
-    int* full_list = split ? full_lists + kv * p.full_q_indices_stride[2] : nullptr;
-    walk([&](int q, unsigned char entry) {
-        if (entry == PARTIAL) list[place++] = q;
-        if (split && entry == FULL) full_list[full_place++] = q;
-    });
-
-    // The last warp ends where the lists do.
-    __syncthreads();
-    if (warp == WARPS - 1) {
-        counts[lane] = place;
-        full_counts[lane] = full_place;
-        if (exists) {
-            p.q_counts[batch * p.q_counts_stride[0] + head * p.q_counts_stride[1] + kv] = place;
-            if (split) {
-                p.full_q_counts[batch * p.full_q_counts_stride[0] + head * p.full_q_counts_stride[1] + kv] = full_place;
-            }
-        }
-    }
-    __syncthreads();
-    for (int i = warp; i < 32 && first_kv + i < p.kv_blocks; i += WARPS) {
-        int* tail = lists + (first_kv + i) * p.q_indices_stride[2];
-        for (int q = counts[i] + lane; q < p.q_blocks; q += 32) tail[q] = 0;
-        if (!split) continue;
-        int* full_tail = full_lists + (first_kv + i) * p.full_q_indices_stride[2];
-        for (int q = full_counts[i] + lane; q < p.q_blocks; q += 32) full_tail[q] = 0;
-    }
+    lists.words = p.full_keep + at(p.full_keep_stride) + blockIdx.x;
+    lists.stride = p.full_keep_stride[2];
+    lists.counts = p.full_q_counts + at(p.full_q_counts_stride);
+    lists.indices = p.full_q_indices + at(p.full_q_indices_stride);
+    lists.indices_stride = p.full_q_indices_stride[2];
+    list_rows(p, lists, before);
 }

@@ -2,7 +2,7 @@
 
 use super::{Rule, TOKENS, close, equal, noise, verdict};
 use crate::device::Device;
-use crate::kernels::{classify, pool, score, select, transpose};
+use crate::kernels::{classify, pool, rank, score, select, transpose};
 use crate::launch::{FunctionArgs, Kernel};
 use crate::mask::{EMPTY, FULL, PARTIAL};
 use crate::{BlockIndex, BlockMask, DType, Error, Tensor, cpu};
@@ -16,19 +16,19 @@ const AT_THE_THRESHOLD: usize = 2;
 /// Rows and columns of the block maps: no multiple of a warp or a tile.
 const GRID: [usize; 4] = [1, 2, 37, 75];
 
-pub(in crate::attention) fn check_pool(
-    rule: &Rule,
-    device: &Device,
-    block: usize,
-    kernel: &Kernel,
-) -> Result<(), String> {
+pub(in crate::attention) fn check_pool(rule: &Rule, device: &Device, kernel: &Kernel) -> Result<(), String> {
     let d = rule.head_dim.get();
     verdict(|| {
-        let x = noise(rule.dtype, &[1, 2, TOKENS, d], 4)?;
-        let expected = cpu::block_means(&x, block)?;
-        let mut mean = poisoned(device, DType::F32, &[1, 2, TOKENS.div_ceil(block), d])?;
-        kernel.launch(&pool::Args { x: &x.to(device)?, mean: &mut mean }, None)?;
-        Ok(close(&mean.to_f32_vec()?, &expected, BOUND))
+        let (q, k) = (noise(rule.dtype, &[1, 2, TOKENS, d], 4)?, noise(rule.dtype, &[1, 1, TOKENS, d], 5)?);
+        let blocks = [rule.blocks.q(), rule.blocks.kv()];
+        let expected = (cpu::block_means(&q, blocks[0])?, cpu::block_means(&k, blocks[1])?);
+        let mut q_mean = poisoned(device, DType::F32, &[1, 2, TOKENS.div_ceil(blocks[0]), d])?;
+        let mut k_mean = poisoned(device, DType::F32, &[1, 1, TOKENS.div_ceil(blocks[1]), d])?;
+        let (q, k) = (&q.to(device)?, &k.to(device)?);
+        kernel
+            .launch(&pool::Args { q, k, q_mean: &mut q_mean, k_mean: &mut k_mean, finished: None }, None)?;
+        let of_q = close(&q_mean.to_f32_vec()?, &expected.0, BOUND);
+        Ok(of_q.and(close(&k_mean.to_f32_vec()?, &expected.1, BOUND)))
     })
 }
 
@@ -71,45 +71,166 @@ pub(in crate::attention) fn check_select(
     split: bool,
     kernel: &Kernel,
 ) -> Result<(), String> {
-    let columns = GRID[3];
     verdict(|| {
         let logits = noise(DType::F32, &GRID, 7)?;
+        let case = Case::new(rule, device, split, &logits.to_f32_vec()?)?;
+        let mut results = Results::new(device)?;
+        let (top_k, top_p) = rule.thresholds();
+        let Results { kv, full, keep, full_keep } = &mut results;
+        let args = select::Args {
+            logits: &mut logits.to(device)?,
+            classes: split.then_some(&case.classes),
+            kv_counts: &mut kv.counts,
+            kv_indices: &mut kv.indices,
+            full_kv_counts: split.then_some(&mut full.counts),
+            full_kv_indices: split.then_some(&mut full.indices),
+            keep,
+            full_keep: split.then_some(full_keep),
+            top_k,
+            top_p,
+        };
+        kernel.launch(&args, None)?;
+        results.verdict(rule, split, &case)
+    })
+}
+
+/// `split`: as for [`check_select`].
+pub(in crate::attention) fn check_rank(
+    rule: &Rule,
+    device: &Device,
+    split: bool,
+    kernel: &Kernel,
+) -> Result<(), String> {
+    let [_, heads, rows, columns] = GRID;
+    let d = rule.head_dim.get();
+    verdict(|| {
+        let q_mean = noise(DType::F32, &[1, heads, rows, d], 5)?;
+        let k_mean = noise(DType::F32, &[1, 1, columns, d], 6)?;
+        let (q, k) = (q_mean.to_f32_vec()?, k_mean.to_f32_vec()?);
+        let logits: Vec<f32> = q.chunks(rows * d).flat_map(|q| cpu::logits(q, &k, d, rule.scale)).collect();
+        let case = Case::new(rule, device, split, &logits)?;
+        let mut results = Results::new(device)?;
+        let mut row_order = poisoned(device, DType::I32, &GRID[..3])?;
+        let mut finished = Tensor::zeros_on(device, DType::I32, &GRID[..2])?;
+        let (top_k, top_p) = rule.thresholds();
+        let Results { kv, full, keep, full_keep } = &mut results;
+        let args = rank::Args {
+            q_mean: &q_mean.to(device)?,
+            k_mean: &k_mean.to(device)?,
+            classes: split.then_some(&case.classes),
+            kv_counts: &mut kv.counts,
+            kv_indices: &mut kv.indices,
+            full_kv_counts: split.then_some(&mut full.counts),
+            full_kv_indices: split.then_some(&mut full.indices),
+            keep,
+            full_keep: split.then_some(full_keep),
+            row_order: Some(&mut row_order),
+            finished: Some(&mut finished),
+            scale: rule.scale,
+            top_k,
+            top_p,
+        };
+        kernel.launch(&args, None)?;
+        if let Err(wrong) = by_falling_length(&row_order.to_vec()?, &results, split)? {
+            return Ok(Err(wrong));
+        }
+        results.verdict(rule, split, &case)
+    })
+}
+
+/// What a selection starts from, and what becomes of every block.
+struct Case {
+    classes: Tensor,
+    expected: Vec<u8>,
+}
+
+impl Case {
+    fn new(rule: &Rule, device: &Device, split: bool, logits: &[f32]) -> Result<Self, Error> {
+        let columns = GRID[3];
         // Without classes every block is admissible.
         let classes = if split { classes(split) } else { vec![PARTIAL; GRID.iter().product()] };
         let mut expected = classes.clone();
-        for (classes, logits) in expected.chunks_mut(columns).zip(logits.to_f32_vec()?.chunks(columns)) {
+        for (classes, logits) in expected.chunks_mut(columns).zip(logits.chunks(columns)) {
             let Some(selection) = &rule.selection else { continue };
             let mut keep = vec![false; columns];
             cpu::select_row(logits, |j| classes[j] != EMPTY, selection, &mut keep);
             classes.iter_mut().zip(keep).for_each(|(class, keep)| *class = if keep { *class } else { EMPTY });
         }
-        let (mut kv, mut full) = (index(device, GRID[2], columns)?, index(device, GRID[2], columns)?);
-        let mut keep = poisoned(device, DType::U8, &GRID)?;
-        let (top_k, top_p) = rule.thresholds();
-        let classes = Tensor::from_slice(&classes, &GRID)?.to(device)?;
-        let args = select::Args {
-            logits: &mut logits.to(device)?,
-            classes: split.then_some(&classes),
-            kv_counts: &mut kv.counts,
-            kv_indices: &mut kv.indices,
-            full_kv_counts: split.then_some(&mut full.counts),
-            full_kv_indices: split.then_some(&mut full.indices),
-            keep: &mut keep,
-            top_k,
-            top_p,
-        };
-        kernel.launch(&args, None)?;
-        let keep = keep.to_vec::<u8>()?;
-        let apart = keep.iter().zip(&expected).filter(|(a, b)| a != b).count();
+        Ok(Case { classes: Tensor::from_slice(&classes, &GRID)?.to(device)?, expected })
+    }
+}
+
+/// What a selecting kernel writes.
+struct Results {
+    kv: BlockIndex,
+    full: BlockIndex,
+    keep: Tensor,
+    full_keep: Tensor,
+}
+
+impl Results {
+    fn new(device: &Device) -> Result<Self, Error> {
+        let words = [GRID[0], GRID[1], GRID[2], GRID[3].div_ceil(32)];
+        Ok(Results {
+            kv: index(device, GRID[2], GRID[3])?,
+            full: index(device, GRID[2], GRID[3])?,
+            keep: poisoned(device, DType::I32, &words)?,
+            full_keep: poisoned(device, DType::I32, &words)?,
+        })
+    }
+
+    fn verdict(&self, rule: &Rule, split: bool, case: &Case) -> Result<Result<(), String>, Error> {
+        let partial = unpacked(&self.keep.to_vec()?);
+        let full = if split { unpacked(&self.full_keep.to_vec()?) } else { vec![false; partial.len()] };
+        let class = |(partial, full)| if full { FULL } else { [EMPTY, PARTIAL][usize::from(partial)] };
+        let keep: Vec<u8> = partial.into_iter().zip(full).map(class).collect();
+        let apart = keep.iter().zip(&case.expected).filter(|(a, b)| a != b).count();
         if apart > AT_THE_THRESHOLD {
             return Ok(Err(format!("it keeps {apart} other blocks than the CPU executor on a small case")));
         }
         // The lists are those of what it keeps.
         let mask = map(rule, &keep, split)?;
-        let lists = same_lists(&kv, mask.kv())?;
-        let full = mask.full_kv().map_or(Ok(Ok(())), |expected| same_lists(&full, expected))?;
+        let lists = same_lists(&self.kv, mask.kv())?;
+        let full = mask.full_kv().map_or(Ok(Ok(())), |expected| same_lists(&self.full, expected))?;
         Ok(lists.and(full))
-    })
+    }
+}
+
+/// Whether the rows of each head are all there, those with more blocks first.
+fn by_falling_length(order: &[i32], results: &Results, split: bool) -> Result<Result<(), String>, Error> {
+    let (rows, mut lengths) = (GRID[2], results.kv.counts.to_vec::<i32>()?);
+    if split {
+        let full = results.full.counts.to_vec::<i32>()?;
+        lengths.iter_mut().zip(full).for_each(|(length, full)| *length += full);
+    }
+    for (order, lengths) in order.chunks(rows).zip(lengths.chunks(rows)) {
+        let mut sorted = order.to_vec();
+        sorted.sort_unstable();
+        if !sorted.iter().copied().eq(0..rows as i32) {
+            return Ok(Err("its order of the rows is no order on a small case".to_owned()));
+        }
+        if !order.is_sorted_by_key(|&row| std::cmp::Reverse(lengths[row as usize])) {
+            return Ok(Err("its order of the rows is not by falling length on a small case".to_owned()));
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// A bit a block, 32 blocks of a row in a word.
+fn packed(map: impl Iterator<Item = bool>) -> Vec<i32> {
+    let map: Vec<bool> = map.collect();
+    let word = |blocks: &[bool]| {
+        blocks.iter().enumerate().fold(0, |word, (bit, &kept)| word | i32::from(kept) << bit)
+    };
+    map.chunks(GRID[3]).flat_map(|row| row.chunks(32).map(word)).collect()
+}
+
+fn unpacked(words: &[i32]) -> Vec<bool> {
+    let columns = GRID[3];
+    let row = |words: &[i32]| -> Vec<bool> {
+        (0..columns).map(|column| words[column / 32] >> (column % 32) & 1 == 1).collect()
+    };
+    words.chunks(columns.div_ceil(32)).flat_map(row).collect()
 }
 
 /// `split`: as for [`check_select`].
@@ -123,8 +244,13 @@ pub(in crate::attention) fn check_transpose(
         let classes = classes(split);
         let mask = map(rule, &classes, split)?;
         let (mut q, mut full) = (index(device, GRID[3], GRID[2])?, index(device, GRID[3], GRID[2])?);
+        let words = [GRID[0], GRID[1], GRID[2], GRID[3].div_ceil(32)];
+        let bits =
+            |class: u8| Tensor::from_slice(&packed(classes.iter().map(|&c| c == class)), &words)?.to(device);
+        let full_keep = if split { Some(bits(FULL)?) } else { None };
         let args = transpose::Args {
-            keep: &Tensor::from_slice(&classes, &GRID)?.to(device)?,
+            keep: &bits(PARTIAL)?,
+            full_keep: full_keep.as_ref(),
             q_counts: &mut q.counts,
             q_indices: &mut q.indices,
             full_q_counts: split.then_some(&mut full.counts),

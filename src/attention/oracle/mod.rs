@@ -4,7 +4,7 @@ mod forward;
 mod mask;
 
 pub(super) use forward::check_forward;
-pub(super) use mask::{check_classify, check_pool, check_score, check_select, check_transpose};
+pub(super) use mask::{check_classify, check_pool, check_rank, check_score, check_select, check_transpose};
 
 use super::Rule;
 use crate::reference::relative_error;

@@ -1,0 +1,205 @@
+//! The chain of kernels on a GPU: pool → rank → (classify, transpose) → forward. Nothing goes to the host.
+
+mod selection;
+
+pub(super) use selection::{Ranked, Scratch};
+
+use super::advice::advise;
+use super::memory::Memory;
+use super::{MaskLists, Rule, Sizes, oracle};
+use crate::codegen::lower::{DeviceFunction, FunctionKind};
+use crate::device::{CudaDevice, Device};
+use crate::kernels::{classify, forward};
+use crate::launch::{FunctionArgs, Outputs, Request, Tolerance, Tuned};
+use crate::tune::{Bucket, Policy};
+use crate::{BlockIndex, DType, DeviceFn, Error, Tensor};
+use selection::Selector;
+use std::sync::Arc;
+
+/// The kernels of the chain, each with its tuning space, and the functions' captures.
+#[derive(Clone)]
+pub(super) struct Pipeline {
+    device: Device,
+    selector: Selector,
+    forward: Tuned,
+    functions: Arc<FunctionArgs>,
+}
+
+/// Two schedules sum in f32 in different orders.
+const SUMS: Tolerance = Tolerance::Close(1e-5);
+
+/// How far apart the outputs of two schedules of the forward may be: each rounds P to the dtype in its own places.
+const FORWARD_TOLERANCE: f64 = 1e-2;
+
+impl Pipeline {
+    /// Prepares the tuning space of every kernel the rule needs. What is compiled is decided at the first call.
+    pub(super) fn new(cuda: &CudaDevice, rule: &Rule, policy: Policy) -> Result<Self, Error> {
+        let score_fn = rule.score_mod.as_deref().map(|f| f as &dyn DeviceFn);
+        let mask_fn = rule.mask_mod.as_deref().map(|f| f as &dyn DeviceFn);
+        let score_mod = parse(FunctionKind::ScoreMod, score_fn)?;
+        let mask_mod = parse(FunctionKind::MaskMod, mask_fn)?;
+        let (block_q, block_kv) = (rule.blocks.q() as i64, rule.blocks.kv() as i64);
+        let tuned = |request: Request| Tuned::new(cuda, &request, policy);
+        let forward = tuned(
+            Request::new(&forward::SOURCE)
+                .value("T", rule.dtype)
+                .value("D", rule.head_dim.tile() as i64)
+                .value("BLOCK_Q", block_q)
+                .value("BLOCK_KV", block_kv)
+                .function("score_mod", score_mod.as_ref())
+                .function("mask_mod", mask_mod.as_ref()),
+        )?;
+        let classify = match mask_fn {
+            Some(_) => {
+                let request =
+                    Request::new(&classify::SOURCE).value("BLOCK_Q", block_q).value("BLOCK_KV", block_kv);
+                let kernel = tuned(request.function("mask_mod", mask_mod.as_ref()))?;
+                let args = FunctionArgs::new(cuda, kernel.spec(), &[mask_fn])?;
+                Some((kernel, Arc::new(args)))
+            }
+            None => None,
+        };
+        let functions = Arc::new(FunctionArgs::new(cuda, forward.spec(), &[score_fn, mask_fn])?);
+        Ok(Pipeline {
+            device: Device::Cuda(cuda.clone()),
+            selector: Selector::new(cuda, rule, classify, &tuned)?,
+            forward,
+            functions,
+        })
+    }
+
+    /// The stages in the order they run.
+    pub(super) fn stages(&self) -> impl Iterator<Item = &Tuned> {
+        self.selector.stages().chain([&self.forward])
+    }
+
+    /// The captures that launches read.
+    pub(super) fn functions(&self) -> Vec<Arc<FunctionArgs>> {
+        let classify = self.selector.classify.iter().map(|(_, functions)| functions.clone());
+        classify.chain([self.functions.clone()]).collect()
+    }
+
+    /// The same chain on another stream of the same GPU.
+    pub(super) fn on(&self, cuda: &CudaDevice) -> Self {
+        Pipeline {
+            device: Device::Cuda(cuda.clone()),
+            selector: self.selector.on(cuda),
+            forward: self.forward.on(cuda),
+            functions: self.functions.clone(),
+        }
+    }
+
+    /// Room for what the selection works in; `means`: for the block means too.
+    pub(super) fn scratch(
+        &self,
+        sizes: &Sizes,
+        means: bool,
+        memory: &mut Memory<'_>,
+    ) -> Result<Scratch, Error> {
+        self.selector.scratch(sizes, means, memory)
+    }
+
+    /// Room for the lists of a mask; those by key block only where they are asked for.
+    pub(super) fn lists(
+        &self,
+        sizes: &Sizes,
+        by_key: bool,
+        memory: &mut Memory<'_>,
+    ) -> Result<MaskLists, Error> {
+        let &Sizes { batch, heads, q_blocks, kv_blocks, .. } = sizes;
+        let mut index = |wanted: bool, rows, width| -> Result<Option<BlockIndex>, Error> {
+            if !wanted {
+                return Ok(None);
+            }
+            let counts = memory.counts(&[batch, heads, rows])?;
+            Ok(Some(BlockIndex { counts, indices: memory.tensor(DType::I32, &[batch, heads, rows, width])? }))
+        };
+        let split = self.is_split();
+        let Some(kv) = index(true, q_blocks, kv_blocks)? else { unreachable!("it is wanted") };
+        Ok(MaskLists {
+            kv,
+            full_kv: index(split, q_blocks, kv_blocks)?,
+            q: index(by_key, kv_blocks, q_blocks)?,
+            full_q: index(by_key && split, kv_blocks, q_blocks)?,
+        })
+    }
+
+    /// Whether every kernel is chosen for these sizes. The index by key block does not count.
+    pub(super) fn is_warm(&self, rule: &Rule, sizes: &Sizes) -> bool {
+        let bucket = sizes.bucket(rule, None);
+        self.forward.knows(bucket) && self.selector.knows(sizes, bucket)
+    }
+
+    /// Whether the forward is chosen for these sizes.
+    pub(super) fn is_warm_for_lists(&self, rule: &Rule, sizes: &Sizes) -> bool {
+        self.forward.knows(sizes.bucket(rule, None))
+    }
+
+    /// Whether blocks that the mask function keeps as a whole are listed apart.
+    pub(super) fn is_split(&self) -> bool {
+        self.selector.classify.is_some()
+    }
+
+    /// Fills `lists`. Launches only, once the kernels are chosen: nothing is allocated and nothing waits.
+    pub(super) fn select(
+        &self,
+        rule: &Rule,
+        sizes: &Sizes,
+        ranked: Ranked<'_>,
+        scratch: &mut Scratch,
+        lists: &mut MaskLists,
+    ) -> Result<(), Error> {
+        let selected = self.selector.run(rule, sizes, ranked, scratch, lists);
+        selected.map_err(|error| advise(error, rule, sizes))
+    }
+
+    /// Attention over the kept blocks, into `out` and `lse`. `density` is the share of blocks kept, where it is known.
+    pub(super) fn attend(
+        &self,
+        rule: &Rule,
+        [q, k, v]: [&Tensor; 3],
+        (kv, full_kv): (&BlockIndex, Option<&BlockIndex>),
+        density: Option<f64>,
+        [out, lse]: [&mut Tensor; 2],
+    ) -> Result<(), Error> {
+        let sizes = Sizes::of(rule, q, k);
+        let bucket = sizes.bucket(rule, density);
+        let outputs = tuning(&self.forward, &sizes, bucket, || {
+            Outputs::new(vec![out.clone(), lse.clone()], Tolerance::Close(FORWARD_TOLERANCE))
+                .with_oracle(|kernel| oracle::check_forward(rule, &self.device, &self.functions, kernel))
+        });
+        let launched = self.forward.run(bucket, outputs, &mut |kernel| {
+            let args = forward::Args {
+                q,
+                k,
+                v,
+                kv_counts: &kv.counts,
+                kv_indices: &kv.indices,
+                full_kv_counts: full_kv.map(|full| &full.counts),
+                full_kv_indices: full_kv.map(|full| &full.indices),
+                out,
+                lse,
+                scale: rule.scale,
+            };
+            kernel.launch(&args, Some(&self.functions))
+        });
+        launched.map_err(|error| advise(error, rule, &sizes))
+    }
+}
+
+/// What a launch of `kernel` writes, where it is about to be chosen.
+fn tuning<'a>(
+    kernel: &Tuned,
+    sizes: &Sizes,
+    bucket: Bucket,
+    outputs: impl FnOnce() -> Outputs<'a>,
+) -> Option<Outputs<'a>> {
+    kernel.outputs(bucket, || outputs().sized(&sizes.dims()))
+}
+
+fn parse(kind: FunctionKind, function: Option<&dyn DeviceFn>) -> Result<Option<Arc<DeviceFunction>>, Error> {
+    let Some(function) = function else { return Ok(None) };
+    DeviceFunction::from_source(kind, function.source())
+        .map(|parsed| Some(Arc::new(parsed)))
+        .map_err(|error| Error::Function { name: function.name().to_owned(), message: error.to_string() })
+}

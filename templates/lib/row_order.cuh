@@ -1,0 +1,37 @@
+// The rows of a head by falling length: whoever works through rows of uneven length begins with the longest.
+// Needs warp.cuh.
+#pragma once
+
+constexpr int ORDER_BINS = 1024;
+constexpr int ORDER_WORDS = ORDER_BINS + ORDER_BINS / 32;  // a lane's bins lie one word off those of its neighbour
+
+/// Writes the numbers of `rows` rows to `order`, those with more blocks first. Lengths that share one of the bins, as equal
+/// ones do, come in any order. The whole thread block calls it; `bins`: ORDER_WORDS words of shared memory.
+__device__ __forceinline__ void order_rows(const int* counts, const int* full_counts, int rows, int longest, int* bins,
+                                           int* order) {
+    const auto bin_of = [&](int row) {
+        // Past the L1: other thread blocks have written them.
+        const int length = __ldcg(counts + row) + (full_counts == nullptr ? 0 : __ldcg(full_counts + row));
+        const long long bin = static_cast<long long>(length) * ORDER_BINS / (longest + 1);
+        const int place = ORDER_BINS - 1 - min(static_cast<int>(bin), ORDER_BINS - 1);
+        return place + place / 32;
+    };
+    for (int i = threadIdx.x; i < ORDER_WORDS; i += THREADS) bins[i] = 0;
+    __syncthreads();
+    for (int row = threadIdx.x; row < rows; row += THREADS) atomicAdd(bins + bin_of(row), 1);
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        constexpr int OF_LANE = ORDER_BINS / 32;
+        int* mine = bins + threadIdx.x * (OF_LANE + OF_LANE / 32);
+        int count = 0;
+        for (int i = 0; i < OF_LANE; ++i) count += mine[i];
+        int place = sum_before(count, threadIdx.x);
+        for (int i = 0; i < OF_LANE; ++i) {
+            const int here = mine[i];
+            mine[i] = place;
+            place += here;
+        }
+    }
+    __syncthreads();
+    for (int row = threadIdx.x; row < rows; row += THREADS) order[atomicAdd(bins + bin_of(row), 1)] = row;
+}
