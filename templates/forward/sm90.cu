@@ -11,6 +11,7 @@
 <% include "lib/key_blocks.cuh" %>
 <% include "lib/mbarrier.cuh" %>
 <% include "lib/tma.cuh" %>
+<% include "lib/tile_queue.cuh" %>
 <% set wgmma_widths = [constant.STEP_KV, constant.D] %>
 <% include "lib/wgmma.cuh" %>
 
@@ -35,7 +36,7 @@ constexpr int STAGES = FITTING < 8 ? FITTING : 8;
 constexpr unsigned BARRIERS = KV_TILES + STAGES * KvTile::BYTES;
 constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
 static_assert(STAGES >= 2, "a step's values are in the ring together with the next one's keys");
-static_assert(NOTES + 4 * (STAGES * PIECES + 2) <= SMEM_BYTES);
+static_assert(NOTES + 4 * (STAGES * PIECES + 3) <= SMEM_BYTES);
 
 // Registers are handed out anew among the warpgroups: a product's accumulators want more than the copies.
 constexpr int COPY_REGISTERS = GROUPS == 1 && CTAS == 1 ? 0 : 24;
@@ -51,6 +52,7 @@ constexpr float LOWEST = -3.402823466e38f;
 using Scores = float[STEP_KV / 8][4];
 using Weights = unsigned[STEP_KV / 16][4];
 using Output = float[D / 8][4];
+using FirstKeys = int[PIECES];  // of a step's pieces; only a warp's first lane knows them
 using Place = RingPlace<STAGES>;
 
 /// Addresses in shared memory.
@@ -65,10 +67,11 @@ struct Shared {
     /// The same of the queries.
     __device__ Barrier q_full() const { return {base + BARRIERS + 2 * STAGES * Barrier::BYTES}; }
     __device__ Barrier q_empty() const { return {base + BARRIERS + (2 * STAGES + 1) * Barrier::BYTES}; }
-    /// The pieces of this tile: all of them and how many the mask function decides. Ready with the queries.
-    __device__ unsigned counts() const { return base + NOTES; }
-    /// The first key of each piece in a slot. Ready with the slot.
-    __device__ unsigned first_keys(int slot) const { return base + NOTES + 4 * (2 + slot * PIECES); }
+    /// The tile's number, its steps and how many of its pieces the mask function decides. Ready with the queries; where
+    /// the number is negative there are no more tiles.
+    __device__ unsigned tile() const { return base + NOTES; }
+    /// The first key of each piece of a slot with keys. Ready with the slot.
+    __device__ unsigned first_keys(int slot) const { return base + NOTES + 4 * (3 + slot * PIECES); }
 };
 
 /// Tile number `tile` as (q_block, head, batch): one head's tiles run side by side, so that its keys stay in the L2 cache.
@@ -76,19 +79,33 @@ __device__ __forceinline__ dim3 row_of(const Params& p, int tile) {
     const int rest = tile / p.q_blocks;
     return dim3(tile - rest * p.q_blocks, rest % p.heads, rest / p.heads);
 }
-__device__ __forceinline__ int tile_count(const Params& p) { return p.q_blocks * p.heads * p.batch; }
+
+/// The tile that comes at place `place`: head by head, and in a head as `row_order` says. Without it the last row comes
+/// first: where rows are uneven for a causal mask's sake, that one is the longest.
+__device__ __forceinline__ int tile_at(const Params& p, int place) {
+    const dim3 row = row_of(p, place);
+    int q_block = p.q_blocks - 1 - static_cast<int>(row.x);
+    if (p.row_order) {
+        q_block = __ldg(p.row_order + row.z * p.row_order_stride[0] + row.y * p.row_order_stride[1] + row.x);
+        // The order is a caller's: a number that is no row must not become an address.
+        q_block = min(max(q_block, 0), p.q_blocks - 1);
+    }
+    return place - static_cast<int>(row.x) + q_block;
+}
 
 /// The work of the copying warp.
-__device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& maps, Shared shared) {
+__device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& maps, TileQueue queue, Shared shared) {
     const bool leader = thread_place() % 32 == 0;
     if (leader) {
         prefetch_map(maps.q);
         prefetch_map(maps.k);
         prefetch_map(maps.v);
     }
+    const int tiles = p.q_blocks * p.heads * p.batch;
     Place place;
     unsigned q_parity = 1;
-    for (int tile = blockIdx.x; tile < tile_count(p); tile += gridDim.x) {
+    for (int tile_place = blockIdx.x; tile_place < tiles;) {
+        const int tile = tile_at(p, tile_place);
         const dim3 row = row_of(p, tile);
         const int kv_head = row.y / (p.heads / p.kv_heads);
         const KeyBlocks::Counts counts = KeyBlocks::counts(p, row);
@@ -97,8 +114,9 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         shared.q_empty().wait(q_parity);
         q_parity ^= 1;
         if (leader) {
-            store_shared(shared.counts(), steps);
-            store_shared(shared.counts() + 4, counts.partial * PIECES_PER_BLOCK);
+            store_shared(shared.tile(), tile);
+            store_shared(shared.tile() + 4, steps);
+            store_shared(shared.tile() + 8, counts.partial * PIECES_PER_BLOCK);
             shared.q_full().arrive_expecting(GROUPS * QTile::BYTES);
 #pragma unroll
             for (int group = 0; group < GROUPS; ++group)
@@ -109,12 +127,13 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         }
         KeyBlocks blocks;
         // The step's keys come two places before its values: the scores are computed one step ahead.
-        int first_key[PIECES], before[PIECES];
-        const auto copy_step = [&](const TensorMap& map, const int (&first)[PIECES]) {
+        int first_key[PIECES] = {}, before[PIECES];
+        const auto copy_step = [&](const TensorMap& map, const int (&first)[PIECES], bool keys) {
             shared.empty(place.slot).wait(place.parity ^ 1);
             if (leader) {
 #pragma unroll
-                for (int i = 0; i < PIECES; ++i) store_shared(shared.first_keys(place.slot) + 4 * i, first[i]);
+                for (int i = 0; i < PIECES; ++i)
+                    if (keys) store_shared(shared.first_keys(place.slot) + 4 * i, first[i]);
                 shared.full(place.slot).arrive_expecting(KvTile::BYTES);
 #pragma unroll
                 for (int i = 0; i < PIECES; ++i)
@@ -125,7 +144,10 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
             }
             place.advance();
         };
+        int next = 0;
         for (int step = 0; step <= steps; ++step) {
+            // Late, so that who has a long tile has not taken another yet; the answer comes under the last copies.
+            if (leader && step == max(steps - 1, 0)) next = queue.next(tile_place, tiles);
 #pragma unroll
             for (int i = 0; i < PIECES; ++i) before[i] = first_key[i];
             if (step < steps) {
@@ -136,10 +158,17 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
                         blocks.move_window(p, counts, piece / PIECES_PER_BLOCK, [&] { return row; });
                     first_key[i] = blocks.at(piece / PIECES_PER_BLOCK) * BLOCK_KV + piece % PIECES_PER_BLOCK * PIECE;
                 }
-                copy_step(maps.k, first_key);
+                copy_step(maps.k, first_key, true);
             }
-            if (step > 0) copy_step(maps.v, before);
+            if (step > 0) copy_step(maps.v, before, false);
         }
+        __syncwarp();
+        tile_place = warp_uniform(next);
+    }
+    shared.q_empty().wait(q_parity);
+    if (leader) {
+        store_shared(shared.tile(), -1);
+        shared.q_full().arrive();
     }
 }
 
@@ -209,16 +238,16 @@ __device__ __forceinline__ void each_score(Scores& scores, int piece, Change cha
 }
 
 /// Scores become what the softmax takes: modified, -inf where there is no key or the mask drops it.
-__device__ __forceinline__ void finish_scores(const Params& p, const Functions& f, Scores& scores, unsigned keys,
+__device__ __forceinline__ void finish_scores(const Params& p, const Functions& f, Scores& scores, FirstKeys& first_keys,
                                               int tile, int decided) {
     const dim3 row = HAS_SCORE_MOD || HAS_MASK_MOD ? row_of(p, tile) : dim3();
-    int first_keys[PIECES];
     bool edge = false;
 #pragma unroll
-    for (int i = 0; i < PIECES; ++i) {
-        first_keys[i] = load_shared(keys + 4 * i);
-        edge |= first_keys[i] + PIECE > p.seq_kv;
-    }
+    for (int i = 0; i < PIECES; ++i) edge |= first_keys[i] + PIECE > p.seq_kv;
+    edge = __any_sync(0xffffffffu, edge);
+    if (HAS_SCORE_MOD || HAS_MASK_MOD || edge)
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i) first_keys[i] = warp_uniform(first_keys[i]);
     if constexpr (HAS_SCORE_MOD) {
 #pragma unroll
         for (int i = 0; i < PIECES; ++i)
@@ -300,8 +329,14 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             Wgmma<T, D>::multiply_down(out, weights[k], KvTile::down_columns(v_tile, k), k > 0 || add);
         wgmma_commit();
     };
+    // Notes are read by the lane alone that says when they may change.
+    const auto read_note = [&](unsigned address) { return speaker ? load_shared(address) : 0; };
+    const auto read_first_keys = [&](FirstKeys& first_keys, const Place& place) {
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i) first_keys[i] = read_note(shared.first_keys(place.slot) + 4 * i);
+    };
     const auto release = [&](Barrier barrier) {
-        __syncwarp();  // what other lanes have read is read
+        __syncwarp();  // no lane has anything of it under way
         if (speaker) barrier.arrive();
     };
     const auto pack = [&](Weights& weights, const Scores& scores) {
@@ -314,12 +349,16 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
 
     Place place;
     unsigned q_parity = 0;
-    for (int tile = blockIdx.x; tile < tile_count(p); tile += gridDim.x) {
+    while (true) {
         shared.q_full().wait(q_parity);
         q_parity ^= 1;
-        const int steps = load_shared(shared.counts());
-        int decided = load_shared(shared.counts() + 4);  // pieces from this step on that the mask function decides
+        const int tile = warp_uniform(read_note(shared.tile()));
+        if (tile < 0) break;
+        const int steps = warp_uniform(read_note(shared.tile() + 4));
+        // Pieces from this step on that the mask function decides.
+        int decided = warp_uniform(read_note(shared.tile() + 8));
         Scores scores;
+        FirstKeys first_keys;
         Weights weights;
         Output out;
         Softmax softmax;
@@ -336,11 +375,12 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             release(shared.q_empty());
         } else {
             shared.full(place.slot).wait(place.parity);
+            read_first_keys(first_keys, place);
             wgmma_fence();
             start_scores(scores, place);
             wgmma_wait<0>();
             hold(scores);
-            finish_scores(p, f, scores, shared.first_keys(place.slot), tile, decided);
+            finish_scores(p, f, scores, first_keys, tile, decided);
             release(shared.empty(place.slot));
             if (steps == 1) release(shared.q_empty());
             place.advance();
@@ -355,6 +395,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 place.advance();
                 decided -= PIECES;
                 shared.full(keys.slot).wait(keys.parity);
+                read_first_keys(first_keys, keys);
                 if (IN_TURN) my_turn.wait();
                 hold(out);
                 hold(scores);
@@ -366,7 +407,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 if (IN_TURN) your_turn.arrive();
                 wgmma_wait<1>();
                 hold(scores);
-                finish_scores(p, f, scores, shared.first_keys(keys.slot), tile, decided);
+                finish_scores(p, f, scores, first_keys, tile, decided);
                 release(shared.empty(keys.slot));
                 if (step + 1 == steps) release(shared.q_empty());
                 const bool raised = softmax.raise(scores, to_exponent);
@@ -393,7 +434,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
 
 extern "C" __global__ void __launch_bounds__(THREADS, CTAS)
 TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Functions f,
-                  const __grid_constant__ TensorMaps maps) {
+                  const __grid_constant__ TensorMaps maps, const TileQueue queue) {
     extern __shared__ __align__(1024) unsigned char smem[];
     const Shared shared{shared_address(smem)};
     if (threadIdx.x == 0) {
@@ -410,7 +451,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
     const int group = warp_uniform(threadIdx.x / 128);
     if (group == GROUPS) {
         if constexpr (COPY_REGISTERS) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COPY_REGISTERS));
-        if (threadIdx.x / 32 == 4 * GROUPS) copy_tiles(p, maps, shared);
+        if (threadIdx.x / 32 == 4 * GROUPS) copy_tiles(p, maps, QUEUE ? queue : TileQueue{}, shared);
     } else {
         if constexpr (COPY_REGISTERS) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COMPUTE_REGISTERS));
         compute_tiles(p, f, shared, group);
