@@ -51,6 +51,7 @@ struct Forward {
     kv_indices: Tensor,
     full_kv_counts: Option<Tensor>,
     full_kv_indices: Option<Tensor>,
+    row_order: Option<Tensor>,
     out: Tensor,
     lse: Tensor,
 }
@@ -68,6 +69,7 @@ impl Forward {
             kv_indices: dense(0x5_0000, DType::I32, &[2, 4, 3, 4]),
             full_kv_counts: None,
             full_kv_indices: None,
+            row_order: None,
             out: dense(0x6_0000, DType::Bf16, &Q),
             lse: dense(0x7_0000, DType::F32, &Q[..3]),
         }
@@ -82,6 +84,7 @@ impl Forward {
             kv_indices: &self.kv_indices,
             full_kv_counts: self.full_kv_counts.as_ref(),
             full_kv_indices: self.full_kv_indices.as_ref(),
+            row_order: self.row_order.as_ref(),
             out: &mut self.out,
             lse: &mut self.lse,
             scale: 0.125,
@@ -243,8 +246,9 @@ fn a_candidate_of_another_kernel_is_refused() {
 
 #[test]
 fn parameters_of_dense_tensors() {
-    let Bound { params, grid, on, persistent, tensor_maps } = Forward::good().bind(&bf16_128()).unwrap();
-    assert_eq!((grid, on, persistent, tensor_maps.len()), ([3, 4, 2], Some(("q", 0)), false, 0));
+    let Bound { params, grid, on, persistent, queue, tensor_maps } = Forward::good().bind(&bf16_128()).unwrap();
+    assert_eq!((grid, on), ([3, 4, 2], Some(("q", 0))));
+    assert_eq!((persistent, queue, tensor_maps.len()), (false, false, 0));
     assert_eq!((params.q, params.k, params.v, params.out), (0x1_0000, 0x2_0000, 0x3_0000, 0x6_0000));
     assert_eq!(params.q_stride, [4 * 300 * 128, 300 * 128, 128]);
     assert_eq!(params.k_stride, [2 * 200 * 128, 200 * 128, 128]);
@@ -259,15 +263,29 @@ fn parameters_of_dense_tensors() {
     assert_eq!((params.full_kv_counts, params.full_kv_counts_stride), (0, [0, 0]));
     assert_eq!((params.full_kv_indices, params.full_kv_indices_stride), (0, [0, 0, 0]));
     assert_eq!(params.max_full_blocks, 0);
+    assert_eq!((params.row_order, params.row_order_stride), (0, [0, 0]));
 }
 
-/// The body for Hopper reads q, k and v in boxes, and as many blocks as fit the GPU take its tiles.
+/// One order for all heads, or one each; an order of other rows is refused.
+#[test]
+fn the_order_of_rows_binds_like_the_lists() {
+    let bind = |shape: &[usize]| {
+        let mut args = Forward { row_order: Some(dense(0x8_0000, DType::I32, shape)), ..Forward::good() };
+        args.bind(&forward_on(Arch::Sm90a)).map(|bound| bound.params)
+    };
+    let each = bind(&[2, 4, 3]).unwrap();
+    assert_eq!((each.row_order, each.row_order_stride), (0x8_0000, [12, 3]));
+    assert_eq!(bind(&[1, 1, 3]).unwrap().row_order_stride, [0, 0]);
+    assert!(matches!(bind(&[2, 4, 4]), Err(BindError::Disagree { dim: "q_blocks", .. })));
+}
+
+/// The body for Hopper reads q, k and v in boxes, and as many blocks as fit the GPU take its tiles from a counter.
 #[test]
 fn a_copy_engine_is_told_what_it_reads() {
     let candidate = forward_on(Arch::Sm90a);
     assert_eq!(candidate.schedule.family, Family::Sm90);
-    let Bound { grid, persistent, tensor_maps, .. } = Forward::good().bind(&candidate).unwrap();
-    assert_eq!((grid, persistent), ([3, 4, 2], true));
+    let Bound { grid, persistent, queue, tensor_maps, .. } = Forward::good().bind(&candidate).unwrap();
+    assert_eq!((grid, persistent, queue), ([3, 4, 2], true, true));
     let text: Vec<String> = tensor_maps.iter().map(|map| format!("{map:?}")).collect();
     assert_eq!(
         text[..2],

@@ -340,6 +340,7 @@ impl Pipeline {
                 kv_indices: &kv.indices,
                 full_kv_counts: full_kv.map(|full| &full.counts),
                 full_kv_indices: full_kv.map(|full| &full.indices),
+                row_order: None,
                 out,
                 lse,
                 scale: rule.scale,
