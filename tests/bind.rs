@@ -246,7 +246,8 @@ fn a_candidate_of_another_kernel_is_refused() {
 
 #[test]
 fn parameters_of_dense_tensors() {
-    let Bound { params, grid, on, persistent, queue, tensor_maps } = Forward::good().bind(&bf16_128()).unwrap();
+    let Bound { params, grid, on, persistent, queue, tensor_maps } =
+        Forward::good().bind(&bf16_128()).unwrap();
     assert_eq!((grid, on), ([3, 4, 2], Some(("q", 0))));
     assert_eq!((persistent, queue, tensor_maps.len()), (false, false, 0));
     assert_eq!((params.q, params.k, params.v, params.out), (0x1_0000, 0x2_0000, 0x3_0000, 0x6_0000));
