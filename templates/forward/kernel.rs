@@ -51,14 +51,17 @@ kernel! {
     body sm90 {
         tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64] }
         // PING_PONG: warpgroups take turns at the tensor cores. CTAS: blocks that share a multiprocessor. QUEUE: tiles are
-        // handed out as blocks finish, not in turn. (Steps of 192 keys lose.)
-        tune { STEP_KV: [128, 64], PING_PONG: [1, 0], CTAS: [2, 1], QUEUE: [1, 0] }
+        // handed out as blocks finish, not in turn. FMA_EXP: of so many exponentials one is a polynomial. (Steps of 192
+        // keys lose.)
+        tune { STEP_KV: [128, 64], PING_PONG: [1, 0], CTAS: [2, 1], QUEUE: [1, 0], FMA_EXP: [0, 4] }
         where {
             // Output, scores and the weights made of them, of the 232 or 240 registers of a computing thread.
             2 * D + 3 * STEP_KV <= 832,
             // One warpgroup has nobody to take turns with; two with their registers fill a multiprocessor.
             BLOCK_Q == 128 || PING_PONG == 0,
             BLOCK_Q == 64 || CTAS == 1,
+            // With wider heads the exponentials have time under the products.
+            D == 64 || FMA_EXP == 0,
             // Queries and a ring of at least three key or value tiles, in rows of whole 128 bytes.
             128 * ceil_div(D, 64) * (BLOCK_Q + 3 * STEP_KV) + 1024
                 <= 1024 * (if CTAS == 2 { 113 } else { 227 }),
