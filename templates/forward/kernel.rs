@@ -50,27 +50,30 @@ kernel! {
 
     body sm90 {
         tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64] }
-        // PING_PONG: warpgroups take turns at the tensor cores. CTAS: blocks that share a multiprocessor. QUEUE: tiles are
-        // handed out as blocks finish, not in turn. FMA_EXP: of so many exponentials one is a polynomial. (Steps of 192
-        // keys lose.)
-        tune { STEP_KV: [128, 64], PING_PONG: [1, 0], CTAS: [2, 1], QUEUE: [1, 0], FMA_EXP: [0, 4] }
+        // PING_PONG: warpgroups take turns at the tensor cores. CTAS: blocks that share a multiprocessor. TEAMS: tiles that a
+        // block works on at once. QUEUE: tiles are handed out as they finish, not in turn. FMA_EXP: of so many exponentials
+        // one is a polynomial. (Steps of 192 keys lose.)
+        tune { STEP_KV: [128, 64], PING_PONG: [1, 0], CTAS: [2, 1], TEAMS: [1, 2], QUEUE: [1, 0], FMA_EXP: [0, 4] }
         where {
             // Output, scores and the weights made of them, of the 232 or 240 registers of a computing thread.
             2 * D + 3 * STEP_KV <= 832,
             // One warpgroup has nobody to take turns with; two with their registers fill a multiprocessor.
             BLOCK_Q == 128 || PING_PONG == 0,
             BLOCK_Q == 64 || CTAS == 1,
+            // Four computing warpgroups have registers for little output and short steps, which are slow for two.
+            TEAMS == 1 || (D == 64 && BLOCK_Q == 128),
+            D != 64 || BLOCK_Q == 64 || (TEAMS == 2) == (STEP_KV == 64),
             // With wider heads the exponentials have time under the products.
             D == 64 || FMA_EXP == 0,
             // Queries and a ring of at least three key or value tiles, in rows of whole 128 bytes.
             128 * ceil_div(D, 64) * (BLOCK_Q + 3 * STEP_KV) + 1024
-                <= 1024 * (if CTAS == 2 { 113 } else { 227 }),
+                <= 1024 * (if CTAS * TEAMS == 2 { 113 } else { 227 }),
             // All that a block can have: the ring takes what is left.
             smem_bytes = 1024 * (if CTAS == 2 { 113 } else { 227 }),
-            registers = if BLOCK_Q == 128 { 168 } else { if CTAS == 2 { 128 } else { 232 } },
+            registers = if BLOCK_Q == 128 { if TEAMS == 2 { 96 } else { 168 } } else { if CTAS == 2 { 128 } else { 232 } },
             // Alone on a multiprocessor, one computing warpgroup leaves the tensor cores idle under its softmax.
             prefer = min(CTAS, GRID_PER_SM),
         }
-        launch { grid = [q_blocks, heads, batch], threads = 2 * BLOCK_Q + 128, persistent, queue }
+        launch { grid = [q_blocks, heads, batch], threads = TEAMS * 2 * BLOCK_Q + 128, persistent, queue }
     }
 }

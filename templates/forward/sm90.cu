@@ -3,7 +3,8 @@
 // One thread block a multiprocessor stays for many tiles of BLOCK_Q queries. Its last warpgroup only copies: the tile's
 // queries, then per step the STEP_KV keys and values of one or more key blocks, gathered side by side into a slot of a
 // ring. Each other warpgroup owns 64 queries. Under the softmax of one step run the products of the step before it and the
-// scores of the one after, and those of the other warpgroup.
+// scores of the one after, and those of the other warpgroup. TEAMS of such warpgroups, each with a copying warp, ring and
+// tile of its own, hide each other's starts and ends.
 <% include "lib/thread.cuh" %>
 <% include "lib/math.cuh" %>
 <% include "lib/exp2.cuh" %>
@@ -17,20 +18,20 @@
 <% include "lib/wgmma.cuh" %>
 
 constexpr int GROUP_ROWS = 64;                // queries of a warpgroup
-constexpr int GROUPS = BLOCK_Q / GROUP_ROWS;  // warpgroups that compute
+constexpr int GROUPS = BLOCK_Q / GROUP_ROWS;  // warpgroups that compute a tile
 constexpr int PIECE = 64;                     // keys of one copy
 constexpr int PIECES = STEP_KV / PIECE;       // of a step
 constexpr int PIECES_PER_BLOCK = BLOCK_KV / PIECE;
 
 static_assert(BLOCK_Q == GROUP_ROWS * GROUPS && STEP_KV == PIECE * PIECES && BLOCK_KV == PIECE * PIECES_PER_BLOCK);
-static_assert(THREADS == 128 * (GROUPS + 1), "a warpgroup for every 64 queries and one for the copies");
+static_assert(THREADS == 128 * (TEAMS * GROUPS + 1), "a warpgroup for every 64 queries and one for the copies");
 
 using QTile = SwizzledTile<GROUP_ROWS, D>;
 using KvTile = SwizzledTile<STEP_KV, D>;
 
-// Shared memory, from a multiple of 1024 on: tiles, then barriers, then what the copying warp tells the others. The ring
-// has the slots that fit, up to 8.
-constexpr unsigned SMEM_BYTES = 1024 * (CTAS == 2 ? 113 : 227);
+// Shared memory of a team, from a multiple of 1024 on: tiles, then barriers, then what the copying warp tells the others.
+// The ring has the slots that fit, up to 8.
+constexpr unsigned SMEM_BYTES = 1024 * (CTAS * TEAMS == 2 ? 113 : 227);
 constexpr unsigned KV_TILES = GROUPS * QTile::BYTES;
 constexpr int FITTING = (SMEM_BYTES - 1024 - KV_TILES) / KvTile::BYTES;
 constexpr int STAGES = FITTING < 8 ? FITTING : 8;
@@ -41,7 +42,7 @@ static_assert(NOTES + 4 * (STAGES * PIECES + 3) <= SMEM_BYTES);
 
 // Registers are handed out anew among the warpgroups: a product's accumulators want more than the copies.
 constexpr int COPY_REGISTERS = GROUPS == 1 && CTAS == 1 ? 0 : 24;
-constexpr int COMPUTE_REGISTERS = GROUPS == 1 ? 232 : 240;
+constexpr int COMPUTE_REGISTERS = TEAMS == 2 ? 112 : GROUPS == 1 ? 232 : 240;
 
 // The running maximum may lag behind the true one by this much (in powers of two) before the output is rescaled:
 // exponentials then reach 256 at most, and after the first step a rescale is rare.
@@ -56,7 +57,12 @@ using Output = float[D / 8][4];
 using FirstKeys = int[PIECES];  // of a step's pieces; only a warp's first lane knows them
 using Place = RingPlace<STAGES>;
 
-/// Addresses in shared memory.
+/// A computing thread's place in its team.
+__device__ __forceinline__ unsigned team_place() {
+    return TEAMS == 1 ? thread_place() : thread_place() % (128 * GROUPS);
+}
+
+/// Addresses in a team's shared memory.
 struct Shared {
     unsigned base;
 
@@ -94,18 +100,19 @@ __device__ __forceinline__ int tile_at(const Params& p, int place) {
     return place - static_cast<int>(row.x) + q_block;
 }
 
-/// The work of the copying warp.
-__device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& maps, TileQueue queue, Shared shared) {
+/// The work of a team's copying warp.
+__device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& maps, TileQueue queue, Shared shared,
+                                           int team) {
     const bool leader = thread_place() % 32 == 0;
     if (leader) {
         prefetch_map(maps.q);
         prefetch_map(maps.k);
         prefetch_map(maps.v);
     }
-    const int tiles = p.q_blocks * p.heads * p.batch;
+    const int tiles = p.q_blocks * p.heads * p.batch, takers = TEAMS * gridDim.x;
     Place place;
     unsigned q_parity = 1;
-    for (int tile_place = blockIdx.x; tile_place < tiles;) {
+    for (int tile_place = team * gridDim.x + blockIdx.x; tile_place < tiles;) {
         const int tile = tile_at(p, tile_place);
         const dim3 row = row_of(p, tile);
         const int kv_head = row.y / (p.heads / p.kv_heads);
@@ -148,7 +155,7 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         int next = 0;
         for (int step = 0; step <= steps; ++step) {
             // Late, so that who has a long tile has not taken another yet; the answer comes under the last copies.
-            if (leader && step == max(steps - 1, 0)) next = queue.next(tile_place, tiles);
+            if (leader && step == max(steps - 1, 0)) next = queue.next(tile_place, takers, tiles);
 #pragma unroll
             for (int i = 0; i < PIECES; ++i) before[i] = first_key[i];
             if (step < steps) {
@@ -233,7 +240,7 @@ struct Softmax {
 /// piece's first.
 template <typename Change>
 __device__ __forceinline__ void each_score(Scores& scores, int piece, Change change) {
-    const int lane = thread_place() % 32, first_row = thread_place() / 32 * 16;
+    const int lane = thread_place() % 32, first_row = team_place() / 32 * 16;
 #pragma unroll
     for (int n = 0; n < PIECE / 8; ++n)
 #pragma unroll
@@ -285,7 +292,7 @@ __device__ __forceinline__ void write_rows(const Params& p, const Softmax& softm
     const int lane = thread_place() % 32;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int row = place.x * BLOCK_Q + thread_place() / 32 * 16 + half * 8 + lane / 4;
+        const int row = place.x * BLOCK_Q + team_place() / 32 * 16 + half * 8 + lane / 4;
         const float sum = quad_sum(softmax.sum[half]);
         const float inverse = sum == 0.0f ? 0.0f : reciprocal_approx(sum);
         if (lane % 4 == 0 && row < p.seq_q)
@@ -306,12 +313,13 @@ __device__ __forceinline__ void write_rows(const Params& p, const Softmax& softm
 }
 
 /// The work of a computing warpgroup.
-__device__ __forceinline__ void compute_tiles(const Params& p, const Functions& f, Shared shared, int group) {
+__device__ __forceinline__ void compute_tiles(const Params& p, const Functions& f, Shared shared, int team,
+                                              int group) {
     const unsigned q_tile = shared.q_tile(group);
     const bool speaker = thread_place() % 32 == 0;
     // Warpgroups take turns at starting their products: one's softmax then runs under the other's products.
     constexpr bool IN_TURN = PING_PONG && GROUPS == 2;
-    const NamedBarrier my_turn{1 + group, 256}, your_turn{2 - group, 256};
+    const NamedBarrier my_turn{1 + 2 * team + group, 256}, your_turn{2 + 2 * team - group, 256};
     if (IN_TURN && group == 1) your_turn.arrive();
 
     // Scores times this are exponents of two. The maxima are taken before the product, so it must be positive: scores
@@ -440,8 +448,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS)
 TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Functions f,
                   const __grid_constant__ TensorMaps maps, const TileQueue queue) {
     extern __shared__ __align__(1024) unsigned char smem[];
-    const Shared shared{shared_address(smem)};
-    if (threadIdx.x == 0) {
+    const auto shared_of = [&](int team) { return Shared{shared_address(smem) + team * SMEM_BYTES}; };
+    if (threadIdx.x < TEAMS) {
+        const Shared shared = shared_of(threadIdx.x);
 #pragma unroll
         for (int slot = 0; slot < STAGES; ++slot) {
             shared.full(slot).init(1);
@@ -453,11 +462,13 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
     }
     __syncthreads();
     const int group = warp_uniform(threadIdx.x / 128);
-    if (group == GROUPS) {
+    if (group == TEAMS * GROUPS) {
         if constexpr (COPY_REGISTERS) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COPY_REGISTERS));
-        if (threadIdx.x / 32 == 4 * GROUPS) copy_tiles(p, maps, QUEUE ? queue : TileQueue{}, shared);
+        const int team = warp_uniform(threadIdx.x / 32) - 4 * TEAMS * GROUPS;
+        if (team < TEAMS) copy_tiles(p, maps, QUEUE ? queue : TileQueue{}, shared_of(team), team);
     } else {
         if constexpr (COPY_REGISTERS) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COMPUTE_REGISTERS));
-        compute_tiles(p, f, shared, group);
+        const int team = TEAMS == 1 ? 0 : group / GROUPS;
+        compute_tiles(p, f, shared_of(team), team, group - team * GROUPS);
     }
 }
