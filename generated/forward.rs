@@ -18,6 +18,14 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed("forward/sm90.cu"),
                 Cow::Borrowed(include_str!("../templates/forward/sm90.cu")),
             ),
+            (
+                Cow::Borrowed("forward/sm90_copies.cuh"),
+                Cow::Borrowed(include_str!("../templates/forward/sm90_copies.cuh")),
+            ),
+            (
+                Cow::Borrowed("forward/sm90_softmax.cuh"),
+                Cow::Borrowed(include_str!("../templates/forward/sm90_softmax.cuh")),
+            ),
         ],
     ),
 };

@@ -452,9 +452,10 @@ __device__ __forceinline__ void copy_box(unsigned to, const TensorMap& map, int 
 struct TileQueue {
     unsigned* asked;
 
-    /// The tile after `tile` for one of `takers`; none is left where that is `tiles` or more. One thread asks.
-    __device__ __forceinline__ int next(int tile, int takers, int tiles) const {
-        return takers + (asked ? atomicInc(asked, tiles - 1) : tile);
+    /// The tile after `tile`, less the number of all takers: none is left where the sum is `tiles` or more. One thread asks,
+    /// and adds late: the answer takes its time.
+    __device__ __forceinline__ int next(int tile, int tiles) const {
+        return asked ? static_cast<int>(atomicInc(asked, tiles - 1)) : tile;
     }
 };
 static_assert(sizeof(TileQueue) == 8, "TileQueue differs from the Rust side");
@@ -644,13 +645,6 @@ static_assert(NOTES + 4 * (STAGES * PIECES + 3) <= SMEM_BYTES);
 constexpr int COPY_REGISTERS = GROUPS == 1 && CTAS == 1 ? 0 : 24;
 constexpr int COMPUTE_REGISTERS = TEAMS == 2 ? 112 : GROUPS == 1 ? 232 : 240;
 
-// The running maximum may lag behind the true one by this much (in powers of two) before the output is rescaled:
-// exponentials then reach 256 at most, and after the first step a rescale is rare.
-constexpr float MAX_LAG = 8.0f;
-
-// The maximum of a row that has met no key: finite, so that a masked score's exponential is 0 and never NaN.
-constexpr float LOWEST = -3.402823466e38f;
-
 using Scores = float[STEP_KV / 8][4];
 using Weights = unsigned[STEP_KV / 16][4];
 using Output = float[D / 8][4];
@@ -661,6 +655,8 @@ using Place = RingPlace<STAGES>;
 __device__ __forceinline__ unsigned team_place() {
     return TEAMS == 1 ? thread_place() : thread_place() % (128 * GROUPS);
 }
+
+// Where a team has what in shared memory, which tile comes when, and the warp that copies.
 
 /// Addresses in a team's shared memory.
 struct Shared {
@@ -755,7 +751,7 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         int next = 0;
         for (int step = 0; step <= steps; ++step) {
             // Late, so that who has a long tile has not taken another yet; the answer comes under the last copies.
-            if (leader && step == max(steps - 1, 0)) next = queue.next(tile_place, takers, tiles);
+            if (leader && step == max(steps - 1, 0)) next = queue.next(tile_place, tiles);
 #pragma unroll
             for (int i = 0; i < PIECES; ++i) before[i] = first_key[i];
             if (step < steps) {
@@ -771,7 +767,7 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
             if (step > 0) copy_step(maps.v, before, false);
         }
         __syncwarp();
-        tile_place = warp_uniform(next);
+        tile_place = takers + warp_uniform(next);
     }
     shared.q_empty().wait(q_parity);
     if (leader) {
@@ -779,6 +775,15 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         shared.q_full().arrive();
     }
 }
+
+// The online softmax of a computing warpgroup.
+
+// The running maximum may lag behind the true one by this much (in powers of two) before the output is rescaled:
+// exponentials then reach 256 at most, and after the first step a rescale is rare.
+constexpr float MAX_LAG = 8.0f;
+
+// The maximum of a row that has met no key: finite, so that a masked score's exponential is 0 and never NaN.
+constexpr float LOWEST = -3.402823466e38f;
 
 /// Maximum and sum of exponentials of the two rows whose scores this thread has; what the output must be multiplied by.
 struct Softmax {
@@ -835,6 +840,7 @@ struct Softmax {
             for (int i = 0; i < 4; ++i) out[n][i] *= factor[i / 2];
     }
 };
+
 
 /// Calls `change(score, row, key)` for each score of this lane in piece `piece`, row and key counted from the tile's and the
 /// piece's first.

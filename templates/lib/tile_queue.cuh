@@ -9,9 +9,10 @@
 struct TileQueue {
     unsigned* asked;
 
-    /// The tile after `tile` for one of `takers`; none is left where that is `tiles` or more. One thread asks.
-    __device__ __forceinline__ int next(int tile, int takers, int tiles) const {
-        return takers + (asked ? atomicInc(asked, tiles - 1) : tile);
+    /// The tile after `tile`, less the number of all takers: none is left where the sum is `tiles` or more. One thread asks,
+    /// and adds late: the answer takes its time.
+    __device__ __forceinline__ int next(int tile, int tiles) const {
+        return asked ? static_cast<int>(atomicInc(asked, tiles - 1)) : tile;
     }
 };
 static_assert(sizeof(TileQueue) == 8, "TileQueue differs from the Rust side");
