@@ -3,8 +3,9 @@
 //! Random bf16 data, blocks of 128×64, medians of CUDA-event times. Effective TFLOP/s count the kept blocks alone:
 //! 4 · batch · heads · seq_q · seq_kv · d · kept share / time. `benches/peers.py` times dense attention beside it.
 
-use half::bf16;
-use rayon::prelude::*;
+mod support;
+
+use support::{draw, random};
 use tilewright::device::{CudaDevice, DeviceError};
 use tilewright::tune::Policy;
 use tilewright::{Attention, BlockMask, DType, Device, Error, HeadDim, Tensor, top_k, top_p};
@@ -109,21 +110,6 @@ fn median(cuda: &CudaDevice, work: impl Fn() -> Result<(), Error>) -> Result<f32
     Ok(times[LAUNCHES / 2])
 }
 
-/// About normal, the same on every run.
-fn random(count: usize, seed: u64) -> Vec<bf16> {
-    let mut data = vec![bf16::ZERO; count];
-    data.par_chunks_mut(1 << 16).enumerate().for_each(|(chunk, data)| {
-        let mut state = (seed << 40) ^ (chunk as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        for value in data {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            // The sum of four bytes: variance 4 · 256² / 12.
-            let sum: u32 = (state >> 32).to_le_bytes()[..4].iter().map(|&byte| u32::from(byte)).sum();
-            *value = bf16::from_f32((sum as f32 - 510.0) / 147.8);
-        }
-    });
-    data
-}
-
 /// Every row keeps the same number of blocks, at random places.
 fn random_mask(
     heads: usize,
@@ -132,16 +118,10 @@ fn random_mask(
     seq: usize,
 ) -> Result<BlockMask, Error> {
     let count = ((columns as f64 * kept).round() as usize).max(1);
-    let mut state = 7u64;
+    let mut state = 7;
     let mut map = vec![false; heads * rows * columns];
     for row in map.chunks_mut(columns) {
-        // Floyd's sampling: `count` different blocks with `count` draws.
-        for last in columns - count..columns {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let drawn = (state >> 33) as usize % (last + 1);
-            let place = if row[drawn] { last } else { drawn };
-            row[place] = true;
-        }
+        draw(row, count, &mut state);
     }
     BlockMask::from_dense(&map, [1, heads, rows, columns], (128, 64), (seq, seq))
 }

@@ -18,6 +18,14 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed("forward/sm90.cu"),
                 Cow::Borrowed(include_str!("../templates/forward/sm90.cu")),
             ),
+            (
+                Cow::Borrowed("forward/sm90_copies.cuh"),
+                Cow::Borrowed(include_str!("../templates/forward/sm90_copies.cuh")),
+            ),
+            (
+                Cow::Borrowed("forward/sm90_softmax.cuh"),
+                Cow::Borrowed(include_str!("../templates/forward/sm90_softmax.cuh")),
+            ),
         ],
     ),
 };
@@ -53,6 +61,10 @@ pub struct Params {
     pub full_kv_indices: u64,
     /// Strides in elements of all dimensions but the last.
     pub full_kv_indices_stride: [i64; 3],
+    /// Device pointer of `row_order`.
+    pub row_order: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub row_order_stride: [i64; 2],
     /// Device pointer of `out`.
     pub out: u64,
     /// Strides in elements of all dimensions but the last.
@@ -87,7 +99,7 @@ pub struct Params {
     pub padding: i32,
 }
 const _: () = {
-    assert!(size_of:: < Params > () == 312);
+    assert!(size_of:: < Params > () == 336);
     assert!(offset_of!(Params, q) == 0);
     assert!(offset_of!(Params, q_stride) == 8);
     assert!(offset_of!(Params, k) == 32);
@@ -102,22 +114,24 @@ const _: () = {
     assert!(offset_of!(Params, full_kv_counts_stride) == 160);
     assert!(offset_of!(Params, full_kv_indices) == 176);
     assert!(offset_of!(Params, full_kv_indices_stride) == 184);
-    assert!(offset_of!(Params, out) == 208);
-    assert!(offset_of!(Params, out_stride) == 216);
-    assert!(offset_of!(Params, lse) == 240);
-    assert!(offset_of!(Params, lse_stride) == 248);
-    assert!(offset_of!(Params, batch) == 264);
-    assert!(offset_of!(Params, heads) == 268);
-    assert!(offset_of!(Params, seq_q) == 272);
-    assert!(offset_of!(Params, head_dim) == 276);
-    assert!(offset_of!(Params, kv_heads) == 280);
-    assert!(offset_of!(Params, seq_kv) == 284);
-    assert!(offset_of!(Params, q_blocks) == 288);
-    assert!(offset_of!(Params, max_blocks) == 292);
-    assert!(offset_of!(Params, max_full_blocks) == 296);
-    assert!(offset_of!(Params, kv_blocks) == 300);
-    assert!(offset_of!(Params, scale) == 304);
-    assert!(offset_of!(Params, padding) == 308);
+    assert!(offset_of!(Params, row_order) == 208);
+    assert!(offset_of!(Params, row_order_stride) == 216);
+    assert!(offset_of!(Params, out) == 232);
+    assert!(offset_of!(Params, out_stride) == 240);
+    assert!(offset_of!(Params, lse) == 264);
+    assert!(offset_of!(Params, lse_stride) == 272);
+    assert!(offset_of!(Params, batch) == 288);
+    assert!(offset_of!(Params, heads) == 292);
+    assert!(offset_of!(Params, seq_q) == 296);
+    assert!(offset_of!(Params, head_dim) == 300);
+    assert!(offset_of!(Params, kv_heads) == 304);
+    assert!(offset_of!(Params, seq_kv) == 308);
+    assert!(offset_of!(Params, q_blocks) == 312);
+    assert!(offset_of!(Params, max_blocks) == 316);
+    assert!(offset_of!(Params, max_full_blocks) == 320);
+    assert!(offset_of!(Params, kv_blocks) == 324);
+    assert!(offset_of!(Params, scale) == 328);
+    assert!(offset_of!(Params, padding) == 332);
 };
 /// The arguments of `forward`.
 ///
@@ -126,6 +140,9 @@ const _: () = {
 ///
 /// `kv_indices` lists blocks whose elements `mask_mod` still decides, `full_kv_indices` blocks it keeps as a whole.
 /// Numbers outside the sequence are skipped, and lists need not ascend.
+///
+/// `row_order` is the order in which a head's query blocks are started, each of them once: the longest lists first, so
+/// that a long one at the end does not keep the GPU waiting. Results do not depend on it, and a body may do without.
 #[derive(Debug)]
 pub struct Args<'a> {
     /// `[batch, heads, seq_q, head_dim]` of the spec's `T`.
@@ -142,6 +159,8 @@ pub struct Args<'a> {
     pub full_kv_counts: Option<&'a Tensor>,
     /// `[batch or 1, heads or 1, q_blocks, max_full_blocks]` of i32.
     pub full_kv_indices: Option<&'a Tensor>,
+    /// `[batch or 1, heads or 1, q_blocks]` of i32.
+    pub row_order: Option<&'a Tensor>,
     /// `[batch, heads, seq_q, head_dim]` of the spec's `T`.
     pub out: &'a mut Tensor,
     /// `[batch, heads, seq_q]` of f32.
@@ -254,6 +273,19 @@ unsafe impl KernelArgs for Args<'_> {
                     Dim::exact("max_full_blocks"),
                 ],
             )?;
+        let dtype = DType::I32;
+        let row_order = binder
+            .tensor(
+                "row_order",
+                self.row_order,
+                dtype,
+                1,
+                [
+                    Dim::broadcast("batch"),
+                    Dim::broadcast("heads"),
+                    Dim::exact("q_blocks"),
+                ],
+            )?;
         let dtype = binder.dtype(candidate, "T")?;
         let out = binder
             .tensor(
@@ -328,6 +360,7 @@ unsafe impl KernelArgs for Args<'_> {
                 binder.tensor_map("k", self.k, [64, 64])?;
                 binder.tensor_map("v", self.v, [64, 64])?;
                 binder.persistent();
+                binder.queue();
                 [q_blocks, heads, batch]
             }
             other => return Err(binder.no_body(other)),
@@ -347,6 +380,8 @@ unsafe impl KernelArgs for Args<'_> {
             full_kv_counts_stride: full_kv_counts.strides,
             full_kv_indices: full_kv_indices.pointer,
             full_kv_indices_stride: full_kv_indices.strides,
+            row_order: row_order.pointer,
+            row_order_stride: row_order.strides,
             out: out.pointer,
             out_stride: out.strides,
             lse: lse.pointer,

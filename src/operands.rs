@@ -20,6 +20,11 @@ impl Shape {
         if !matches!(q.dtype(), DType::F16 | DType::Bf16) {
             return Err(half_dtype_error("q", q));
         }
+        Self::alike(q, k, v)
+    }
+
+    /// The same for tensors of any one type.
+    pub(crate) fn alike(q: &Tensor, k: &Tensor, v: Option<&Tensor>) -> Result<Self, Error> {
         let [batch, heads, seq_q, d] = dimensions("q", q, q.dtype())?;
         let [_, kv_heads, seq_kv, _] = dimensions("k", k, q.dtype())?;
         if let Some(v) = v {

@@ -115,3 +115,20 @@ fn memory_of_the_callers_is_for_a_gpu() {
     let result = attention.forward_in(&q, &q, &q, [&mut out, &mut lse], &mut scratch);
     assert!(matches!(result, Err(Error::NotOnGpu { .. })), "{result:?}");
 }
+
+#[test]
+fn block_means_give_the_mask_of_their_tensors() {
+    let attention = attention();
+    let (q, k) = (tensor([2, 4, 300, 64]), tensor([2, 2, 1000, 64]));
+    let (q_mean, k_mean) = (support::block_means(&q, 128), support::block_means(&k, 64));
+    let expected = attention.mask(&q, &k).unwrap().to_dense().unwrap();
+    let of = |q_mean, k_mean, seqs| attention.mask_of_means(q_mean, k_mean, seqs);
+    assert_eq!(of(&q_mean, &k_mean, (300, 1000)).unwrap().to_dense().unwrap(), expected);
+
+    let error = of(&q_mean, &k_mean, (400, 1000)).unwrap_err().to_string();
+    assert!(error.starts_with("3 q_blocks, needed 4 to cover 400 positions"), "{error}");
+    assert!(matches!(of(&q, &k_mean, (300, 1000)), Err(Error::Tensor(TensorError::DType { .. }))));
+    let three_heads = support::block_means(&tensor([2, 3, 300, 64]), 128);
+    let error = of(&three_heads, &k_mean, (300, 1000)).unwrap_err();
+    assert!(matches!(error, Error::Tensor(TensorError::HeadGroups { heads: 3, kv_heads: 2 })), "{error}");
+}

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use tilewright::codegen::{Arch, Candidate, Family, Generator, KernelSource, Value};
-use tilewright::kernels::{forward, pool, select};
+use tilewright::kernels::{forward, pool, select, transpose};
 use tilewright::launch::{BindError, Binder, Bound, Dim, KernelArgs};
 use tilewright::tensor::{TensorError, contiguous_strides};
 use tilewright::{DType, Device, Error, Tensor};
@@ -29,7 +29,8 @@ fn bf16_128() -> Candidate {
 }
 
 fn pool_64() -> Candidate {
-    candidate(&pool::SOURCE, &[("T", DType::Bf16.into()), ("D", 64.into()), ("BLOCK", 64.into())])
+    let blocks = [("BLOCK_Q", 64.into()), ("BLOCK_KV", 64.into())];
+    candidate(&pool::SOURCE, &[("T", DType::Bf16.into()), ("D", 64.into()), blocks[0], blocks[1]])
 }
 
 /// A view at an address of GPU `ordinal`.
@@ -51,6 +52,7 @@ struct Forward {
     kv_indices: Tensor,
     full_kv_counts: Option<Tensor>,
     full_kv_indices: Option<Tensor>,
+    row_order: Option<Tensor>,
     out: Tensor,
     lse: Tensor,
 }
@@ -68,6 +70,7 @@ impl Forward {
             kv_indices: dense(0x5_0000, DType::I32, &[2, 4, 3, 4]),
             full_kv_counts: None,
             full_kv_indices: None,
+            row_order: None,
             out: dense(0x6_0000, DType::Bf16, &Q),
             lse: dense(0x7_0000, DType::F32, &Q[..3]),
         }
@@ -82,6 +85,7 @@ impl Forward {
             kv_indices: &self.kv_indices,
             full_kv_counts: self.full_kv_counts.as_ref(),
             full_kv_indices: self.full_kv_indices.as_ref(),
+            row_order: self.row_order.as_ref(),
             out: &mut self.out,
             lse: &mut self.lse,
             scale: 0.125,
@@ -206,18 +210,29 @@ fn what_the_declaration_requires_is_checked() {
     }
     // A row of 20 elements is 40 bytes: the rows' alignment is found out first.
     let x = view(0, 0x1_0000, DType::Bf16, &[1, 1, 64, 20], &[2048, 2048, 32, 1]);
-    let mut mean = dense(0x2_0000, DType::F32, &[1, 1, 1, 20]);
-    let error = pool::Args { x: &x, mean: &mut mean }.bind(&pool_64()).expect_err("20");
+    let [mut q_mean, mut k_mean] =
+        [0x2_0000, 0x3_0000].map(|address| dense(address, DType::F32, &[1, 1, 1, 20]));
+    let (q_mean, k_mean) = (&mut q_mean, &mut k_mean);
+    let error = pool::Args { q: &x, k: &x, q_mean, k_mean, finished: None }.bind(&pool_64()).expect_err("20");
     assert!(matches!(error, BindError::Require { condition: "head_dim % 8 == 0", .. }), "{error}");
 }
 
 #[test]
 fn a_grid_over_cuda_s_limits_is_refused() {
-    let candidate = pool_64();
+    let candidate = candidate(&transpose::SOURCE, &[]);
     let bind = |batch: usize, heads: usize| {
-        let x = dense(0x1_0000, DType::Bf16, &[batch, heads, 64, 64]);
-        let mut mean = dense(0x2_0000, DType::F32, &[batch, heads, 1, 64]);
-        pool::Args { x: &x, mean: &mut mean }.bind(&candidate).map(|bound| bound.grid)
+        let keep = dense(0x1_0000, DType::I32, &[batch, heads, 1, 1]);
+        let mut q_counts = dense(0x2_0000, DType::I32, &[batch, heads, 1]);
+        let mut q_indices = dense(0x3_0000, DType::I32, &[batch, heads, 1, 1]);
+        let args = transpose::Args {
+            keep: &keep,
+            full_keep: None,
+            q_counts: &mut q_counts,
+            q_indices: &mut q_indices,
+            full_q_counts: None,
+            full_q_indices: None,
+        };
+        args.bind(&candidate).map(|bound| bound.grid)
     };
     assert_eq!(bind(1, 65535), Ok([1, 65535, 1]));
     assert_eq!(bind(65535, 1), Ok([1, 1, 65535]));
@@ -225,7 +240,7 @@ fn a_grid_over_cuda_s_limits_is_refused() {
         assert_eq!(
             bind(batch, heads).expect_err("too large").to_string(),
             format!(
-                "kernel `pool` would need a grid of [1, {heads}, {batch}] blocks, the limit is \
+                "kernel `transpose` would need a grid of [1, {heads}, {batch}] blocks, the limit is \
                  [2147483647, 65535, 65535]: split the call"
             )
         );
@@ -243,8 +258,10 @@ fn a_candidate_of_another_kernel_is_refused() {
 
 #[test]
 fn parameters_of_dense_tensors() {
-    let Bound { params, grid, on, persistent, tensor_maps } = Forward::good().bind(&bf16_128()).unwrap();
-    assert_eq!((grid, on, persistent, tensor_maps.len()), ([3, 4, 2], Some(("q", 0)), false, 0));
+    let Bound { params, grid, on, persistent, queue, tensor_maps } =
+        Forward::good().bind(&bf16_128()).unwrap();
+    assert_eq!((grid, on), ([3, 4, 2], Some(("q", 0))));
+    assert_eq!((persistent, queue, tensor_maps.len()), (false, false, 0));
     assert_eq!((params.q, params.k, params.v, params.out), (0x1_0000, 0x2_0000, 0x3_0000, 0x6_0000));
     assert_eq!(params.q_stride, [4 * 300 * 128, 300 * 128, 128]);
     assert_eq!(params.k_stride, [2 * 200 * 128, 200 * 128, 128]);
@@ -259,15 +276,29 @@ fn parameters_of_dense_tensors() {
     assert_eq!((params.full_kv_counts, params.full_kv_counts_stride), (0, [0, 0]));
     assert_eq!((params.full_kv_indices, params.full_kv_indices_stride), (0, [0, 0, 0]));
     assert_eq!(params.max_full_blocks, 0);
+    assert_eq!((params.row_order, params.row_order_stride), (0, [0, 0]));
 }
 
-/// The body for Hopper reads q, k and v in boxes, and as many blocks as fit the GPU take its tiles.
+/// One order for all heads, or one each; an order of other rows is refused.
+#[test]
+fn the_order_of_rows_binds_like_the_lists() {
+    let bind = |shape: &[usize]| {
+        let mut args = Forward { row_order: Some(dense(0x8_0000, DType::I32, shape)), ..Forward::good() };
+        args.bind(&forward_on(Arch::Sm90a)).map(|bound| bound.params)
+    };
+    let each = bind(&[2, 4, 3]).unwrap();
+    assert_eq!((each.row_order, each.row_order_stride), (0x8_0000, [12, 3]));
+    assert_eq!(bind(&[1, 1, 3]).unwrap().row_order_stride, [0, 0]);
+    assert!(matches!(bind(&[2, 4, 4]), Err(BindError::Disagree { dim: "q_blocks", .. })));
+}
+
+/// The body for Hopper reads q, k and v in boxes, and as many blocks as fit the GPU take its tiles from a counter.
 #[test]
 fn a_copy_engine_is_told_what_it_reads() {
     let candidate = forward_on(Arch::Sm90a);
     assert_eq!(candidate.schedule.family, Family::Sm90);
-    let Bound { grid, persistent, tensor_maps, .. } = Forward::good().bind(&candidate).unwrap();
-    assert_eq!((grid, persistent), ([3, 4, 2], true));
+    let Bound { grid, persistent, queue, tensor_maps, .. } = Forward::good().bind(&candidate).unwrap();
+    assert_eq!((grid, persistent, queue), ([3, 4, 2], true, true));
     let text: Vec<String> = tensor_maps.iter().map(|map| format!("{map:?}")).collect();
     assert_eq!(
         text[..2],
@@ -381,7 +412,7 @@ fn optional_outputs_may_be_absent() {
         let dtype = if address == 0x1_0000 { DType::F32 } else { DType::I32 };
         dense(address, dtype, if address == 0x2_0000 { &[1, 2, 3] } else { &[1, 2, 3, 4] })
     });
-    let mut keep = dense(0x4_0000, DType::U8, &[1, 2, 3, 4]);
+    let mut keep = dense(0x4_0000, DType::I32, &[1, 2, 3, 1]);
     let [logits, kv_counts, kv_indices] = &mut tensors;
     let args = select::Args {
         logits,
@@ -391,11 +422,12 @@ fn optional_outputs_may_be_absent() {
         full_kv_counts: None,
         full_kv_indices: None,
         keep: &mut keep,
+        full_keep: None,
         top_k: 0.5,
         top_p: 0.0,
     };
     let bound = args.bind(&candidate(&select::SOURCE, &[])).unwrap();
-    assert_eq!(bound.grid, [3, 2, 1]);
+    assert_eq!(bound.grid, [1, 2, 1]);
     assert_eq!((bound.params.classes, bound.params.full_kv_counts), (0, 0));
     assert_eq!((bound.params.top_k, bound.params.top_p), (0.5, 0.0));
 }

@@ -193,11 +193,13 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
             quote!(binder.tensor_map(#name, #tensor, [#rows, #columns])?;)
         });
         let persistent = body.launch.persistent.then(|| quote!(binder.persistent();));
+        let queue = body.launch.queue.then(|| quote!(binder.queue();));
         quote! {
             Family::#family => {
                 #(#tune)*
                 #(#maps)*
                 #persistent
+                #queue
                 [#(#axes),*]
             }
         }

@@ -140,6 +140,8 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "    body sm90 { tensor_maps { x: [rows, 64] } launch { grid = [1, 1, 1], threads = 32 } }\n",
     ),
     ("a misspelt persistent", ", threads = 32 * WARPS", ", threads = 32 * WARPS, persist"),
+    ("a misspelt queue", ", threads = 32 * WARPS", ", threads = 32 * WARPS, persistent, queues"),
+    ("a queue of a grid that is not persistent", ", threads = 32 * WARPS", ", threads = 32 * WARPS, queue"),
 ];
 
 const BODY: &str = "    body sm80 {

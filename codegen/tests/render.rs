@@ -47,7 +47,7 @@ fn prelude(variant: &Variant) -> &str {
 
 #[test]
 fn preludes_of_the_shipped_kernels() {
-    for kernel in ["classify", "forward", "pool", "regroup", "score", "select", "transpose"] {
+    for kernel in ["classify", "forward", "pool", "rank", "regroup", "score", "select", "transpose"] {
         let generator = shipped(kernel);
         let spec = generator.shipped_specs().unwrap().swap_remove(0);
         let variant = preferred(&generator, Arc::unwrap_or_clone(spec));

@@ -34,6 +34,8 @@ struct Params {
   long long full_kv_counts_stride[2];
   const int* full_kv_indices;
   long long full_kv_indices_stride[3];
+  const int* row_order;
+  long long row_order_stride[2];
   T* out;
   long long out_stride[3];
   float* lse;
@@ -51,7 +53,7 @@ struct Params {
   float scale;
   int padding;
 };
-static_assert(sizeof(Params) == 312, "Params differs from the Rust side");
+static_assert(sizeof(Params) == 336, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q) == 0, "q differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q_stride) == 8, "q_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, k) == 32, "k differs from the Rust side");
@@ -66,22 +68,24 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_counts) == 152, "full_kv_count
 static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_counts_stride) == 160, "full_kv_counts_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices) == 176, "full_kv_indices differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices_stride) == 184, "full_kv_indices_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, out) == 208, "out differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, out_stride) == 216, "out_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, lse) == 240, "lse differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, lse_stride) == 248, "lse_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 264, "batch differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 268, "heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 272, "seq_q differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 276, "head_dim differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 280, "kv_heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 284, "seq_kv differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 288, "q_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 292, "max_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 296, "max_full_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 300, "kv_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 304, "scale differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, padding) == 308, "padding differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, row_order) == 208, "row_order differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, row_order_stride) == 216, "row_order_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, out) == 232, "out differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, out_stride) == 240, "out_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, lse) == 264, "lse differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, lse_stride) == 272, "lse_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 288, "batch differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 292, "heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 296, "seq_q differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 300, "head_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 304, "kv_heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 308, "seq_kv differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 312, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 316, "max_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 320, "max_full_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 324, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 328, "scale differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, padding) == 332, "padding differs from the Rust side");
 
 struct ScoreMod {
     unsigned unused;

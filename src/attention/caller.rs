@@ -91,7 +91,8 @@ impl Attention {
         let mut work = pipeline.scratch(&sizes, true, &mut memory)?;
         let mut lists = pipeline.lists(&sizes, false, &mut memory)?;
         pipeline.select(&self.rule, &sizes, Ranked::Tensors(q, k), &mut work, &mut lists)?;
-        pipeline.attend(&self.rule, [q, k, v], (&lists.kv, lists.full_kv.as_ref()), None, [out, lse])
+        let lists = (&lists.kv, lists.full_kv.as_ref(), work.row_order());
+        pipeline.attend(&self.rule, [q, k, v], lists, None, [out, lse])
     }
 
     /// As [`mask`](Self::mask), into `lists`.
@@ -153,7 +154,7 @@ impl Attention {
         if is_empty(q, k) {
             return nothing(cuda, out, lse);
         }
-        pipeline.attend(&self.rule, [q, k, v], (kv, full_kv), None, [out, lse])
+        pipeline.attend(&self.rule, [q, k, v], (kv, full_kv, None), None, [out, lse])
     }
 
     /// Whether the kernels for tensors of these shapes are chosen: a call only launches then, and neither compiles nor

@@ -20,6 +20,7 @@ mod builder;
 mod caller;
 mod gpu;
 mod head_dim;
+mod means;
 mod memory;
 mod oracle;
 mod sizes;
@@ -226,7 +227,8 @@ impl Attention {
         let mut scratch = pipeline.scratch(&sizes, true, &mut memory)?;
         let mut lists = pipeline.lists(&sizes, true, &mut memory)?;
         pipeline.select(rule, &sizes, Ranked::Tensors(q, k), &mut scratch, &mut lists)?;
-        Ok(lists.into_mask(rule.blocks, (sizes.seq_q, sizes.seq_kv)))
+        let order = scratch.row_order().cloned();
+        Ok(lists.into_mask(rule.blocks, (sizes.seq_q, sizes.seq_kv)).with_row_order(order))
     }
 
     fn attend_unchecked(
@@ -258,7 +260,8 @@ impl Attention {
         let mut out = Tensor::uninit(&self.device, rule.dtype, q.shape())?;
         let mut lse = Tensor::uninit(&self.device, DType::F32, &q.shape()[..3])?;
         let density = mask.known_density();
-        pipeline.attend(rule, [q, k, v], (mask.kv(), mask.full_kv()), density, [&mut out, &mut lse])?;
+        let lists = (mask.kv(), mask.full_kv(), mask.row_order());
+        pipeline.attend(rule, [q, k, v], lists, density, [&mut out, &mut lse])?;
         Ok((out, lse))
     }
 
@@ -269,20 +272,21 @@ impl Attention {
             return Err(TensorError::DType { what: "q".into(), found: q.dtype(), needed }.into());
         }
         let shape = Shape::of(q, k, v)?;
-        // Kernels count positions in 32 bits, a block beyond the last included.
-        if let Some(found) =
-            [shape.seq_q, shape.seq_kv].into_iter().find(|&seq| seq > i32::MAX as usize - 256)
-        {
-            return Err(MaskError::TooLong { found }.into());
-        }
-        if shape.d != rule.head_dim.get() {
-            return Err(HeadDimError::Differs { found: shape.d, needed: rule.head_dim.get() }.into());
-        }
+        self.check_sizes(shape.d, [shape.seq_q, shape.seq_kv])?;
         for (what, tensor) in [("q", Some(q)), ("k", Some(k)), ("v", v)] {
             let Some(tensor) = tensor else { continue };
             tensor.expect_place(what, &self.device)?;
         }
         Ok(shape)
+    }
+
+    fn check_sizes(&self, d: usize, seqs: [usize; 2]) -> Result<(), Error> {
+        // Kernels count positions in 32 bits, a block beyond the last included.
+        if let Some(found) = seqs.into_iter().find(|&seq| seq > i32::MAX as usize - 256) {
+            return Err(MaskError::TooLong { found }.into());
+        }
+        let needed = self.rule.head_dim.get();
+        if d == needed { Ok(()) } else { Err(HeadDimError::Differs { found: d, needed }.into()) }
     }
 }
 

@@ -93,7 +93,8 @@ impl Attention {
                 let sizes = Sizes::of(&self.rule, q, k);
                 pipeline.select(&self.rule, &sizes, Ranked::Tensors(q, k), scratch, lists)?;
                 let Output { out, lse, mask } = &mut workspace.output;
-                pipeline.attend(&self.rule, [q, k, v], (mask.kv(), mask.full_kv()), None, [out, lse])?;
+                let lists = (mask.kv(), mask.full_kv(), scratch.row_order());
+                pipeline.attend(&self.rule, [q, k, v], lists, None, [out, lse])?;
             }
             _ => workspace.output = self.forward(q, k, v)?,
         }

@@ -39,6 +39,23 @@ pub fn mask(
         selection.validate()?;
     }
     let shape = Shape::of(q, k, None)?;
+    let means = match selection {
+        Some(_) => (block_means(q, blocks.q())?, block_means(k, blocks.kv())?),
+        None => Default::default(),
+    };
+    mask_of_means(&means, &shape, selection, scale, blocks, mask_mod)
+}
+
+/// The same of block means, contiguous `[batch, heads, q_blocks, d]` and `[batch, kv_heads, kv_blocks, d]`, of tensors of
+/// `shape`.
+pub(crate) fn mask_of_means(
+    means: &(Vec<f32>, Vec<f32>),
+    shape: &Shape,
+    selection: Option<&Selection>,
+    scale: f32,
+    blocks: BlockSize,
+    mask_mod: Option<&dyn MaskMod>,
+) -> Result<BlockMask, Error> {
     let (q_blocks, kv_blocks) = (shape.seq_q.div_ceil(blocks.q()), shape.seq_kv.div_ceil(blocks.kv()));
     let grid = [shape.batch, shape.heads, q_blocks, kv_blocks];
     let seqs = (shape.seq_q, shape.seq_kv);
@@ -47,7 +64,7 @@ pub fn mask(
         None => vec![PARTIAL; grid.iter().product()],
     };
     if let Some(selection) = selection.filter(|_| !classes.is_empty()) {
-        drop_unselected(&mut classes, q, k, &shape, selection, scale, blocks)?;
+        drop_unselected(&mut classes, means, shape, selection, scale, [q_blocks, kv_blocks]);
     }
     debug_assert!(classes.iter().all(|&class| class <= FULL));
     BlockMask::from_checked(&classes, grid, blocks, seqs, mask_mod.is_some())
@@ -56,19 +73,12 @@ pub fn mask(
 /// Empties the admissible blocks that the rule does not select, row by row.
 fn drop_unselected(
     classes: &mut [u8],
-    q: &Tensor,
-    k: &Tensor,
+    (pooled_q, pooled_k): &(Vec<f32>, Vec<f32>),
     shape: &Shape,
     selection: &Selection,
     scale: f32,
-    blocks: BlockSize,
-) -> Result<(), Error> {
-    let (pooled_q, pooled_k) = match q.dtype() {
-        DType::F16 => pooled::<half::f16>(q, k, shape, blocks)?,
-        DType::Bf16 => pooled::<half::bf16>(q, k, shape, blocks)?,
-        _ => return Err(half_dtype_error("q", q)),
-    };
-    let (q_blocks, kv_blocks) = (shape.seq_q.div_ceil(blocks.q()), shape.seq_kv.div_ceil(blocks.kv()));
+    [q_blocks, kv_blocks]: [usize; 2],
+) {
     classes.par_chunks_mut(q_blocks * kv_blocks).enumerate().for_each(|(head, classes)| {
         let q = &pooled_q[head * q_blocks * shape.d..][..q_blocks * shape.d];
         let k = &pooled_k[shape.kv_unit(head) * kv_blocks * shape.d..][..kv_blocks * shape.d];
@@ -81,7 +91,6 @@ fn drop_unselected(
             }
         }
     });
-    Ok(())
 }
 
 /// The f32 means of runs of `block` rows of a `[batch, heads, seq, d]` tensor: contiguous `[batch, heads, blocks, d]`.
@@ -92,13 +101,4 @@ pub(crate) fn block_means(x: &Tensor, block: usize) -> Result<Vec<f32>, Error> {
         DType::Bf16 => pool::block_means::<half::bf16>(x, d, block),
         _ => Err(half_dtype_error("x", x)),
     }
-}
-
-fn pooled<T: crate::tensor::Half>(
-    q: &Tensor,
-    k: &Tensor,
-    shape: &Shape,
-    blocks: BlockSize,
-) -> Result<(Vec<f32>, Vec<f32>), Error> {
-    Ok((pool::block_means::<T>(q, shape.d, blocks.q())?, pool::block_means::<T>(k, shape.d, blocks.kv())?))
 }

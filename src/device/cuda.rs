@@ -9,6 +9,7 @@ use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut
 
 use super::error::cuda;
 use super::inquire::inquire;
+use super::queue::TileQueues;
 use super::{DeviceError, DeviceInfo, LoadedKernel, driver};
 use crate::compile::Cubin;
 use crate::toolchain::Toolchain;
@@ -25,6 +26,7 @@ struct Inner {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     info: DeviceInfo,
+    queues: Arc<TileQueues>,
 }
 
 impl CudaDevice {
@@ -58,8 +60,9 @@ impl CudaDevice {
         unsafe { context.disable_event_tracking() };
         // Not the default stream: that one waits for every other stream, and cannot be captured into a graph.
         let stream = cuda("cuStreamCreate", context.new_stream())?;
-        keep_freed_memory(&context);
-        Ok(Self { inner: Arc::new(Inner { context, stream, info }) })
+        driver::keep_freed_memory(&context);
+        let queues = Arc::new(TileQueues::new(&stream)?);
+        Ok(Self { inner: Arc::new(Inner { context, stream, info, queues }) })
     }
 
     /// The same GPU with its work on a stream of the caller's (a `cudaStream_t` or `CUstream`): PyTorch's current one, or
@@ -72,8 +75,8 @@ impl CudaDevice {
         let inner = &*self.inner;
         // SAFETY: the caller answers for the stream; it is borrowed, so dropping it here destroys nothing.
         let stream = unsafe { inner.context.wrap_borrowed_stream(stream.cast()) };
-        let inner = Inner { context: inner.context.clone(), stream, info: inner.info.clone() };
-        Self { inner: Arc::new(inner) }
+        let (context, info, queues) = (inner.context.clone(), inner.info.clone(), inner.queues.clone());
+        Self { inner: Arc::new(Inner { context, stream, info, queues }) }
     }
 
     /// What the GPU is and has.
@@ -94,6 +97,10 @@ impl CudaDevice {
     /// The driver's context.
     pub fn context(&self) -> &Arc<CudaContext> {
         &self.inner.context
+    }
+
+    pub(super) fn tile_queues(&self) -> &TileQueues {
+        &self.inner.queues
     }
 
     /// Free and total memory, in bytes.
@@ -394,25 +401,4 @@ pub(super) fn check_driver(driver: (i32, i32), nvrtc: (i32, i32)) -> Result<(), 
         hint: "Install a newer driver, or set TILEWRIGHT_NVRTC to an NVRTC of the driver's major version \
                (12.8 or newer).",
     })
-}
-
-/// Lets the driver's memory pool keep what is freed. By default every synchronisation gives it back to the system,
-/// and the next call pays for mapping it anew.
-fn keep_freed_memory(context: &CudaContext) {
-    if !context.has_async_alloc() {
-        return;
-    }
-    let mut pool = std::ptr::null_mut();
-    let mut threshold = u64::MAX;
-    // SAFETY: the device is this context's, and both pointers are valid for what is read and written through them.
-    let result = unsafe {
-        sys::cuDeviceGetDefaultMemPool(&mut pool, context.cu_device()).result().and_then(|()| {
-            let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-            sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut threshold).cast()).result()
-        })
-    };
-    if let Err(error) = result {
-        // Slower, and nothing else.
-        tracing::debug!(%error, "the memory pool keeps its release threshold");
-    }
 }

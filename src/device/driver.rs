@@ -1,9 +1,9 @@
-//! The driver's library: is it there, and is it new enough. cudarc panics where either is not, so nothing of it is
-//! called before these questions are answered.
+//! The driver: is its library there, is it new enough, does its memory pool keep memory. cudarc panics where either of the
+//! first two is not so: nothing of it is called before they are answered.
 
 use std::sync::OnceLock;
 
-use cudarc::driver::{result, sys};
+use cudarc::driver::{CudaContext, result, sys};
 
 use super::DeviceError;
 use super::error::cuda;
@@ -46,5 +46,26 @@ pub(super) fn start() -> Result<((i32, i32), usize), DeviceError> {
     match usize::try_from(count) {
         Ok(count) if count > 0 => Ok((version, count)),
         _ => Err(DeviceError::NoGpu),
+    }
+}
+
+/// Lets the driver's memory pool keep what is freed. By default every synchronisation gives it back to the system,
+/// and the next call pays for mapping it anew.
+pub(super) fn keep_freed_memory(context: &CudaContext) {
+    if !context.has_async_alloc() {
+        return;
+    }
+    let mut pool = std::ptr::null_mut();
+    let mut threshold = u64::MAX;
+    // SAFETY: the device is this context's, and both pointers are valid for what is read and written through them.
+    let result = unsafe {
+        sys::cuDeviceGetDefaultMemPool(&mut pool, context.cu_device()).result().and_then(|()| {
+            let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+            sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut threshold).cast()).result()
+        })
+    };
+    if let Err(error) = result {
+        // Slower, and nothing else.
+        tracing::debug!(%error, "the memory pool keeps its release threshold");
     }
 }

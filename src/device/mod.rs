@@ -12,6 +12,7 @@ mod driver;
 mod error;
 mod inquire;
 mod kernel;
+mod queue;
 mod tensor_map;
 #[cfg(test)]
 mod tests;

@@ -45,6 +45,8 @@ pub struct Bound<P> {
     pub grid: [u32; 3],
     /// The grid counts tiles of work, which as many blocks as run at once take in turn.
     pub persistent: bool,
+    /// The blocks take them from a counter, which the kernel wants as its last parameter.
+    pub queue: bool,
     /// The first tensor argument and the number of the GPU that all of them are on; absent without tensors.
     pub on: Option<(&'static str, usize)>,
 }
@@ -67,6 +69,7 @@ pub struct Binder {
     on: Option<(&'static str, usize)>,
     tensor_maps: SmallVec<[BoxedTensor; 4]>,
     persistent: bool,
+    queue: bool,
 }
 
 impl Binder {
@@ -86,6 +89,7 @@ impl Binder {
             on: None,
             tensor_maps: SmallVec::new(),
             persistent: false,
+            queue: false,
         })
     }
 
@@ -269,6 +273,11 @@ impl Binder {
         self.persistent = true;
     }
 
+    /// Makes the blocks of a persistent grid take its tiles from a counter.
+    pub fn queue(&mut self) {
+        self.queue = true;
+    }
+
     /// An extent as `Params` holds it.
     ///
     /// # Errors
@@ -303,6 +312,7 @@ impl Binder {
             tensor_maps: self.tensor_maps,
             grid: grid.map(|blocks| blocks as u32),
             persistent: self.persistent,
+            queue: self.queue,
             on: self.on,
         })
     }

@@ -95,7 +95,7 @@ impl Kernel {
         let params = unsafe {
             std::slice::from_raw_parts((&raw const bound.params).cast::<u8>(), size_of::<A::Params>())
         };
-        if !bound.tensor_maps.is_empty() {
+        if bound.queue || !bound.tensor_maps.is_empty() {
             device.make_current()?;
         }
         let maps: SmallVec<[TensorMap; 4]> = (bound.tensor_maps.iter())
@@ -107,10 +107,14 @@ impl Kernel {
                 })
             })
             .collect::<Result<_, _>>()?;
-        let mut all: SmallVec<[&[u8]; 3]> = SmallVec::from_slice(&[params]);
+        let queue = if bound.queue { device.tile_queue()?.to_ne_bytes() } else { [0; 8] };
+        let mut all: SmallVec<[&[u8]; 4]> = SmallVec::from_slice(&[params]);
         all.extend(functions.map(FunctionArgs::bytes));
         if !maps.is_empty() {
             all.push(TensorMap::bytes(&maps));
+        }
+        if bound.queue {
+            all.push(&queue);
         }
         let grid = if bound.persistent { self.blocks_for(bound.grid)? } else { bound.grid };
         // SAFETY: the tensors are on this device with the extents in `Params`; their storage

@@ -4,16 +4,13 @@
 //! `Args` struct; [`load`] makes [`Kernel`]s of specs and [`Kernel::launch`] runs one:
 //!
 //! ```no_run
-//! use tilewright::{DType, Device, Tensor, kernels::pool, launch};
+//! use tilewright::{DType, Device, Tensor, kernels::score, launch};
 //! let device = Device::cuda(0)?;
-//! let x = Tensor::zeros(DType::Bf16, &[1, 12, 1000, 128])?.to(&device)?;
-//! let mut mean = Tensor::uninit(&device, DType::F32, &[1, 12, 8, 128])?;
-//! let request = launch::Request::new(&pool::SOURCE)
-//!     .value("T", DType::Bf16)
-//!     .value("D", 128)
-//!     .value("BLOCK", 128);
-//! let kernel = launch::load(device.as_cuda().unwrap(), &[request])?.remove(0);
-//! kernel.launch(&pool::Args { x: &x, mean: &mut mean }, None)?;
+//! let means = |blocks| Tensor::zeros(DType::F32, &[1, 12, blocks, 128])?.to(&device);
+//! let (q_mean, k_mean) = (&means(8)?, &means(16)?);
+//! let logits = &mut Tensor::uninit(&device, DType::F32, &[1, 12, 8, 16])?;
+//! let kernel = launch::load(device.as_cuda().unwrap(), &[launch::Request::new(&score::SOURCE)])?.remove(0);
+//! kernel.launch(&score::Args { q_mean, k_mean, logits, scale: 0.09 }, None)?;
 //! # Ok::<(), tilewright::Error>(())
 //! ```
 

@@ -93,8 +93,25 @@ impl BlockMask {
         let q = (list(classes, shape, true, of(PARTIAL))?, full(true)?);
         let kept = classes.iter().filter(|&&class| class != EMPTY).count();
         let density = Some(if classes.is_empty() { 0.0 } else { kept as f64 / classes.len() as f64 });
-        Ok(BlockMask { density, ..Self::from_parts(blocks, seqs, kv, q) })
+        let row_order = longest_first(classes, shape)?;
+        Ok(BlockMask { density, row_order, ..Self::from_parts(blocks, seqs, kv, q) })
     }
+}
+
+/// The rows of each head by falling number of blocks, i32 `[batch, heads, rows]`; none where all rows are as long.
+fn longest_first(classes: &[u8], [batch, heads, rows, columns]: [usize; 4]) -> Result<Option<Tensor>, Error> {
+    let length = |row: &[u8]| row.iter().filter(|&&class| class != EMPTY).count();
+    let lengths: Vec<usize> = classes.chunks(columns.max(1)).map(length).collect();
+    if lengths.windows(2).all(|pair| pair[0] == pair[1]) {
+        return Ok(None);
+    }
+    let mut order = Vec::with_capacity(lengths.len());
+    for lengths in lengths.chunks(rows) {
+        let mut head: Vec<i32> = (0..rows as i32).collect();
+        head.sort_by_key(|&row| std::cmp::Reverse(lengths[row as usize]));
+        order.append(&mut head);
+    }
+    Ok(Some(Tensor::from_slice(&order, &[batch, heads, rows])?))
 }
 
 /// The shape of the class map of these sizes.

@@ -56,6 +56,9 @@ pub struct BlockMask {
     full_q: Option<BlockIndex>,
     /// The share of blocks kept, where the mask was made on the host.
     density: Option<f64>,
+    /// The query blocks of each head by falling number of key blocks, i32 `[batch|1, heads|1, q_blocks]`, where that is known and
+    /// matters.
+    row_order: Option<Tensor>,
 }
 
 /// A block mask as one class per block.
@@ -75,12 +78,22 @@ impl BlockMask {
         (kv, full_kv): (BlockIndex, Option<BlockIndex>),
         (q, full_q): (BlockIndex, Option<BlockIndex>),
     ) -> Self {
-        BlockMask { blocks, seq_q, seq_kv, kv, full_kv, q, full_q, density: None }
+        BlockMask { blocks, seq_q, seq_kv, kv, full_kv, q, full_q, density: None, row_order: None }
     }
 
     /// The share of blocks kept, 0 to 1, where it is known without asking the GPU: of masks made on the host.
     pub(crate) fn known_density(&self) -> Option<f64> {
         self.density
+    }
+
+    /// The order in which the forward had best begin each head's query blocks, where one is known.
+    pub(crate) fn row_order(&self) -> Option<&Tensor> {
+        self.row_order.as_ref()
+    }
+
+    /// The same mask with an order of its query blocks.
+    pub(crate) fn with_row_order(self, row_order: Option<Tensor>) -> Self {
+        BlockMask { row_order, ..self }
     }
 
     /// Key blocks of each query block, the mask function applying within them.
@@ -250,6 +263,7 @@ impl BlockMask {
             full_kv: to(&self.full_kv)?,
             q: self.q.to(device)?,
             full_q: to(&self.full_q)?,
+            row_order: self.row_order.as_ref().map(|order| order.to(device)).transpose()?,
             ..*self
         })
     }

@@ -4,6 +4,9 @@ kernel! {
     ///
     /// `kv_indices` lists blocks whose elements `mask_mod` still decides, `full_kv_indices` blocks it keeps as a whole.
     /// Numbers outside the sequence are skipped, and lists need not ascend.
+    ///
+    /// `row_order` is the order in which a head's query blocks are started, each of them once: the longest lists first, so
+    /// that a long one at the end does not keep the GPU waiting. Results do not depend on it, and a body may do without.
     fn forward(
         #[align(16)] q: Tensor<T, [batch, heads, seq_q, head_dim]>,
         #[align(16)] k: Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
@@ -12,6 +15,7 @@ kernel! {
         kv_indices: Tensor<i32, [batch | 1, heads | 1, q_blocks, max_blocks]>,
         full_kv_counts: Option<Tensor<i32, [batch | 1, heads | 1, q_blocks]>>,
         full_kv_indices: Option<Tensor<i32, [batch | 1, heads | 1, q_blocks, max_full_blocks]>>,
+        row_order: Option<Tensor<i32, [batch | 1, heads | 1, q_blocks]>>,
         #[align(16)] out: mut Tensor<T, [batch, heads, seq_q, head_dim]>,
         lse: mut Tensor<f32, [batch, heads, seq_q]>,
         scale: f32,
@@ -46,23 +50,28 @@ kernel! {
 
     body sm90 {
         tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64] }
-        // PING_PONG: warpgroups take turns at the tensor cores. CTAS: blocks that share a multiprocessor. (Steps of 192 keys lose.)
-        tune { STEP_KV: [128, 64], PING_PONG: [1, 0], CTAS: [2, 1] }
+        // PING_PONG: warpgroups take turns at the tensor cores. CTAS: blocks that share a multiprocessor. TEAMS: tiles that a
+        // block works on at once. (Steps of 192 keys lose.)
+        tune { STEP_KV: [128, 64], PING_PONG: [0, 1], CTAS: [2, 1], TEAMS: [2, 1] }
         where {
             // Output, scores and the weights made of them, of the 232 or 240 registers of a computing thread.
             2 * D + 3 * STEP_KV <= 832,
             // One warpgroup has nobody to take turns with; two with their registers fill a multiprocessor.
             BLOCK_Q == 128 || PING_PONG == 0,
             BLOCK_Q == 64 || CTAS == 1,
+            // Four computing warpgroups have registers for little output and short steps, which are slow for two.
+            TEAMS == 1 || (D == 64 && BLOCK_Q == 128),
+            D != 64 || BLOCK_Q == 64 || (TEAMS == 2) == (STEP_KV == 64),
             // Queries and a ring of at least three key or value tiles, in rows of whole 128 bytes.
             128 * ceil_div(D, 64) * (BLOCK_Q + 3 * STEP_KV) + 1024
-                <= 1024 * (if CTAS == 2 { 113 } else { 227 }),
+                <= 1024 * (if CTAS * TEAMS == 2 { 113 } else { 227 }),
             // All that a block can have: the ring takes what is left.
             smem_bytes = 1024 * (if CTAS == 2 { 113 } else { 227 }),
-            registers = if BLOCK_Q == 128 { 168 } else { if CTAS == 2 { 128 } else { 232 } },
-            // Alone on a multiprocessor, one computing warpgroup leaves the tensor cores idle under its softmax.
-            prefer = min(CTAS, GRID_PER_SM),
+            registers = if BLOCK_Q == 128 { if TEAMS == 2 { 96 } else { 168 } } else { if CTAS == 2 { 128 } else { 232 } },
+            // Alone on a multiprocessor, one computing warpgroup leaves the tensor cores idle under its softmax. Turns pay for
+            // wide heads alone.
+            prefer = 4 * min(CTAS, GRID_PER_SM) + 2 * TEAMS + (if D > 128 { PING_PONG } else { 1 - PING_PONG }),
         }
-        launch { grid = [q_blocks, heads, batch], threads = 2 * BLOCK_Q + 128, persistent }
+        launch { grid = [q_blocks, heads, batch], threads = TEAMS * 2 * BLOCK_Q + 128, persistent, queue }
     }
 }

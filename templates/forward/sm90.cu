@@ -3,7 +3,8 @@
 // One thread block a multiprocessor stays for many tiles of BLOCK_Q queries. Its last warpgroup only copies: the tile's
 // queries, then per step the STEP_KV keys and values of one or more key blocks, gathered side by side into a slot of a
 // ring. Each other warpgroup owns 64 queries. Under the softmax of one step run the products of the step before it and the
-// scores of the one after, and those of the other warpgroup.
+// scores of the one after, and those of the other warpgroup. TEAMS of such warpgroups, each with a copying warp, ring and
+// tile of its own, hide each other's starts and ends.
 <% include "lib/thread.cuh" %>
 <% include "lib/math.cuh" %>
 <% include "lib/mma.cuh" %>
@@ -11,196 +12,56 @@
 <% include "lib/key_blocks.cuh" %>
 <% include "lib/mbarrier.cuh" %>
 <% include "lib/tma.cuh" %>
+<% include "lib/tile_queue.cuh" %>
 <% set wgmma_widths = [constant.STEP_KV, constant.D] %>
 <% include "lib/wgmma.cuh" %>
 
 constexpr int GROUP_ROWS = 64;                // queries of a warpgroup
-constexpr int GROUPS = BLOCK_Q / GROUP_ROWS;  // warpgroups that compute
+constexpr int GROUPS = BLOCK_Q / GROUP_ROWS;  // warpgroups that compute a tile
 constexpr int PIECE = 64;                     // keys of one copy
 constexpr int PIECES = STEP_KV / PIECE;       // of a step
 constexpr int PIECES_PER_BLOCK = BLOCK_KV / PIECE;
 
 static_assert(BLOCK_Q == GROUP_ROWS * GROUPS && STEP_KV == PIECE * PIECES && BLOCK_KV == PIECE * PIECES_PER_BLOCK);
-static_assert(THREADS == 128 * (GROUPS + 1), "a warpgroup for every 64 queries and one for the copies");
+static_assert(THREADS == 128 * (TEAMS * GROUPS + 1), "a warpgroup for every 64 queries and one for the copies");
 
 using QTile = SwizzledTile<GROUP_ROWS, D>;
 using KvTile = SwizzledTile<STEP_KV, D>;
 
-// Shared memory, from a multiple of 1024 on: tiles, then barriers, then what the copying warp tells the others. The ring
-// has the slots that fit, up to 8.
-constexpr unsigned SMEM_BYTES = 1024 * (CTAS == 2 ? 113 : 227);
+// Shared memory of a team, from a multiple of 1024 on: tiles, then barriers, then what the copying warp tells the others.
+// The ring has the slots that fit, up to 8.
+constexpr unsigned SMEM_BYTES = 1024 * (CTAS * TEAMS == 2 ? 113 : 227);
 constexpr unsigned KV_TILES = GROUPS * QTile::BYTES;
 constexpr int FITTING = (SMEM_BYTES - 1024 - KV_TILES) / KvTile::BYTES;
 constexpr int STAGES = FITTING < 8 ? FITTING : 8;
 constexpr unsigned BARRIERS = KV_TILES + STAGES * KvTile::BYTES;
 constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
 static_assert(STAGES >= 2, "a step's values are in the ring together with the next one's keys");
-static_assert(NOTES + 4 * (STAGES * PIECES + 2) <= SMEM_BYTES);
+static_assert(NOTES + 4 * (STAGES * PIECES + 3) <= SMEM_BYTES);
 
 // Registers are handed out anew among the warpgroups: a product's accumulators want more than the copies.
 constexpr int COPY_REGISTERS = GROUPS == 1 && CTAS == 1 ? 0 : 24;
-constexpr int COMPUTE_REGISTERS = GROUPS == 1 ? 232 : 240;
-
-// The running maximum may lag behind the true one by this much (in powers of two) before the output is rescaled:
-// exponentials then reach 256 at most, and after the first step a rescale is rare.
-constexpr float MAX_LAG = 8.0f;
-
-// The maximum of a row that has met no key: finite, so that a masked score's exponential is 0 and never NaN.
-constexpr float LOWEST = -3.402823466e38f;
+constexpr int COMPUTE_REGISTERS = TEAMS == 2 ? 112 : GROUPS == 1 ? 232 : 240;
 
 using Scores = float[STEP_KV / 8][4];
 using Weights = unsigned[STEP_KV / 16][4];
 using Output = float[D / 8][4];
+using FirstKeys = int[PIECES];  // of a step's pieces; only a warp's first lane knows them
 using Place = RingPlace<STAGES>;
 
-/// Addresses in shared memory.
-struct Shared {
-    unsigned base;
-
-    __device__ unsigned q_tile(int group) const { return base + group * QTile::BYTES; }
-    __device__ unsigned kv_tile(const Place& place) const { return base + KV_TILES + place.slot * KvTile::BYTES; }
-    /// A slot's copies have landed; everybody is done with it.
-    __device__ Barrier full(int slot) const { return {base + BARRIERS + slot * Barrier::BYTES}; }
-    __device__ Barrier empty(int slot) const { return {base + BARRIERS + (STAGES + slot) * Barrier::BYTES}; }
-    /// The same of the queries.
-    __device__ Barrier q_full() const { return {base + BARRIERS + 2 * STAGES * Barrier::BYTES}; }
-    __device__ Barrier q_empty() const { return {base + BARRIERS + (2 * STAGES + 1) * Barrier::BYTES}; }
-    /// The pieces of this tile: all of them and how many the mask function decides. Ready with the queries.
-    __device__ unsigned counts() const { return base + NOTES; }
-    /// The first key of each piece in a slot. Ready with the slot.
-    __device__ unsigned first_keys(int slot) const { return base + NOTES + 4 * (2 + slot * PIECES); }
-};
-
-/// Tile number `tile` as (q_block, head, batch): one head's tiles run side by side, so that its keys stay in the L2 cache.
-__device__ __forceinline__ dim3 row_of(const Params& p, int tile) {
-    const int rest = tile / p.q_blocks;
-    return dim3(tile - rest * p.q_blocks, rest % p.heads, rest / p.heads);
-}
-__device__ __forceinline__ int tile_count(const Params& p) { return p.q_blocks * p.heads * p.batch; }
-
-/// The work of the copying warp.
-__device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& maps, Shared shared) {
-    const bool leader = thread_place() % 32 == 0;
-    if (leader) {
-        prefetch_map(maps.q);
-        prefetch_map(maps.k);
-        prefetch_map(maps.v);
-    }
-    Place place;
-    unsigned q_parity = 1;
-    for (int tile = blockIdx.x; tile < tile_count(p); tile += gridDim.x) {
-        const dim3 row = row_of(p, tile);
-        const int kv_head = row.y / (p.heads / p.kv_heads);
-        const KeyBlocks::Counts counts = KeyBlocks::counts(p, row);
-        const int pieces = counts.all * PIECES_PER_BLOCK;
-        const int steps = (pieces + PIECES - 1) / PIECES;
-        shared.q_empty().wait(q_parity);
-        q_parity ^= 1;
-        if (leader) {
-            store_shared(shared.counts(), steps);
-            store_shared(shared.counts() + 4, counts.partial * PIECES_PER_BLOCK);
-            shared.q_full().arrive_expecting(GROUPS * QTile::BYTES);
-#pragma unroll
-            for (int group = 0; group < GROUPS; ++group)
-#pragma unroll
-                for (int panel = 0; panel < QTile::PANELS; ++panel)
-                    copy_box(shared.q_tile(group) + panel * QTile::PANEL_BYTES, maps.q, panel * QTile::PANEL_COLS,
-                             row.x * BLOCK_Q + group * GROUP_ROWS, row.y, row.z, shared.q_full());
-        }
-        KeyBlocks blocks;
-        // The step's keys come two places before its values: the scores are computed one step ahead.
-        int first_key[PIECES], before[PIECES];
-        const auto copy_step = [&](const TensorMap& map, const int (&first)[PIECES]) {
-            shared.empty(place.slot).wait(place.parity ^ 1);
-            if (leader) {
-#pragma unroll
-                for (int i = 0; i < PIECES; ++i) store_shared(shared.first_keys(place.slot) + 4 * i, first[i]);
-                shared.full(place.slot).arrive_expecting(KvTile::BYTES);
-#pragma unroll
-                for (int i = 0; i < PIECES; ++i)
-#pragma unroll
-                    for (int panel = 0; panel < KvTile::PANELS; ++panel)
-                        copy_box(shared.kv_tile(place) + panel * KvTile::PANEL_BYTES + i * PIECE * 128, map,
-                                 panel * KvTile::PANEL_COLS, first[i], kv_head, row.z, shared.full(place.slot));
-            }
-            place.advance();
-        };
-        for (int step = 0; step <= steps; ++step) {
-#pragma unroll
-            for (int i = 0; i < PIECES; ++i) before[i] = first_key[i];
-            if (step < steps) {
-#pragma unroll
-                for (int i = 0; i < PIECES; ++i) {
-                    const int piece = step * PIECES + i;
-                    if (piece % (32 * PIECES_PER_BLOCK) == 0)
-                        blocks.move_window(p, counts, piece / PIECES_PER_BLOCK, [&] { return row; });
-                    first_key[i] = blocks.at(piece / PIECES_PER_BLOCK) * BLOCK_KV + piece % PIECES_PER_BLOCK * PIECE;
-                }
-                copy_step(maps.k, first_key);
-            }
-            if (step > 0) copy_step(maps.v, before);
-        }
-    }
+/// A computing thread's place in its team.
+__device__ __forceinline__ unsigned team_place() {
+    return TEAMS == 1 ? thread_place() : thread_place() % (128 * GROUPS);
 }
 
-/// Maximum and sum of exponentials of the two rows whose scores this thread has; what the output must be multiplied by.
-struct Softmax {
-    float max[2];     // base-2 exponent units
-    float sum[2];     // this lane's share
-    float factor[2];
-
-    /// Raises the maxima to cover these scores, if any row of the warp lags; says whether it did.
-    __device__ __forceinline__ bool raise(const Scores& scores, float to_exponent) {
-        float top[2];  // of this lane's scores: enough to see that nothing lags
-        bool lagging = false;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            float some[2] = {scores[0][2 * half], scores[0][2 * half + 1]};
-#pragma unroll
-            for (int n = 1; n < STEP_KV / 8; ++n)
-#pragma unroll
-                for (int i = 0; i < 2; ++i) some[i] = fmaxf(some[i], scores[n][2 * half + i]);
-            top[half] = fmaxf(some[0], some[1]);
-            lagging |= fmaf(top[half], to_exponent, -max[half]) > MAX_LAG;
-        }
-        if (!__any_sync(0xffffffffu, lagging)) return false;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const float raised = fmaxf(max[half], quad_max(top[half]) * to_exponent);
-            factor[half] = exp2_approx(max[half] - raised);
-            max[half] = raised;
-            sum[half] *= factor[half];
-        }
-        return true;
-    }
-
-    /// Turns scores into exponentials and adds them up.
-    __device__ __forceinline__ void exponentiate(Scores& scores, float to_exponent) {
-        float more[2][2] = {};
-#pragma unroll
-        for (int n = 0; n < STEP_KV / 8; ++n)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                scores[n][i] = exp2_approx(fmaf(scores[n][i], to_exponent, -max[i / 2]));
-                more[i / 2][i % 2] += scores[n][i];
-            }
-#pragma unroll
-        for (int half = 0; half < 2; ++half) sum[half] += more[half][0] + more[half][1];
-    }
-
-    __device__ __forceinline__ void rescale(Output& out) const {
-#pragma unroll
-        for (int n = 0; n < D / 8; ++n)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) out[n][i] *= factor[i / 2];
-    }
-};
+<% include "forward/sm90_copies.cuh" %>
+<% include "forward/sm90_softmax.cuh" %>
 
 /// Calls `change(score, row, key)` for each score of this lane in piece `piece`, row and key counted from the tile's and the
 /// piece's first.
 template <typename Change>
 __device__ __forceinline__ void each_score(Scores& scores, int piece, Change change) {
-    const int lane = thread_place() % 32, first_row = thread_place() / 32 * 16;
+    const int lane = thread_place() % 32, first_row = team_place() / 32 * 16;
 #pragma unroll
     for (int n = 0; n < PIECE / 8; ++n)
 #pragma unroll
@@ -209,16 +70,16 @@ __device__ __forceinline__ void each_score(Scores& scores, int piece, Change cha
 }
 
 /// Scores become what the softmax takes: modified, -inf where there is no key or the mask drops it.
-__device__ __forceinline__ void finish_scores(const Params& p, const Functions& f, Scores& scores, unsigned keys,
+__device__ __forceinline__ void finish_scores(const Params& p, const Functions& f, Scores& scores, FirstKeys& first_keys,
                                               int tile, int decided) {
     const dim3 row = HAS_SCORE_MOD || HAS_MASK_MOD ? row_of(p, tile) : dim3();
-    int first_keys[PIECES];
     bool edge = false;
 #pragma unroll
-    for (int i = 0; i < PIECES; ++i) {
-        first_keys[i] = load_shared(keys + 4 * i);
-        edge |= first_keys[i] + PIECE > p.seq_kv;
-    }
+    for (int i = 0; i < PIECES; ++i) edge |= first_keys[i] + PIECE > p.seq_kv;
+    edge = __any_sync(0xffffffffu, edge);
+    if (HAS_SCORE_MOD || HAS_MASK_MOD || edge)
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i) first_keys[i] = warp_uniform(first_keys[i]);
     if constexpr (HAS_SCORE_MOD) {
 #pragma unroll
         for (int i = 0; i < PIECES; ++i)
@@ -252,7 +113,7 @@ __device__ __forceinline__ void write_rows(const Params& p, const Softmax& softm
     const int lane = thread_place() % 32;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int row = place.x * BLOCK_Q + thread_place() / 32 * 16 + half * 8 + lane / 4;
+        const int row = place.x * BLOCK_Q + team_place() / 32 * 16 + half * 8 + lane / 4;
         const float sum = quad_sum(softmax.sum[half]);
         const float inverse = sum == 0.0f ? 0.0f : reciprocal_approx(sum);
         if (lane % 4 == 0 && row < p.seq_q)
@@ -273,12 +134,13 @@ __device__ __forceinline__ void write_rows(const Params& p, const Softmax& softm
 }
 
 /// The work of a computing warpgroup.
-__device__ __forceinline__ void compute_tiles(const Params& p, const Functions& f, Shared shared, int group) {
+__device__ __forceinline__ void compute_tiles(const Params& p, const Functions& f, Shared shared, int team,
+                                              int group) {
     const unsigned q_tile = shared.q_tile(group);
     const bool speaker = thread_place() % 32 == 0;
     // Warpgroups take turns at starting their products: one's softmax then runs under the other's products.
     constexpr bool IN_TURN = PING_PONG && GROUPS == 2;
-    const NamedBarrier my_turn{1 + group, 256}, your_turn{2 - group, 256};
+    const NamedBarrier my_turn{1 + 2 * team + group, 256}, your_turn{2 + 2 * team - group, 256};
     if (IN_TURN && group == 1) your_turn.arrive();
 
     // Scores times this are exponents of two. The maxima are taken before the product, so it must be positive: scores
@@ -300,8 +162,14 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             Wgmma<T, D>::multiply_down(out, weights[k], KvTile::down_columns(v_tile, k), k > 0 || add);
         wgmma_commit();
     };
+    // Notes are read by the lane alone that says when they may change.
+    const auto read_note = [&](unsigned address) { return speaker ? load_shared(address) : 0; };
+    const auto read_first_keys = [&](FirstKeys& first_keys, const Place& place) {
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i) first_keys[i] = read_note(shared.first_keys(place.slot) + 4 * i);
+    };
     const auto release = [&](Barrier barrier) {
-        __syncwarp();  // what other lanes have read is read
+        __syncwarp();  // no lane has anything of it under way
         if (speaker) barrier.arrive();
     };
     const auto pack = [&](Weights& weights, const Scores& scores) {
@@ -314,12 +182,16 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
 
     Place place;
     unsigned q_parity = 0;
-    for (int tile = blockIdx.x; tile < tile_count(p); tile += gridDim.x) {
+    while (true) {
         shared.q_full().wait(q_parity);
         q_parity ^= 1;
-        const int steps = load_shared(shared.counts());
-        int decided = load_shared(shared.counts() + 4);  // pieces from this step on that the mask function decides
+        const int tile = warp_uniform(read_note(shared.tile()));
+        if (tile < 0) break;
+        const int steps = warp_uniform(read_note(shared.tile() + 4));
+        // Pieces from this step on that the mask function decides.
+        int decided = warp_uniform(read_note(shared.tile() + 8));
         Scores scores;
+        FirstKeys first_keys;
         Weights weights;
         Output out;
         Softmax softmax;
@@ -336,11 +208,12 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             release(shared.q_empty());
         } else {
             shared.full(place.slot).wait(place.parity);
+            read_first_keys(first_keys, place);
             wgmma_fence();
             start_scores(scores, place);
             wgmma_wait<0>();
             hold(scores);
-            finish_scores(p, f, scores, shared.first_keys(place.slot), tile, decided);
+            finish_scores(p, f, scores, first_keys, tile, decided);
             release(shared.empty(place.slot));
             if (steps == 1) release(shared.q_empty());
             place.advance();
@@ -355,6 +228,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 place.advance();
                 decided -= PIECES;
                 shared.full(keys.slot).wait(keys.parity);
+                read_first_keys(first_keys, keys);
                 if (IN_TURN) my_turn.wait();
                 hold(out);
                 hold(scores);
@@ -366,7 +240,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 if (IN_TURN) your_turn.arrive();
                 wgmma_wait<1>();
                 hold(scores);
-                finish_scores(p, f, scores, shared.first_keys(keys.slot), tile, decided);
+                finish_scores(p, f, scores, first_keys, tile, decided);
                 release(shared.empty(keys.slot));
                 if (step + 1 == steps) release(shared.q_empty());
                 const bool raised = softmax.raise(scores, to_exponent);
@@ -393,10 +267,11 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
 
 extern "C" __global__ void __launch_bounds__(THREADS, CTAS)
 TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Functions f,
-                  const __grid_constant__ TensorMaps maps) {
+                  const __grid_constant__ TensorMaps maps, const TileQueue queue) {
     extern __shared__ __align__(1024) unsigned char smem[];
-    const Shared shared{shared_address(smem)};
-    if (threadIdx.x == 0) {
+    const auto shared_of = [&](int team) { return Shared{shared_address(smem) + team * SMEM_BYTES}; };
+    if (threadIdx.x < TEAMS) {
+        const Shared shared = shared_of(threadIdx.x);
 #pragma unroll
         for (int slot = 0; slot < STAGES; ++slot) {
             shared.full(slot).init(1);
@@ -408,11 +283,13 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
     }
     __syncthreads();
     const int group = warp_uniform(threadIdx.x / 128);
-    if (group == GROUPS) {
+    if (group == TEAMS * GROUPS) {
         if constexpr (COPY_REGISTERS) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COPY_REGISTERS));
-        if (threadIdx.x / 32 == 4 * GROUPS) copy_tiles(p, maps, shared);
+        const int team = warp_uniform(threadIdx.x / 32) - 4 * TEAMS * GROUPS;
+        if (team < TEAMS) copy_tiles(p, maps, queue, shared_of(team), team);
     } else {
         if constexpr (COPY_REGISTERS) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COMPUTE_REGISTERS));
-        compute_tiles(p, f, shared, group);
+        const int team = TEAMS == 1 ? 0 : group / GROUPS;
+        compute_tiles(p, f, shared_of(team), team, group - team * GROUPS);
     }
 }

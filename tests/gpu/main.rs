@@ -12,6 +12,7 @@ mod robust;
 mod streams;
 #[path = "../support/mod.rs"]
 mod support;
+mod tiles;
 mod tuned;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -20,7 +21,7 @@ use tilewright::Device;
 /// A test: its name and what it does on the GPU.
 type Test = (&'static str, fn(&Device) -> Result<(), Failed>);
 
-const GROUPS: [&[Test]; 11] = [
+const GROUPS: [&[Test]; 12] = [
     caller::TESTS,
     choice::TESTS,
     forward::TESTS,
@@ -31,6 +32,7 @@ const GROUPS: [&[Test]; 11] = [
     regroup::TESTS,
     robust::TESTS,
     streams::TESTS,
+    tiles::TESTS,
     tuned::TESTS,
 ];
 

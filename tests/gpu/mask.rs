@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = &[
     ("mask::with_a_mask_function", with_mask_function),
     ("mask::of_a_mask_function_alone", mask_function_alone),
     ("mask::many_key_blocks", many_key_blocks),
+    ("mask::of_block_means", block_means),
 ];
 
 #[mask_mod]
@@ -111,6 +112,9 @@ fn entries(
         {
             return Err(format!("row {row} does not ascend within 0..{limit}: {list:?}").into());
         }
+        if indices[row * width..][count as usize..width].iter().any(|&block| block != 0) {
+            return Err(format!("row {row} has entries past its {count}").into());
+        }
         found.extend(list.iter().map(|&block| (row / rows, row % rows, block as usize)));
     }
     Ok(found)
@@ -201,11 +205,38 @@ fn mask_function_alone(device: &Device) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Rows longer than what the selection keeps in registers.
+/// Rows up to and over what each way of selecting takes.
 fn many_key_blocks(device: &Device) -> Result<(), Failed> {
     let mut random = Random(23);
-    let q = random.tensor(DType::Bf16, &[1, 1, 400, 64]);
-    let k = random.tensor(DType::Bf16, &[1, 1, 64 * 5000 - 7, 64]);
-    let rule = top_k(0.01) | top_p(0.2);
-    compare(device, &attentions(device, 64, DType::Bf16, BlockSize::default(), Some(rule), false)?, &q, &k)
+    let q = random.tensor(DType::Bf16, &[1, 2, 1100, 64]);
+    let rules = [top_k(0.01) | top_p(0.2), top_p(0.6)];
+    let [short, long] =
+        rules.map(|rule| attentions(device, 64, DType::Bf16, BlockSize::default(), Some(rule), false));
+    let (short, long) = (short?, long?);
+    for blocks in [31, 33, 278, 383, 384, 385, 512, 640, 641, 1182, 1280, 1281, 3000, 3328, 3329, 5000] {
+        let k = random.tensor(DType::Bf16, &[1, 1, 64 * blocks - 7, 64]);
+        compare(device, &short, &q, &k)?;
+        compare(device, &long, &q, &k)?;
+    }
+    Ok(())
+}
+
+/// The caller's own block means give the same mask as the tensors.
+fn block_means(device: &Device) -> Result<(), Failed> {
+    let mut random = Random(29);
+    for (rule, windowed) in [(top_k(0.1) | top_p(0.3), false), (top_k(0.2), true)] {
+        let q = random.tensor(DType::Bf16, &[2, 4, 900, 64]);
+        let k = random.tensor(DType::Bf16, &[2, 2, 900, 64]);
+        let [gpu, _] = attentions(device, 64, DType::Bf16, BlockSize::default(), Some(rule), windowed)?;
+        let (q_mean, k_mean) = (super::support::block_means(&q, 128), super::support::block_means(&k, 64));
+        let expected = gpu.mask(&q.to(device)?, &k.to(device)?)?;
+        let found = gpu.mask_of_means(&q_mean.to(device)?, &k_mean.to(device)?, (900, 900))?;
+        check_form(&found)?;
+        let (found, expected) = (found.to_dense()?, expected.to_dense()?);
+        let apart = found.classes.iter().zip(&expected.classes).filter(|(a, b)| a != b).count();
+        if apart > 2 {
+            return Err(format!("{apart} blocks differ").into());
+        }
+    }
+    Ok(())
 }

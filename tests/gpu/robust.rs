@@ -106,6 +106,7 @@ fn wild_lists(device: &Device) -> Result<(), Failed> {
         kv_indices: &Tensor::from_slice(&indices, &[1, 2, rows, width])?.to(device)?,
         full_kv_counts: None,
         full_kv_indices: None,
+        row_order: None,
         out: &mut out,
         lse: &mut lse,
         scale: 0.125,

@@ -198,6 +198,9 @@ pub struct Launch {
     pub threads: Expr,
     /// The grid counts tiles of work, which as many blocks as the GPU runs at once take in turn.
     pub persistent: bool,
+    /// The blocks of a persistent grid take their tiles from a counter in device memory as they finish. The body's last
+    /// parameter is a `TileQueue` (`lib/tile_queue.cuh`), which says how.
+    pub queue: bool,
 }
 
 impl Kernel {

@@ -14,6 +14,7 @@ mod kw {
     syn::custom_keyword!(grid);
     syn::custom_keyword!(threads);
     syn::custom_keyword!(persistent);
+    syn::custom_keyword!(queue);
     syn::custom_keyword!(tensor_maps);
 }
 
@@ -143,9 +144,17 @@ fn parse_launch(input: ParseStream, spans: &mut Spans) -> Result<Launch> {
     let threads = spans.expr(&content, Role::Threads)?;
     let more = content.parse::<Option<Token![,]>>()?.is_some();
     let persistent = more && content.peek(kw::persistent);
+    let mut queue = false;
     if persistent {
         content.parse::<kw::persistent>()?;
-        content.parse::<Option<Token![,]>>()?;
+        let more = content.parse::<Option<Token![,]>>()?.is_some();
+        queue = more && content.parse::<Option<kw::queue>>()?.is_some();
+        if queue {
+            content.parse::<Option<Token![,]>>()?;
+        }
+    } else if content.peek(kw::queue) {
+        let message = "a queue hands out the tiles of a persistent grid: write `persistent, queue`";
+        return Err(content.error(message));
     }
-    Ok(Launch { grid, threads, persistent })
+    Ok(Launch { grid, threads, persistent, queue })
 }

@@ -153,12 +153,13 @@ impl Pipeline {
         selected.map_err(|error| advise(error, rule, sizes))
     }
 
-    /// Attention over the kept blocks, into `out` and `lse`. `density` is the share of blocks kept, where it is known.
+    /// Attention over the kept blocks, into `out` and `lse`. `row_order`: the order in which each head's query blocks are begun;
+    /// `density`: the share of blocks kept, where it is known.
     pub(super) fn attend(
         &self,
         rule: &Rule,
         [q, k, v]: [&Tensor; 3],
-        (kv, full_kv): (&BlockIndex, Option<&BlockIndex>),
+        (kv, full_kv, row_order): (&BlockIndex, Option<&BlockIndex>, Option<&Tensor>),
         density: Option<f64>,
         [out, lse]: [&mut Tensor; 2],
     ) -> Result<(), Error> {
@@ -177,6 +178,7 @@ impl Pipeline {
                 kv_indices: &kv.indices,
                 full_kv_counts: full_kv.map(|full| &full.counts),
                 full_kv_indices: full_kv.map(|full| &full.indices),
+                row_order,
                 out,
                 lse,
                 scale: rule.scale,

@@ -52,6 +52,7 @@ fn launch(
         kv_indices: &mask.kv().indices,
         full_kv_counts: mask.full_kv().map(|full| &full.counts),
         full_kv_indices: mask.full_kv().map(|full| &full.indices),
+        row_order: None,
         out: &mut out,
         lse: &mut lse,
         scale,

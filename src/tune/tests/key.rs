@@ -77,7 +77,9 @@ fn every_part_of_a_key_counts() {
 }
 
 fn spec(source: &KernelSource, d: i64) -> KernelSpec {
-    let values = [("T", Value::DType(DType::Bf16)), ("D", Value::Int(d)), ("BLOCK", Value::Int(128))];
+    let values = [("T", Value::DType(DType::Bf16)), ("D", Value::Int(d))];
+    let values = values.into_iter().chain(["BLOCK_Q", "BLOCK_KV"].map(|name| (name, Value::Int(128))));
+    let values: Vec<_> = values.collect();
     Generator::new(source).unwrap().spec(&values).unwrap()
 }
 

@@ -1,0 +1,119 @@
+// Where a team has what in shared memory, which tile comes when, and the warp that copies.
+
+/// Addresses in a team's shared memory.
+struct Shared {
+    unsigned base;
+
+    __device__ unsigned q_tile(int group) const { return base + group * QTile::BYTES; }
+    __device__ unsigned kv_tile(const Place& place) const { return base + KV_TILES + place.slot * KvTile::BYTES; }
+    /// A slot's copies have landed; everybody is done with it.
+    __device__ Barrier full(int slot) const { return {base + BARRIERS + slot * Barrier::BYTES}; }
+    __device__ Barrier empty(int slot) const { return {base + BARRIERS + (STAGES + slot) * Barrier::BYTES}; }
+    /// The same of the queries.
+    __device__ Barrier q_full() const { return {base + BARRIERS + 2 * STAGES * Barrier::BYTES}; }
+    __device__ Barrier q_empty() const { return {base + BARRIERS + (2 * STAGES + 1) * Barrier::BYTES}; }
+    /// The tile's number, its steps and how many of its pieces the mask function decides. Ready with the queries; where
+    /// the number is negative there are no more tiles.
+    __device__ unsigned tile() const { return base + NOTES; }
+    /// The first key of each piece of a slot with keys. Ready with the slot.
+    __device__ unsigned first_keys(int slot) const { return base + NOTES + 4 * (3 + slot * PIECES); }
+};
+
+/// Tile number `tile` as (q_block, head, batch): one head's tiles run side by side, so that its keys stay in the L2 cache.
+__device__ __forceinline__ dim3 row_of(const Params& p, int tile) {
+    const int rest = tile / p.q_blocks;
+    return dim3(tile - rest * p.q_blocks, rest % p.heads, rest / p.heads);
+}
+
+/// The tile that comes at place `place`: head by head, and in a head as `row_order` says. Without it the last row comes
+/// first: where rows are uneven for a causal mask's sake, that one is the longest.
+__device__ __forceinline__ int tile_at(const Params& p, int place) {
+    const dim3 row = row_of(p, place);
+    int q_block = p.q_blocks - 1 - static_cast<int>(row.x);
+    if (p.row_order) {
+        q_block = __ldg(p.row_order + row.z * p.row_order_stride[0] + row.y * p.row_order_stride[1] + row.x);
+        // The order is a caller's: a number that is no row must not become an address.
+        q_block = min(max(q_block, 0), p.q_blocks - 1);
+    }
+    return place - static_cast<int>(row.x) + q_block;
+}
+
+/// The work of a team's copying warp.
+__device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& maps, TileQueue queue, Shared shared,
+                                           int team) {
+    const bool leader = thread_place() % 32 == 0;
+    if (leader) {
+        prefetch_map(maps.q);
+        prefetch_map(maps.k);
+        prefetch_map(maps.v);
+    }
+    const int tiles = p.q_blocks * p.heads * p.batch, takers = TEAMS * gridDim.x;
+    Place place;
+    unsigned q_parity = 1;
+    for (int tile_place = team * gridDim.x + blockIdx.x; tile_place < tiles;) {
+        const int tile = tile_at(p, tile_place);
+        const dim3 row = row_of(p, tile);
+        const int kv_head = row.y / (p.heads / p.kv_heads);
+        const KeyBlocks::Counts counts = KeyBlocks::counts(p, row);
+        const int pieces = counts.all * PIECES_PER_BLOCK;
+        const int steps = (pieces + PIECES - 1) / PIECES;
+        shared.q_empty().wait(q_parity);
+        q_parity ^= 1;
+        if (leader) {
+            store_shared(shared.tile(), tile);
+            store_shared(shared.tile() + 4, steps);
+            store_shared(shared.tile() + 8, counts.partial * PIECES_PER_BLOCK);
+            shared.q_full().arrive_expecting(GROUPS * QTile::BYTES);
+#pragma unroll
+            for (int group = 0; group < GROUPS; ++group)
+#pragma unroll
+                for (int panel = 0; panel < QTile::PANELS; ++panel)
+                    copy_box(shared.q_tile(group) + panel * QTile::PANEL_BYTES, maps.q, panel * QTile::PANEL_COLS,
+                             row.x * BLOCK_Q + group * GROUP_ROWS, row.y, row.z, shared.q_full());
+        }
+        KeyBlocks blocks;
+        // The step's keys come two places before its values: the scores are computed one step ahead.
+        int first_key[PIECES] = {}, before[PIECES];
+        const auto copy_step = [&](const TensorMap& map, const int (&first)[PIECES], bool keys) {
+            shared.empty(place.slot).wait(place.parity ^ 1);
+            if (leader) {
+#pragma unroll
+                for (int i = 0; i < PIECES; ++i)
+                    if (keys) store_shared(shared.first_keys(place.slot) + 4 * i, first[i]);
+                shared.full(place.slot).arrive_expecting(KvTile::BYTES);
+#pragma unroll
+                for (int i = 0; i < PIECES; ++i)
+#pragma unroll
+                    for (int panel = 0; panel < KvTile::PANELS; ++panel)
+                        copy_box(shared.kv_tile(place) + panel * KvTile::PANEL_BYTES + i * PIECE * 128, map,
+                                 panel * KvTile::PANEL_COLS, first[i], kv_head, row.z, shared.full(place.slot));
+            }
+            place.advance();
+        };
+        int next = 0;
+        for (int step = 0; step <= steps; ++step) {
+            // Late, so that who has a long tile has not taken another yet; the answer comes under the last copies.
+            if (leader && step == max(steps - 1, 0)) next = queue.next(tile_place, tiles);
+#pragma unroll
+            for (int i = 0; i < PIECES; ++i) before[i] = first_key[i];
+            if (step < steps) {
+#pragma unroll
+                for (int i = 0; i < PIECES; ++i) {
+                    const int piece = step * PIECES + i;
+                    if (piece % (32 * PIECES_PER_BLOCK) == 0)
+                        blocks.move_window(p, counts, piece / PIECES_PER_BLOCK, [&] { return row; });
+                    first_key[i] = blocks.at(piece / PIECES_PER_BLOCK) * BLOCK_KV + piece % PIECES_PER_BLOCK * PIECE;
+                }
+                copy_step(maps.k, first_key, true);
+            }
+            if (step > 0) copy_step(maps.v, before, false);
+        }
+        __syncwarp();
+        tile_place = takers + warp_uniform(next);
+    }
+    shared.q_empty().wait(q_parity);
+    if (leader) {
+        store_shared(shared.tile(), -1);
+        shared.q_full().arrive();
+    }
+}
