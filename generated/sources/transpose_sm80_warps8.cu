@@ -55,8 +55,8 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, padding) == 196, "padding differs from
 
 // Transposed index: one thread block lists 32 key blocks, whose bits are one word a row.
 //
-// Each warp takes runs of 32 rows, a row a lane; the 32 x 32 bits are turned by ballots, so that lane i then has the rows
-// of key block i. Warps count what their runs add to each list, learn from each other where theirs begins, and turn the
+// Each warp takes runs of 32 rows, a row a lane; the 32 x 32 bits are turned, so that lane i then has the rows of key
+// block i. Warps count what their runs add to each list, learn from each other where theirs begins, and turn the
 // runs again (from cache by now) to write them. Ascending without a sort.
 // What the lanes of a warp do together, always in the same order: the same inputs give the same bits.
 #pragma once
@@ -110,15 +110,15 @@ __device__ __forceinline__ unsigned word_of(const Lists& lists, int run, int row
     return row < rows ? __ldg(lists.words + row * lists.stride) : 0;
 }
 
-/// Rows of bits turned: bit r of lane b's result is bit b of lane r's word.
+/// Rows of bits turned: bit r of lane b's result is bit b of lane r's word. Halves of ever smaller squares change places.
 __device__ __forceinline__ unsigned turned(unsigned word, int lane) {
-    unsigned mine = 0;
+    unsigned low = 0x0000ffffu;  // the left half of each square
 #pragma unroll
-    for (int bit = 0; bit < 32; ++bit) {
-        const unsigned of_bit = __ballot_sync(WHOLE_WARP, word >> bit & 1);
-        mine = lane == bit ? of_bit : mine;
+    for (int side = 16; side > 0; side /= 2, low ^= low << side) {
+        const unsigned other = __shfl_xor_sync(WHOLE_WARP, word, side);
+        word = lane & side ? (word & ~low) | (other >> side & low) : (word & low) | (other & low) << side;
     }
-    return mine;
+    return word;
 }
 
 __device__ __forceinline__ void list_rows(const Params& p, const Lists& lists, int* before) {
@@ -180,13 +180,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __
     lists.counts = p.q_counts + at(p.q_counts_stride);
     lists.indices = p.q_indices + at(p.q_indices_stride);
     lists.indices_stride = p.q_indices_stride[2];
-    list_rows(p, lists, before);
-    if (p.full_keep == nullptr || p.full_q_counts == nullptr || p.full_q_indices == nullptr) return;
-    __syncthreads();
-    lists.words = p.full_keep + at(p.full_keep_stride) + blockIdx.x;
-    lists.stride = p.full_keep_stride[2];
-    lists.counts = p.full_q_counts + at(p.full_q_counts_stride);
-    lists.indices = p.full_q_indices + at(p.full_q_indices_stride);
-    lists.indices_stride = p.full_q_indices_stride[2];
-    list_rows(p, lists, before);
+    const bool split = p.full_keep != nullptr && p.full_q_counts != nullptr && p.full_q_indices != nullptr;
+#pragma unroll 1
+    for (int pass = 0;; ++pass) {
+        list_rows(p, lists, before);
+        if (pass == 1 || !split) return;
+        __syncthreads();
+        lists.words = p.full_keep + at(p.full_keep_stride) + blockIdx.x;
+        lists.stride = p.full_keep_stride[2];
+        lists.counts = p.full_q_counts + at(p.full_q_counts_stride);
+        lists.indices = p.full_q_indices + at(p.full_q_indices_stride);
+        lists.indices_stride = p.full_q_indices_stride[2];
+    }
 }

@@ -139,13 +139,51 @@ __device__ __forceinline__ void append(int* list, unsigned& listed, unsigned bit
     for (; bits; bits &= bits - 1) list[place++] = first + 32 * lane + __ffs(bits) - 1;
 }
 
+/// A key in the middle of the range.
+__device__ __forceinline__ int middle_of(const Threshold& kept) { return kept.low + (kept.high - kept.low) / 2; }
+
+/// Goes on with the half of the range that has the threshold: `count` blocks of mass `mass` reach the middle.
+__device__ __forceinline__ void halve(Threshold& kept, int middle, unsigned count, unsigned mass, unsigned wanted,
+                                      unsigned target) {
+    if (count >= wanted && mass >= target) {
+        kept.low = middle;
+        kept.between = count - kept.above;
+    } else {
+        kept.high = middle;
+        kept.between -= count - kept.above;
+        kept.above = count;
+        kept.mass_above = mass;
+    }
+}
+
+/// The first cut: what the mass of `top_p` is of shows on the way. Returns that mass.
+template <bool PADDED, typename Mass>
+__device__ __forceinline__ unsigned cut_first(Threshold& kept, const Row& row, Mass mass_of, unsigned wanted, float top_p,
+                                              int lane) {
+    const int middle = middle_of(kept);
+    unsigned whole = 0, count = 0, mass = 0;
+    each_word<PADDED>(row, ABSENT, lane, [&](int, int key) {
+        const unsigned its_mass = mass_of(key) - Mass::excess();
+        const bool reaches = key >= middle;
+        whole += key != ABSENT ? its_mass : 0;
+        count += reaches;
+        mass += reaches ? its_mass : 0;
+    });
+    whole = __reduce_add_sync(WHOLE_WARP, whole);
+    mass = __reduce_add_sync(WHOLE_WARP, mass);
+    count = __reduce_add_sync(WHOLE_WARP, count);
+    const unsigned target = static_cast<unsigned>(ceil(static_cast<double>(top_p) * whole));
+    halve(kept, middle, count, mass, wanted, target);
+    return target;
+}
+
 /// Narrows the range until at most a warp's width of blocks is between its ends, or only equal ones: those from `low` on are
 /// enough, those from `high` on are not.
 template <bool PADDED, typename Mass>
 __device__ __forceinline__ void narrow(Threshold& kept, const Row& row, Mass mass_of, unsigned wanted, unsigned target,
                                        int lane) {
     while (kept.between > 32 && kept.high - kept.low > 1) {
-        const int middle = kept.low + (kept.high - kept.low) / 2;
+        const int middle = middle_of(kept);
         unsigned count = 0, mass = 0;
         each_word<PADDED>(row, ABSENT, lane, [&](int, int key) {
             const bool reaches = key >= middle;
@@ -154,23 +192,17 @@ __device__ __forceinline__ void narrow(Threshold& kept, const Row& row, Mass mas
         });
         mass = __reduce_add_sync(WHOLE_WARP, mass - count * Mass::excess());
         count = __reduce_add_sync(WHOLE_WARP, count);
-        if (count >= wanted && mass >= target) {
-            kept.low = middle;
-            kept.between = count - kept.above;
-        } else {
-            kept.high = middle;
-            kept.between -= count - kept.above;
-            kept.above = count;
-            kept.mass_above = mass;
-        }
+        halve(kept, middle, count, mass, wanted, target);
     }
 }
 
+/// Both, where the rule has a mass; else the second alone.
 template <bool PADDED, typename Mass>
-__device__ __forceinline__ unsigned whole_mass(const Row& row, Mass mass_of, int lane) {
-    unsigned mass = 0;
-    each_word<PADDED>(row, ABSENT, lane, [&](int, int key) { mass += key != ABSENT ? mass_of(key) - Mass::excess() : 0; });
-    return __reduce_add_sync(WHOLE_WARP, mass);
+__device__ __forceinline__ unsigned search(Threshold& kept, const Row& row, Mass mass_of, unsigned wanted, float top_p,
+                                           int lane) {
+    const unsigned target = top_p > 0.0f ? cut_first<PADDED>(kept, row, mass_of, wanted, top_p, lane) : 0;
+    narrow<PADDED>(kept, row, mass_of, wanted, target, lane);
+    return target;
 }
 
 /// Of at most 32 keys, one a lane (the first `between` lanes), of blocks in order of their index: the shortest prefix of
@@ -285,16 +317,10 @@ __device__ __forceinline__ void select_row(const Row& row, const RowResult& resu
     const AnyMass any{unit};
     const bool all_small = unit < SmallMass::WHOLE;  // the largest exponential is 1
     const unsigned wanted = blocks_wanted(top_k, top_p, n);
-    unsigned target = 0;
-    if (top_p > 0.0f && top_p < 1.0f) {
-        const unsigned mass = all_small ? whole_mass<PADDED>(row, small, lane) : whole_mass<PADDED>(row, any, lane);
-        target = static_cast<unsigned>(ceil(static_cast<double>(top_p) * mass));
-    }
-
     Threshold kept = {n == 0 ? 0 : static_cast<int>(bottom), __float_as_int(1.0f) + 1, n, n, 0, 0};
     if (wanted < n) {
-        if (all_small) narrow<PADDED>(kept, row, small, wanted, target, lane);
-        else narrow<PADDED>(kept, row, any, wanted, target, lane);
+        const unsigned target = all_small ? search<PADDED>(kept, row, small, wanted, top_p, lane)
+                                          : search<PADDED>(kept, row, any, wanted, top_p, lane);
         if (kept.between > 32) {
             // Equal ones.
             const unsigned its_mass = any(kept.low);

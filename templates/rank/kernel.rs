@@ -29,16 +29,19 @@ kernel! {
     require heads % kv_heads == 0, "each key head serves the same number of query heads";
     require kv_blocks <= CAPACITY, "a row of key blocks does not fit: choose a larger CAPACITY, or `score` and `select`";
     body sm80 {
-        tune { ROWS: [24, 16, 32, 40, 8, 4], WARPS: [8, 12, 16, 10] }
+        tune { ROWS: [16, 24, 32, 40, 8, 4], WARPS: [16, 8, 12, 10], CTAS: [2, 1] }
         where {
             // Every warp selects from as many rows.
             ROWS % WARPS == 0 || CAPACITY > 1280 && WARPS == 8,
             // Fewer rows only where more do not fit: every thread block reads all the keys' means.
             ROWS >= 16 || CAPACITY > 1280,
+            // The operands of a product of that many rows.
+            ROWS <= 16 || WARPS * CTAS <= 24,
             smem_bytes = 4 * (2 * 16 * ceil_div(ROWS, 16) * D + ROWS * (CAPACITY + 8) + 32 * WARPS),
-            registers = 128,
-            // The rows that a multiprocessor gets: thread blocks are few, and the last wave of them is rarely full.
-            prefer = 100000 - GRID_PER_SM * ROWS,
+            registers = min(128, 2048 / (WARPS * CTAS)),
+            // The rows that a multiprocessor gets, for thread blocks are few and the last wave of them is rarely full; then
+            // warps, which hide each other's waits.
+            prefer = 100000 - 100 * GRID_PER_SM * ROWS + WARPS * min(CTAS, CTAS_PER_SM),
         }
         launch { grid = [ceil_div(q_blocks, ROWS), heads, batch], threads = 32 * WARPS }
     }

@@ -13,13 +13,14 @@ constexpr int TILES = (ROWS + 15) / 16;      // of 16 query blocks
 constexpr int STEPS = D / 8;                 // of 8 columns
 constexpr int FRAGMENTS = TILES * STEPS * 32;  // a lane's four elements of a product's operand
 constexpr int PITCH = CAPACITY + 8;          // four rows fall into different banks, 8 bytes at a time
-constexpr int CHUNK = 64;                    // columns of the key means on their way at once
+// Columns of the key means on their way at once: in registers, of which there may be few.
+constexpr int CHUNK = WARPS * CTAS > 16 ? 16 : 64;
 constexpr int PARTS = CHUNK / 16;
 
 static_assert(THREADS == 32 * WARPS && D % 32 == 0 && CAPACITY % PADDING == 0);
 static_assert(ORDER_WORDS <= ROWS * PITCH);
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, CTAS) TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {
     extern __shared__ __align__(128) unsigned char smem[];
     uint4* q_high = reinterpret_cast<uint4*>(smem);  // [TILES][STEPS][32]
     uint4* q_low = q_high + FRAGMENTS;
