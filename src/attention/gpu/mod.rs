@@ -1,5 +1,6 @@
-//! The chain of kernels on a GPU: pool → rank → (classify, transpose) → forward. Nothing goes to the host.
+//! The chain of kernels on a GPU: (classify) → pool → rank → (transpose) → forward. Nothing goes to the host.
 
+mod ranking;
 mod selection;
 
 pub(super) use selection::{Ranked, Scratch};
@@ -10,7 +11,7 @@ use super::{MaskLists, Rule, Sizes, oracle};
 use crate::codegen::lower::{DeviceFunction, FunctionKind};
 use crate::device::{CudaDevice, Device};
 use crate::kernels::{classify, forward};
-use crate::launch::{FunctionArgs, Outputs, Request, Tolerance, Tuned};
+use crate::launch::{FunctionArgs, Lazy, Outputs, Request, Tolerance, Tuned};
 use crate::tune::{Bucket, Policy};
 use crate::{BlockIndex, DType, DeviceFn, Error, Tensor};
 use selection::Selector;
@@ -40,6 +41,7 @@ impl Pipeline {
         let mask_mod = parse(FunctionKind::MaskMod, mask_fn)?;
         let (block_q, block_kv) = (rule.blocks.q() as i64, rule.blocks.kv() as i64);
         let tuned = |request: Request| Tuned::new(cuda, &request, policy);
+        let lazy = |request: Request| Lazy::new(cuda, request, policy);
         let forward = tuned(
             Request::new(&forward::SOURCE)
                 .value("T", rule.dtype)
@@ -62,7 +64,7 @@ impl Pipeline {
         let functions = Arc::new(FunctionArgs::new(cuda, forward.spec(), &[score_fn, mask_fn])?);
         Ok(Pipeline {
             device: Device::Cuda(cuda.clone()),
-            selector: Selector::new(cuda, rule, classify, &tuned)?,
+            selector: Selector::new(cuda, rule, classify, &lazy),
             forward,
             functions,
         })

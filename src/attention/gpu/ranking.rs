@@ -1,0 +1,130 @@
+//! The kernels that rank key blocks: means, scores, and the choice among them.
+
+use super::selection::{Call, Parts, parts_of};
+use super::{SUMS, tuning};
+use crate::attention::{Rule, oracle};
+use crate::device::CudaDevice;
+use crate::kernels::{pool, rank, score};
+use crate::launch::{Lazy, Outputs, Request};
+use crate::{Error, Tensor};
+
+/// Block means and what is made of them.
+#[derive(Clone)]
+pub(super) struct Ranking {
+    pool: Lazy,
+    /// From means to lists in one launch, by the most key blocks of a row that it takes, ascending.
+    rank: Vec<(usize, Lazy)>,
+    /// For longer rows.
+    score: Lazy,
+}
+
+/// The key blocks of a row that `rank` is built for.
+const CAPACITIES: [usize; 4] = [384, 640, 1280, 3328];
+
+impl Ranking {
+    pub(super) fn new(rule: &Rule, lazy: &dyn Fn(Request) -> Lazy) -> Self {
+        let tile = rule.head_dim.tile() as i64;
+        let rank = |capacity: usize| {
+            let request = Request::new(&rank::SOURCE).value("D", tile);
+            (capacity, lazy(request.value("CAPACITY", capacity as i64)))
+        };
+        let pool = Request::new(&pool::SOURCE).value("T", rule.dtype).value("D", tile);
+        let (block_q, block_kv) = (rule.blocks.q() as i64, rule.blocks.kv() as i64);
+        Ranking {
+            pool: lazy(pool.value("BLOCK_Q", block_q).value("BLOCK_KV", block_kv)),
+            rank: CAPACITIES.map(rank).into(),
+            score: lazy(Request::new(&score::SOURCE)),
+        }
+    }
+
+    pub(super) fn stages(&self) -> impl Iterator<Item = &Lazy> {
+        let rank = self.rank.iter().map(|(_, kernel)| kernel);
+        [&self.pool].into_iter().chain(rank).chain([&self.score])
+    }
+
+    pub(super) fn on(&self, cuda: &CudaDevice) -> Self {
+        let rank = self.rank.iter().map(|(capacity, kernel)| (*capacity, kernel.on(cuda)));
+        Ranking { pool: self.pool.on(cuda), rank: rank.collect(), score: self.score.on(cuda) }
+    }
+
+    /// `rank` for rows of `kv_blocks`, where they fit.
+    pub(super) fn rank(&self, kv_blocks: usize) -> Option<&Lazy> {
+        self.rank.iter().find(|(capacity, _)| kv_blocks <= *capacity).map(|(_, kernel)| kernel)
+    }
+
+    /// From means to lists.
+    pub(super) fn rank_blocks(
+        &self,
+        call: &Call<'_>,
+        [q_mean, k_mean]: [&Tensor; 2],
+        parts: &mut Parts<'_>,
+    ) -> Result<(), Error> {
+        let &Call { rule, sizes, device, split } = call;
+        let Some(kernel) = self.rank(sizes.kv_blocks) else { unreachable!("the rows fit") };
+        let (kernel, bucket) = (kernel.get()?, sizes.bucket(rule, None));
+        let outputs = tuning(kernel, sizes, bucket, || {
+            parts.outputs().with_oracle(|kernel| oracle::check_rank(rule, device, split, kernel))
+        });
+        let (top_k, top_p) = rule.thresholds();
+        kernel.run(bucket, outputs, &mut |kernel| {
+            let Parts { classes, keep, full_keep, order, lists } = &mut *parts;
+            let Some((row_order, finished)) = order else { unreachable!("there is room for them") };
+            let (full_kv_counts, full_kv_indices) = parts_of(&mut lists.full_kv);
+            let args = rank::Args {
+                q_mean,
+                k_mean,
+                classes: *classes,
+                kv_counts: &mut lists.kv.counts,
+                kv_indices: &mut lists.kv.indices,
+                full_kv_counts,
+                full_kv_indices,
+                keep,
+                full_keep: full_keep.as_mut(),
+                row_order: Some(row_order),
+                finished: Some(finished),
+                scale: rule.scale,
+                top_k,
+                top_p,
+            };
+            kernel.launch(&args, None)
+        })
+    }
+
+    /// The means of the blocks of q and k, and zeros for `rank` to count from.
+    pub(super) fn pool(
+        &self,
+        call: &Call<'_>,
+        [q, k]: [&Tensor; 2],
+        [q_mean, k_mean]: &mut [Tensor; 2],
+        mut finished: Option<&mut Tensor>,
+    ) -> Result<(), Error> {
+        let &Call { rule, sizes, device, .. } = call;
+        let (kernel, bucket) = (self.pool.get()?, sizes.bucket(rule, None));
+        let outputs = tuning(kernel, sizes, bucket, || {
+            Outputs::new(vec![q_mean.clone(), k_mean.clone()], SUMS)
+                .with_oracle(|kernel| oracle::check_pool(rule, device, kernel))
+        });
+        kernel.run(bucket, outputs, &mut |kernel| {
+            let finished = finished.as_deref_mut();
+            kernel.launch(&pool::Args { q, k, q_mean, k_mean, finished }, None)
+        })
+    }
+
+    /// The scores of means, to memory.
+    pub(super) fn score(
+        &self,
+        call: &Call<'_>,
+        [q_mean, k_mean]: [&Tensor; 2],
+        logits: &mut Tensor,
+    ) -> Result<(), Error> {
+        let &Call { rule, sizes, device, .. } = call;
+        let (kernel, bucket) = (self.score.get()?, sizes.bucket(rule, None));
+        let outputs = tuning(kernel, sizes, bucket, || {
+            Outputs::new(vec![logits.clone()], SUMS)
+                .with_oracle(|kernel| oracle::check_score(rule, device, kernel))
+        });
+        kernel.run(bucket, outputs, &mut |kernel| {
+            kernel.launch(&score::Args { q_mean, k_mean, logits, scale: rule.scale }, None)
+        })
+    }
+}
