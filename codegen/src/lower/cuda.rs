@@ -3,15 +3,15 @@
 use std::collections::HashSet;
 use std::fmt::Write;
 
-use super::ir::{BinaryOp, Expr, ExprKind, Intrinsic, LocalId, Type, UnaryOp};
+use super::ir::{BinaryOp, Body, Expr, ExprKind, Intrinsic, LocalId, Type, UnaryOp};
 use super::{CaptureLayout, DeviceFunction, FunctionKind};
 
 /// The helpers that functors call, pasted once above them: arithmetic that is defined for every operand, Rust's
 /// saturating casts and checked reads of slices. `TILEWRIGHT_OFFSETOF` comes from the prelude of every source.
 pub const DEVICE_PRELUDE: &str = include_str!("prelude.cuh");
 
-/// The functor of `function`.
-pub(crate) fn functor(function: &DeviceFunction) -> String {
+/// The functor of `function`; with its derivative, where one is asked for and there is one.
+pub(crate) fn functor(function: &DeviceFunction, with_gradient: bool) -> String {
     let mut names = Names::default();
     let captures: Vec<String> =
         function.captures.iter().map(|capture| names.unique("c", &capture.name)).collect();
@@ -21,8 +21,6 @@ pub(crate) fn functor(function: &DeviceFunction) -> String {
         .zip(&captures)
         .map(|(capture, name)| capture.ty.is_slice().then(|| names.unique_as(format!("{name}_len"))))
         .collect();
-    let locals: Vec<String> =
-        function.body.locals.iter().map(|local| names.unique("v", &local.name)).collect();
 
     let mut fields = Vec::new();
     for ((capture, name), length) in function.captures.iter().zip(&captures).zip(&lengths) {
@@ -35,39 +33,58 @@ pub(crate) fn functor(function: &DeviceFunction) -> String {
             None => fields.push((element.into(), name.clone())),
         }
     }
-    let parameters: Vec<String> = function
-        .kind
-        .leading()
-        .iter()
-        .zip(&locals)
-        .map(|((_, ty), name)| format!("{} {name}", ty.cuda()))
+    let method = |name: &str, body: &Body| {
+        let mut names = names.clone();
+        let locals: Vec<String> = body.locals.iter().map(|local| names.unique("v", &local.name)).collect();
+        let leading = function.kind.leading().iter().zip(&locals);
+        let parameters = leading.map(|((_, ty), name)| format!("{} {name}", ty.cuda())).collect();
+        let (captures, lengths) = (captures.clone(), lengths.clone());
+        let mut printer =
+            Printer { function, names, captures, lengths, locals, lines: Vec::new(), indent: 2 };
+        printer.statement(&body.value, &Sink::Return);
+        Method { name: name.into(), parameters, lines: printer.lines }
+    };
+    let gradient = function.gradient.as_ref().filter(|_| with_gradient);
+    let methods: Vec<Method> = [method(CALL, &function.body)]
+        .into_iter()
+        .chain(gradient.map(|body| method(GRADIENT, body)))
         .collect();
-
-    let mut printer = Printer { function, names, captures, lengths, locals, lines: Vec::new(), indent: 2 };
-    printer.statement(&function.body.value, &Sink::Return);
-    functor_text(function.kind, &fields, &function.layout(), &parameters, &printer.lines)
+    functor_text(function.kind, &fields, &function.layout(), &methods)
 }
 
 /// The functor that changes nothing.
-pub(crate) fn absent(kind: FunctionKind) -> String {
-    let parameters: Vec<String> = kind
-        .leading()
-        .iter()
-        .map(|(name, ty)| if *name == "score" { format!("{} {name}", ty.cuda()) } else { ty.cuda().into() })
-        .collect();
-    let value = match kind {
-        FunctionKind::ScoreMod => "        return score;",
-        FunctionKind::MaskMod => "        return true;",
+pub(crate) fn absent(kind: FunctionKind, with_gradient: bool) -> String {
+    let method = |name: &str, value: &str| {
+        let parameters = kind.leading().iter().map(|(name, ty)| match *name == value {
+            true => format!("{} {name}", ty.cuda()),
+            false => ty.cuda().into(),
+        });
+        let lines = vec![format!("        return {value};")];
+        Method { name: name.into(), parameters: parameters.collect(), lines }
     };
-    functor_text(kind, &[], &CaptureLayout::of(&[]), &parameters, &[value.into()])
+    let methods = match kind {
+        FunctionKind::ScoreMod if with_gradient => vec![method(CALL, "score"), method(GRADIENT, "1.0f")],
+        FunctionKind::ScoreMod => vec![method(CALL, "score")],
+        FunctionKind::MaskMod => vec![method(CALL, "true")],
+    };
+    functor_text(kind, &[], &CaptureLayout::of(&[]), &methods)
+}
+
+const CALL: &str = "operator()";
+const GRADIENT: &str = "gradient";
+
+/// A member function of a functor: what it is called, `int v_q` and so on, its statements.
+struct Method {
+    name: String,
+    parameters: Vec<String>,
+    lines: Vec<String>,
 }
 
 fn functor_text(
     kind: FunctionKind,
     fields: &[(String, String)],
     layout: &CaptureLayout,
-    parameters: &[String],
-    lines: &[String],
+    methods: &[Method],
 ) -> String {
     let name = kind.functor();
     let mut text = format!("struct {name} {{\n");
@@ -77,16 +94,20 @@ fn functor_text(
     if fields.is_empty() {
         text.push_str("    unsigned unused;\n");
     }
-    let _ = writeln!(
-        text,
-        "    __device__ __forceinline__ {} operator()({}) const {{",
-        kind.returns().cuda(),
-        parameters.join(", ")
-    );
-    for line in lines {
-        let _ = writeln!(text, "{line}");
+    for method in methods {
+        let _ = writeln!(
+            text,
+            "    __device__ __forceinline__ {} {}({}) const {{",
+            kind.returns().cuda(),
+            method.name,
+            method.parameters.join(", ")
+        );
+        for line in &method.lines {
+            let _ = writeln!(text, "{line}");
+        }
+        text.push_str("    }\n");
     }
-    text.push_str("    }\n};\n");
+    text.push_str("};\n");
     let _ = writeln!(
         text,
         "static_assert(sizeof({name}) == {} && alignof({name}) == {}, \"{name}: layout differs from the host's\");",
@@ -104,7 +125,7 @@ fn functor_text(
 
 /// Names already given. A prefix keeps users' names away from keywords and macros, a number keeps those apart
 /// that shadow one another in Rust.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Names(HashSet<String>);
 
 impl Names {
@@ -147,25 +168,11 @@ struct Printer<'a> {
     indent: usize,
 }
 
-/// Whether `expr` has no `let` in it and so fits into one C++ expression.
-fn is_inline(expr: &Expr) -> bool {
-    match &expr.kind {
-        ExprKind::Block(..) => false,
-        ExprKind::If(condition, yes, no) => is_inline(condition) && is_inline(yes) && is_inline(no),
-        ExprKind::Binary(_, left, right) => is_inline(left) && is_inline(right),
-        ExprKind::Unary(_, operand) | ExprKind::Cast(operand) | ExprKind::Index(_, operand) => {
-            is_inline(operand)
-        }
-        ExprKind::Call(_, arguments) => arguments.iter().all(is_inline),
-        _ => true,
-    }
-}
-
 /// Whether the value of `expr` comes out of an `if` with statements inside, which cannot initialise a const.
 fn ends_in_statement(expr: &Expr) -> bool {
     match &expr.kind {
         ExprKind::Block(_, value) => ends_in_statement(value),
-        ExprKind::If(..) => !is_inline(expr),
+        ExprKind::If(..) => !expr.is_inline(),
         _ => false,
     }
 }
@@ -197,7 +204,7 @@ impl Printer<'_> {
                 self.lets(lets);
                 self.statement(value, sink);
             }
-            ExprKind::If(condition, yes, no) if !is_inline(expr) => {
+            ExprKind::If(condition, yes, no) if !expr.is_inline() => {
                 let condition = self.expr(condition);
                 self.line(&format!("if ({}) {{", bare(&condition)));
                 self.indented(yes, sink);
@@ -275,7 +282,7 @@ impl Printer<'_> {
                 let arguments: Vec<&str> = arguments.iter().map(|text| bare(text)).collect();
                 format!("{}({})", intrinsic_name(*intrinsic, expr.ty), arguments.join(", "))
             }
-            ExprKind::If(condition, yes, no) if is_inline(expr) => {
+            ExprKind::If(condition, yes, no) if expr.is_inline() => {
                 let (condition, yes, no) = (self.expr(condition), self.expr(yes), self.expr(no));
                 format!("({condition} ? {yes} : {no})")
             }

@@ -1,6 +1,6 @@
 //! The typed form, run on the host with the meaning of its CUDA text.
 
-use super::ir::{BinaryOp, Expr, ExprKind, Intrinsic, LocalId, Type, UnaryOp};
+use super::ir::{BinaryOp, Body, Expr, ExprKind, Intrinsic, LocalId, Type, UnaryOp};
 use super::{CaptureError, CaptureValue, DeviceFunction, FunctionKind, captures};
 
 /// A value of a device function.
@@ -81,7 +81,21 @@ impl Evaluator {
     /// The function's value: an [`Value::F32`] of a score function, a [`Value::Bool`] of a mask function, which
     /// ignores `score`.
     pub fn run(&self, score: f32, b: i32, h: i32, q: i32, kv: i32) -> Value {
-        interpret(&self.function, score, [b, h, q, kv], &self.captures)
+        let Evaluator { function, captures } = self;
+        interpret(function, &function.body, score, [b, h, q, kv], captures)
+    }
+
+    /// The derivative of a score function's value by `score`; 0 of a mask function, which has no score.
+    pub fn gradient(&self, score: f32, b: i32, h: i32, q: i32, kv: i32) -> f32 {
+        gradient(&self.function, score, [b, h, q, kv], &self.captures)
+    }
+}
+
+fn gradient(function: &DeviceFunction, score: f32, position: [i32; 4], captures: &[CaptureValue]) -> f32 {
+    let Some(body) = &function.gradient else { return 0.0 };
+    match interpret(function, body, score, position, captures) {
+        Value::F32(slope) => slope,
+        other => ill_typed(&[other]),
     }
 }
 
@@ -92,16 +106,33 @@ pub(crate) fn run(
     values: &[CaptureValue],
 ) -> Result<Value, EvalError> {
     captures::check(&function.name, &function.captures, values)?;
-    Ok(interpret(function, score, position, values))
+    Ok(interpret(function, &function.body, score, position, values))
+}
+
+pub(crate) fn run_gradient(
+    function: &DeviceFunction,
+    score: f32,
+    position: [i32; 4],
+    values: &[CaptureValue],
+) -> Result<f32, EvalError> {
+    captures::check(&function.name, &function.captures, values)?;
+    Ok(gradient(function, score, position, values))
 }
 
 /// Locals that fit on the stack: an allocation for each element would cost more than a small function.
 const STACK_LOCALS: usize = 24;
 
-fn interpret(function: &DeviceFunction, score: f32, position: [i32; 4], captures: &[CaptureValue]) -> Value {
+/// Runs `body`, which is the function's own or its derivative.
+fn interpret(
+    function: &DeviceFunction,
+    body: &Body,
+    score: f32,
+    position: [i32; 4],
+    captures: &[CaptureValue],
+) -> Value {
     // Every `let` is set before it is read; the value here is never seen.
     const UNSET: Value = Value::Bool(false);
-    let count = function.body.locals.len();
+    let count = body.locals.len();
     let (mut few, mut many);
     let locals: &mut [Value] = if count <= STACK_LOCALS {
         few = [UNSET; STACK_LOCALS];
@@ -119,7 +150,7 @@ fn interpret(function: &DeviceFunction, score: f32, position: [i32; 4], captures
     for (local, at) in locals[leading..].iter_mut().zip(position) {
         *local = Value::I32(at);
     }
-    Frame { captures, locals }.expr(&function.body.value)
+    Frame { captures, locals }.expr(&body.value)
 }
 
 struct Frame<'a> {
@@ -196,7 +227,7 @@ impl Frame<'_> {
 }
 
 /// The checker gives operators and methods only operands that they have a meaning for.
-fn ill_typed(values: &[Value]) -> ! {
+pub(crate) fn ill_typed(values: &[Value]) -> ! {
     unreachable!("the checker let through operands of a wrong type: {values:?}")
 }
 
@@ -212,7 +243,7 @@ fn int(value: i128, ty: Type) -> Value {
     }
 }
 
-fn unary(op: UnaryOp, value: Value) -> Value {
+pub(crate) fn unary(op: UnaryOp, value: Value) -> Value {
     match (op, value) {
         (UnaryOp::Neg, Value::F32(a)) => Value::F32(-a),
         (UnaryOp::Neg, Value::I32(a)) => Value::I32(a.wrapping_neg()),
@@ -242,7 +273,7 @@ macro_rules! integer_op {
     };
 }
 
-fn binary(op: BinaryOp, left: Value, right: Value) -> Value {
+pub(crate) fn binary(op: BinaryOp, left: Value, right: Value) -> Value {
     match (left, right) {
         (Value::F32(a), Value::F32(b)) => match op {
             BinaryOp::Add => Value::F32(a + b),
@@ -278,7 +309,7 @@ fn compare<T: PartialOrd>(op: BinaryOp, a: &T, b: &T) -> bool {
     }
 }
 
-fn cast(value: Value, to: Type) -> Value {
+pub(crate) fn cast(value: Value, to: Type) -> Value {
     let value = match value {
         Value::F32(value) => {
             return match to {
@@ -299,7 +330,7 @@ fn cast(value: Value, to: Type) -> Value {
     int(value, to)
 }
 
-fn call(intrinsic: Intrinsic, arguments: &[Value]) -> Value {
+pub(crate) fn call(intrinsic: Intrinsic, arguments: &[Value]) -> Value {
     match (intrinsic, arguments) {
         (Intrinsic::Powi, [Value::F32(x), Value::I32(n)]) => Value::F32(powi(*x, *n)),
         (Intrinsic::Min, [Value::F32(a), Value::F32(b)]) => Value::F32(smaller(*a, *b)),

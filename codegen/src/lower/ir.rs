@@ -122,6 +122,60 @@ pub(crate) enum ExprKind<T = Type> {
     Block(Vec<(LocalId, Expr<T>)>, Box<Expr<T>>),
 }
 
+impl<T> Expr<T> {
+    /// Calls `visit` with every operand, the `let`s of a block before its value.
+    pub(crate) fn for_each_child<'a>(&'a self, visit: &mut impl FnMut(&'a Self)) {
+        match &self.kind {
+            ExprKind::Float(_)
+            | ExprKind::Int(_)
+            | ExprKind::Bool(_)
+            | ExprKind::Local(_)
+            | ExprKind::Capture(_)
+            | ExprKind::Len(_) => {}
+            ExprKind::Index(_, operand) | ExprKind::Unary(_, operand) | ExprKind::Cast(operand) => {
+                visit(operand)
+            }
+            ExprKind::Binary(_, left, right) => [left, right].into_iter().for_each(|child| visit(child)),
+            ExprKind::Call(_, arguments) => arguments.iter().for_each(visit),
+            ExprKind::If(condition, yes, no) => {
+                [condition, yes, no].into_iter().for_each(|child| visit(child))
+            }
+            ExprKind::Block(lets, value) => {
+                lets.iter().for_each(|(_, child)| visit(child));
+                visit(value);
+            }
+        }
+    }
+
+    /// The same expression with `map` of every operand, in the order of [`Expr::for_each_child`].
+    pub(crate) fn map_children(self, map: &mut impl FnMut(Self) -> Self) -> Self {
+        let mut boxed = |child: Box<Self>| Box::new(map(*child));
+        let kind = match self.kind {
+            ExprKind::Index(capture, index) => ExprKind::Index(capture, boxed(index)),
+            ExprKind::Unary(op, operand) => ExprKind::Unary(op, boxed(operand)),
+            ExprKind::Cast(operand) => ExprKind::Cast(boxed(operand)),
+            ExprKind::Binary(op, left, right) => ExprKind::Binary(op, boxed(left), boxed(right)),
+            ExprKind::Call(intrinsic, arguments) => {
+                ExprKind::Call(intrinsic, arguments.into_iter().map(map).collect())
+            }
+            ExprKind::If(condition, yes, no) => ExprKind::If(boxed(condition), boxed(yes), boxed(no)),
+            ExprKind::Block(lets, value) => {
+                let lets = lets.into_iter().map(|(local, child)| (local, map(child))).collect();
+                ExprKind::Block(lets, Box::new(map(*value)))
+            }
+            leaf => leaf,
+        };
+        Expr { ty: self.ty, kind }
+    }
+
+    /// Whether there is no `let` in it, so that it fits into one expression of C++.
+    pub(crate) fn is_inline(&self) -> bool {
+        let mut inline = !matches!(self.kind, ExprKind::Block(..));
+        self.for_each_child(&mut |child| inline = inline && child.is_inline());
+        inline
+    }
+}
+
 /// A prefix operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UnaryOp {

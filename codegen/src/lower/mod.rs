@@ -43,10 +43,39 @@
 //! [`DeviceFunction::eval`] is this meaning, run on the host. A compiled kernel agrees with it bit for bit,
 //! except that `exp`, `exp2`, `ln`, `log2`, `tanh`, `sin` and `cos` may differ in their last bits, and that
 //! the compiler may fuse `a * b + c` into one rounding unless it is given `--fmad=false`.
+//!
+//! # Derivatives
+//!
+//! Training needs the derivative of a score function by its score, everything else held constant. It is made from the
+//! checked function by the rules of differentiation, so it is as exact as the function, and every function has one:
+//!
+//! ```
+//! # use tilewright_codegen::lower::{CaptureValue, DeviceFunction, FunctionKind};
+//! # let source = "fn softcap(score: f32, b: i32, h: i32, q: i32, kv: i32, cap: f32) -> f32 {
+//! #     cap * (score / cap).tanh()
+//! # }";
+//! let softcap = DeviceFunction::from_source(FunctionKind::ScoreMod, source)?;
+//! assert_eq!(softcap.gradient(0.0, 0, 0, 0, 0, &[CaptureValue::F32(30.0)])?, 1.0);
+//! assert!(softcap.cuda_with_gradient().contains("float gradient(float v_score, int v_b,"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Where a function has no derivative, one side's is taken, or the value between:
+//!
+//! * `if`: the branch that is taken; conditions, integers and casts from and to them, `floor`, `ceil` and `%`'s jumps
+//!   are steps, whose derivative is 0.
+//! * `min`, `max` at a tie: the receiver's, so `score.max(low).min(high)` passes the gradient at its bounds. Where one
+//!   side is NaN, the derivative is the other's, as the value is.
+//! * `abs` at 0: 0. `sqrt` at 0: 0, though its slope grows without bound towards it.
+//! * `ln` and `log2` at 0, and a division by 0: what IEEE arithmetic gives. The value is an infinity or NaN too.
+//!
+//! A branch that is not taken takes no part, so `if kv <= q { score } else { f32::NEG_INFINITY }` has the derivative 1
+//! or 0. A score of -inf has the weight 0 in a softmax: its derivative need not be asked for, and may be anything.
 
 mod calls;
 mod captures;
 mod cuda;
+mod derivative;
 mod eval;
 mod expr;
 mod infer;
@@ -119,6 +148,8 @@ pub struct DeviceFunction {
     kind: FunctionKind,
     captures: Vec<Capture>,
     body: ir::Body,
+    /// The derivative by the score, of a score function.
+    gradient: Option<ir::Body>,
 }
 
 /// Brackets may nest this deep in a source text. The syntax is read by recursion: an unoptimised build fills a
@@ -172,12 +203,23 @@ impl DeviceFunction {
     /// The functor: `struct ScoreMod { … };` or `struct MaskMod { … };`, with assertions that its layout is
     /// [`DeviceFunction::layout`]. It needs [`DEVICE_PRELUDE`] above it.
     pub fn cuda(&self) -> String {
-        cuda::functor(self)
+        cuda::functor(self, false)
+    }
+
+    /// The functor of a score function with a second method, `gradient`: the derivative of the first by the score, of the
+    /// same parameters. The layout is the same. Of a mask function, [`DeviceFunction::cuda`].
+    pub fn cuda_with_gradient(&self) -> String {
+        cuda::functor(self, true)
     }
 
     /// The functor of a function that is not there: the score as it is, or every key kept.
     pub fn absent(kind: FunctionKind) -> String {
-        cuda::absent(kind)
+        cuda::absent(kind, false)
+    }
+
+    /// [`DeviceFunction::absent`] with the method `gradient` of a score function, which is 1.
+    pub fn absent_with_gradient(kind: FunctionKind) -> String {
+        cuda::absent(kind, true)
     }
 
     /// Where the functor keeps the captures.
@@ -208,6 +250,23 @@ impl DeviceFunction {
         captures: &[CaptureValue],
     ) -> Result<Value, EvalError> {
         eval::run(self, score, [b, h, q, kv], captures)
+    }
+
+    /// The derivative of a score function's value by `score`, with the meaning of the CUDA text: see the
+    /// [module](self#derivatives). 0 of a mask function, which has no score.
+    ///
+    /// # Errors
+    /// If the values are not those of the declared captures.
+    pub fn gradient(
+        &self,
+        score: f32,
+        b: i32,
+        h: i32,
+        q: i32,
+        kv: i32,
+        captures: &[CaptureValue],
+    ) -> Result<f32, EvalError> {
+        eval::run_gradient(self, score, [b, h, q, kv], captures)
     }
 }
 

@@ -6,6 +6,7 @@ use syn::spanned::Spanned;
 use syn::{FnArg, Ident, Pat, Stmt};
 
 use super::captures::{Capture, CaptureType};
+use super::derivative;
 use super::infer::{Infer, Ty};
 use super::ir::{Body, Expr, ExprKind, Local, LocalId, Type};
 use super::reject;
@@ -51,13 +52,10 @@ pub(crate) fn function(kind: FunctionKind, item: &syn::ItemFn) -> syn::Result<De
     checker.infer.check()?;
     let Checker { infer, locals, captures, .. } = checker;
     let locals = locals.into_iter().map(|local| infer.close_local(local)).collect();
-    let value = infer.close(value);
-    Ok(DeviceFunction {
-        name: item.sig.ident.unraw().to_string(),
-        kind,
-        captures,
-        body: Body { locals, value },
-    })
+    let body = Body { locals, value: infer.close(value) };
+    let gradient =
+        (kind == FunctionKind::ScoreMod).then(|| derivative::by_score(&body, kind.leading().len()));
+    Ok(DeviceFunction { name: item.sig.ident.unraw().to_string(), kind, captures, body, gradient })
 }
 
 fn return_type(kind: FunctionKind, signature: &syn::Signature) -> syn::Result<Type> {

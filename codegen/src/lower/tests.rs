@@ -1,5 +1,6 @@
 //! Tests of the layer as a whole: its CUDA text, its messages and its meaning.
 
+mod derivative;
 mod errors;
 mod meaning;
 mod text;
