@@ -224,7 +224,7 @@ fn kernels_with_functions_have_a_candidate_without_spills() {
     settle(&toolchain, searches);
 }
 
-/// Functions nobody would write: every one that parses compiles.
+/// Functions nobody would write: every one that parses compiles, and so does its derivative.
 #[test]
 fn random_functions_compile() {
     let Some(toolchain) = toolchain() else { return };
@@ -235,13 +235,18 @@ fn random_functions_compile() {
             let bytes: Vec<u8> = (0..20 + 5 * at).map(|_| tape.byte()).collect();
             let (text, _) = grow(kind, Methods::All, &bytes);
             let function = DeviceFunction::from_source(kind, &text).unwrap_or_else(|e| panic!("{e}\n{text}"));
-            writeln!(functors, "namespace f{at} {{ // {text}\n{}\n}}", function.cuda()).unwrap();
+            writeln!(functors, "namespace f{at} {{ // {text}\n{}\n}}", function.cuda_with_gradient())
+                .unwrap();
             let (functor, score) = match kind {
                 FunctionKind::ScoreMod => ("ScoreMod", "out[i], "),
                 FunctionKind::MaskMod => ("MaskMod", ""),
             };
             let functor = format!("(*static_cast<const f{at}::{functor}*>(captures))");
-            writeln!(calls, "    out[i] = {functor}({score}blockIdx.z, blockIdx.y, blockIdx.x, i);").unwrap();
+            let position = "blockIdx.z, blockIdx.y, blockIdx.x, i";
+            writeln!(calls, "    out[i] = {functor}({score}{position});").unwrap();
+            if kind == FunctionKind::ScoreMod {
+                writeln!(calls, "    out[i] = {functor}.gradient({score}{position});").unwrap();
+            }
         }
         let source = format!(
             "#define TILEWRIGHT_OFFSETOF(type, member) __INTADDR__(&((type*)0)->member)\n{DEVICE_PRELUDE}\n{functors}\n\

@@ -73,6 +73,9 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("ship of an unknown parameter", "ship { T: [bf16] }", "ship { TILE: [64] }"),
     // Functions.
     ("an unknown kind of function", "score_mod: ScoreMod", "score_mod: ScoreFn"),
+    ("an unknown part of a function", "score_mod: ScoreMod", "score_mod: ScoreMod + Hessian"),
+    ("a function with half a gradient", "score_mod: ScoreMod", "score_mod: ScoreMod +"),
+    ("a gradient of a mask function", "score_mod: ScoreMod", "mask_mod: MaskMod + Gradient"),
     ("a kind of function twice", "score_mod: ScoreMod", "score_mod: ScoreMod, bias_mod: ScoreMod"),
     // Expressions.
     ("an unknown name in a derived dimension", "ceil_div(columns, BLOCK)", "ceil_div(columns, TILE)"),
@@ -198,4 +201,13 @@ fn a_declaration_without_a_mistake_is_read_as_it_stands() {
     assert_eq!(kernel.bodies[0].tune[1].values, [2, 3, 4]);
     assert_eq!(kernel.bodies[0].smem_bytes.to_string(), "4 * BLOCK * STAGES");
     assert_eq!(kernel.requires[0].message, "pad the columns");
+    assert!(!kernel.functions[0].gradient);
+}
+
+#[test]
+fn a_gradient_is_asked_for_beside_the_function() {
+    let text = GOOD.replace("score_mod: ScoreMod", "score_mod: ScoreMod + Gradient, mask_mod: MaskMod");
+    let kernel = Kernel::parse("scale/kernel.rs", &text).unwrap();
+    let slots: Vec<_> = kernel.functions.iter().map(|slot| (slot.name.as_str(), slot.gradient)).collect();
+    assert_eq!(slots, [("score_mod", true), ("mask_mod", false)]);
 }

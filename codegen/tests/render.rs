@@ -92,6 +92,29 @@ fn the_whole_source_of_a_small_kernel() {
     insta::assert_snapshot!("scale", preferred(&generator, spec).source);
 }
 
+/// The lines in which a kernel that asks for the gradient differs from one that does not, with and without a function.
+#[test]
+fn a_gradient_is_a_method_of_the_functor() {
+    let prelude_of = |declaration: &str, function: Option<&str>| {
+        let generator = Generator::new(&source(declaration, BODY)).unwrap();
+        let mut spec = generator.spec(&[("T", DType::Bf16.into()), ("BLOCK", 128.into())]).unwrap();
+        if let Some(text) = function {
+            spec = with(spec, "score_mod", FunctionKind::ScoreMod, text);
+        }
+        prelude(&preferred(&generator, spec)).to_owned()
+    };
+    let asking = DECLARATION.replace("score_mod: ScoreMod", "score_mod: ScoreMod + Gradient");
+    let mut report = String::new();
+    for (what, function) in [("no function", None), ("soft-cap", Some(SOFTCAP))] {
+        writeln!(report, "# {what}").unwrap();
+        let plain = prelude_of(DECLARATION, function);
+        for line in prelude_of(&asking, function).lines().filter(|line| !plain.lines().any(|l| l == *line)) {
+            writeln!(report, "{line}").unwrap();
+        }
+    }
+    insta::assert_snapshot!("gradient", report);
+}
+
 #[test]
 fn equal_candidates_are_equal_sources_and_others_are_not() {
     let generator = Generator::new(&source(DECLARATION, BODY)).unwrap();

@@ -1,4 +1,5 @@
-//! Random well-typed device functions: the GPU gives what the interpreter of the same text gives, to the bit.
+//! Random well-typed device functions and their derivatives: the GPU gives what the interpreter of the same text gives, to
+//! the bit.
 
 use super::Test;
 use super::support::Random;
@@ -63,8 +64,8 @@ fn agree(device: &Device) -> Result<(), Failed> {
         .collect();
 
     let found = evaluate(cuda, &functions, &inputs)?;
-    for (function, results) in functions.iter().zip(found.chunks(INPUTS)) {
-        for (input, &found) in inputs.iter().zip(results) {
+    for (function, results) in functions.iter().zip(found.chunks(2 * INPUTS)) {
+        for (input, found) in inputs.iter().zip(results.chunks(2)) {
             let [score, b, h, q, kv] = *input;
             let value =
                 function.parsed.eval(f32::from_bits(score as u32), b, h, q, kv, &function.captures)?;
@@ -73,12 +74,17 @@ fn agree(device: &Device) -> Result<(), Failed> {
                 (None, Some(keep)) => f32::from(u8::from(keep)),
                 other => return Err(format!("{other:?} is no result").into()),
             };
-            if found.to_bits() != expected.to_bits() && !(found.is_nan() && expected.is_nan()) {
-                return Err(format!(
-                    "{}\n{:?} at {input:?}: GPU {found:e}, interpreter {expected:e}",
-                    function.source, function.captures
-                )
-                .into());
+            let slope =
+                function.parsed.gradient(f32::from_bits(score as u32), b, h, q, kv, &function.captures)?;
+            for (what, &found, expected) in [("value", &found[0], expected), ("derivative", &found[1], slope)]
+            {
+                if found.to_bits() != expected.to_bits() && !(found.is_nan() && expected.is_nan()) {
+                    return Err(format!(
+                        "{}\n{:?} at {input:?}: {what} on the GPU {found:e}, of the interpreter {expected:e}",
+                        function.source, function.captures
+                    )
+                    .into());
+                }
             }
         }
     }
@@ -86,7 +92,7 @@ fn agree(device: &Device) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Every function on every input: one thread block a function, one thread an input.
+/// Every function on every input: one thread block a function, one thread an input. Values, each before its derivative.
 fn evaluate(cuda: &CudaDevice, functions: &[Function], inputs: &[[i32; 5]]) -> Result<Vec<f32>, Failed> {
     let mut source = format!(
         "#define TILEWRIGHT_OFFSETOF(type, member) __INTADDR__(&((type*)0)->member)\n{DEVICE_PRELUDE}\n"
@@ -98,11 +104,14 @@ fn evaluate(cuda: &CudaDevice, functions: &[Function], inputs: &[[i32; 5]]) -> R
             FunctionKind::ScoreMod => ("ScoreMod", "__int_as_float(x[0]), "),
             FunctionKind::MaskMod => ("MaskMod", ""),
         };
-        source += &format!("namespace f{i} {{\n{}\n}}\n", function.parsed.cuda());
-        cases += &format!(
-            "    case {i}: r = (float)(*(const f{i}::{name}*)(captures + {}))({leading}x[1], x[2], x[3], x[4]); break;\n",
-            packed.len()
-        );
+        source += &format!("namespace f{i} {{\n{}\n}}\n", function.parsed.cuda_with_gradient());
+        let functor = format!("(*(const f{i}::{name}*)(captures + {}))", packed.len());
+        let arguments = format!("({leading}x[1], x[2], x[3], x[4])");
+        cases += &format!("    case {i}: r = (float){functor}{arguments};");
+        if function.parsed.kind() == FunctionKind::ScoreMod {
+            cases += &format!(" slope = {functor}.gradient{arguments};");
+        }
+        cases += " break;\n";
         packed.extend_from_slice(&function.packed);
     }
     source += &format!(
@@ -110,10 +119,12 @@ fn evaluate(cuda: &CudaDevice, functions: &[Function], inputs: &[[i32; 5]]) -> R
 extern \"C\" __global__ void evaluate(const __grid_constant__ Params p) {{
   const unsigned char* captures = p.captures;
   const int* x = p.inputs + 5 * threadIdx.x;
-  float r = 0;
+  float r = 0, slope = 0;
   switch (blockIdx.x) {{
 {cases}  }}
-  p.results[blockIdx.x * {INPUTS} + threadIdx.x] = r;
+  float* results = p.results + 2 * (blockIdx.x * {INPUTS} + threadIdx.x);
+  results[0] = r;
+  results[1] = slope;
 }}\n"
     );
     // The interpreter rounds after every operation.
@@ -122,7 +133,7 @@ extern \"C\" __global__ void evaluate(const __grid_constant__ Params p) {{
     let captures = cuda.upload(&packed)?;
     let inputs_gpu =
         cuda.upload(&inputs.iter().flatten().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>())?;
-    let results = cuda.zeroed(4 * functions.len() * inputs.len())?;
+    let results = cuda.zeroed(8 * functions.len() * inputs.len())?;
     let params: Vec<u8> = [captures.address(), inputs_gpu.address(), results.address()]
         .iter()
         .flat_map(|address| address.to_ne_bytes())

@@ -113,13 +113,16 @@ impl SpecValues {
     }
 }
 
-/// A device function the body calls as `f.<name>(…)`.
+/// A device function the body calls as `f.<name>(…)`: `name: ScoreMod` or `name: MaskMod` of `functions`.
 #[derive(Debug, Clone)]
 pub struct FunctionSlot {
     /// The member's name.
     pub name: String,
     /// What kind of function fits.
     pub kind: FunctionKind,
+    /// `name: ScoreMod + Gradient`: the body also calls `f.<name>.gradient(…)`, the derivative by the score of
+    /// `f.<name>(…)`, with the same arguments. It is 1 where the slot is empty.
+    pub gradient: bool,
 }
 
 /// `let name = expr;`

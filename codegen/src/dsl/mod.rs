@@ -18,6 +18,16 @@
 //! assert_eq!(kernel.name, "scale");
 //! # Ok::<(), tilewright_codegen::Error>(())
 //! ```
+//!
+//! # Device functions
+//!
+//! `functions { score_mod: ScoreMod, mask_mod: MaskMod }` gives the body a struct `Functions f` whose members are called as
+//! `f.score_mod(score, batch, head, q, kv)` and `f.mask_mod(batch, head, q, kv)`; the constants `HAS_SCORE_MOD` and
+//! `HAS_MASK_MOD` tell whether a launch has them. A function that a launch does not have changes nothing.
+//!
+//! A kernel that needs the derivative of the score function by the score writes `score_mod: ScoreMod + Gradient`, and its
+//! body calls `f.score_mod.gradient(score, batch, head, q, kv)`: [`lower`](crate::lower#derivatives) says how it is made.
+//! The struct holds the same captures, so one launch argument serves kernels with and without it.
 
 mod ast;
 mod check;

@@ -331,6 +331,7 @@ pub(super) fn parse_ints(input: ParseStream) -> Result<Vec<i64>> {
     Ok((start..=end).collect())
 }
 
+/// `name: ScoreMod`, `name: ScoreMod + Gradient` or `name: MaskMod`
 fn parse_function_slot(input: ParseStream, spans: &mut Spans) -> Result<FunctionSlot> {
     let name = spans.name(&input.parse()?)?;
     input.parse::<Token![:]>()?;
@@ -343,5 +344,17 @@ fn parse_function_slot(input: ParseStream, spans: &mut Spans) -> Result<Function
             return Err(syn::Error::new(kind.span(), message));
         }
     };
-    Ok(FunctionSlot { name, kind })
+    let gradient = input.parse::<Option<Token![+]>>()?.is_some();
+    if gradient {
+        let what: Ident = input.parse()?;
+        if what != "Gradient" {
+            let message = format!("`{what}` cannot be had of a device function: only `+ Gradient` can");
+            return Err(syn::Error::new(what.span(), message));
+        }
+        if kind != FunctionKind::ScoreMod {
+            let message = "a mask function keeps or drops and has no gradient: only ScoreMod has";
+            return Err(syn::Error::new(what.span(), message));
+        }
+    }
+    Ok(FunctionSlot { name, kind, gradient })
 }

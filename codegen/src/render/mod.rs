@@ -132,7 +132,12 @@ fn context(kernel: &Kernel, candidate: &Candidate, variant: &str) -> Context {
             name: slot.name.clone(),
             r#type: functor(slot.kind),
             present: function.is_some(),
-            source: function.as_ref().map_or_else(|| DeviceFunction::absent(slot.kind), |f| f.cuda()),
+            source: match (function, slot.gradient) {
+                (Some(function), true) => function.cuda_with_gradient(),
+                (Some(function), false) => function.cuda(),
+                (None, true) => DeviceFunction::absent_with_gradient(slot.kind),
+                (None, false) => DeviceFunction::absent(slot.kind),
+            },
         })
         .collect();
 
