@@ -121,6 +121,7 @@ dynamic! {
     /// }";
     /// let softcap = DynamicScoreMod::new(source, vec![CaptureValue::F32(30.0)])?;
     /// assert_eq!(softcap.score(1000.0, 0, 0, 0, 0), 30.0);
+    /// assert_eq!(softcap.gradient(0.0, 0, 0, 0, 0), 1.0);
     /// # Ok::<(), tilewright::Error>(())
     /// ```
     ///
@@ -142,6 +143,10 @@ impl ScoreMod for DynamicScoreMod {
             Value::F32(score) => score,
             other => unreachable!("the checker lets a score function return f32 alone: {other:?}"),
         }
+    }
+
+    fn gradient(&self, score: f32, b: i32, h: i32, q: i32, kv: i32) -> f32 {
+        self.0.evaluator.gradient(score, b, h, q, kv)
     }
 }
 

@@ -41,6 +41,13 @@ pub trait ScoreMod: DeviceFn {
     /// The score that takes the place of `score`, the scaled product of query `q` and key `kv` in batch `b` and
     /// head `h`. `q` and `kv` are positions in the sequence.
     fn score(&self, score: f32, b: i32, h: i32, q: i32, kv: i32) -> f32;
+
+    /// The derivative of [`score`](Self::score) by its first argument, everything else constant: what a backward pass
+    /// multiplies with. It is never asked for where the weight of the key is 0, as after a score of -inf.
+    ///
+    /// The attribute macro makes it from the function: `tilewright_codegen::lower` says how, and which side it takes where
+    /// there is no derivative.
+    fn gradient(&self, score: f32, b: i32, h: i32, q: i32, kv: i32) -> f32;
 }
 
 /// A function that decides who sees whom: causal, sliding window, documents and the like.
@@ -66,6 +73,10 @@ impl<F: DeviceFn + ?Sized> DeviceFn for Arc<F> {
 impl<F: ScoreMod + ?Sized> ScoreMod for Arc<F> {
     fn score(&self, score: f32, b: i32, h: i32, q: i32, kv: i32) -> f32 {
         (**self).score(score, b, h, q, kv)
+    }
+
+    fn gradient(&self, score: f32, b: i32, h: i32, q: i32, kv: i32) -> f32 {
+        (**self).gradient(score, b, h, q, kv)
     }
 }
 

@@ -25,7 +25,7 @@ fn expand(kind: FunctionKind, arguments: TokenStream, item: TokenStream) -> syn:
 
     let structure = captures_struct(&item, &captures);
     let device_fn = device_fn_impl(&item, &function, &captures);
-    let kind_impl = kind_impl(kind, &item, &captures);
+    let kind_impl = kind_impl(kind, &item, &function, &captures);
     Ok(quote! {
         // Every device function has the leading parameters; few use all of them, and captures make them many.
         // The `manual_` lints ask for methods that device functions do not have.
@@ -133,7 +133,12 @@ fn device_fn_impl(
     }
 }
 
-fn kind_impl(kind: FunctionKind, item: &ItemFn, captures: &[(&Ident, CaptureType)]) -> TokenStream {
+fn kind_impl(
+    kind: FunctionKind,
+    item: &ItemFn,
+    function: &DeviceFunction,
+    captures: &[(&Ident, CaptureType)],
+) -> TokenStream {
     let name = &item.sig.ident;
     let cfg = attributes(item, "cfg");
     let (trait_name, method) = match kind {
@@ -143,17 +148,30 @@ fn kind_impl(kind: FunctionKind, item: &ItemFn, captures: &[(&Ident, CaptureType
     // The user's function may be called `score`: no parameter of the method may hide it.
     let leading: Vec<_> = kind.leading().iter().map(|(name, _)| format_ident!("__{name}")).collect();
     let types = kind.leading().iter().map(|(_, ty)| format_ident!("{}", ty.name()));
+    let parameters = quote!(#(#leading: ::core::primitive::#types),*);
     let returns = format_ident!("{}", kind.returns().name());
     let arguments = captures.iter().map(|(field, ty)| {
         let borrow = ty.is_slice().then(|| quote!(&));
         quote!(#borrow self.#field)
     });
+    let fields: Vec<TokenStream> = captures.iter().map(|(field, _)| quote!(self.#field)).collect();
+    let gradient = function.gradient_expression(&leading, &fields).map(|gradient| {
+        quote! {
+            // Written by the generator, for no reader.
+            #[allow(unused_parens, unused_variables, clippy::all)]
+            fn gradient(&self, #parameters) -> ::core::primitive::#returns {
+                #gradient
+            }
+        }
+    });
     quote! {
         #(#cfg)*
         impl ::tilewright::#trait_name for #name {
-            fn #method(&self, #(#leading: ::core::primitive::#types),*) -> ::core::primitive::#returns {
+            fn #method(&self, #parameters) -> ::core::primitive::#returns {
                 #name(#(#leading,)* #(#arguments),*)
             }
+
+            #gradient
         }
     }
 }

@@ -256,24 +256,45 @@ impl Intrinsic {
     pub(crate) const NAMES: &'static str = "`exp`, `exp2`, `ln`, `log2`, `tanh`, `sqrt`, `sin`, `cos`, `floor`, `ceil`, `powi`, `abs`, `min`, \
          `max`, and `len` of a slice";
 
+    const ALL: [Self; 14] = [
+        Self::Exp,
+        Self::Exp2,
+        Self::Ln,
+        Self::Log2,
+        Self::Tanh,
+        Self::Sqrt,
+        Self::Sin,
+        Self::Cos,
+        Self::Floor,
+        Self::Ceil,
+        Self::Powi,
+        Self::Abs,
+        Self::Min,
+        Self::Max,
+    ];
+
     pub(crate) fn from_name(name: &str) -> Option<Self> {
-        Some(match name {
-            "exp" => Self::Exp,
-            "exp2" => Self::Exp2,
-            "ln" => Self::Ln,
-            "log2" => Self::Log2,
-            "tanh" => Self::Tanh,
-            "sqrt" => Self::Sqrt,
-            "sin" => Self::Sin,
-            "cos" => Self::Cos,
-            "floor" => Self::Floor,
-            "ceil" => Self::Ceil,
-            "powi" => Self::Powi,
-            "abs" => Self::Abs,
-            "min" => Self::Min,
-            "max" => Self::Max,
-            _ => return None,
-        })
+        Self::ALL.into_iter().find(|intrinsic| intrinsic.name() == name)
+    }
+
+    /// The name of the method in Rust.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Exp => "exp",
+            Self::Exp2 => "exp2",
+            Self::Ln => "ln",
+            Self::Log2 => "log2",
+            Self::Tanh => "tanh",
+            Self::Sqrt => "sqrt",
+            Self::Sin => "sin",
+            Self::Cos => "cos",
+            Self::Floor => "floor",
+            Self::Ceil => "ceil",
+            Self::Powi => "powi",
+            Self::Abs => "abs",
+            Self::Min => "min",
+            Self::Max => "max",
+        }
     }
 
     /// The number of arguments after the receiver.

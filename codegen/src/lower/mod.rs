@@ -82,6 +82,7 @@ mod infer;
 mod ir;
 mod parse;
 mod reject;
+mod rust;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
@@ -220,6 +221,17 @@ impl DeviceFunction {
     /// [`DeviceFunction::absent`] with the method `gradient` of a score function, which is 1.
     pub fn absent_with_gradient(kind: FunctionKind) -> String {
         cuda::absent(kind, true)
+    }
+
+    /// The derivative of a score function as an expression of Rust, which has the meaning of the CUDA text and does not
+    /// panic; `None` of a mask function. `parameters` are the names of the leading parameters where it stands, `captures`
+    /// expressions of the captures: numbers, bools and slices, in order.
+    pub fn gradient_expression(
+        &self,
+        parameters: &[proc_macro2::Ident],
+        captures: &[proc_macro2::TokenStream],
+    ) -> Option<proc_macro2::TokenStream> {
+        self.gradient.as_ref().map(|body| rust::expression(body, parameters, captures))
     }
 
     /// Where the functor keeps the captures.
