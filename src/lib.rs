@@ -30,7 +30,7 @@ pub mod toolchain;
 pub mod tune;
 mod user_code;
 
-pub use attention::{Attention, AttentionBuilder, HeadDim, HeadDimError, Output};
+pub use attention::{Attention, AttentionBuilder, Gradients, HeadDim, HeadDimError, Output};
 pub use device::Device;
 pub use dynamic::{DynamicMaskMod, DynamicScoreMod, FunctionError};
 pub use error::Error;

@@ -48,6 +48,35 @@ impl Shape {
         Ok(Shape { batch, heads, kv_heads, seq_q, seq_kv, d })
     }
 
+    /// Checks what a backward takes beside q, k and v: `out` and `d_out` are as q is, `lse` and `d_lse` f32
+    /// `[batch, heads, seq_q]`.
+    pub(crate) fn check_backward(
+        &self,
+        q: &Tensor,
+        [out, lse]: [&Tensor; 2],
+        d_out: &Tensor,
+        d_lse: Option<&Tensor>,
+    ) -> Result<(), Error> {
+        let names = ["batch", "heads", "seq_q", "d"];
+        for (what, tensor) in [("out", out), ("d_out", d_out)] {
+            dimensions(what, tensor, q.dtype())?;
+            agree(&names, q, what, tensor)?;
+        }
+        for (what, tensor) in [("lse", Some(lse)), ("d_lse", d_lse)] {
+            let Some(tensor) = tensor else { continue };
+            if tensor.dtype() != DType::F32 {
+                let (found, needed) = (tensor.dtype(), DType::F32.to_string());
+                return Err(TensorError::DType { what: what.into(), found, needed }.into());
+            }
+            if tensor.shape().len() != 3 {
+                let layout = "they are batch, heads and sequence";
+                return Err(rank_error(what, tensor, 3, layout).into());
+            }
+            agree(&names[..3], q, what, tensor)?;
+        }
+        Ok(())
+    }
+
     /// Query heads that share one key head.
     pub(crate) fn group(&self) -> usize {
         self.heads / self.kv_heads.max(1)
@@ -63,6 +92,22 @@ pub(crate) fn half_dtype_error(what: &str, tensor: &Tensor) -> Error {
     TensorError::DType { what: what.into(), found: tensor.dtype(), needed: "f16 or bf16".into() }.into()
 }
 
+fn rank_error(what: &str, tensor: &Tensor, needed: usize, layout: &str) -> TensorError {
+    let shape = tensor.shape().to_vec();
+    TensorError::Rank { what: what.into(), found: shape.len(), needed, shape, layout: layout.into() }
+}
+
+/// Checks that `tensor` has the first dimensions of q.
+fn agree(names: &[&'static str], q: &Tensor, what: &'static str, tensor: &Tensor) -> Result<(), TensorError> {
+    for (dimension, sizes) in names.iter().zip(q.shape().iter().copied().zip(tensor.shape().iter().copied()))
+    {
+        if sizes.0 != sizes.1 {
+            return Err(TensorError::Dimension { dimension, sizes, first: "q", second: what });
+        }
+    }
+    Ok(())
+}
+
 fn dimensions(what: &str, tensor: &Tensor, dtype: DType) -> Result<[usize; 4], TensorError> {
     if tensor.dtype() != dtype {
         let (found, needed) = (tensor.dtype(), format!("{dtype} as q has"));
@@ -70,14 +115,7 @@ fn dimensions(what: &str, tensor: &Tensor, dtype: DType) -> Result<[usize; 4], T
     }
     let shape = tensor.shape();
     let Ok(dimensions) = <[usize; 4]>::try_from(shape) else {
-        let layout = "they are batch, heads, sequence and head dimension".into();
-        return Err(TensorError::Rank {
-            what: what.into(),
-            found: shape.len(),
-            needed: 4,
-            shape: shape.to_vec(),
-            layout,
-        });
+        return Err(rank_error(what, tensor, 4, "they are batch, heads, sequence and head dimension"));
     };
     if dimensions[3] > 1 && tensor.strides()[3] != 1 {
         return Err(TensorError::Strides {

@@ -16,6 +16,7 @@
 //! ```
 
 mod advice;
+mod backward;
 mod builder;
 mod caller;
 mod gpu;
@@ -26,6 +27,7 @@ mod oracle;
 mod sizes;
 mod workspace;
 
+pub use backward::Gradients;
 pub use builder::AttentionBuilder;
 pub use caller::MaskLists;
 pub use head_dim::{HeadDim, HeadDimError};

@@ -1,8 +1,9 @@
 //! Step 4: online softmax over the kept blocks.
 
+use super::call::{Functions, Lists, MASK_MOD, SCORE_MOD};
 use super::gemm::{Matrix, product};
 use super::softmax::RowState;
-use crate::mask::{BlockMask, BlockSize, HostLists};
+use crate::mask::{BlockMask, BlockSize};
 use crate::operands::{Rows, Shape, half_dtype_error};
 use crate::tensor::Half;
 use crate::user_code::UserCode;
@@ -47,16 +48,6 @@ pub fn attend(
     }
 }
 
-/// Numbers of the functions in [`UserCode`].
-const SCORE_MOD: usize = 0;
-const MASK_MOD: usize = 1;
-
-#[derive(Clone, Copy)]
-struct Functions<'a> {
-    score_mod: Option<&'a dyn ScoreMod>,
-    mask_mod: Option<&'a dyn MaskMod>,
-}
-
 fn run<T: Half>(
     [q, k, v]: [&Tensor; 3],
     shape: &Shape,
@@ -67,15 +58,14 @@ fn run<T: Half>(
     let &Shape { batch, heads, kv_heads, seq_q, seq_kv, d } = shape;
     let mut out = vec![T::narrow(0.0); batch * heads * seq_q * d];
     let mut lse = vec![f32::NEG_INFINITY; batch * heads * seq_q];
-    let names = [functions.score_mod.map_or("", |f| f.name()), functions.mask_mod.map_or("", |f| f.name())];
     let call = Call {
         shape: *shape,
         blocks: mask.blocks(),
-        lists: Lists::of(mask)?,
+        lists: Lists::of(mask.kv(), mask.full_kv())?,
         q: Rows::<T>::of(q)?,
         scale,
         functions,
-        code: UserCode::new(names),
+        code: functions.code(),
     };
     if !out.is_empty() && seq_kv > 0 {
         let (k, v) = (Rows::<T>::of(k)?, Rows::<T>::of(v)?);
@@ -97,33 +87,6 @@ fn run<T: Half>(
     }
     let dims = [batch, heads, seq_q, d];
     Ok((Tensor::from_slice(&out, &dims)?, Tensor::from_slice(&lse, &dims[..3])?))
-}
-
-/// The lists of a mask on the host: those with the mask function, then those without.
-struct Lists {
-    lists: Vec<HostLists>,
-    /// Of a mask's dimensions that are 1, the stride is 0.
-    strides: [usize; 2],
-}
-
-impl Lists {
-    fn of(mask: &BlockMask) -> Result<Self, Error> {
-        let [batch, heads, rows, _] = mask.shape();
-        let lists = [Some(mask.kv()), mask.full_kv()].into_iter().flatten();
-        Ok(Lists {
-            lists: lists.map(HostLists::read).collect::<Result<_, _>>()?,
-            strides: [if batch == 1 { 0 } else { heads * rows }, if heads == 1 { 0 } else { rows }],
-        })
-    }
-
-    /// The key blocks of a query block, each with whether the mask function applies to it.
-    fn row(&self, b: usize, h: usize, block: usize) -> impl Iterator<Item = (usize, bool)> {
-        let row = b * self.strides[0] + h * self.strides[1] + block;
-        self.lists
-            .iter()
-            .enumerate()
-            .flat_map(move |(i, list)| list.row(row).iter().map(move |&block| (block as usize, i == 0)))
-    }
 }
 
 /// What all tasks of one call share.

@@ -1,9 +1,11 @@
 //! The CPU executor: the same rules as the kernels, in f32, on tensors in host memory.
 //!
-//! `mask` pools, scores and selects; `attend` computes the kept blocks and no others. Work is shared over
-//! (batch, head, query block), so a mask that drops 95 % of the blocks saves close to 95 % of the time.
+//! `mask` pools, scores and selects; `attend` computes the kept blocks and no others, and `backward` their gradients. Work
+//! is shared over (batch, head, block), so a mask that drops 95 % of the blocks saves close to 95 % of the time.
 
 mod attend;
+mod backward;
+mod call;
 mod gemm;
 mod pool;
 mod score;
@@ -11,6 +13,7 @@ mod select;
 mod softmax;
 
 pub use attend::attend;
+pub use backward::backward;
 pub(crate) use score::logits;
 pub use select::select_row;
 

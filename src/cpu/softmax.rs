@@ -8,7 +8,7 @@ const LANES: usize = 32;
 /// The polynomial interpolates `(2^f - 1) / f` at the Chebyshev nodes of [-1/2, 1/2] (error 9.2e-9, so that rounding
 /// dominates), and is exactly 1 at 0. The standard library's `exp2` is a call per element, four times slower here.
 #[inline(always)]
-pub(super) fn exp2(x: f32) -> f32 {
+fn exp2(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23: adding it leaves the nearest integer in the low bits
     let shifted = x + ROUND;
     let f = x - (shifted - ROUND);
@@ -21,6 +21,16 @@ pub(super) fn exp2(x: f32) -> f32 {
     let two_to_n = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     let y = (p * f + 1.0) * two_to_n;
     if x < -126.0 { 0.0 } else { y }
+}
+
+/// Turns the scores of a row (times log2 e) into its weights, for its log-sum-exp `lse`: 0 where there is nothing to attend
+/// to.
+pub(super) fn weights(scores: &mut [f32], lse: f32) {
+    if lse == f32::NEG_INFINITY {
+        return scores.fill(0.0);
+    }
+    let lse = lse * std::f32::consts::LOG2_E;
+    scores.iter_mut().for_each(|x| *x = exp2(*x - lse));
 }
 
 /// Running maximum (in base 2) and sum of one query.
@@ -101,6 +111,19 @@ mod tests {
         assert_eq!(exp2(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp2(-127.5), 0.0);
         assert!(exp2(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn weights_of_a_known_sum_add_up_to_one() {
+        let mut scores: Vec<f32> = (0..37).map(|i| ((i * 29) % 37) as f32 * 0.7 - 9.0).collect();
+        let mut state = RowState::NEW;
+        state.absorb(&mut scores.clone());
+        let (_, lse) = state.finish();
+        weights(&mut scores, lse);
+        assert!((scores.iter().sum::<f32>() - 1.0).abs() < 1e-5, "{scores:?}");
+        let mut nothing = [f32::NEG_INFINITY, f32::NAN, 3.0];
+        weights(&mut nothing, f32::NEG_INFINITY);
+        assert_eq!(nothing, [0.0; 3]);
     }
 
     #[test]

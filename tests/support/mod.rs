@@ -73,6 +73,9 @@ impl<F: Fn(f32, i32, i32, i32, i32) -> f32 + Send + Sync + 'static> ScoreMod for
     fn score(&self, score: f32, b: i32, h: i32, q: i32, kv: i32) -> f32 {
         (self.0)(score, b, h, q, kv)
     }
+    fn gradient(&self, _score: f32, _b: i32, _h: i32, _q: i32, _kv: i32) -> f32 {
+        panic!("a closure has no derivative: tests of the backward use #[score_mod]")
+    }
 }
 
 impl<F: Send + Sync + 'static> DeviceFn for Mask<F> {

@@ -1,0 +1,343 @@
+//! The gradients of attention over the kept blocks.
+//!
+//! Two passes over the blocks, one by query block for dq and one by key block for dk and dv. Each makes the weights anew
+//! from the log-sum-exp: seven products where one pass would need five, but every sum is one thread's, in one order. The
+//! result is the same to the bit for any number of threads.
+
+use super::call::{Functions, Lists, MASK_MOD, SCORE_MOD};
+use super::gemm::{Matrix, product};
+use super::softmax::weights;
+use crate::attention::Gradients;
+use crate::mask::{BlockMask, BlockSize};
+use crate::operands::{Rows, Shape, half_dtype_error};
+use crate::tensor::Half;
+use crate::user_code::UserCode;
+use crate::{DType, Error, MaskMod, ScoreMod, Tensor};
+use half::{bf16, f16};
+use rayon::prelude::*;
+use std::f32::consts::LOG2_E;
+
+/// The gradients of `sum(out · d_out) + sum(lse · d_lse)` by q, k and v, with `out` and `lse` those that
+/// [`attend`](super::attend()) made of the same arguments.
+///
+/// With P the weights, `dP = d_out vᵀ` and `δ = rowsum(d_out · out) - d_lse` (Dao et al., FlashAttention, arXiv 2205.14135):
+/// `dv = Pᵀ d_out`, `ds = P (dP - δ) · score_mod'`, `dq = scale · ds k` and `dk = scale · dsᵀ q`, summed over the heads that
+/// share a key head, in f32.
+///
+/// A query that attends to nothing has a gradient of 0 and adds nothing, whatever its rows of q and `d_out` hold; a key
+/// nobody attends to has gradients of 0. Apart from that NaN and infinity follow IEEE arithmetic.
+///
+/// # Errors
+/// As [`attend`](super::attend()).
+pub fn backward(
+    [q, k, v]: [&Tensor; 3],
+    [out, lse]: [&Tensor; 2],
+    (d_out, d_lse): (&Tensor, Option<&Tensor>),
+    mask: &BlockMask,
+    scale: f32,
+    score_mod: Option<&dyn ScoreMod>,
+    mask_mod: Option<&dyn MaskMod>,
+) -> Result<Gradients, Error> {
+    let shape = Shape::of(q, k, Some(v))?;
+    shape.check_backward(q, [out, lse], d_out, d_lse)?;
+    mask.check_fits(shape.batch, shape.heads, shape.seq_q, shape.seq_kv)?;
+    let tensors = Tensors { q, k, v, out, lse, d_out, d_lse };
+    let functions = Functions { score_mod, mask_mod };
+    match q.dtype() {
+        DType::F16 => run::<f16>(&tensors, shape, mask, scale, functions),
+        DType::Bf16 => run::<bf16>(&tensors, shape, mask, scale, functions),
+        _ => Err(half_dtype_error("q", q)),
+    }
+}
+
+struct Tensors<'a> {
+    q: &'a Tensor,
+    k: &'a Tensor,
+    v: &'a Tensor,
+    out: &'a Tensor,
+    lse: &'a Tensor,
+    d_out: &'a Tensor,
+    d_lse: Option<&'a Tensor>,
+}
+
+fn run<T: Half>(
+    tensors: &Tensors,
+    shape: Shape,
+    mask: &BlockMask,
+    scale: f32,
+    functions: Functions,
+) -> Result<Gradients, Error> {
+    let Shape { batch, heads, kv_heads, seq_q, seq_kv, d } = shape;
+    let zeros = |rows: usize| vec![T::narrow(0.0); rows * d];
+    let mut dq = zeros(batch * heads * seq_q);
+    let (mut dk, mut dv) = (zeros(batch * kv_heads * seq_kv), zeros(batch * kv_heads * seq_kv));
+    if !dq.is_empty() && !dk.is_empty() {
+        let call = Call {
+            shape,
+            blocks: mask.blocks(),
+            q: Rows::<T>::of(tensors.q)?,
+            k: Rows::<T>::of(tensors.k)?,
+            v: Rows::<T>::of(tensors.v)?,
+            d_out: Rows::<T>::of(tensors.d_out)?,
+            lse: tensors.lse.to_vec()?,
+            delta: delta::<T>(tensors, &shape)?,
+            scale,
+            functions,
+            code: functions.code(),
+        };
+        call.by_query(&Lists::of(mask.kv(), mask.full_kv())?, &mut dq)?;
+        call.by_key(&Lists::of(mask.q(), mask.full_q())?, &mut dk, &mut dv)?;
+    }
+    let (rows, keys) = ([batch, heads, seq_q, d], [batch, kv_heads, seq_kv, d]);
+    Ok(Gradients {
+        dq: Tensor::from_slice(&dq, &rows)?,
+        dk: Tensor::from_slice(&dk, &keys)?,
+        dv: Tensor::from_slice(&dv, &keys)?,
+    })
+}
+
+/// `rowsum(d_out · out) - d_lse` of every query.
+fn delta<T: Half>(tensors: &Tensors, shape: &Shape) -> Result<Vec<f32>, Error> {
+    let mut delta = match tensors.d_lse {
+        Some(d_lse) => d_lse.to_vec()?,
+        None => vec![0.0; shape.batch * shape.heads * shape.seq_q],
+    };
+    let (out, d_out) = (Rows::<T>::of(tensors.out)?, Rows::<T>::of(tensors.d_out)?);
+    let tiles = || (vec![0.0; shape.d], vec![0.0; shape.d]);
+    delta.par_chunks_mut(shape.seq_q).enumerate().for_each_init(tiles, |(a, b), (head, delta)| {
+        for (row, delta) in delta.iter_mut().enumerate() {
+            out.widen(head, row, a);
+            d_out.widen(head, row, b);
+            *delta = a.iter().zip(&*b).map(|(x, y)| x * y).sum::<f32>() - *delta;
+        }
+    });
+    Ok(delta)
+}
+
+/// What all tasks of one call share.
+struct Call<'a, T> {
+    shape: Shape,
+    blocks: BlockSize,
+    q: Rows<'a, T>,
+    k: Rows<'a, T>,
+    v: Rows<'a, T>,
+    d_out: Rows<'a, T>,
+    /// Of each query, as is `delta`.
+    lse: Vec<f32>,
+    delta: Vec<f32>,
+    scale: f32,
+    functions: Functions<'a>,
+    code: UserCode<'a>,
+}
+
+/// One block of queries against one of keys.
+#[derive(Clone, Copy)]
+struct Place {
+    b: usize,
+    h: usize,
+    q_block: usize,
+    kv_block: usize,
+    /// Whether the mask function applies.
+    masked: bool,
+}
+
+/// A thread's tiles.
+struct Scratch {
+    q: Vec<f32>,
+    d_out: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    /// Queries × keys: the weights, the gradients of the scores, and the products before the score function.
+    p: Vec<f32>,
+    ds: Vec<f32>,
+    products: Vec<f32>,
+    /// What is summed: of queries, or of keys and of values.
+    sums: [Vec<f32>; 2],
+}
+
+impl<T: Half> Call<'_, T> {
+    fn scratch(&self) -> Scratch {
+        let (rows, columns, d) = (self.blocks.q(), self.blocks.kv(), self.shape.d);
+        let tile = |rows: usize, columns: usize| vec![0.0; rows * columns];
+        Scratch {
+            q: tile(rows, d),
+            d_out: tile(rows, d),
+            k: tile(columns, d),
+            v: tile(columns, d),
+            p: tile(rows, columns),
+            ds: tile(rows, columns),
+            products: if self.functions.score_mod.is_some() { tile(rows, columns) } else { Vec::new() },
+            sums: [0, 1].map(|_| tile(rows.max(columns), d)),
+        }
+    }
+
+    fn by_query(&self, lists: &Lists, dq: &mut [T]) -> Result<(), Error> {
+        let Shape { heads, seq_q, d, .. } = self.shape;
+        let tasks: Vec<(usize, usize, &mut [T])> = dq
+            .chunks_mut(seq_q * d)
+            .enumerate()
+            .flat_map(|(head, dq)| {
+                let blocks = dq.chunks_mut(self.blocks.q() * d).enumerate();
+                blocks.map(move |(block, dq)| (head, block, dq))
+            })
+            .collect();
+        self.for_each(tasks, |scratch, (head, q_block, dq)| {
+            let (b, h) = (head / heads, head % heads);
+            scratch.sums[0][..dq.len()].fill(0.0);
+            self.load_queries(scratch, b, h, q_block);
+            for (kv_block, masked) in lists.row(b, h, q_block) {
+                self.load_keys(scratch, self.shape.kv_unit(head), kv_block);
+                let [rows, columns] = self.tile(scratch, Place { b, h, q_block, kv_block, masked });
+                let ds = Matrix::rows(&scratch.ds[..rows * columns], columns);
+                let k = Matrix::rows(&scratch.k[..columns * d], d);
+                product(self.scale, ds, k, 1.0, &mut scratch.sums[0][..rows * d]);
+            }
+            T::narrow_slice(&scratch.sums[0][..dq.len()], dq);
+        })
+    }
+
+    fn by_key(&self, lists: &Lists, dk: &mut [T], dv: &mut [T]) -> Result<(), Error> {
+        let Shape { kv_heads, seq_kv, d, .. } = self.shape;
+        let tasks: Vec<(usize, usize, &mut [T], &mut [T])> = dk
+            .chunks_mut(seq_kv * d)
+            .zip(dv.chunks_mut(seq_kv * d))
+            .enumerate()
+            .flat_map(|(unit, (dk, dv))| {
+                let block = self.blocks.kv() * d;
+                let blocks = dk.chunks_mut(block).zip(dv.chunks_mut(block)).enumerate();
+                blocks.map(move |(block, (dk, dv))| (unit, block, dk, dv))
+            })
+            .collect();
+        self.for_each(tasks, |scratch, (unit, kv_block, dk, dv)| {
+            let (b, group) = (unit / kv_heads, self.shape.group());
+            scratch.sums.iter_mut().for_each(|sums| sums[..dk.len()].fill(0.0));
+            self.load_keys(scratch, unit, kv_block);
+            for h in unit % kv_heads * group..(unit % kv_heads + 1) * group {
+                for (q_block, masked) in lists.row(b, h, kv_block) {
+                    self.load_queries(scratch, b, h, q_block);
+                    let [rows, columns] = self.tile(scratch, Place { b, h, q_block, kv_block, masked });
+                    let [dk, dv] = &mut scratch.sums;
+                    for (alpha, left, right, to) in
+                        [(self.scale, &scratch.ds, &scratch.q, dk), (1.0, &scratch.p, &scratch.d_out, dv)]
+                    {
+                        let left = Matrix::rows(&left[..rows * columns], columns).transposed();
+                        product(
+                            alpha,
+                            left,
+                            Matrix::rows(&right[..rows * d], d),
+                            1.0,
+                            &mut to[..columns * d],
+                        );
+                    }
+                }
+            }
+            T::narrow_slice(&scratch.sums[0][..dk.len()], dk);
+            T::narrow_slice(&scratch.sums[1][..dv.len()], dv);
+        })
+    }
+
+    /// Tasks differ in length under top-p: one at a time keeps the threads busy to the end.
+    fn for_each<W: Send>(&self, tasks: Vec<W>, work: impl Fn(&mut Scratch, W) + Sync) -> Result<(), Error> {
+        self.code.run(|| {
+            tasks
+                .into_par_iter()
+                .with_max_len(1)
+                .for_each_init(|| self.scratch(), |scratch, task| work(scratch, task))
+        })
+    }
+
+    fn load_keys(&self, scratch: &mut Scratch, unit: usize, block: usize) {
+        let first = block * self.blocks.kv();
+        let elements = self.blocks.kv().min(self.shape.seq_kv - first) * self.shape.d;
+        self.k.widen(unit, first, &mut scratch.k[..elements]);
+        self.v.widen(unit, first, &mut scratch.v[..elements]);
+    }
+
+    /// Rows that attend to nothing are read as 0: `0 · NaN` must not make them anything but that for their keys.
+    fn load_queries(&self, scratch: &mut Scratch, b: usize, h: usize, block: usize) {
+        let Shape { heads, seq_q, d, .. } = self.shape;
+        let (head, first) = (b * heads + h, block * self.blocks.q());
+        let rows = self.blocks.q().min(seq_q - first);
+        self.q.widen(head, first, &mut scratch.q[..rows * d]);
+        self.d_out.widen(head, first, &mut scratch.d_out[..rows * d]);
+        let lse = &self.lse[head * seq_q + first..][..rows];
+        for (row, _) in lse.iter().enumerate().filter(|(_, lse)| **lse == f32::NEG_INFINITY) {
+            scratch.q[row * d..][..d].fill(0.0);
+            scratch.d_out[row * d..][..d].fill(0.0);
+        }
+    }
+
+    /// The weights `p` and the gradients `ds` of the products of the loaded block; says how many queries and keys it has.
+    fn tile(&self, scratch: &mut Scratch, place: Place) -> [usize; 2] {
+        let Shape { heads, seq_q, seq_kv, d, .. } = self.shape;
+        let (first, first_kv) = (place.q_block * self.blocks.q(), place.kv_block * self.blocks.kv());
+        let rows = self.blocks.q().min(seq_q - first);
+        let columns = self.blocks.kv().min(seq_kv - first_kv);
+        let Scratch { q, d_out, k, v, p, ds, products, .. } = scratch;
+        let (p, ds) = (&mut p[..rows * columns], &mut ds[..rows * columns]);
+        let [q, d_out] = [q, d_out].map(|tile| Matrix::rows(&tile[..rows * d], d));
+        let [k, v] = [k, v].map(|tile| Matrix::rows(&tile[..columns * d], d).transposed());
+        // The weights are powers of 2; the factor rides on the product unless a function wants the plain score.
+        let plain = self.functions.score_mod.is_some();
+        let alpha = if plain { self.scale } else { self.scale * LOG2_E };
+        product(alpha, q, k, 0.0, p);
+        if plain {
+            products[..p.len()].copy_from_slice(p);
+        }
+        self.apply_functions(place, columns, p);
+        product(1.0, d_out, v, 0.0, ds);
+        let start = (place.b * heads + place.h) * seq_q + first;
+        for (row, (p, ds)) in p.chunks_exact_mut(columns).zip(ds.chunks_exact_mut(columns)).enumerate() {
+            weights(p, self.lse[start + row]);
+            let delta = self.delta[start + row];
+            // What has no weight has no gradient, be its d_out · v what it may.
+            ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = if *p == 0.0 { 0.0 } else { *p * (*ds - delta) });
+        }
+        self.apply_gradient(place, columns, products, p, ds);
+        [rows, columns]
+    }
+
+    /// Turns scaled products into scores times log2 e, where there are functions.
+    fn apply_functions(&self, place: Place, columns: usize, scores: &mut [f32]) {
+        let Functions { score_mod, mask_mod } = self.functions;
+        let mask_mod = mask_mod.filter(|_| place.masked);
+        if score_mod.is_none() && mask_mod.is_none() {
+            return;
+        }
+        let inside = self.code.inside();
+        for (at, score) in scores.iter_mut().enumerate() {
+            let [b, h, q, kv] = self.position(place, columns, at);
+            if let Some(function) = mask_mod {
+                inside.calls(MASK_MOD);
+                if !function.keep(b, h, q, kv) {
+                    *score = f32::NEG_INFINITY;
+                    continue;
+                }
+            }
+            if let Some(function) = score_mod {
+                inside.calls(SCORE_MOD);
+                *score = function.score(*score, b, h, q, kv) * LOG2_E;
+            }
+        }
+    }
+
+    /// Carries the gradients of the scores through the score function, where there is one.
+    fn apply_gradient(&self, place: Place, columns: usize, products: &[f32], p: &[f32], ds: &mut [f32]) {
+        let Some(function) = self.functions.score_mod else { return };
+        let inside = self.code.inside();
+        inside.calls(SCORE_MOD);
+        for (at, ((ds, product), _)) in
+            ds.iter_mut().zip(products).zip(p).enumerate().filter(|(_, (_, p))| **p != 0.0)
+        {
+            let [b, h, q, kv] = self.position(place, columns, at);
+            *ds *= function.gradient(*product, b, h, q, kv);
+        }
+    }
+
+    /// Batch, head, query and key of an element of a tile.
+    fn position(&self, place: Place, columns: usize, at: usize) -> [i32; 4] {
+        let query = place.q_block * self.blocks.q() + at / columns;
+        let key = place.kv_block * self.blocks.kv() + at % columns;
+        [place.b, place.h, query, key].map(|x| x as i32)
+    }
+}
