@@ -2,7 +2,7 @@
 
 use half::bf16;
 use std::time::{Duration, Instant};
-use tilewright::cpu::{attend, mask};
+use tilewright::cpu::{attend, backward, mask};
 use tilewright::{BlockMask, BlockSize, MaskMod, Tensor, top_k, top_p};
 
 const SHAPE: [usize; 4] = [1, 12, 4096, 128];
@@ -48,7 +48,7 @@ fn best<R>(mut work: impl FnMut() -> R) -> Duration {
 }
 
 fn main() -> Result<(), tilewright::Error> {
-    let [q, k, v] = [1, 2, 3].map(random);
+    let [q, k, v, d_out] = [1, 2, 3, 4].map(random);
     let scale = 1.0 / (SHAPE[3] as f32).sqrt();
     let blocks = BlockSize::default();
     let sparse = mask(&q, &k, Some(&top_k(0.05)), scale, blocks, None)?;
@@ -68,5 +68,12 @@ fn main() -> Result<(), tilewright::Error> {
         let rate = flops / time.as_secs_f64() / 1e9;
         println!("{name}: {:.1} % kept, {time:.1?}, {rate:.0} GFLOP/s", 100.0 * kept);
     }
+    let (out, lse) = attend(&q, &k, &v, &sparse, scale, None, None)?;
+    let saved = [&out, &lse];
+    let time = best(|| backward([&q, &k, &v], saved, (&d_out, None), &sparse, scale, None, None));
+    // Two and a half times the forward's operations, however many an executor makes of them.
+    let kept = 1.0 - sparse.sparsity()?;
+    let flops = 10.0 * SHAPE.iter().product::<usize>() as f64 * SHAPE[2] as f64 * kept;
+    println!("sparse, backward: {time:.1?}, {:.0} GFLOP/s", flops / time.as_secs_f64() / 1e9);
     Ok(())
 }
