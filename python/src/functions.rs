@@ -188,6 +188,14 @@ impl DeviceFunction {
         self.0.function.checked().cuda()
     }
 
+    /// The derivative of a score function's value by the score, on the CPU, for one element; 0 of a mask function.
+    fn gradient(&self, score: f32, b: i32, h: i32, q: i32, kv: i32) -> f32 {
+        match &self.0.function {
+            Function::Score(function) => function.gradient(score, b, h, q, kv),
+            Function::Mask(_) => 0.0,
+        }
+    }
+
     /// Runs the function on the CPU, as the CPU executor does, for one element. A mask function ignores `score`.
     fn run(&self, score: f32, b: i32, h: i32, q: i32, kv: i32, py: Python<'_>) -> PyResult<Py<PyAny>> {
         Ok(match &self.0.function {
@@ -199,4 +207,12 @@ impl DeviceFunction {
             }
         })
     }
+}
+
+/// The function of a number, where somebody holds it: whoever needs it later than its caller does holds it too.
+#[pyfunction]
+pub(crate) fn device_function(number: u64) -> Option<DeviceFunction> {
+    // Those let go of may be the last ones, whose drop takes the lock.
+    let held: Vec<Arc<Shared>> = lock().iter().filter_map(Weak::upgrade).collect();
+    held.into_iter().find(|shared| shared.number == number).map(DeviceFunction)
 }

@@ -2,6 +2,7 @@
 #![deny(missing_docs)]
 
 mod attentions;
+mod backward;
 mod call;
 mod error;
 mod functions;
@@ -20,9 +21,11 @@ mod _native {
     use super::*;
 
     #[pymodule_export]
+    use super::backward::attention_backward;
+    #[pymodule_export]
     use super::error::Error;
     #[pymodule_export]
-    use super::functions::DeviceFunction;
+    use super::functions::{DeviceFunction, device_function};
     #[pymodule_export]
     use super::grid::TokenGrid;
     #[pymodule_export]

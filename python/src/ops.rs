@@ -166,32 +166,14 @@ pub(crate) fn attention<'py>(
     let options =
         Options { top_k: None, top_p: None, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa };
     let inputs = Inputs::of(q, k, Some(v), heads_last, &options)?;
-    let lists = Lists {
-        kv: List::of("kv_num_blocks", "kv_indices", &inputs, kv_counts, kv_indices)?,
-        full: match (full_counts, full_indices) {
-            (Some(counts), Some(indices)) => {
-                Some(List::of("full_kv_num_blocks", "full_kv_indices", &inputs, counts, indices)?)
-            }
-            (None, None) => None,
-            _ => {
-                return Err(PyValueError::new_err(
-                    "full_kv_num_blocks and full_kv_indices come together: pass both, or neither",
-                ));
-            }
-        },
-    };
+    let lists = Lists::of(&inputs, (kv_counts, kv_indices), (full_counts, full_indices))?;
     let attention = inputs.attention(py, &options)?;
     if inputs.q.ordinal.is_none() {
         let seqs = (inputs.q.shape[2], inputs.k.shape[2]);
         let computed = apart(py, || {
             // SAFETY: as in `sparse_attention`.
-            let ((q, k, v), kv, full) = unsafe {
-                let full = lists.full.as_ref().map(|full| full.copied()).transpose()?;
-                (inputs.copied()?, lists.kv.copied()?, full)
-            };
+            let ((q, k, v), mask) = unsafe { (inputs.copied()?, lists.mask((block_q, block_kv), seqs)?) };
             let v = v.as_ref().unwrap_or(&k);
-            let BlockIndex { counts, indices } = kv;
-            let mask = BlockMask::from_kv_indices(counts, indices, full, (block_q, block_kv), seqs)?;
             attention.attend_with(&q, &k, v, &mask)
         })?;
         return give(py, &inputs, q, heads_last, true, computed);
@@ -226,9 +208,53 @@ struct List {
 }
 
 /// The lists of a call.
-struct Lists {
+pub(crate) struct Lists {
     kv: List,
     full: Option<List>,
+}
+
+/// An object of Python's, where there is one.
+type Maybe<'a, 'py> = Option<&'a Bound<'py, PyAny>>;
+
+impl Lists {
+    /// Looks at counts and indices, and at those of full blocks.
+    pub(crate) fn of<'py>(
+        inputs: &Inputs,
+        (counts, indices): (&Bound<'py, PyAny>, &Bound<'py, PyAny>),
+        full: (Maybe<'_, 'py>, Maybe<'_, 'py>),
+    ) -> PyResult<Self> {
+        Ok(Lists {
+            kv: List::of("kv_num_blocks", "kv_indices", inputs, counts, indices)?,
+            full: match full {
+                (Some(counts), Some(indices)) => {
+                    Some(List::of("full_kv_num_blocks", "full_kv_indices", inputs, counts, indices)?)
+                }
+                (None, None) => None,
+                _ => {
+                    return Err(PyValueError::new_err(
+                        "full_kv_num_blocks and full_kv_indices come together: pass both, or neither",
+                    ));
+                }
+            },
+        })
+    }
+
+    /// The mask of lists in host memory.
+    ///
+    /// # Safety
+    /// As for [`View::copied`].
+    pub(crate) unsafe fn mask(
+        &self,
+        blocks: (usize, usize),
+        seqs: (usize, usize),
+    ) -> Result<BlockMask, tilewright::Error> {
+        // SAFETY: the caller's.
+        let (BlockIndex { counts, indices }, full) = unsafe {
+            let full = self.full.as_ref().map(|full| full.copied()).transpose()?;
+            (self.kv.copied()?, full)
+        };
+        BlockMask::from_kv_indices(counts, indices, full, blocks, seqs)
+    }
 }
 
 impl List {

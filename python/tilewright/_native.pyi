@@ -23,7 +23,9 @@ class DeviceFunction:
     @property
     def cuda(self) -> str: ...
     def run(self, score: float, b: int, h: int, q: int, kv: int) -> Union[float, bool]: ...
+    def gradient(self, score: float, b: int, h: int, q: int, kv: int) -> float: ...
 
+def device_function(number: int) -> Optional[DeviceFunction]: ...
 def best_device() -> str: ...
 def gpu_name(ordinal: int) -> str: ...
 def set_package_folders(folders: list[str]) -> None: ...
@@ -70,6 +72,25 @@ def attention(
     enable_gqa: bool,
     heads_last: bool,
 ) -> tuple[Any, Any]: ...
+def attention_backward(
+    d_out: Any,
+    d_lse: Optional[Any],
+    q: Any,
+    k: Any,
+    v: Any,
+    out: Any,
+    lse: Any,
+    kv_counts: Any,
+    kv_indices: Any,
+    full_counts: Optional[Any],
+    full_indices: Optional[Any],
+    block_q: int,
+    block_kv: int,
+    scale: Optional[float],
+    score_mod: int,
+    mask_mod: int,
+    enable_gqa: bool,
+) -> tuple[Any, Any, Any]: ...
 
 class TokenGrid:
     """The order of the tokens of a video. Use `tilewright.TokenGrid`, which wraps it."""

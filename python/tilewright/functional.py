@@ -64,7 +64,10 @@ def sparse_attention(
     Raises:
         TypeError: a dtype other than float16 and bfloat16, or dtypes that differ.
         ValueError: shapes, devices or options that do not fit.
-        tilewright.Error: a gradient is wanted (no backward kernels yet), or the GPU cannot be used.
+        tilewright.Error: a gradient is wanted on a GPU (no backward kernels yet) or in forward mode, or the GPU cannot be used.
+
+    On the CPU gradients flow through out and lse into q, k and v, over the kept blocks; the selection itself carries none, and what
+    functions capture is constant.
     """
     score, masked = function_numbers(score_mod, mask_mod, is_causal)
     torch = torch_of(q)
@@ -242,7 +245,7 @@ def _is_plain(torch: Any, q: Any, k: Any, v: Any) -> bool:
 
 
 def _check_operands(torch: Any, q: Any, k: Any, v: Any) -> None:
-    """What stands before the operators: q, k and v are dense tensors, and no derivative through them is wanted."""
+    """What stands before the operators: q, k and v are dense tensors, and no derivative through them is wanted that there is none of."""
     _check_types(torch, q=q, k=k, v=v)
     if not torch.compiler.is_compiling():
         from .ops import refuse_derivatives

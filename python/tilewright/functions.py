@@ -85,6 +85,13 @@ class DeviceFunction:
         leading = args if self.kind == "score_mod" else (0.0, *args)
         return self._native.run(*leading)
 
+    def gradient(self, score: float, b: int, h: int, q: int, kv: int) -> float:
+        """The derivative of a score function's value by ``score`` for one element, on the CPU: what a backward pass uses.
+
+        It is made from the translation by the rules of differentiation, with everything else constant.
+        """
+        return self._native.gradient(score, b, h, q, kv)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
 

@@ -1,7 +1,8 @@
-"""The operators of PyTorch: `torch.ops.tilewright.{sparse_attention, block_mask, attention}`.
+"""The operators of PyTorch: `torch.ops.tilewright.{sparse_attention, block_mask, attention, attention_backward}`.
 
 Importing this module registers them, with kernels for CUDA and CPU tensors, fake kernels (shapes alone, for `torch.compile` and
-`torch.export`), autocast, and an autograd entry that refuses, for there are no backward kernels yet.
+`torch.export`), autocast and autograd. Tensors on the CPU have gradients; on a GPU a call that wants one is refused, for there are no
+backward kernels yet.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ _SCHEMAS = {
     "int mask_mod, bool enable_gqa) -> Tensor[]",
     "attention": "(Tensor q, Tensor k, Tensor v, Tensor kv_num_blocks, Tensor kv_indices, Tensor? full_kv_num_blocks, "
     f"Tensor? full_kv_indices, int block_q, int block_kv, {_OPTIONS}) -> (Tensor, Tensor)",
+    "attention_backward": "(Tensor d_out, Tensor? d_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+    "Tensor kv_num_blocks, Tensor kv_indices, Tensor? full_kv_num_blocks, Tensor? full_kv_indices, int block_q, int block_kv, "
+    f"{_OPTIONS}) -> (Tensor, Tensor, Tensor)",
 }
 
 # How many of an operator's first arguments are q, k and v.
@@ -78,6 +82,10 @@ def _attention(
     )
 
 
+def _attention_backward(*args):
+    return _native.attention_backward(*args)
+
+
 # ---- shapes alone --------------------------------------------------------------------------------------------------
 
 
@@ -108,14 +116,33 @@ def _fake_block_mask(
     return lists
 
 
+def _fake_attention_backward(d_out: Tensor, d_lse: Optional[Tensor], q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple:
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
 # ---- autograd ------------------------------------------------------------------------------------------------------
 
 
 def no_backward() -> Error:
-    """What a call that needs gradients raises."""
+    """What a call over CUDA tensors that needs gradients raises."""
     return Error(
         "a gradient is wanted, and the backward kernels do not exist yet: call under torch.no_grad() or "
-        "torch.inference_mode(), or detach q, k and v"
+        "torch.inference_mode(), or detach q, k and v; tensors on the CPU have gradients"
+    )
+
+
+def no_functional_gradient() -> Error:
+    """What a call within torch.func.grad, vjp, jacrev and their like raises."""
+    return Error(
+        "a gradient of torch.func is wanted, whose transforms the operators do not take: use torch.autograd, as in "
+        "loss.backward() or torch.autograd.grad(loss, inputs)"
+    )
+
+
+def no_second_derivative() -> Error:
+    """What a backward that is differentiated itself raises."""
+    return Error(
+        "a second derivative is wanted, and attention has none here: call backward() without create_graph, or detach the gradients"
     )
 
 
@@ -128,15 +155,23 @@ def no_forward_mode() -> Error:
 
 
 def refuse_derivatives(*tensors: Tensor) -> None:
-    """Raises when a derivative through these tensors is wanted, by autograd, by torch.func or in forward mode.
+    """Raises when a derivative through these tensors is wanted that there is none of: in forward mode, of torch.func, or on a GPU.
 
-    Before the operators it sees what torch.func wraps in a vmap; their autograd entry serves who calls them directly.
+    Before the operators it sees what torch.func wraps in a vmap; their autograd entries serve who calls them directly.
     """
     tensors = tuple(_of_all_cases(tensor) for tensor in tensors)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        raise no_backward()
     if any(has_tangent(tensor) for tensor in tensors):
         raise no_forward_mode()
+    if not _wants_gradient(*tensors):
+        return
+    if any(tensor.is_cuda for tensor in tensors):
+        raise no_backward()
+    if any(torch._C._functorch.is_gradtrackingtensor(tensor) for tensor in tensors):
+        raise no_functional_gradient()
+
+
+def _wants_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _of_all_cases(tensor: Tensor) -> Tensor:
@@ -152,18 +187,56 @@ def has_tangent(tensor: Tensor) -> bool:
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
 
 
-def _autograd(name: str) -> Any:
-    """Refuses in the forward where a derivative is wanted: better than a backward that fails an hour later."""
-    count = _HALF[name]
+def _below(name: str, *args: Any) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return getattr(torch.ops.tilewright, name).default(*args)
 
-    def check(*args: Any) -> Any:
-        # A selection carries no derivative: its lists are integers.
-        if name != "block_mask":
-            refuse_derivatives(*args[:count])
-        with torch._C._AutoDispatchBelowAutograd():
-            return getattr(torch.ops.tilewright, name).default(*args)
 
-    return check
+def _sparse_attention_autograd(q, k, v, top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa):
+    """Where a gradient is wanted, the selection and the attention apart: the backward needs the blocks that were kept."""
+    refuse_derivatives(q, k, v)
+    if not _wants_gradient(q, k, v):
+        return _below(
+            "sparse_attention", q, k, v, top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa
+        )
+    lists = _block_mask_autograd(q, k, top_k, top_p, block_q, block_kv, scale, mask_mod, enable_gqa)
+    full = lists[4:6] if len(lists) > 4 else (None, None)
+    return torch.ops.tilewright.attention.default(
+        q, k, v, *lists[:2], *full, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa
+    )
+
+
+def _block_mask_autograd(*args: Any) -> Any:
+    """A selection carries no derivative: its lists are integers."""
+    return _below("block_mask", *args)
+
+
+def _attention_backward_autograd(*args: Any) -> Any:
+    if _wants_gradient(*(arg for arg in args if isinstance(arg, Tensor))):
+        raise no_second_derivative()
+    return _below("attention_backward", *args)
+
+
+def _setup_attention(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    """Runs in a forward that wants a gradient: better to refuse here than in a backward an hour later."""
+    q, k, v, *lists = inputs[:7]
+    refuse_derivatives(q, k, v)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, *output, *lists)
+    ctx.options = inputs[7:]
+    # Their captures are needed again, when the caller may have let go of them.
+    score_mod, mask_mod = inputs[10:12]
+    ctx.functions = [_native.device_function(number) for number in (score_mod, mask_mod)]
+
+
+def _backward_of_attention(ctx: Any, d_out: Optional[Tensor], d_lse: Optional[Tensor]) -> tuple:
+    q, k, v, out, lse, *lists = ctx.saved_tensors
+    rest = (None,) * 10
+    if d_out is None and d_lse is None:
+        return None, None, None, *rest
+    d_out = torch.zeros_like(out) if d_out is None else d_out
+    gradients = torch.ops.tilewright.attention_backward(d_out, d_lse, q, k, v, out, lse, *lists, *ctx.options)
+    return *gradients, *rest
 
 
 # ---- autocast ------------------------------------------------------------------------------------------------------
@@ -190,15 +263,26 @@ def cast_input(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _register() -> None:
-    kernels = {"sparse_attention": _sparse_attention, "block_mask": _block_mask, "attention": _attention}
-    fakes = {"sparse_attention": _fake_attention, "block_mask": _fake_block_mask, "attention": _fake_attention}
-    for name, schema in _SCHEMAS.items():
-        _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
+    kernels = {
+        "sparse_attention": (_sparse_attention, _fake_attention),
+        "block_mask": (_block_mask, _fake_block_mask),
+        "attention": (_attention, _fake_attention),
+        "attention_backward": (_attention_backward, _fake_attention_backward),
+    }
+    for name, (kernel, fake) in kernels.items():
+        tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+        _library.define(name + _SCHEMAS[name], tags=tags)
         for device in ("CPU", "CUDA"):
-            _library.impl(name, kernels[name], device)
-            _library.impl(name, _autocast(name, device.lower(), f"Autocast{device}"), f"Autocast{device}")
-        torch.library.register_fake(f"tilewright::{name}", fakes[name], lib=_library)
-        _library.impl(name, _autograd(name), "Autograd")
+            _library.impl(name, kernel, device)
+            if name in _HALF:
+                _library.impl(name, _autocast(name, device.lower(), f"Autocast{device}"), f"Autocast{device}")
+        torch.library.register_fake(f"tilewright::{name}", fake, lib=_library)
+    _library.impl("sparse_attention", _sparse_attention_autograd, "Autograd")
+    _library.impl("block_mask", _block_mask_autograd, "Autograd")
+    _library.impl("attention_backward", _attention_backward_autograd, "Autograd")
+    torch.library.register_autograd(
+        "tilewright::attention", _backward_of_attention, setup_context=_setup_attention, lib=_library
+    )
 
 
 _register()
