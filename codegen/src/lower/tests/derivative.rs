@@ -1,8 +1,9 @@
+mod wide;
+
 use super::*;
-use crate::lower::eval::{binary, call, cast, ill_typed, unary};
-use crate::lower::ir::{BinaryOp, Body, Expr, ExprKind, Intrinsic, UnaryOp};
+use crate::lower::CaptureValue;
+use crate::lower::ir::Body;
 use crate::lower::testing::{Methods, grow};
-use crate::lower::{CaptureValue, Value};
 use std::collections::HashSet;
 
 const HEAD: &str = "fn f(score: f32, b: i32, h: i32, q: i32, kv: i32, c: f32, n: i32, xs: &[f32]) -> f32";
@@ -194,19 +195,9 @@ fn derivatives_of_random_functions_are_their_slopes() {
         names_are_declared_once(&function.cuda_with_gradient());
         for at in [-2.3f64, -0.7, 0.4, 1.9] {
             let mut peak = 0.0f64;
-            let mut run = |body: &Body, s: f64| {
-                let mut wide = Wide {
-                    captures: &captures,
-                    locals: vec![Num::Other(Value::Bool(false)); body.locals.len()],
-                    peak: 0.0,
-                };
-                for (local, value) in
-                    wide.locals.iter_mut().zip([Num::Float(s), int(1), int(2), int(3), int(4)])
-                {
-                    *local = value;
-                }
-                let Num::Float(value) = wide.expr(&body.value) else { panic!("{source}") };
-                peak = peak.max(wide.peak);
+            let mut run = |body: &Body, score: f64| {
+                let (value, reached) = wide::run(body, &captures, score);
+                peak = peak.max(reached);
                 value
             };
             let step = 1e-5;
@@ -228,8 +219,24 @@ fn derivatives_of_random_functions_are_their_slopes() {
     assert!(seen[1] >= 1000, "{seen:?}");
 }
 
-fn int(value: i32) -> Num {
-    Num::Other(Value::I32(value))
+/// Every rule reads a slope once: what would double with each step of these ends in no time and memory otherwise.
+#[test]
+fn long_functions_have_long_derivatives_and_not_more() {
+    let lets = "let score = score * score.sin() + c.min(score) / (score + 2.0);".repeat(300);
+    let product = vec!["(score + c)"; 90].join(" * ");
+    let nested = format!("{}score{}", "(score * ".repeat(20), ".tanh() + 1.0)".repeat(20));
+    let branches = format!(
+        "{}score{}",
+        "if score > c { let x = score.exp(); x } else { let x = ".repeat(30),
+        "; x * score }".repeat(30)
+    );
+    for body in [format!("{lets} score"), product, nested, branches] {
+        let function = made(&body);
+        let (plain, both) = (function.cuda().len(), function.cuda_with_gradient().len());
+        println!("{plain} bytes, {both} with the derivative");
+        assert!(both < 40 * plain, "{plain} bytes became {both}");
+        assert!(function.gradient(0.3, 0, 0, 0, 0, &captures()).unwrap().is_finite());
+    }
 }
 
 fn names_are_declared_once(text: &str) {
@@ -249,156 +256,6 @@ fn names_are_declared_once(text: &str) {
         }
         if line.ends_with('{') {
             scopes.push(HashSet::new());
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Num {
-    Float(f64),
-    Other(Value),
-}
-
-/// The interpreter once more, with f64 in the place of f32.
-struct Wide<'a> {
-    captures: &'a [CaptureValue],
-    locals: Vec<Num>,
-    /// The largest magnitude that was computed, infinite after a NaN.
-    peak: f64,
-}
-
-impl Wide<'_> {
-    fn expr(&mut self, expr: &Expr) -> Num {
-        let num = self.compute(expr);
-        let computed = matches!(expr.kind, ExprKind::Unary(..) | ExprKind::Binary(..) | ExprKind::Call(..));
-        if let Num::Float(value) = num
-            && computed
-        {
-            self.peak = if value.is_nan() { f64::INFINITY } else { self.peak.max(value.abs()) };
-        }
-        num
-    }
-
-    fn float(&mut self, expr: &Expr) -> f64 {
-        match self.expr(expr) {
-            Num::Float(value) => value,
-            Num::Other(value) => ill_typed(&[value]),
-        }
-    }
-
-    fn other(&mut self, expr: &Expr) -> Value {
-        match self.expr(expr) {
-            Num::Other(value) => value,
-            Num::Float(value) => panic!("a float of {value}"),
-        }
-    }
-
-    fn compute(&mut self, expr: &Expr) -> Num {
-        use crate::lower::Type::F32;
-        match &expr.kind {
-            ExprKind::Float(value) => Num::Float((*value).into()),
-            ExprKind::Int(value) => Num::Other(cast(Value::I64(*value as i64), expr.ty)),
-            ExprKind::Bool(value) => Num::Other(Value::Bool(*value)),
-            ExprKind::Local(id) => self.locals[*id],
-            ExprKind::Capture(id) => match &self.captures[*id] {
-                CaptureValue::F32(value) => Num::Float((*value).into()),
-                CaptureValue::I32(value) => Num::Other(Value::I32(*value)),
-                CaptureValue::U32(value) => Num::Other(Value::U32(*value)),
-                CaptureValue::Bool(value) => Num::Other(Value::Bool(*value)),
-                other => panic!("{other:?} is a slice"),
-            },
-            ExprKind::Len(id) => Num::Other(Value::Usize(self.captures[*id].slice_len().unwrap() as u64)),
-            ExprKind::Index(id, index) => {
-                let Value::Usize(index) = self.other(index) else { panic!("an index is a usize") };
-                let at = usize::try_from(index).unwrap();
-                match &self.captures[*id] {
-                    CaptureValue::F32s(all) => Num::Float(all.get(at).copied().unwrap_or(0.0).into()),
-                    CaptureValue::I32s(all) => Num::Other(Value::I32(all.get(at).copied().unwrap_or(0))),
-                    CaptureValue::U32s(all) => Num::Other(Value::U32(all.get(at).copied().unwrap_or(0))),
-                    other => panic!("{other:?} is no slice"),
-                }
-            }
-            ExprKind::Unary(UnaryOp::Neg, operand) if operand.ty == F32 => Num::Float(-self.float(operand)),
-            ExprKind::Unary(op, operand) => Num::Other(unary(*op, self.other(operand))),
-            ExprKind::Binary(op, left, right) if left.ty == F32 => {
-                let (a, b) = (self.float(left), self.float(right));
-                match op {
-                    BinaryOp::Add => Num::Float(a + b),
-                    BinaryOp::Sub => Num::Float(a - b),
-                    BinaryOp::Mul => Num::Float(a * b),
-                    BinaryOp::Div => Num::Float(a / b),
-                    BinaryOp::Rem => {
-                        // Steps as close as the points of the difference.
-                        self.peak = if b.abs() < 1e-2 { f64::INFINITY } else { self.peak };
-                        Num::Float(a % b)
-                    }
-                    BinaryOp::Eq => Num::Other(Value::Bool(a == b)),
-                    BinaryOp::Ne => Num::Other(Value::Bool(a != b)),
-                    BinaryOp::Lt => Num::Other(Value::Bool(a < b)),
-                    BinaryOp::Le => Num::Other(Value::Bool(a <= b)),
-                    BinaryOp::Gt => Num::Other(Value::Bool(a > b)),
-                    _ => Num::Other(Value::Bool(a >= b)),
-                }
-            }
-            ExprKind::Binary(op, left, right) => {
-                let op = match op {
-                    BinaryOp::And => BinaryOp::BitAnd,
-                    BinaryOp::Or => BinaryOp::BitOr,
-                    op => *op,
-                };
-                Num::Other(binary(op, self.other(left), self.other(right)))
-            }
-            ExprKind::Cast(operand) => match (self.expr(operand), expr.ty) {
-                (Num::Float(value), F32) => Num::Float(value),
-                (Num::Float(value), crate::lower::Type::I32) => Num::Other(Value::I32(value as i32)),
-                (Num::Float(value), crate::lower::Type::U32) => Num::Other(Value::U32(value as u32)),
-                (Num::Float(value), crate::lower::Type::I64) => Num::Other(Value::I64(value as i64)),
-                (Num::Float(value), _) => Num::Other(Value::Usize(value as u64)),
-                (Num::Other(value), F32) => Num::Float(match value {
-                    Value::I32(value) => value.into(),
-                    Value::U32(value) => value.into(),
-                    Value::I64(value) => value as f64,
-                    Value::Usize(value) => value as f64,
-                    other => ill_typed(&[other]),
-                }),
-                (Num::Other(value), ty) => Num::Other(cast(value, ty)),
-            },
-            ExprKind::Call(intrinsic, arguments) if expr.ty == F32 => {
-                let x = self.float(&arguments[0]);
-                Num::Float(match intrinsic {
-                    Intrinsic::Exp => x.exp(),
-                    Intrinsic::Exp2 => x.exp2(),
-                    Intrinsic::Ln => x.ln(),
-                    Intrinsic::Log2 => x.log2(),
-                    Intrinsic::Tanh => x.tanh(),
-                    Intrinsic::Sqrt => x.sqrt(),
-                    Intrinsic::Sin => x.sin(),
-                    Intrinsic::Cos => x.cos(),
-                    Intrinsic::Floor => x.floor(),
-                    Intrinsic::Ceil => x.ceil(),
-                    Intrinsic::Abs => x.abs(),
-                    Intrinsic::Min => x.min(self.float(&arguments[1])),
-                    Intrinsic::Max => x.max(self.float(&arguments[1])),
-                    Intrinsic::Powi => match self.other(&arguments[1]) {
-                        Value::I32(n) => x.powi(n),
-                        other => ill_typed(&[other]),
-                    },
-                })
-            }
-            ExprKind::Call(intrinsic, arguments) => {
-                let arguments: Vec<Value> = arguments.iter().map(|argument| self.other(argument)).collect();
-                Num::Other(call(*intrinsic, &arguments))
-            }
-            ExprKind::If(condition, yes, no) => match self.other(condition) {
-                Value::Bool(true) => self.expr(yes),
-                _ => self.expr(no),
-            },
-            ExprKind::Block(lets, value) => {
-                for (local, value) in lets {
-                    self.locals[*local] = self.expr(value);
-                }
-                self.expr(value)
-            }
         }
     }
 }
