@@ -50,17 +50,15 @@ pub fn attention_backward_f64(
     // One key head after another: the queries that share it add to the same gradients.
     let one_key_head = |unit: usize| -> ReferenceGradients {
         let mut found = ReferenceGradients { dq: Vec::new(), dk: vec![0.0; keys], dv: vec![0.0; keys] };
-        for query in unit * group..(unit + 1) * group {
-            let dq =
-                one_query(&problem, query, row(&d_out, query, problem.d), d_lse[query], unit, &mut found);
+        for (query, &d_lse) in d_lse.iter().enumerate().skip(unit * group).take(group) {
+            let dq = one_query(&problem, query, row(&d_out, query, problem.d), d_lse, unit, &mut found);
             found.dq.extend(dq);
         }
         found
     };
     let units: Vec<ReferenceGradients> =
         (0..problem.batch * problem.kv_heads).into_par_iter().map(one_key_head).collect();
-    let joined =
-        |part: fn(&ReferenceGradients) -> &Vec<f64>| units.iter().map(part).flatten().copied().collect();
+    let joined = |part: fn(&ReferenceGradients) -> &Vec<f64>| units.iter().flat_map(part).copied().collect();
     Ok(ReferenceGradients {
         dq: joined(|unit| &unit.dq),
         dk: joined(|unit| &unit.dk),

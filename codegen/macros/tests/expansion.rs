@@ -37,7 +37,8 @@ fn everything(
     n: i32,
 ) -> f32 {
     let by = -3i64;
-    let least = if r#struct && !(h == 0) || b < -2147483648 + 1 { score } else { -score };
+    let hidden = !(h != 0 && r#struct);
+    let least = if !hidden || b < -2147483648 + 1 { score } else { -score };
     let distance = {
         let d = q - kv;
         if d < 0 { -d } else { d }
@@ -103,7 +104,7 @@ fn the_source_reads_back() {
 
 #[test]
 fn the_derivative_is_that_of_the_interpreter() {
-    let bias = vec![0.5, -0.25, 1.0, 2.0];
+    let bias = [0.5, -0.25, 1.0, 2.0];
     let functions = [(true, 50, 3, bias.len()), (false, 0, -2, bias.len()), (true, 0, 1, 2), (true, 9, 0, 4)]
         .map(|(flag, window, n, len)| everything {
             knee: 1.5,
