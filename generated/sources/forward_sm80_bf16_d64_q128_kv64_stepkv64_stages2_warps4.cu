@@ -332,8 +332,8 @@ struct Mma<__nv_bfloat16> {
 // Scalar arithmetic of the softmax.
 #pragma once
 
-constexpr float LOG2_E = 1.4426950408889634f;
-constexpr float LN_2 = 0.6931471805599453f;
+[[maybe_unused]] constexpr float LOG2_E = 1.4426950408889634f;
+[[maybe_unused]] constexpr float LN_2 = 0.6931471805599453f;
 
 __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
 

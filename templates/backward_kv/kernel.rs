@@ -1,0 +1,53 @@
+kernel! {
+    /// Block-sparse attention, backward by keys: `dv = Pᵀ d_out` and `dk = scale · dSᵀ q`, with the weights P made anew from
+    /// `lse` and `dS = P (d_out vᵀ - delta) score_mod'` (Dao et al., FlashAttention, arXiv 2205.14135, appendix B.2).
+    ///
+    /// The transposed lists of a block mask name the query blocks of each key block: `q_indices` those whose elements
+    /// `mask_mod` still decides, `full_q_indices` those it keeps as a whole. The query heads that share a key head are summed
+    /// one after another by the same thread, so that equal calls give equal bits. Keys in no list get 0.
+    fn backward_kv(
+        #[align(16)] q: Tensor<T, [batch, heads, seq_q, head_dim]>,
+        #[align(16)] k: Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
+        #[align(16)] v: Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
+        #[align(16)] d_out: Tensor<T, [batch, heads, seq_q, head_dim]>,
+        lse: Tensor<f32, [batch, heads, seq_q]>,
+        delta: Tensor<f32, [batch, heads, seq_q]>,
+        q_counts: Tensor<i32, [batch | 1, heads | 1, kv_blocks]>,
+        q_indices: Tensor<i32, [batch | 1, heads | 1, kv_blocks, max_blocks]>,
+        full_q_counts: Option<Tensor<i32, [batch | 1, heads | 1, kv_blocks]>>,
+        full_q_indices: Option<Tensor<i32, [batch | 1, heads | 1, kv_blocks, max_full_blocks]>>,
+        #[align(16)] dk: mut Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
+        #[align(16)] dv: mut Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
+        scale: f32,
+    )
+    specialize { T: [f16, bf16], D: [64, 96, 128, 256], BLOCK_Q: [64, 128], BLOCK_KV: [64, 128] }
+    ship { T: [bf16, f16], D: [64, 128], BLOCK_Q: [128], BLOCK_KV: [64] }
+    functions { score_mod: ScoreMod + Gradient, mask_mod: MaskMod }
+    let q_blocks = ceil_div(seq_q, BLOCK_Q);
+    let kv_blocks = ceil_div(seq_kv, BLOCK_KV);
+    require head_dim <= D, "build for a larger head dimension";
+    require head_dim % 8 == 0, "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8";
+    require heads % kv_heads == 0, "each key head serves the same number of query heads";
+
+    body sm80 {
+        // TILE_KV: keys of a thread block. STEP_Q: queries that pass by at a time.
+        tune { TILE_KV: [128, 64], STEP_Q: [64, 32, 16], WARPS: [8, 4, 2] }
+        where {
+            BLOCK_KV % TILE_KV == 0,
+            // A warp keeps the sums of its keys in registers: 32 keys of narrow heads, else 16.
+            TILE_KV == 16 * WARPS || (D == 64 && TILE_KV == 32 * WARPS),
+            // Sums, scores and their gradients, of 255 registers a thread. (Half of the widest heads' columns a block.)
+            TILE_KV * (min(D, 128) + STEP_Q) / (16 * WARPS) <= 192,
+            // A pass of copies fills whole rows.
+            STEP_Q % (32 * WARPS / (if D == 96 { 4 } else { 8 })) == 0,
+            smem_bytes = 4 * D * (TILE_KV + 2 * STEP_Q) + 16 * STEP_Q,
+            registers = min(255, TILE_KV * (min(D, 128) + STEP_Q) / (16 * WARPS) + 56),
+            // Two blocks a multiprocessor hide each other's barriers.
+            prefer = min(CTAS_PER_SM * WARPS, 8),
+        }
+        launch {
+            grid = [kv_blocks * (BLOCK_KV / TILE_KV) * (if D > 128 { 2 } else { 1 }), kv_heads, batch],
+            threads = 32 * WARPS,
+        }
+    }
+}

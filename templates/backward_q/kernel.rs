@@ -1,0 +1,48 @@
+kernel! {
+    /// Block-sparse attention, backward by queries: `dq = scale · dS k`, with the weights P made anew from `lse` and
+    /// `dS = P (d_out vᵀ - delta) score_mod'` (Dao et al., FlashAttention, arXiv 2205.14135, appendix B.2).
+    ///
+    /// Lists are those of `forward`. Every sum is one thread's, in the order of the lists: equal calls give equal bits.
+    /// A query that attends to nothing gets 0.
+    fn backward_q(
+        #[align(16)] q: Tensor<T, [batch, heads, seq_q, head_dim]>,
+        #[align(16)] k: Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
+        #[align(16)] v: Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
+        #[align(16)] d_out: Tensor<T, [batch, heads, seq_q, head_dim]>,
+        lse: Tensor<f32, [batch, heads, seq_q]>,
+        delta: Tensor<f32, [batch, heads, seq_q]>,
+        kv_counts: Tensor<i32, [batch | 1, heads | 1, q_blocks]>,
+        kv_indices: Tensor<i32, [batch | 1, heads | 1, q_blocks, max_blocks]>,
+        full_kv_counts: Option<Tensor<i32, [batch | 1, heads | 1, q_blocks]>>,
+        full_kv_indices: Option<Tensor<i32, [batch | 1, heads | 1, q_blocks, max_full_blocks]>>,
+        #[align(16)] dq: mut Tensor<T, [batch, heads, seq_q, head_dim]>,
+        scale: f32,
+    )
+    specialize { T: [f16, bf16], D: [64, 96, 128, 256], BLOCK_Q: [64, 128], BLOCK_KV: [64, 128] }
+    ship { T: [bf16, f16], D: [64, 128], BLOCK_Q: [128], BLOCK_KV: [64] }
+    functions { score_mod: ScoreMod + Gradient, mask_mod: MaskMod }
+    let q_blocks = ceil_div(seq_q, BLOCK_Q);
+    let kv_blocks = ceil_div(seq_kv, BLOCK_KV);
+    require head_dim <= D, "build for a larger head dimension";
+    require head_dim % 8 == 0, "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8";
+    require heads % kv_heads == 0, "each key head serves the same number of query heads";
+
+    body sm80 {
+        // TILE_Q: queries of a thread block. STEP_KV: keys that pass by at a time.
+        tune { TILE_Q: [128, 64], STEP_KV: [64, 32, 16], WARPS: [4, 8, 2] }
+        where {
+            BLOCK_Q % TILE_Q == 0,
+            // A warp keeps the sums of its queries in registers: 32 queries, of the widest heads 16.
+            TILE_Q == 16 * WARPS || (D <= 128 && TILE_Q == 32 * WARPS),
+            // Sums, scores and their gradients, of 255 registers a thread.
+            TILE_Q * (D + 2 * STEP_KV) / (32 * WARPS) <= 192,
+            // A pass of copies fills whole rows.
+            STEP_KV % (32 * WARPS / (if D == 96 { 4 } else { 8 })) == 0,
+            smem_bytes = 4 * D * (TILE_Q + 2 * STEP_KV),
+            registers = min(255, TILE_Q * (D + 2 * STEP_KV) / (32 * WARPS) + 56),
+            // Two blocks a multiprocessor hide each other's barriers.
+            prefer = min(CTAS_PER_SM * WARPS, 8),
+        }
+        launch { grid = [q_blocks * (BLOCK_Q / TILE_Q), heads, batch], threads = 32 * WARPS }
+    }
+}

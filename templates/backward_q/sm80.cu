@@ -1,0 +1,159 @@
+// Block-sparse attention, backward by queries, for the cp.async / ldmatrix / mma.sync family (sm_80 and every later
+// architecture).
+//
+// One thread block takes TILE_Q queries of one head; the keys and values of the row's lists pass by, STEP_KV at a time. Each
+// warp owns TILE_Q / WARPS queries from the scores to the sums, so the warps meet only to trade tiles of k and v.
+<% include "lib/thread.cuh" %>
+<% include "lib/async_copy.cuh" %>
+<% include "lib/tile.cuh" %>
+<% include "lib/mma.cuh" %>
+<% include "lib/math.cuh" %>
+<% include "lib/quad.cuh" %>
+<% include "lib/key_blocks.cuh" %>
+<% include "lib/tile_products.cuh" %>
+
+constexpr int WARP_ROWS = TILE_Q / WARPS;
+constexpr int M_TILES = WARP_ROWS / 16;
+constexpr int KEY_TILES = STEP_KV / 16;
+constexpr int TILES_PER_BLOCK = BLOCK_Q / TILE_Q;
+constexpr int STEPS_PER_BLOCK = BLOCK_KV / STEP_KV;
+
+static_assert(TILE_Q == 16 * M_TILES * WARPS && THREADS == 32 * WARPS, "a warp takes whole 16-row tiles");
+static_assert(BLOCK_Q == TILE_Q * TILES_PER_BLOCK && BLOCK_KV == STEP_KV * STEPS_PER_BLOCK);
+
+// Up to 255 registers a thread: 256 threads share a multiprocessor, which hide each other's waits.
+constexpr int MIN_BLOCKS = 256 / THREADS;
+
+using Layout = Tile<D>;
+using Copy = TileCopy<T, D, THREADS>;
+using Products = float[M_TILES][2 * KEY_TILES][4];
+using Sums = float[M_TILES][D / 8][4];
+
+// Shared memory: q, d_out, and two slots of k and v.
+constexpr unsigned Q_BYTES = TILE_Q * Layout::ROW_BYTES;
+constexpr unsigned KV_BYTES = STEP_KV * Layout::ROW_BYTES;
+constexpr unsigned SLOTS = 2 * Q_BYTES;
+
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
+TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Functions f) {
+    extern __shared__ __align__(128) unsigned char smem[];
+    const dim3 row(blockIdx.x / TILES_PER_BLOCK, blockIdx.y, blockIdx.z);  // q_block, head, batch
+    const int first_query = row.x * BLOCK_Q + blockIdx.x % TILES_PER_BLOCK * TILE_Q;
+    const int kv_head = row.y / (p.heads / p.kv_heads);
+    if (first_query >= p.seq_q) return;
+
+    const unsigned q_tile = shared_address(smem);
+    Copy{p.q + row.z * p.q_stride[0] + row.y * p.q_stride[1], p.q_stride[2], p.head_dim}
+        .template start<TILE_Q>(q_tile, first_query, p.seq_q);
+    Copy{p.d_out + row.z * p.d_out_stride[0] + row.y * p.d_out_stride[1], p.d_out_stride[2], p.head_dim}
+        .template start<TILE_Q>(q_tile + Q_BYTES, first_query, p.seq_q);
+    const auto start_keys = [&](int first, unsigned slot) {
+        const unsigned to = q_tile + SLOTS + slot * 2 * KV_BYTES;
+        Copy{p.k + row.z * p.k_stride[0] + kv_head * p.k_stride[1], p.k_stride[2], p.head_dim}
+            .template start<STEP_KV>(to, first, p.seq_kv);
+        Copy{p.v + row.z * p.v_stride[0] + kv_head * p.v_stride[1], p.v_stride[2], p.head_dim}
+            .template start<STEP_KV>(to + KV_BYTES, first, p.seq_kv);
+    };
+
+    // What is known of this lane's rows: lse in base-2 exponent units, and delta. A query that attends to nothing, or does
+    // not exist, has an lse of +inf: its weights become 0.
+    float lse[M_TILES][2], delta[M_TILES][2];
+#pragma unroll
+    for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int query = first_query + thread_place() / 32 * WARP_ROWS + m * 16 + half * 8 + thread_place() % 32 / 4;
+            lse[m][half] = infinity();
+            delta[m][half] = 0.0f;
+            if (query >= p.seq_q) continue;
+            const float found = __ldg(p.lse + row.z * p.lse_stride[0] + row.y * p.lse_stride[1] + query);
+            if (found == -infinity()) continue;
+            lse[m][half] = found * LOG2_E;
+            delta[m][half] = __ldg(p.delta + row.z * p.delta_stride[0] + row.y * p.delta_stride[1] + query);
+        }
+
+    Sums dq;
+#pragma unroll
+    for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+        for (int n = 0; n < D / 8; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) dq[m][n][i] = 0.0f;
+
+    const KeyBlocks::Counts counts = KeyBlocks::counts(p, row);
+    const int steps = counts.all * STEPS_PER_BLOCK;
+    KeyBlocks blocks;
+    // Must be asked for each step in turn.
+    const auto first_key_of = [&](int step) {
+        if (step % (32 * STEPS_PER_BLOCK) == 0) blocks.move_window(p, counts, step / STEPS_PER_BLOCK, [&] { return row; });
+        return blocks.at(step / STEPS_PER_BLOCK) * BLOCK_KV + step % STEPS_PER_BLOCK * STEP_KV;
+    };
+    int first_key = first_key_of(0);
+    if (steps > 0) start_keys(first_key, 0);
+    copy_commit();
+
+    unsigned slot = 0;
+    for (int step = 0; step < steps; ++step) {
+        copy_wait<0>();
+        __syncthreads();  // this step's tiles are visible, and no warp still reads the last step's
+        const int following = first_key_of(step + 1);
+        if (step + 1 < steps) start_keys(following, slot ^ 1);
+        copy_commit();
+
+        const unsigned k_tile = q_tile + SLOTS + slot * 2 * KV_BYTES, lane = thread_place() % 32;
+        const unsigned warp_row = thread_place() / 32 * WARP_ROWS;
+        Products weights, gradients;
+        multiply_tiles<T, D, M_TILES, KEY_TILES>(weights, Layout::lane_by_columns(q_tile, warp_row, lane),
+                                                 Layout::lane_by_rows(k_tile, 0, lane));
+        multiply_tiles<T, D, M_TILES, KEY_TILES>(gradients, Layout::lane_by_columns(q_tile + Q_BYTES, warp_row, lane),
+                                                 Layout::lane_by_rows(k_tile + KV_BYTES, 0, lane));
+        // The derivative of the score function, where there is one.
+        Products slopes;
+        if constexpr (HAS_SCORE_MOD) {
+            each_product(weights, slopes, [&](float& weight, float& slope, int query, int key) {
+                const float score = weight * p.scale;
+                const int q = first_query + warp_row + query, kv = first_key + key;
+                weight = f.score_mod(score, row.z, row.y, q, kv);
+                slope = f.score_mod.gradient(score, row.z, row.y, q, kv);
+            });
+        }
+        // Scores become exponents of two, and only then -inf: it would not survive a scale of 0 or less.
+        const float to_exponent = HAS_SCORE_MOD ? LOG2_E : LOG2_E * p.scale;
+#pragma unroll
+        for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+            for (int n = 0; n < 2 * KEY_TILES; ++n)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) weights[m][n][i] = fmaf(weights[m][n][i], to_exponent, -lse[m][i / 2]);
+        // A key past the end has a score of 0, whose power of 2 can be infinite.
+        if (first_key + STEP_KV > p.seq_kv)
+            each_product(weights, slopes, [&](float& weight, float&, int, int key) {
+                if (first_key + key >= p.seq_kv) weight = -infinity();
+            });
+        if (HAS_MASK_MOD && step < counts.partial * STEPS_PER_BLOCK)
+            each_product(weights, slopes, [&](float& weight, float&, int query, int key) {
+                if (!f.mask_mod(row.z, row.y, first_query + warp_row + query, first_key + key)) weight = -infinity();
+            });
+#pragma unroll
+        for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+            for (int n = 0; n < 2 * KEY_TILES; ++n)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const float weight = exp2_approx(weights[m][n][i]);
+                    float gradient = weight * (gradients[m][n][i] - delta[m][i / 2]);
+                    if constexpr (HAS_SCORE_MOD) gradient *= slopes[m][n][i];
+                    // What has no weight has no gradient, be its d_out · v or its derivative what it may.
+                    if constexpr (HAS_SCORE_MOD || HAS_MASK_MOD) gradient = weight == 0.0f ? 0.0f : gradient;
+                    gradients[m][n][i] = gradient;
+                }
+        accumulate_tiles<T, D, D, M_TILES, KEY_TILES>(dq, gradients, Layout::lane_by_columns(k_tile, 0, lane));
+        first_key = following;
+        slot ^= 1;
+    }
+    copy_wait<0>();
+
+    const int first_row = first_query + thread_place() / 32 * WARP_ROWS;
+    write_sums(dq, p.dq + row.z * p.dq_stride[0] + row.y * p.dq_stride[1] + first_row * p.dq_stride[2], p.dq_stride[2],
+               p.seq_q - first_row, p.head_dim, [&](int, int) { return p.scale; });
+}

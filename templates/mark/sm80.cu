@@ -1,0 +1,31 @@
+// Lists to bits: a warp takes a row, and sets its bits in shared memory, WORDS words at a time.
+
+constexpr int WORDS = 512;
+static_assert(THREADS == 32 * WARPS);
+
+extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {
+    extern __shared__ __align__(128) unsigned char smem[];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int row = blockIdx.x * WARPS + warp;
+    if (row >= p.q_blocks) return;
+    unsigned* bits = reinterpret_cast<unsigned*>(smem) + warp * WORDS;
+
+    const long long head = blockIdx.y, batch = blockIdx.z;
+    const auto at = [&](const long long* stride) { return batch * stride[0] + head * stride[1]; };
+    const int count = min(max(__ldg(p.kv_counts + at(p.kv_counts_stride) + row), 0), p.max_blocks);
+    const int* list = p.kv_indices + at(p.kv_indices_stride) + row * p.kv_indices_stride[2];
+    int* keep = p.keep + at(p.keep_stride) + row * p.keep_stride[2];
+
+    for (int first = 0; first < p.words; first += WORDS) {
+        for (int i = lane; i < WORDS; i += 32) bits[i] = 0;
+        __syncwarp();
+        for (int i = lane; i < count; i += 32) {
+            const int block = __ldg(list + i);
+            const int word = block / 32 - first;
+            if (block >= 0 && block < p.kv_blocks && word >= 0 && word < WORDS) atomicOr(bits + word, 1u << block % 32);
+        }
+        __syncwarp();
+        for (int i = lane; i < WORDS && first + i < p.words; i += 32) keep[first + i] = static_cast<int>(bits[i]);
+        __syncwarp();
+    }
+}
