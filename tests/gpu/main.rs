@@ -1,5 +1,6 @@
 //! What runs on a GPU, against the f64 oracle. Without a GPU every test here is listed as ignored, with the reason.
 
+mod backward;
 mod caller;
 mod choice;
 mod forward;
@@ -21,7 +22,8 @@ use tilewright::Device;
 /// A test: its name and what it does on the GPU.
 type Test = (&'static str, fn(&Device) -> Result<(), Failed>);
 
-const GROUPS: [&[Test]; 12] = [
+const GROUPS: [&[Test]; 13] = [
+    backward::TESTS,
     caller::TESTS,
     choice::TESTS,
     forward::TESTS,

@@ -1,0 +1,462 @@
+//! The backward kernels against exact f64 gradients over the same blocks.
+
+use super::Test;
+use super::support::{Case, Random};
+use libtest_mimic::Failed;
+use tilewright::kernels::{backward_kv, backward_q, delta};
+use tilewright::launch::{FunctionArgs, Kernel, Request, load};
+use tilewright::reference::{attention_backward_f64, relative_error};
+use tilewright::{
+    Attention, BlockMask, BlockSize, DType, Device, Gradients, HeadDim, MaskMod, Output, ScoreMod, Tensor,
+    cpu, mask_mod, score_mod, top_k, top_p,
+};
+
+pub const TESTS: &[Test] = &[
+    ("backward::ragged_lengths", ragged_lengths),
+    ("backward::head_dims_and_blocks", head_dims_and_blocks),
+    ("backward::heads_and_groups", heads_and_groups),
+    ("backward::cross_lengths", cross_lengths),
+    ("backward::scales", scales),
+    ("backward::every_schedule", every_schedule),
+    ("backward::rows_without_keys_hold_anything", rows_without_keys),
+    ("backward::softcap", |device| functions(device, Some(softcap { cap: 3.0 }), None::<causal>)),
+    ("backward::alibi", |device| functions(device, Some(alibi { heads: 4 }), None::<causal>)),
+    ("backward::causal", |device| functions(device, None::<softcap>, Some(causal {}))),
+    ("backward::softcap_and_causal", |device| functions(device, Some(softcap { cap: 3.0 }), Some(causal {}))),
+    ("backward::of_a_selection", of_a_selection),
+    ("backward::bshd_strides_and_a_shared_mask", bshd_and_shared),
+    ("backward::one_long_row_of_blocks", long_sequence),
+    ("backward::same_bits_every_time", same_bits),
+    ("backward::nothing_to_attend_to", nothing),
+];
+
+#[score_mod]
+fn softcap(score: f32, b: i32, h: i32, q: i32, kv: i32, cap: f32) -> f32 {
+    cap * (score / cap).tanh()
+}
+
+#[score_mod]
+fn alibi(score: f32, b: i32, h: i32, q: i32, kv: i32, heads: i32) -> f32 {
+    let slope = (-8.0 * (h + 1) as f32 / heads as f32).exp2();
+    score * 1.5 - slope * (q - kv).abs() as f32
+}
+
+#[mask_mod]
+fn causal(b: i32, h: i32, q: i32, kv: i32) -> bool {
+    kv <= q
+}
+
+const CASE: Case = Case {
+    dtype: DType::Bf16,
+    batch: 1,
+    heads: 2,
+    kv_heads: 2,
+    seq_q: 500,
+    seq_kv: 500,
+    d: 128,
+    blocks: (128, 64),
+};
+
+/// About this share of the blocks; no row 5 of each 8 and no column 3 of each 7.
+fn holey_mask(case: &Case, random: &mut Random, kept: f64) -> BlockMask {
+    let [batch, heads, rows, columns] = case.grid();
+    let at = |i: usize| (i / columns % rows % 8 != 5) && (i % columns % 7 != 3);
+    let map: Vec<bool> = (0..batch * heads * rows * columns).map(|i| random.chance(kept) && at(i)).collect();
+    BlockMask::from_dense(&map, case.grid(), case.blocks, (case.seq_q, case.seq_kv)).unwrap()
+}
+
+/// The three kernels.
+struct Kernels {
+    delta: Kernel,
+    by_key: Kernel,
+    by_query: Kernel,
+}
+
+fn requests(case: &Case) -> [Request; 3] {
+    let tile = HeadDim::new(case.d).unwrap().tile() as i64;
+    let blocks = |request: Request| {
+        request
+            .value("T", case.dtype)
+            .value("D", tile)
+            .value("BLOCK_Q", case.blocks.0 as i64)
+            .value("BLOCK_KV", case.blocks.1 as i64)
+    };
+    let delta = Request::new(&delta::SOURCE).value("T", case.dtype).value("D", tile);
+    [delta, blocks(Request::new(&backward_kv::SOURCE)), blocks(Request::new(&backward_q::SOURCE))]
+}
+
+impl Kernels {
+    fn of(device: &Device, case: &Case) -> Result<Self, Failed> {
+        let mut loaded = load(device.as_cuda().unwrap(), &requests(case))?.into_iter();
+        let mut next = || loaded.next().expect("one was asked for");
+        Ok(Kernels { delta: next(), by_key: next(), by_query: next() })
+    }
+
+    /// Launches into poisoned outputs.
+    fn launch(&self, device: &Device, inputs: &Inputs, d_lse: Option<&Tensor>) -> Result<Gradients, Failed> {
+        let cuda = device.as_cuda().unwrap();
+        let to = |tensor: &Tensor| tensor.to(device);
+        let (q, k, v) = (to(&inputs.qkv[0])?, to(&inputs.qkv[1])?, to(&inputs.qkv[2])?);
+        let (out, lse, d_out) = (to(&inputs.out)?, to(&inputs.lse)?, to(&inputs.d_out)?);
+        let d_lse = d_lse.map(to).transpose()?;
+        let mask = inputs.mask.to(device)?;
+        let poisoned = |like: &Tensor, dtype| -> Result<Tensor, Failed> {
+            let mut tensor = Tensor::uninit(device, dtype, like.shape())?;
+            // 0xFF bytes are NaN in every float type.
+            tensor.fill_bytes(0xFF)?;
+            Ok(tensor)
+        };
+        let mut delta = poisoned(&lse, DType::F32)?;
+        let dtype = q.dtype();
+        let (mut dq, mut dk, mut dv) = (poisoned(&q, dtype)?, poisoned(&k, dtype)?, poisoned(&v, dtype)?);
+        let args =
+            delta::Args { out: &out, d_out: &d_out, lse: &lse, d_lse: d_lse.as_ref(), delta: &mut delta };
+        self.delta.launch(&args, None)?;
+        let functions = FunctionArgs::new(cuda, &self.by_key.variant().candidate.spec, &[None, None])?;
+        let args = backward_kv::Args {
+            q: &q,
+            k: &k,
+            v: &v,
+            d_out: &d_out,
+            lse: &lse,
+            delta: &delta,
+            q_counts: &mask.q().counts,
+            q_indices: &mask.q().indices,
+            full_q_counts: mask.full_q().map(|full| &full.counts),
+            full_q_indices: mask.full_q().map(|full| &full.indices),
+            dk: &mut dk,
+            dv: &mut dv,
+            scale: inputs.scale,
+        };
+        self.by_key.launch(&args, Some(&functions))?;
+        let args = backward_q::Args {
+            q: &q,
+            k: &k,
+            v: &v,
+            d_out: &d_out,
+            lse: &lse,
+            delta: &delta,
+            kv_counts: &mask.kv().counts,
+            kv_indices: &mask.kv().indices,
+            full_kv_counts: mask.full_kv().map(|full| &full.counts),
+            full_kv_indices: mask.full_kv().map(|full| &full.indices),
+            dq: &mut dq,
+            scale: inputs.scale,
+        };
+        self.by_query.launch(&args, Some(&functions))?;
+        cuda.synchronize()?;
+        Ok(Gradients { dq, dk, dv })
+    }
+}
+
+/// What a backward starts from, on the host.
+struct Inputs {
+    qkv: [Tensor; 3],
+    out: Tensor,
+    lse: Tensor,
+    d_out: Tensor,
+    d_lse: Tensor,
+    mask: BlockMask,
+    scale: f32,
+}
+
+impl Inputs {
+    fn new(case: &Case, kept: f64, scale: f32) -> Result<Self, Failed> {
+        let mut random = Random(case.seq_q as u64 * 31 + case.heads as u64 * 7 + case.d as u64);
+        let qkv = case.qkv(&mut random);
+        let mask = holey_mask(case, &mut random, kept);
+        let (out, lse) = cpu::attend(&qkv[0], &qkv[1], &qkv[2], &mask, scale, None, None)?;
+        let d_out = random.tensor(case.dtype, qkv[0].shape());
+        let d_lse = random.tensor(DType::F32, &qkv[0].shape()[..3]);
+        Ok(Inputs { qkv, out, lse, d_out, d_lse, mask, scale })
+    }
+}
+
+/// Compares with f64; every element must be a number.
+fn compare(
+    what: &str,
+    dtype: DType,
+    found: &Gradients,
+    ([q, k, v], mask, scale): (&[Tensor; 3], &BlockMask, f32),
+    (d_out, d_lse): (&Tensor, Option<&Tensor>),
+    (score_mod, mask_mod): (Option<&dyn ScoreMod>, Option<&dyn MaskMod>),
+) -> Result<(), Failed> {
+    let exact = attention_backward_f64([q, k, v], (d_out, d_lse), mask, scale, score_mod, mask_mod)?;
+    let bound = if dtype == DType::F16 { 1e-3 } else { 6e-3 };
+    let mut line = String::new();
+    let mut fits = true;
+    for (name, found, exact) in
+        [("dq", &found.dq, &exact.dq), ("dk", &found.dk, &exact.dk), ("dv", &found.dv, &exact.dv)]
+    {
+        let error = relative_error(&found.to_f32_vec()?, exact);
+        line += &format!(" {name} {error:.2e}");
+        // Written so that a NaN fails.
+        fits &= error <= bound;
+    }
+    println!("{what}:{line}");
+    if fits { Ok(()) } else { Err(format!("{what}:{line}, bound {bound:.0e}").into()) }
+}
+
+fn check_kernels(
+    device: &Device,
+    kernels: &Kernels,
+    case: &Case,
+    kept: f64,
+    scale: f32,
+) -> Result<(), Failed> {
+    let inputs = Inputs::new(case, kept, scale)?;
+    for d_lse in [None, Some(&inputs.d_lse)] {
+        let found = kernels.launch(device, &inputs, d_lse)?;
+        let what = format!("{case:?}{}", if d_lse.is_some() { " with d_lse" } else { "" });
+        let problem = (&inputs.qkv, &inputs.mask, scale);
+        compare(&what, case.dtype, &found, problem, (&inputs.d_out, d_lse), (None, None))?;
+    }
+    Ok(())
+}
+
+fn check(device: &Device, case: Case, kept: f64) -> Result<(), Failed> {
+    check_kernels(device, &Kernels::of(device, &case)?, &case, kept, case.scale())
+}
+
+fn ragged_lengths(device: &Device) -> Result<(), Failed> {
+    for seq in [1, 63, 64, 65, 127, 128, 129, 1000] {
+        for dtype in [DType::Bf16, DType::F16] {
+            let kept = if seq < 200 { 1.0 } else { 0.5 };
+            check(device, Case { dtype, seq_q: seq, seq_kv: seq, ..CASE }, kept)?;
+        }
+    }
+    Ok(())
+}
+
+fn head_dims_and_blocks(device: &Device) -> Result<(), Failed> {
+    for blocks in BlockSize::ALL {
+        for d in [64, 96, 128, 256, 8, 40, 80, 104, 192] {
+            for dtype in [DType::Bf16, DType::F16] {
+                let blocks = (blocks.q(), blocks.kv());
+                check(device, Case { dtype, d, blocks, seq_q: 300, seq_kv: 300, ..CASE }, 0.6)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn heads_and_groups(device: &Device) -> Result<(), Failed> {
+    for (heads, kv_heads) in [(1, 1), (3, 3), (40, 40), (4, 1), (8, 2), (8, 1), (40, 5)] {
+        check(device, Case { heads, kv_heads, batch: 2, seq_q: 200, seq_kv: 260, ..CASE }, 0.6)?;
+    }
+    Ok(())
+}
+
+fn cross_lengths(device: &Device) -> Result<(), Failed> {
+    for (seq_q, seq_kv) in [(1, 1000), (1000, 1), (130, 64), (77, 513), (3000, 100)] {
+        check(device, Case { seq_q, seq_kv, ..CASE }, 0.7)?;
+        check(device, Case { seq_q, seq_kv, d: 64, dtype: DType::F16, ..CASE }, 0.7)?;
+    }
+    Ok(())
+}
+
+fn scales(device: &Device) -> Result<(), Failed> {
+    let kernels = Kernels::of(device, &CASE)?;
+    for scale in [-0.1, 0.3] {
+        check_kernels(device, &kernels, &CASE, 0.5, scale)?;
+    }
+    // With a scale of 0 all weights of a row are alike, and q and k have no gradient.
+    let inputs = Inputs::new(&CASE, 0.5, 0.0)?;
+    let found = kernels.launch(device, &inputs, None)?;
+    let [q, k, v] = &inputs.qkv;
+    let exact = attention_backward_f64([q, k, v], (&inputs.d_out, None), &inputs.mask, 0.0, None, None)?;
+    let error = relative_error(&found.dv.to_f32_vec()?, &exact.dv);
+    let zero =
+        |tensor: &Tensor| -> Result<bool, Failed> { Ok(tensor.to_f32_vec()?.iter().all(|x| *x == 0.0)) };
+    if !(error <= 6e-3 && zero(&found.dq)? && zero(&found.dk)?) {
+        return Err(format!("scale 0: dv is off by {error:.1e}, or dq and dk are not 0").into());
+    }
+    Ok(())
+}
+
+/// Every candidate of the tuning spaces, not the preferred ones alone.
+fn every_schedule(device: &Device) -> Result<(), Failed> {
+    let cuda = device.as_cuda().unwrap();
+    for d in [64, 96, 128, 256] {
+        for blocks in BlockSize::ALL {
+            let case = Case { d, blocks: (blocks.q(), blocks.kv()), seq_q: 333, seq_kv: 333, ..CASE };
+            let [deltas, by_key, by_query] = requests(&case).map(|request| request.load_all(cuda));
+            let (deltas, by_key, by_query) = (deltas?, by_key?, by_query?);
+            for i in 0..deltas.len().max(by_key.len()).max(by_query.len()) {
+                let nth = |kernels: &[Kernel]| kernels[i % kernels.len()].clone();
+                let kernels = Kernels { delta: nth(&deltas), by_key: nth(&by_key), by_query: nth(&by_query) };
+                check_kernels(device, &kernels, &case, 0.6, case.scale()).map_err(|error| {
+                    let names = [&kernels.delta, &kernels.by_key, &kernels.by_query]
+                        .map(|kernel| kernel.variant().name.as_str());
+                    format!("{}: {}", names.join(", "), error.message().unwrap_or_default())
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A query that attends to nothing may hold NaN in q and `d_out`: neither its own gradient nor its keys' see it.
+fn rows_without_keys(device: &Device) -> Result<(), Failed> {
+    #[mask_mod]
+    fn odd_queries(b: i32, h: i32, q: i32, kv: i32) -> bool {
+        q % 2 == 1
+    }
+    let (seq, d) = (300, 64);
+    let mut random = Random(3);
+    let clean: [Tensor; 4] = [(); 4].map(|()| random.tensor(DType::Bf16, &[1, 2, seq, d]));
+    let spoilt = |tensor: &Tensor| -> Result<Tensor, Failed> {
+        let mut values = tensor.to_vec::<half::bf16>()?;
+        values.chunks_mut(d).step_by(2).for_each(|row| row.fill(half::bf16::NAN));
+        Ok(Tensor::from_slice(&values, tensor.shape())?.to(device)?)
+    };
+    let attention = Attention::builder(HeadDim::D64, DType::Bf16).mask_mod(odd_queries {}).build(device)?;
+    let (q, d_out) = (spoilt(&clean[0])?, spoilt(&clean[3])?);
+    let (k, v) = (clean[1].to(device)?, clean[2].to(device)?);
+    let mask = BlockMask::full(1, 1, (128, 64), (seq, seq))?.to(device)?;
+    let (out, lse) = attention.attend_with(&q, &k, &v, &mask)?;
+    let output = Output { out, lse, mask };
+    let found = attention.backward(&q, &k, &v, &output, &d_out, None)?;
+    if found.dq.to_f32_vec()?.chunks(d).step_by(2).flatten().any(|x| *x != 0.0) {
+        return Err("a query that attends to nothing has a gradient".into());
+    }
+    let [q, k, v, d_out] = clean;
+    let mask = output.mask.to(&Device::cpu())?;
+    let problem = (&[q, k, v], &mask, attention.scale());
+    compare("spoilt rows", DType::Bf16, &found, problem, (&d_out, None), (None, Some(&odd_queries {})))
+}
+
+fn functions<S: ScoreMod + Clone, M: MaskMod + Clone>(
+    device: &Device,
+    score: Option<S>,
+    mask: Option<M>,
+) -> Result<(), Failed> {
+    let mut random = Random(29);
+    for blocks in BlockSize::ALL {
+        for (dtype, d, select) in [
+            (DType::Bf16, 128, false),
+            (DType::F16, 64, true),
+            (DType::Bf16, 256, false),
+            (DType::F16, 96, true),
+        ] {
+            let qkv = [(); 3].map(|()| random.tensor(dtype, &[2, 4, 333, d]));
+            let d_out = random.tensor(dtype, qkv[0].shape());
+            let mut builder = Attention::builder(HeadDim::new(d)?, dtype).blocks(blocks);
+            if let Some(score) = &score {
+                builder = builder.score_mod(score.clone());
+            }
+            if let Some(mask) = &mask {
+                builder = builder.mask_mod(mask.clone());
+            }
+            if select {
+                builder = builder.select(top_k(0.5));
+            }
+            let attention = builder.build(device)?;
+            let [q, k, v] = [0, 1, 2].map(|i: usize| qkv[i].to(device));
+            let (q, k, v) = (q?, k?, v?);
+            let output = attention.forward(&q, &k, &v)?;
+            let found = attention.backward(&q, &k, &v, &output, &d_out.to(device)?, None)?;
+            let mask_fn = mask.as_ref().map(|f| f as &dyn MaskMod);
+            let functions = (score.as_ref().map(|f| f as &dyn ScoreMod), mask_fn);
+            let kept = output.mask.to(&Device::cpu())?;
+            let problem = (&qkv, &kept, attention.scale());
+            let what = format!("{blocks} {dtype} d {d}");
+            compare(&what, dtype, &found, problem, (&d_out, None), functions)?;
+        }
+    }
+    Ok(())
+}
+
+/// From q and k to gradients, nothing on the host.
+fn of_a_selection(device: &Device) -> Result<(), Failed> {
+    let mut random = Random(11);
+    for (dtype, d, kv_heads) in [(DType::Bf16, 128, 6), (DType::F16, 64, 2)] {
+        let case = Case { dtype, d, heads: 6, kv_heads, seq_q: 1100, seq_kv: 1300, ..CASE };
+        let qkv = case.qkv(&mut random);
+        let d_out = random.tensor(dtype, qkv[0].shape());
+        let rule = top_k(0.1) | top_p(0.3);
+        let attention = Attention::builder(HeadDim::new(d)?, dtype).select(rule).build(device)?;
+        let [q, k, v] = [0, 1, 2].map(|i: usize| qkv[i].to(device));
+        let (q, k, v) = (q?, k?, v?);
+        let output = attention.forward(&q, &k, &v)?;
+        let found = attention.backward(&q, &k, &v, &output, &d_out.to(device)?, None)?;
+        let kept = output.mask.to(&Device::cpu())?;
+        let problem = (&qkv, &kept, attention.scale());
+        compare(&format!("{case:?}"), dtype, &found, problem, (&d_out, None), (None, None))?;
+    }
+    Ok(())
+}
+
+/// Tensors laid out `[batch, seq, heads, d]`, and one mask for all heads and batches.
+fn bshd_and_shared(device: &Device) -> Result<(), Failed> {
+    let mut random = Random(17);
+    let (seq, d, heads, kv_heads) = (500, 128, 6, 3);
+    let mut tensor = |heads: usize| {
+        random
+            .tensor(DType::Bf16, &[2, seq, heads, d])
+            .permute(&[0, 2, 1, 3])
+            .expect("it has four dimensions")
+    };
+    let (qkv, d_out) = ([tensor(heads), tensor(kv_heads), tensor(kv_heads)], tensor(heads));
+    let shared = Case { batch: 1, heads: 1, kv_heads: 1, ..CASE };
+    let mask = holey_mask(&shared, &mut Random(5), 0.6);
+    let attention = Attention::builder(HeadDim::D128, DType::Bf16).build(device)?;
+    let [q, k, v] = [0, 1, 2].map(|i: usize| qkv[i].to(device));
+    let (q, k, v) = (q?, k?, v?);
+    let on_gpu = mask.to(device)?;
+    let (out, lse) = attention.attend_with(&q, &k, &v, &on_gpu)?;
+    let output = Output { out, lse, mask: on_gpu };
+    let found = attention.backward(&q, &k, &v, &output, &d_out.to(device)?, None)?;
+    let problem = (&qkv, &mask, attention.scale());
+    compare("bshd", DType::Bf16, &found, problem, (&d_out, None), (None, None))
+}
+
+fn long_sequence(device: &Device) -> Result<(), Failed> {
+    let long = Case { heads: 1, kv_heads: 1, seq_q: 16_500, seq_kv: 16_500, ..CASE };
+    check(device, long, 0.05)?;
+    check(device, Case { dtype: DType::F16, d: 64, ..long }, 0.05)
+}
+
+fn same_bits(device: &Device) -> Result<(), Failed> {
+    let case = Case { heads: 8, kv_heads: 2, seq_q: 2000, seq_kv: 2000, ..CASE };
+    let kernels = Kernels::of(device, &case)?;
+    let inputs = Inputs::new(&case, 0.5, case.scale())?;
+    let bits = |gradients: &Gradients| -> Result<Vec<u32>, Failed> {
+        let mut all = Vec::new();
+        for tensor in [&gradients.dq, &gradients.dk, &gradients.dv] {
+            all.extend(tensor.to_f32_vec()?.into_iter().map(f32::to_bits));
+        }
+        Ok(all)
+    };
+    let first = bits(&kernels.launch(device, &inputs, Some(&inputs.d_lse))?)?;
+    for _ in 0..20 {
+        if bits(&kernels.launch(device, &inputs, Some(&inputs.d_lse))?)? != first {
+            return Err("two runs differ".into());
+        }
+    }
+    Ok(())
+}
+
+/// Without keys, without queries, and with a mask that keeps nothing: zeros, and no launch over nothing.
+fn nothing(device: &Device) -> Result<(), Failed> {
+    let attention = Attention::builder(HeadDim::D64, DType::Bf16).build(device)?;
+    for (seq_q, seq_kv) in [(100, 0), (0, 100), (100, 100)] {
+        let case = Case { seq_q, seq_kv, d: 64, ..CASE };
+        let mut random = Random(2);
+        let [q, k, v] = case.qkv(&mut random).map(|tensor| tensor.to(device));
+        let (q, k, v) = (q?, k?, v?);
+        let map = vec![false; case.grid().iter().product()];
+        let mask = BlockMask::from_dense(&map, case.grid(), case.blocks, (seq_q, seq_kv))?.to(device)?;
+        let (out, lse) = attention.attend_with(&q, &k, &v, &mask)?;
+        let d_out = random.tensor(DType::Bf16, q.shape()).to(device)?;
+        let found = attention.backward(&q, &k, &v, &Output { out, lse, mask }, &d_out, None)?;
+        for (gradient, of) in [(&found.dq, &q), (&found.dk, &k), (&found.dv, &v)] {
+            if gradient.shape() != of.shape() || gradient.to_f32_vec()?.iter().any(|x| *x != 0.0) {
+                return Err(
+                    format!("{case:?}: a gradient is not 0, or of shape {:?}", gradient.shape()).into()
+                );
+            }
+        }
+    }
+    Ok(())
+}
