@@ -1,7 +1,11 @@
 //! The gradients of an attention.
 
-use super::{Attention, Output};
-use crate::{Error, Tensor, cpu};
+use super::caller::{arena, check_dense};
+use super::gpu::Upstream;
+use super::memory::{Fill, Memory};
+use super::{Attention, MaskLists, Output, Sizes, is_empty};
+use crate::tensor::Arena;
+use crate::{Error, MaskError, Tensor, cpu};
 
 /// What [`Attention::backward`] returns: gradients in the dtype of q, summed in f32, contiguous.
 #[derive(Debug)]
@@ -37,7 +41,7 @@ impl Attention {
     ///
     /// # Errors
     /// [`Error::Tensor`] for tensors that do not fit, [`Error::Mask`] when the mask is for other sizes or blocks,
-    /// [`Error::DeviceFunction`] when a function panics; [`Error::CpuOnly`] on a GPU.
+    /// [`Error::DeviceFunction`] when a function panics, a device error when the GPU fails.
     pub fn backward(
         &self,
         q: &Tensor,
@@ -56,12 +60,119 @@ impl Attention {
             tensor.map_or(Ok(()), |tensor| tensor.expect_place(what, &self.device))?;
         }
         mask.check_fits(shape.batch, shape.heads, shape.seq_q, shape.seq_kv)?;
-        let rule = &self.rule;
-        mask.check_blocks(rule.blocks)?;
-        if self.pipeline.is_some() {
-            return Err(Error::CpuOnly { what: "the backward" });
+        mask.check_blocks(self.rule.blocks)?;
+        let Some(pipeline) = &self.pipeline else {
+            return self.backward_on_cpu([q, k, v], output, (d_out, d_lse));
+        };
+        if is_empty(q, k) {
+            let zeros = |like: &Tensor| Tensor::zeros_on(&self.device, like.dtype(), like.shape());
+            return Ok(Gradients { dq: zeros(q)?, dk: zeros(k)?, dv: zeros(v)? });
         }
-        let (score_mod, mask_mod) = (rule.score_mod.as_deref(), rule.mask_mod.as_deref());
-        cpu::backward([q, k, v], [out, lse], (d_out, d_lse), mask, rule.scale, score_mod, mask_mod)
+        let mut memory = Memory::Device { device: &self.device, fill: Fill::Anything };
+        let lists = MaskLists {
+            kv: mask.kv().clone(),
+            full_kv: mask.full_kv().cloned(),
+            q: Some(mask.q().clone()),
+            full_q: mask.full_q().cloned(),
+        };
+        let mut scratch = pipeline.backward_scratch(&Sizes::of(&self.rule, q, k), &lists, &mut memory)?;
+        let mut made = |like: &Tensor| memory.tensor(like.dtype(), like.shape());
+        let mut gradients = Gradients { dq: made(q)?, dk: made(k)?, dv: made(v)? };
+        let upstream = Upstream { qkv: [q, k, v], out, lse, d_out, d_lse };
+        let density = mask.known_density();
+        pipeline.backward(&self.rule, upstream, &lists, density, &mut scratch, &mut gradients)?;
+        Ok(gradients)
     }
+
+    fn backward_on_cpu(
+        &self,
+        [q, k, v]: [&Tensor; 3],
+        Output { out, lse, mask }: &Output,
+        upstream: (&Tensor, Option<&Tensor>),
+    ) -> Result<Gradients, Error> {
+        let rule = &self.rule;
+        let (score_mod, mask_mod) = (rule.score_mod.as_deref(), rule.mask_mod.as_deref());
+        cpu::backward([q, k, v], [out, lse], upstream, mask, rule.scale, score_mod, mask_mod)
+    }
+
+    /// Bytes of scratch for [`backward_in`](Self::backward_in) on tensors of these shapes and over these lists; 0 on the CPU.
+    ///
+    /// # Errors
+    /// As [`mask`](Self::mask).
+    pub fn backward_scratch_bytes(&self, q: &Tensor, k: &Tensor, lists: &MaskLists) -> Result<usize, Error> {
+        self.check(q, k, None)?;
+        let Some(pipeline) = self.pipeline.as_ref().filter(|_| !is_empty(q, k)) else { return Ok(0) };
+        check_lists(lists)?;
+        let mut arena = Arena::to_measure();
+        pipeline.backward_scratch(&Sizes::of(&self.rule, q, k), lists, &mut Memory::Arena(&mut arena))?;
+        Ok(arena.needed())
+    }
+
+    /// As [`backward`](Self::backward) in the caller's own memory: over the lists that the forward went by, into `gradients` of
+    /// the shapes of q, k and v, which are dense in any order of their dimensions. Lists by key that are not given are made in
+    /// the scratch, a contiguous tensor of at least [`backward_scratch_bytes`](Self::backward_scratch_bytes).
+    ///
+    /// The lists may hold anything, as for [`attend_in`](Self::attend_in); of a block named twice in a row the gradients are
+    /// not specified. Nothing is read on the host, so that nothing waits.
+    ///
+    /// # Errors
+    /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Scratch`], [`Error::Gaps`], [`Error::Aliased`]; [`Error::Bind`]
+    /// for lists of the wrong shape or dtype; otherwise as [`backward`](Self::backward).
+    pub fn backward_in(
+        &self,
+        qkv: [&Tensor; 3],
+        [out, lse]: [&Tensor; 2],
+        (d_out, d_lse): (&Tensor, Option<&Tensor>),
+        lists: &MaskLists,
+        gradients: &mut Gradients,
+        scratch: &mut Tensor,
+    ) -> Result<(), Error> {
+        let [q, k, v] = qkv;
+        let shape = self.check(q, k, Some(v))?;
+        shape.check_backward(q, [out, lse], d_out, d_lse)?;
+        let (cuda, pipeline) = self.gpu()?;
+        let _current = cuda.enter()?;
+        check_lists(lists)?;
+        let inputs = [("q", q), ("k", k), ("v", v), ("out", out), ("lse", lse), ("d_out", d_out)];
+        for (name, gradient) in gradients.named() {
+            check_dense(name, gradient)?;
+            if let Some((what, _)) = inputs.iter().find(|(_, input)| input.shares_storage(gradient)) {
+                return Err(Error::Aliased { what });
+            }
+        }
+        if is_empty(q, k) {
+            let Gradients { dq, dk, dv } = gradients;
+            return [dq, dk, dv].into_iter().try_for_each(|gradient| gradient.fill_words(cuda, 0));
+        }
+        let mut arena = arena(scratch)?;
+        let sizes = Sizes::of(&self.rule, q, k);
+        let mut work = pipeline.backward_scratch(&sizes, lists, &mut Memory::Arena(&mut arena))?;
+        let upstream = Upstream { qkv, out, lse, d_out, d_lse };
+        pipeline.backward(&self.rule, upstream, lists, None, &mut work, gradients)
+    }
+
+    /// As [`is_warm`](Self::is_warm), for [`backward_in`](Self::backward_in).
+    pub fn is_warm_for_backward(&self, q: &Tensor, k: &Tensor) -> bool {
+        self.pipeline
+            .as_ref()
+            .is_none_or(|pipeline| pipeline.is_warm_for_backward(&self.rule, &Sizes::of(&self.rule, q, k)))
+    }
+}
+
+impl Gradients {
+    fn named(&self) -> [(&'static str, &Tensor); 3] {
+        [("dq", &self.dq), ("dk", &self.dk), ("dv", &self.dv)]
+    }
+}
+
+/// What scratch is made by, before the kernels' bindings look at the rest.
+fn check_lists(lists: &MaskLists) -> Result<(), Error> {
+    for (what, index) in [("kv_indices", Some(&lists.kv)), ("full_kv_indices", lists.full_kv.as_ref())] {
+        let Some(shape) = index.map(|index| index.indices.shape()).filter(|shape| shape.len() != 4) else {
+            continue;
+        };
+        let needed = "four dimensions: batch, heads, rows and width".to_owned();
+        return Err(MaskError::ListShape { what, found: shape.to_vec(), needed }.into());
+    }
+    Ok(())
 }

@@ -172,13 +172,13 @@ impl Attention {
             .is_none_or(|pipeline| pipeline.is_warm_for_lists(&self.rule, &Sizes::of(&self.rule, q, k)))
     }
 
-    fn gpu(&self) -> Result<(&CudaDevice, &Pipeline), Error> {
+    pub(super) fn gpu(&self) -> Result<(&CudaDevice, &Pipeline), Error> {
         let gpu = self.device.as_cuda().zip(self.pipeline.as_ref());
         gpu.ok_or(Error::NotOnGpu { what: "memory to write into" })
     }
 }
 
-fn arena(scratch: &Tensor) -> Result<Arena, Error> {
+pub(super) fn arena(scratch: &Tensor) -> Result<Arena, Error> {
     let found = scratch.elements() * scratch.dtype().size();
     Arena::of(scratch).filter(|_| scratch.is_contiguous()).ok_or(Error::Scratch { found })
 }
@@ -195,7 +195,7 @@ fn check_outputs(inputs: [&Tensor; 3], [out, lse]: [&Tensor; 2]) -> Result<(), E
     Ok(())
 }
 
-fn check_dense(what: &'static str, tensor: &Tensor) -> Result<(), Error> {
+pub(super) fn check_dense(what: &'static str, tensor: &Tensor) -> Result<(), Error> {
     if tensor.is_dense() {
         return Ok(());
     }

@@ -38,6 +38,8 @@ kernel! {
             TILE_KV == 16 * WARPS || (D == 64 && TILE_KV == 32 * WARPS),
             // Sums, scores and their gradients, of 255 registers a thread. (Half of the widest heads' columns a block.)
             TILE_KV * (min(D, 128) + STEP_Q) / (16 * WARPS) <= 192,
+            // The second half's addresses would spill.
+            D <= 128 || STEP_Q <= 32,
             // A pass of copies fills whole rows.
             STEP_Q % (32 * WARPS / (if D == 96 { 4 } else { 8 })) == 0,
             smem_bytes = 4 * D * (TILE_KV + 2 * STEP_Q) + 16 * STEP_Q,

@@ -1,8 +1,10 @@
 //! The chain of kernels on a GPU: (classify) → pool → rank → (transpose) → forward. Nothing goes to the host.
 
+mod backward;
 mod ranking;
 mod selection;
 
+pub(super) use backward::Upstream;
 pub(super) use selection::{Ranked, Scratch};
 
 use super::advice::advise;
@@ -14,8 +16,9 @@ use crate::kernels::{classify, forward};
 use crate::launch::{FunctionArgs, Lazy, Outputs, Request, Tolerance, Tuned};
 use crate::tune::{Bucket, Policy};
 use crate::{BlockIndex, DType, DeviceFn, Error, Tensor};
+use backward::Backward;
 use selection::Selector;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The kernels of the chain, each with its tuning space, and the functions' captures.
 #[derive(Clone)]
@@ -24,6 +27,9 @@ pub(super) struct Pipeline {
     selector: Selector,
     forward: Tuned,
     functions: Arc<FunctionArgs>,
+    policy: Policy,
+    /// Made when a gradient is first asked for.
+    backward: Arc<OnceLock<Backward>>,
 }
 
 /// Two schedules sum in f32 in different orders.
@@ -67,12 +73,15 @@ impl Pipeline {
             selector: Selector::new(cuda, rule, classify, &lazy),
             forward,
             functions,
+            policy,
+            backward: Arc::default(),
         })
     }
 
     /// The stages in the order they run.
     pub(super) fn stages(&self) -> impl Iterator<Item = &Tuned> {
-        self.selector.stages().chain([&self.forward])
+        let backward = self.backward.get().into_iter().flat_map(Backward::stages);
+        self.selector.stages().chain([&self.forward]).chain(backward)
     }
 
     /// The captures that launches read.
@@ -88,6 +97,8 @@ impl Pipeline {
             selector: self.selector.on(cuda),
             forward: self.forward.on(cuda),
             functions: self.functions.clone(),
+            policy: self.policy,
+            backward: self.backward.clone(),
         }
     }
 

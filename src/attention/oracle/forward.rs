@@ -62,7 +62,7 @@ fn launch(
 }
 
 /// Two of three blocks; the first half of those kept apply the mask function, where there is one.
-fn mask(rule: &Rule) -> Result<BlockMask, Error> {
+pub(super) fn mask(rule: &Rule) -> Result<BlockMask, Error> {
     let blocks = (rule.blocks.q(), rule.blocks.kv());
     let shape = [1, 1, TOKENS.div_ceil(blocks.0), TOKENS.div_ceil(blocks.1)];
     let kept = |block: usize| !(block + 1).is_multiple_of(3);

@@ -1,8 +1,10 @@
 //! Every kernel of the chain against the CPU executor on a small case, before a schedule may win.
 
+mod backward;
 mod forward;
 mod mask;
 
+pub(super) use backward::{check_backward_kv, check_backward_q, check_delta, check_mark};
 pub(super) use forward::check_forward;
 pub(super) use mask::{check_classify, check_pool, check_rank, check_score, check_select, check_transpose};
 

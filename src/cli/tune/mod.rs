@@ -16,7 +16,7 @@ use tilewright::bundle::{Contents, export};
 use tilewright::cache::KernelCache;
 use tilewright::launch::Choice;
 use tilewright::tune::{Policy, synthetic_mask};
-use tilewright::{Attention, DType, Device, Tensor};
+use tilewright::{Attention, DType, Device, Output, Tensor};
 
 #[derive(Args)]
 pub struct TuneArgs {
@@ -40,6 +40,9 @@ pub struct TuneArgs {
     /// How unevenly: the standard deviation of the number of blocks a row keeps, over its mean. Top-k alone has 0.
     #[arg(long, value_name = "RATIO", default_value_t = 0.5, value_parser = spread)]
     spread: f64,
+    /// Tune the kernels of the backward too, for training.
+    #[arg(long)]
+    backward: bool,
     /// Print every candidate: schedule, registers, shared memory, time, or why it was rejected.
     #[arg(long)]
     explain: bool,
@@ -98,7 +101,11 @@ pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
         let start = Instant::now();
         attention.mask(&q, &k)?;
         // Noise has no structure to select by: what a rule keeps of it is no mask of a model.
-        attention.attend_with(&q, &k, &v, &mask)?;
+        let (out, lse) = attention.attend_with(&q, &k, &v, &mask)?;
+        if args.backward {
+            // A gradient as noisy as the rest: q is one.
+            attention.backward(&q, &k, &v, &Output { out, lse, mask }, &q, None)?;
+        }
         let seconds = start.elapsed().as_secs_f64();
         let choices = attention.choices();
         let _ = writeln!(text, "\n{shape}: ready in {seconds:.2} s");

@@ -1,0 +1,326 @@
+//! The kernels of the backward on a GPU: delta → by key → by query, and before them the lists by key where a caller has none.
+
+use super::{Pipeline, SUMS, parse, tuning};
+use crate::attention::advice::advise;
+use crate::attention::memory::Memory;
+use crate::attention::{Gradients, MaskLists, Rule, Sizes, oracle};
+use crate::codegen::lower::FunctionKind;
+use crate::device::{CudaDevice, Device};
+use crate::kernels::{backward_kv, backward_q, delta, mark, transpose};
+use crate::launch::{Outputs, Request, Tolerance, Tuned};
+use crate::tune::{Bucket, Policy};
+use crate::{BlockIndex, DType, DeviceFn, Error, Tensor};
+
+/// The kernels, each with its tuning space.
+#[derive(Clone)]
+pub(super) struct Backward {
+    delta: Tuned,
+    by_key: Tuned,
+    by_query: Tuned,
+    mark: Tuned,
+    transpose: Tuned,
+}
+
+/// How far apart the gradients of two schedules may be: each rounds P and dS to the dtype in its own order of sums.
+const TOLERANCE: Tolerance = Tolerance::Close(1e-2);
+
+/// What a backward works in.
+pub(in crate::attention) struct BackwardScratch {
+    /// Of each query.
+    delta: Tensor,
+    /// Where the caller has no lists by key.
+    transposed: Option<Transposed>,
+}
+
+struct Transposed {
+    keep: Tensor,
+    full_keep: Option<Tensor>,
+    q: BlockIndex,
+    full_q: Option<BlockIndex>,
+}
+
+/// What a backward starts from.
+#[derive(Clone, Copy)]
+pub(in crate::attention) struct Upstream<'a> {
+    pub(in crate::attention) qkv: [&'a Tensor; 3],
+    pub(in crate::attention) out: &'a Tensor,
+    pub(in crate::attention) lse: &'a Tensor,
+    pub(in crate::attention) d_out: &'a Tensor,
+    pub(in crate::attention) d_lse: Option<&'a Tensor>,
+}
+
+/// Lists with the same of full blocks.
+type Lists<'a> = (&'a BlockIndex, Option<&'a BlockIndex>);
+
+impl Backward {
+    /// Prepares the tuning spaces. What is compiled is decided at the first call.
+    fn new(cuda: &CudaDevice, rule: &Rule, policy: Policy) -> Result<Self, Error> {
+        let score_mod = parse(FunctionKind::ScoreMod, rule.score_mod.as_deref().map(|f| f as &dyn DeviceFn))?;
+        let mask_mod = parse(FunctionKind::MaskMod, rule.mask_mod.as_deref().map(|f| f as &dyn DeviceFn))?;
+        let tuned = |request: Request| Tuned::new(cuda, &request, policy);
+        let typed = |request: Request| request.value("T", rule.dtype).value("D", rule.head_dim.tile() as i64);
+        let blocked = |request: Request| {
+            typed(request)
+                .value("BLOCK_Q", rule.blocks.q() as i64)
+                .value("BLOCK_KV", rule.blocks.kv() as i64)
+                .function("score_mod", score_mod.as_ref())
+                .function("mask_mod", mask_mod.as_ref())
+        };
+        Ok(Backward {
+            delta: tuned(typed(Request::new(&delta::SOURCE)))?,
+            by_key: tuned(blocked(Request::new(&backward_kv::SOURCE)))?,
+            by_query: tuned(blocked(Request::new(&backward_q::SOURCE)))?,
+            mark: tuned(Request::new(&mark::SOURCE))?,
+            transpose: tuned(Request::new(&transpose::SOURCE))?,
+        })
+    }
+
+    /// The stages in the order they run.
+    pub(super) fn stages(&self) -> [&Tuned; 5] {
+        [&self.mark, &self.transpose, &self.delta, &self.by_key, &self.by_query]
+    }
+
+    fn on(&self, cuda: &CudaDevice) -> Self {
+        let Backward { delta, by_key, by_query, mark, transpose } = self;
+        let [delta, by_key, by_query, mark, transpose] =
+            [delta, by_key, by_query, mark, transpose].map(|kernel| kernel.on(cuda));
+        Backward { delta, by_key, by_query, mark, transpose }
+    }
+}
+
+impl Pipeline {
+    /// The kernels of the backward, on this pipeline's stream; made at the first call that wants them.
+    fn backward_kernels(&self, rule: &Rule) -> Result<Backward, Error> {
+        let Device::Cuda(cuda) = &self.device else { unreachable!("a pipeline is on a GPU") };
+        if let Some(known) = self.backward.get() {
+            return Ok(known.on(cuda));
+        }
+        let made = Backward::new(cuda, rule, self.policy)?;
+        Ok(self.backward.get_or_init(|| made).on(cuda))
+    }
+
+    /// Whether every kernel of the backward is chosen for these sizes. The lists by key do not count.
+    pub(in crate::attention) fn is_warm_for_backward(&self, rule: &Rule, sizes: &Sizes) -> bool {
+        let bucket = sizes.bucket(rule, None);
+        let knows = |backward: &Backward| {
+            [&backward.delta, &backward.by_key, &backward.by_query].iter().all(|kernel| kernel.knows(bucket))
+        };
+        self.backward.get().is_some_and(knows)
+    }
+
+    /// Room for what a backward over these lists works in.
+    pub(in crate::attention) fn backward_scratch(
+        &self,
+        sizes: &Sizes,
+        lists: &MaskLists,
+        memory: &mut Memory<'_>,
+    ) -> Result<BackwardScratch, Error> {
+        let delta = memory.tensor(DType::F32, &[sizes.batch, sizes.heads, sizes.seq_q])?;
+        if has_lists_by_key(lists) {
+            return Ok(BackwardScratch { delta, transposed: None });
+        }
+        let mut one = |of: &BlockIndex| -> Result<(Tensor, BlockIndex), Error> {
+            // One mask for all heads and batches stays one.
+            let &[batch, heads, ..] = of.indices.shape() else {
+                unreachable!("the shapes of lists were looked at");
+            };
+            let (rows, columns) = (sizes.q_blocks, sizes.kv_blocks);
+            let keep = memory.tensor(DType::I32, &[batch, heads, rows, columns.div_ceil(32)])?;
+            let counts = memory.counts(&[batch, heads, columns])?;
+            Ok((
+                keep,
+                BlockIndex { counts, indices: memory.tensor(DType::I32, &[batch, heads, columns, rows])? },
+            ))
+        };
+        let (keep, q) = one(&lists.kv)?;
+        let (full_keep, full_q) = lists.full_kv.as_ref().map(one).transpose()?.unzip();
+        Ok(BackwardScratch { delta, transposed: Some(Transposed { keep, full_keep, q, full_q }) })
+    }
+
+    /// The gradients, into `gradients`. Launches only, once the kernels are chosen: nothing is allocated and nothing waits.
+    pub(in crate::attention) fn backward(
+        &self,
+        rule: &Rule,
+        upstream: Upstream<'_>,
+        lists: &MaskLists,
+        density: Option<f64>,
+        scratch: &mut BackwardScratch,
+        gradients: &mut Gradients,
+    ) -> Result<(), Error> {
+        let sizes = Sizes::of(rule, upstream.qkv[0], upstream.qkv[1]);
+        let run = Run { pipeline: self, rule, sizes, bucket: sizes.bucket(rule, density), upstream };
+        let done =
+            self.backward_kernels(rule).and_then(|kernels| run.all(&kernels, lists, scratch, gradients));
+        done.map_err(|error| match advise(error, rule, &sizes) {
+            Error::CacheOnly { kernel, device, what, command } if command.starts_with("tilewright tune") => {
+                Error::CacheOnly { kernel, device, what, command: command + " --backward" }
+            }
+            other => other,
+        })
+    }
+}
+
+/// Whether no list by key is missing.
+fn has_lists_by_key(lists: &MaskLists) -> bool {
+    lists.q.is_some() && (lists.full_q.is_some() || lists.full_kv.is_none())
+}
+
+/// One backward.
+struct Run<'a> {
+    pipeline: &'a Pipeline,
+    rule: &'a Rule,
+    sizes: Sizes,
+    bucket: Bucket,
+    upstream: Upstream<'a>,
+}
+
+impl Run<'_> {
+    fn all(
+        &self,
+        kernels: &Backward,
+        lists: &MaskLists,
+        scratch: &mut BackwardScratch,
+        gradients: &mut Gradients,
+    ) -> Result<(), Error> {
+        let BackwardScratch { delta, transposed } = scratch;
+        let by_key = match (transposed, &lists.q) {
+            (Some(transposed), _) => {
+                self.transpose(kernels, lists, transposed)?;
+                (&transposed.q, transposed.full_q.as_ref())
+            }
+            (None, Some(q)) => (q, lists.full_q.as_ref()),
+            (None, None) => unreachable!("the scratch has lists by key where the caller has none"),
+        };
+        self.delta(kernels, delta)?;
+        let Gradients { dq, dk, dv } = gradients;
+        self.by_key(kernels, by_key, delta, [dk, dv])?;
+        self.by_query(kernels, (&lists.kv, lists.full_kv.as_ref()), delta, dq)
+    }
+
+    fn outputs<'b>(
+        &self,
+        kernel: &Tuned,
+        tensors: &[&Tensor],
+        tolerance: Tolerance,
+        oracle: impl Fn(&crate::launch::Kernel) -> Result<(), String> + 'b,
+    ) -> Option<Outputs<'b>> {
+        tuning(kernel, &self.sizes, self.bucket, || {
+            Outputs::new(tensors.iter().map(|&tensor| tensor.clone()).collect(), tolerance)
+                .with_oracle(oracle)
+        })
+    }
+
+    /// The lists by key of the lists by query.
+    fn transpose(
+        &self,
+        kernels: &Backward,
+        lists: &MaskLists,
+        transposed: &mut Transposed,
+    ) -> Result<(), Error> {
+        let device = &self.pipeline.device;
+        let Transposed { keep, full_keep, q, full_q } = transposed;
+        let kv_blocks = self.sizes.kv_blocks as i32;
+        let full = lists.full_kv.as_ref().zip(full_keep.as_mut());
+        for (BlockIndex { counts, indices }, keep) in [(&lists.kv, &mut *keep)].into_iter().chain(full) {
+            let outputs = self.outputs(&kernels.mark, &[keep], Tolerance::Exact, |kernel| {
+                oracle::check_mark(device, kernel)
+            });
+            kernels.mark.run(self.bucket, outputs, &mut |kernel| {
+                let args = mark::Args { kv_counts: counts, kv_indices: indices, keep, kv_blocks };
+                kernel.launch(&args, None)
+            })?;
+        }
+        let split = full_q.is_some();
+        let tensors = [Some(&q.counts), Some(&q.indices), full_q.as_ref().map(|full| &full.counts)];
+        let tensors: Vec<&Tensor> = tensors.into_iter().flatten().collect();
+        let outputs = self.outputs(&kernels.transpose, &tensors, Tolerance::Exact, |kernel| {
+            oracle::check_transpose(self.rule, device, split, kernel)
+        });
+        kernels.transpose.run(self.bucket, outputs, &mut |kernel| {
+            let (full_q_counts, full_q_indices) =
+                full_q.as_mut().map(|BlockIndex { counts, indices }| (counts, indices)).unzip();
+            let args = transpose::Args {
+                keep,
+                full_keep: full_keep.as_ref(),
+                q_counts: &mut q.counts,
+                q_indices: &mut q.indices,
+                full_q_counts,
+                full_q_indices,
+            };
+            kernel.launch(&args, None)
+        })
+    }
+
+    fn delta(&self, kernels: &Backward, delta: &mut Tensor) -> Result<(), Error> {
+        let (rule, device) = (self.rule, &self.pipeline.device);
+        let outputs =
+            self.outputs(&kernels.delta, &[delta], SUMS, |kernel| oracle::check_delta(rule, device, kernel));
+        let Upstream { out, lse, d_out, d_lse, .. } = self.upstream;
+        kernels.delta.run(self.bucket, outputs, &mut |kernel| {
+            kernel.launch(&delta::Args { out, d_out, lse, d_lse, delta }, None)
+        })
+    }
+
+    fn by_key(
+        &self,
+        kernels: &Backward,
+        (by_key, full): Lists<'_>,
+        delta: &Tensor,
+        [dk, dv]: [&mut Tensor; 2],
+    ) -> Result<(), Error> {
+        let (rule, device, functions) = (self.rule, &self.pipeline.device, &self.pipeline.functions);
+        let outputs = self.outputs(&kernels.by_key, &[dk, dv], TOLERANCE, |kernel| {
+            oracle::check_backward_kv(rule, device, functions, kernel)
+        });
+        let Upstream { qkv: [q, k, v], lse, d_out, .. } = self.upstream;
+        kernels.by_key.run(self.bucket, outputs, &mut |kernel| {
+            let args = backward_kv::Args {
+                q,
+                k,
+                v,
+                d_out,
+                lse,
+                delta,
+                q_counts: &by_key.counts,
+                q_indices: &by_key.indices,
+                full_q_counts: full.map(|full| &full.counts),
+                full_q_indices: full.map(|full| &full.indices),
+                dk,
+                dv,
+                scale: rule.scale,
+            };
+            kernel.launch(&args, Some(functions))
+        })
+    }
+
+    fn by_query(
+        &self,
+        kernels: &Backward,
+        (kv, full): Lists<'_>,
+        delta: &Tensor,
+        dq: &mut Tensor,
+    ) -> Result<(), Error> {
+        let (rule, device, functions) = (self.rule, &self.pipeline.device, &self.pipeline.functions);
+        let outputs = self.outputs(&kernels.by_query, &[dq], TOLERANCE, |kernel| {
+            oracle::check_backward_q(rule, device, functions, kernel)
+        });
+        let Upstream { qkv: [q, k, v], lse, d_out, .. } = self.upstream;
+        kernels.by_query.run(self.bucket, outputs, &mut |kernel| {
+            let args = backward_q::Args {
+                q,
+                k,
+                v,
+                d_out,
+                lse,
+                delta,
+                kv_counts: &kv.counts,
+                kv_indices: &kv.indices,
+                full_kv_counts: full.map(|full| &full.counts),
+                full_kv_indices: full.map(|full| &full.indices),
+                dq,
+                scale: rule.scale,
+            };
+            kernel.launch(&args, Some(functions))
+        })
+    }
+}

@@ -1,0 +1,204 @@
+//! The kernels of the backward.
+
+use super::forward::mask;
+use super::{Rule, TOKENS, close, equal, noise, verdict};
+use crate::attention::Gradients;
+use crate::device::Device;
+use crate::kernels::{backward_kv, backward_q, delta, mark};
+use crate::launch::{FunctionArgs, Kernel};
+use crate::{BlockMask, DType, Error, Tensor, cpu};
+
+/// How far the gradients may be apart, relative Frobenius: the GPU rounds P and dS to the dtype, the executor does not.
+const BOUND: f64 = 1e-2;
+
+/// A sum in f32 in another order.
+const SUM_BOUND: f64 = 1e-5;
+
+/// Two query heads that share a key head; one mask for both.
+struct Case {
+    qkv: [Tensor; 3],
+    out: Tensor,
+    lse: Tensor,
+    d_out: Tensor,
+    d_lse: Tensor,
+    mask: BlockMask,
+}
+
+impl Case {
+    fn new(rule: &Rule) -> Result<Self, Error> {
+        let d = rule.head_dim.get();
+        let (rows, keys) = ([1, 2, TOKENS, d], [1, 1, TOKENS, d]);
+        let qkv = [noise(rule.dtype, &rows, 1)?, noise(rule.dtype, &keys, 2)?, noise(rule.dtype, &keys, 3)?];
+        let mask = mask(rule)?;
+        let (score_mod, mask_mod) = (rule.score_mod.as_deref(), rule.mask_mod.as_deref());
+        let (out, lse) = cpu::attend(&qkv[0], &qkv[1], &qkv[2], &mask, rule.scale, score_mod, mask_mod)?;
+        let (d_out, d_lse) = (noise(rule.dtype, &rows, 4)?, noise(DType::F32, &rows[..3], 5)?);
+        Ok(Case { qkv, out, lse, d_out, d_lse, mask })
+    }
+
+    fn gradients(&self, rule: &Rule) -> Result<Gradients, Error> {
+        let Case { qkv: [q, k, v], out, lse, d_out, d_lse, mask } = self;
+        let (score_mod, mask_mod) = (rule.score_mod.as_deref(), rule.mask_mod.as_deref());
+        cpu::backward([q, k, v], [out, lse], (d_out, Some(d_lse)), mask, rule.scale, score_mod, mask_mod)
+    }
+
+    fn delta(&self) -> Result<Vec<f32>, Error> {
+        let d = self.out.shape()[3];
+        let (out, d_out) = (self.out.to_f32_vec()?, self.d_out.to_f32_vec()?);
+        let (lse, d_lse) = (self.lse.to_f32_vec()?, self.d_lse.to_f32_vec()?);
+        let row = |(i, (a, b)): (usize, (&[f32], &[f32]))| match lse[i] {
+            f32::NEG_INFINITY => 0.0,
+            _ => a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>() - d_lse[i],
+        };
+        Ok(out.chunks(d).zip(d_out.chunks(d)).enumerate().map(row).collect())
+    }
+
+    fn to(&self, device: &Device) -> Result<Self, Error> {
+        let [q, k, v] = &self.qkv;
+        Ok(Case {
+            qkv: [q.to(device)?, k.to(device)?, v.to(device)?],
+            out: self.out.to(device)?,
+            lse: self.lse.to(device)?,
+            d_out: self.d_out.to(device)?,
+            d_lse: self.d_lse.to(device)?,
+            mask: self.mask.to(device)?,
+        })
+    }
+
+    fn delta_on(&self, device: &Device) -> Result<Tensor, Error> {
+        Tensor::from_slice(&self.delta()?, self.lse.shape())?.to(device)
+    }
+}
+
+fn poisoned(device: &Device, dtype: DType, like: &Tensor) -> Result<Tensor, Error> {
+    let mut tensor = Tensor::uninit(device, dtype, like.shape())?;
+    tensor.fill_bytes(0xFF)?;
+    Ok(tensor)
+}
+
+/// Compares pairs of found and expected gradients. A user's function that cannot take the case leaves nothing to compare with.
+fn compare(pairs: &[(&Tensor, &Tensor)]) -> Result<Result<(), String>, Error> {
+    for (found, expected) in pairs {
+        let expected = expected.to_f32_vec()?;
+        if !expected.iter().all(|x| x.is_finite()) {
+            return Ok(Ok(()));
+        }
+        if let Err(wrong) = close(&found.to_f32_vec()?, &expected, BOUND) {
+            return Ok(Err(wrong));
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// Says what is wrong with a kernel.
+pub(in crate::attention) fn check_delta(rule: &Rule, device: &Device, kernel: &Kernel) -> Result<(), String> {
+    verdict(|| {
+        let case = Case::new(rule)?;
+        let expected = case.delta()?;
+        let Case { out, lse, d_out, d_lse, .. } = &case.to(device)?;
+        let mut delta = poisoned(device, DType::F32, lse)?;
+        kernel.launch(&delta::Args { out, d_out, lse, d_lse: Some(d_lse), delta: &mut delta }, None)?;
+        if !expected.iter().all(|x| x.is_finite()) {
+            return Ok(Ok(()));
+        }
+        Ok(close(&delta.to_f32_vec()?, &expected, SUM_BOUND))
+    })
+}
+
+/// As [`check_delta`].
+pub(in crate::attention) fn check_backward_kv(
+    rule: &Rule,
+    device: &Device,
+    functions: &FunctionArgs,
+    kernel: &Kernel,
+) -> Result<(), String> {
+    verdict(|| {
+        let case = Case::new(rule)?;
+        let expected = case.gradients(rule)?;
+        let delta = &case.delta_on(device)?;
+        let Case { qkv: [q, k, v], lse, d_out, mask, .. } = &case.to(device)?;
+        let (mut dk, mut dv) = (poisoned(device, k.dtype(), k)?, poisoned(device, v.dtype(), v)?);
+        let args = backward_kv::Args {
+            q,
+            k,
+            v,
+            d_out,
+            lse,
+            delta,
+            q_counts: &mask.q().counts,
+            q_indices: &mask.q().indices,
+            full_q_counts: None,
+            full_q_indices: None,
+            dk: &mut dk,
+            dv: &mut dv,
+            scale: rule.scale,
+        };
+        kernel.launch(&args, Some(functions))?;
+        compare(&[(&dk, &expected.dk), (&dv, &expected.dv)])
+    })
+}
+
+/// As [`check_delta`].
+pub(in crate::attention) fn check_backward_q(
+    rule: &Rule,
+    device: &Device,
+    functions: &FunctionArgs,
+    kernel: &Kernel,
+) -> Result<(), String> {
+    verdict(|| {
+        let case = Case::new(rule)?;
+        let expected = case.gradients(rule)?;
+        let delta = &case.delta_on(device)?;
+        let Case { qkv: [q, k, v], lse, d_out, mask, .. } = &case.to(device)?;
+        let mut dq = poisoned(device, q.dtype(), q)?;
+        let args = backward_q::Args {
+            q,
+            k,
+            v,
+            d_out,
+            lse,
+            delta,
+            kv_counts: &mask.kv().counts,
+            kv_indices: &mask.kv().indices,
+            full_kv_counts: None,
+            full_kv_indices: None,
+            dq: &mut dq,
+            scale: rule.scale,
+        };
+        kernel.launch(&args, Some(functions))?;
+        compare(&[(&dq, &expected.dq)])
+    })
+}
+
+/// As [`check_delta`]. Lists with a count past their width, and with numbers that are no block.
+pub(in crate::attention) fn check_mark(device: &Device, kernel: &Kernel) -> Result<(), String> {
+    const BLOCKS: usize = 70;
+    let rows: [(i32, [i32; 4]); 5] =
+        [(2, [0, 69, 5, 5]), (9, [31, 32, 63, 64]), (0, [1, 2, 3, 4]), (4, [70, -1, 33, 3]), (-3, [7; 4])];
+    verdict(|| {
+        let counts: Vec<i32> = rows.iter().map(|(count, _)| *count).collect();
+        let indices: Vec<i32> = rows.iter().flat_map(|(_, list)| *list).collect();
+        let words = BLOCKS.div_ceil(32);
+        let mut expected = vec![0; rows.len() * words];
+        for (row, (count, list)) in rows.iter().enumerate() {
+            for &block in &list[..(*count).clamp(0, 4) as usize] {
+                if (0..BLOCKS as i32).contains(&block) {
+                    expected[row * words + block as usize / 32] |= 1 << (block % 32);
+                }
+            }
+        }
+        let shape = [1, 1, rows.len()];
+        let counts = Tensor::from_slice(&counts, &shape)?.to(device)?;
+        let indices = Tensor::from_slice(&indices, &[1, 1, rows.len(), 4])?.to(device)?;
+        let mut keep = Tensor::uninit(device, DType::I32, &[1, 1, rows.len(), words])?;
+        keep.fill_bytes(0xFF)?;
+        let args = mark::Args {
+            kv_counts: &counts,
+            kv_indices: &indices,
+            keep: &mut keep,
+            kv_blocks: BLOCKS as i32,
+        };
+        kernel.launch(&args, None)?;
+        Ok(equal("bits", &keep.to_vec::<i32>()?, &expected))
+    })
+}
