@@ -1,14 +1,15 @@
-//! The GPU kernels on the three workloads of video diffusion: `cargo bench --bench attention [-- FILTER]`.
+//! The GPU kernels on the three workloads of video diffusion: `cargo bench --bench attention [-- FILTER] [-- --backward]`.
+//! `--backward`: the gradients alone, with the time of every schedule.
 //!
 //! Random bf16 data, blocks of 128×64, medians of CUDA-event times. Effective TFLOP/s count the kept blocks alone:
-//! 4 · batch · heads · seq_q · seq_kv · d · kept share / time. `benches/peers.py` times dense attention beside it.
+//! 4 · batch · heads · seq_q · seq_kv · d · kept share / time, 2.5 times that for a backward. `benches/peers.py` times dense attention beside it.
 
 mod support;
 
 use support::{draw, random};
 use tilewright::device::{CudaDevice, DeviceError};
 use tilewright::tune::Policy;
-use tilewright::{Attention, BlockMask, DType, Device, Error, HeadDim, Tensor, top_k, top_p};
+use tilewright::{Attention, BlockMask, DType, Device, Error, HeadDim, Output, Tensor, top_k, top_p};
 
 struct Workload {
     name: &'static str,
@@ -33,11 +34,15 @@ fn main() -> Result<(), Error> {
             return Ok(());
         }
     };
+    let gradients_alone = std::env::args().any(|arg| arg == "--backward");
     let filter = std::env::args().skip(1).find(|arg| !arg.starts_with("--")).unwrap_or_default();
     let (major, minor) = device.as_cuda().expect("asked for above").info().driver_version;
     println!("{device}, driver of CUDA {major}.{minor}, bf16, 128×64 blocks, median of {LAUNCHES} launches");
     for workload in WORKLOADS.iter().filter(|workload| workload.name.contains(&filter)) {
-        run(&device, workload)?;
+        if !gradients_alone {
+            run(&device, workload)?;
+        }
+        run_backward(&device, workload, gradients_alone)?;
     }
     Ok(())
 }
@@ -86,6 +91,40 @@ fn run(device: &Device, workload: &Workload) -> Result<(), Error> {
              a user's call {both:.3} ms"
         );
     }
+    Ok(())
+}
+
+/// The backward at 5 % kept, with the tuner's choice; `explain`: with its reasons.
+fn run_backward(device: &Device, workload: &Workload, explain: bool) -> Result<(), Error> {
+    let &Workload { name, heads, seq, d } = workload;
+    let cuda = device.as_cuda().expect("a GPU");
+    let tensor = |seed| Tensor::from_slice(&random(heads * seq * d, seed), &[1, heads, seq, d])?.to(device);
+    let (q, k, v, d_out) = (tensor(1)?, tensor(2)?, tensor(3)?, tensor(4)?);
+    let attention = Attention::builder(HeadDim::new(d)?, DType::Bf16).policy(Policy::Tune).build(device)?;
+    let mask = random_mask(heads, (seq.div_ceil(128), seq.div_ceil(64)), 0.05, seq)?;
+    let share = 1.0 - mask.sparsity()?;
+    let mask = mask.to(device)?;
+    let (out, lse) = attention.attend_with(&q, &k, &v, &mask)?;
+    let output = Output { out, lse, mask };
+    let start = std::time::Instant::now();
+    attention.backward(&q, &k, &v, &output, &d_out, None)?;
+    println!("\n{name}, backward; first call after {:.0?}", start.elapsed());
+    for choice in attention.choices() {
+        let candidate = &choice.variant.candidate;
+        let timing = choice.record.as_ref().and_then(|record| record.winner()?.median_us());
+        let time = timing.map_or_else(String::new, |us| format!("{:.3} ms", us / 1e3));
+        println!("  {:<70} {time:>9}", choice.variant.name);
+        if let Some(record) = choice.record.filter(|_| explain && candidate.spec.kernel() != "forward") {
+            println!("{}", record.explain(&choice.pruned));
+        }
+    }
+    let ms = median(cuda, || attention.backward(&q, &k, &v, &output, &d_out, None).map(drop))?;
+    let flops = 10.0 * heads as f64 * (seq as f64).powi(2) * d as f64 * share;
+    println!(
+        "  backward, {:>5.2} % kept                         {ms:>8.3} ms  {:>6.0} effective TF/s",
+        100.0 * share,
+        flops / f64::from(ms) / 1e9
+    );
     Ok(())
 }
 
