@@ -1,13 +1,12 @@
 //! The gradients of a call, over tensors of PyTorch or numpy.
 
-use crate::call::{Inputs, Options, apart};
-use crate::error::to_python;
+use crate::call::{Inputs, Options, apart, unpanicked};
 use crate::make;
-use crate::ops::Lists;
+use crate::ops::{self, Lists};
 use crate::view::View;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use tilewright::{Error, Output};
+use tilewright::{Attention, DType, Output};
 
 type Gradients<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>, Bound<'py, PyAny>);
 
@@ -39,9 +38,6 @@ pub(crate) fn attention_backward<'py>(
     let options =
         Options { top_k: None, top_p: None, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa };
     let inputs = Inputs::of(q, k, Some(v), false, &options)?;
-    if inputs.q.ordinal.is_some() {
-        return Err(to_python(Error::CpuOnly { what: "the backward" }));
-    }
     let lists = Lists::of(&inputs, (kv_counts, kv_indices), (full_counts, full_indices))?;
     let rows = Rows {
         d_out: View::half("d_out", inputs.kind, d_out)?,
@@ -49,8 +45,11 @@ pub(crate) fn attention_backward<'py>(
         out: View::half("out", inputs.kind, out)?,
         lse: View::any("lse", inputs.kind, lse)?,
     };
-    rows.are_on_the_cpu()?;
+    rows.are_with(&inputs.q)?;
     let attention = inputs.attention(py, &options)?;
+    if inputs.q.ordinal.is_some() {
+        return on_gpu(py, [q, k, v], &inputs, &lists, &rows, &attention);
+    }
     let like = |tensor| -> PyResult<_> {
         let made = make::like(inputs.kind, tensor)?;
         let view = make::view::<4>(inputs.kind, &made)?;
@@ -76,6 +75,43 @@ pub(crate) fn attention_backward<'py>(
     Ok((dq, dk, dv))
 }
 
+/// The same on a GPU, in memory of PyTorch's and on its stream.
+fn on_gpu<'py>(
+    py: Python<'py>,
+    [q, k, v]: [&Bound<'py, PyAny>; 3],
+    inputs: &Inputs,
+    lists: &Lists,
+    rows: &Rows,
+    attention: &Attention,
+) -> PyResult<Gradients<'py>> {
+    // SAFETY: the caller holds the tensors until the launches are on the stream, and PyTorch frees in the stream's order.
+    let ((q_view, k_view, v_view), lists, [out, lse, d_out], d_lse) = unsafe {
+        let of_rows = [rows.out.on_gpu("out")?, rows.lse.on_gpu("lse")?, rows.d_out.on_gpu("d_out")?];
+        let d_lse = rows.d_lse.map(|d_lse| d_lse.on_gpu("d_lse")).transpose()?;
+        (inputs.on_gpu()?, lists.on_gpu()?, of_rows, d_lse)
+    };
+    let v_view = v_view.unwrap_or_else(|| k_view.clone());
+    let bytes = unpanicked(|| attention.backward_scratch_bytes(&q_view, &k_view, &lists))?;
+    let (_scratch, address) = make::scratch(q, bytes)?;
+    let ordinal = inputs.q.ordinal.unwrap_or_default();
+    let mut scratch = ops::on_gpu(ordinal, address, DType::U8, &[bytes])?;
+    let [dq, dk, dv] = [q, k, v].map(|tensor| make::like(inputs.kind, tensor));
+    let (dq, dk, dv) = (dq?, dk?, dv?);
+    let view = |made| ops::gpu_view::<4>(inputs.kind, made, false);
+    let mut gradients = tilewright::Gradients { dq: view(&dq)?, dk: view(&dk)?, dv: view(&dv)? };
+    let warm = attention.is_warm_for_backward(&q_view, &k_view);
+    let launch = || {
+        let (qkv, upstream) = ([&q_view, &k_view, &v_view], (&d_out, d_lse.as_ref()));
+        attention.backward_in(qkv, [&out, &lse], upstream, &lists, &mut gradients, &mut scratch)
+    };
+    if warm {
+        unpanicked(launch)?
+    } else {
+        apart(py, launch)?
+    }
+    Ok((dq, dk, dv))
+}
+
 /// What has a row for every query.
 struct Rows {
     d_out: View<4>,
@@ -85,7 +121,7 @@ struct Rows {
 }
 
 impl Rows {
-    fn are_on_the_cpu(&self) -> PyResult<()> {
+    fn are_with(&self, q: &View<4>) -> PyResult<()> {
         let d_lse = self.d_lse.as_ref().map(|view| (view.ordinal, view.place()));
         for (what, at) in [
             ("d_out", Some((self.d_out.ordinal, self.d_out.place()))),
@@ -93,9 +129,12 @@ impl Rows {
             ("out", Some((self.out.ordinal, self.out.place()))),
             ("lse", Some((self.lse.ordinal, self.lse.place()))),
         ] {
-            if let Some((Some(_), place)) = at {
+            if let Some((ordinal, place)) = at
+                && ordinal != q.ordinal
+            {
                 return Err(PyValueError::new_err(format!(
-                    "q is on cpu, {what} is on {place}: move it with `.to(q.device)`"
+                    "q is on {}, {what} is on {place}: move it with `.to(q.device)`",
+                    q.place()
                 )));
             }
         }

@@ -179,10 +179,8 @@ pub(crate) fn attention<'py>(
         return give(py, &inputs, q, heads_last, true, computed);
     }
     // SAFETY: as in `sparse_attention`.
-    let ((q_view, k_view, v_view), kv, full) = unsafe {
-        let full = lists.full.as_ref().map(|full| full.on_gpu()).transpose()?;
-        (inputs.on_gpu()?, lists.kv.on_gpu()?, full)
-    };
+    let ((q_view, k_view, v_view), MaskLists { kv, full_kv, .. }) =
+        unsafe { (inputs.on_gpu()?, lists.on_gpu()?) };
     let v_view = v_view.unwrap_or_else(|| k_view.clone());
     let out = make::like(inputs.kind, q)?;
     let lse = make::beside(inputs.kind, q, DType::F32, &inputs.q.shape[..3])?;
@@ -191,7 +189,7 @@ pub(crate) fn attention<'py>(
     let warm = attention.is_warm_for_lists(&q_view, &k_view);
     let launch = || {
         let outputs = [&mut out_view, &mut lse_view];
-        attention.attend_in(&q_view, &k_view, &v_view, (&kv, full.as_ref()), outputs)
+        attention.attend_in(&q_view, &k_view, &v_view, (&kv, full_kv.as_ref()), outputs)
     };
     if warm {
         unpanicked(launch)?
@@ -237,6 +235,18 @@ impl Lists {
                 }
             },
         })
+    }
+
+    /// The lists on their GPU, without those by key.
+    ///
+    /// # Safety
+    /// As for [`View::on_gpu`].
+    pub(crate) unsafe fn on_gpu(&self) -> PyResult<MaskLists> {
+        // SAFETY: the caller's.
+        unsafe {
+            let full_kv = self.full.as_ref().map(|full| full.on_gpu()).transpose()?;
+            Ok(MaskLists { kv: self.kv.on_gpu()?, full_kv, q: None, full_q: None })
+        }
     }
 
     /// The mask of lists in host memory.
@@ -304,7 +314,11 @@ impl List {
 }
 
 /// A tensor that was just made, on its GPU.
-fn gpu_view<const N: usize>(kind: Kind, made: &Bound<'_, PyAny>, heads_last: bool) -> PyResult<Tensor> {
+pub(crate) fn gpu_view<const N: usize>(
+    kind: Kind,
+    made: &Bound<'_, PyAny>,
+    heads_last: bool,
+) -> PyResult<Tensor> {
     let view = make::view::<N>(kind, made)?;
     let view = if heads_last { view.heads_first() } else { view };
     // SAFETY: it was made for this call, on its stream.
@@ -312,7 +326,7 @@ fn gpu_view<const N: usize>(kind: Kind, made: &Bound<'_, PyAny>, heads_last: boo
 }
 
 /// A contiguous tensor in scratch memory.
-fn on_gpu(ordinal: usize, address: u64, dtype: DType, shape: &[usize]) -> PyResult<Tensor> {
+pub(crate) fn on_gpu(ordinal: usize, address: u64, dtype: DType, shape: &[usize]) -> PyResult<Tensor> {
     let strides = tilewright::tensor::contiguous_strides(shape);
     // SAFETY: the memory was made for this call, large enough for it.
     let tensor = unsafe { Tensor::from_device_pointer(ordinal, address, dtype, shape, &strides) };

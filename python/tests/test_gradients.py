@@ -1,4 +1,4 @@
-"""Gradients of tensors of PyTorch against float64 autograd of exact masked attention. On the CPU: a GPU has no backward yet."""
+"""Gradients of tensors of PyTorch against float64 autograd of exact masked attention, on the CPU."""
 
 import gc
 

@@ -64,9 +64,9 @@ def sparse_attention(
     Raises:
         TypeError: a dtype other than float16 and bfloat16, or dtypes that differ.
         ValueError: shapes, devices or options that do not fit.
-        tilewright.Error: a gradient is wanted on a GPU (no backward kernels yet) or in forward mode, or the GPU cannot be used.
+        tilewright.Error: a derivative is wanted in forward mode or of torch.func, or the GPU cannot be used.
 
-    On the CPU gradients flow through out and lse into q, k and v, over the kept blocks; the selection itself carries none, and what
+    Gradients flow through out and lse into q, k and v, over the kept blocks; the selection itself carries none, and what
     functions capture is constant.
     """
     score, masked = function_numbers(score_mod, mask_mod, is_causal)

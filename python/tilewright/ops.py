@@ -1,8 +1,7 @@
 """The operators of PyTorch: `torch.ops.tilewright.{sparse_attention, block_mask, attention, attention_backward}`.
 
 Importing this module registers them, with kernels for CUDA and CPU tensors, fake kernels (shapes alone, for `torch.compile` and
-`torch.export`), autocast and autograd. Tensors on the CPU have gradients; on a GPU a call that wants one is refused, for there are no
-backward kernels yet.
+`torch.export`), autocast and autograd.
 """
 
 from __future__ import annotations
@@ -82,8 +81,18 @@ def _attention(
     )
 
 
-def _attention_backward(*args):
-    return _native.attention_backward(*args)
+def _attention_backward(d_out, d_lse, *args):
+    if d_out.is_cuda:
+        # Autograd's tensors lie as they like: a sum's gradient is one element, expanded.
+        d_out = d_out if _rows_are_readable(d_out) else d_out.clone(memory_format=torch.contiguous_format)
+        d_lse = d_lse if d_lse is None or d_lse.stride(-1) == 1 else d_lse.contiguous()
+    return _native.attention_backward(d_out, d_lse, *args)
+
+
+def _rows_are_readable(tensor: Tensor) -> bool:
+    """Whether kernels can read rows 16 bytes at a time."""
+    aligned = tensor.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in tensor.stride()[:-1])
+    return aligned and tensor.stride(-1) == 1
 
 
 # ---- shapes alone --------------------------------------------------------------------------------------------------
@@ -123,14 +132,6 @@ def _fake_attention_backward(d_out: Tensor, d_lse: Optional[Tensor], q: Tensor, 
 # ---- autograd ------------------------------------------------------------------------------------------------------
 
 
-def no_backward() -> Error:
-    """What a call over CUDA tensors that needs gradients raises."""
-    return Error(
-        "a gradient is wanted, and the backward kernels do not exist yet: call under torch.no_grad() or "
-        "torch.inference_mode(), or detach q, k and v; tensors on the CPU have gradients"
-    )
-
-
 def no_functional_gradient() -> Error:
     """What a call within torch.func.grad, vjp, jacrev and their like raises."""
     return Error(
@@ -155,7 +156,7 @@ def no_forward_mode() -> Error:
 
 
 def refuse_derivatives(*tensors: Tensor) -> None:
-    """Raises when a derivative through these tensors is wanted that there is none of: in forward mode, of torch.func, or on a GPU.
+    """Raises when a derivative through these tensors is wanted that there is none of: in forward mode, or of torch.func.
 
     Before the operators it sees what torch.func wraps in a vmap; their autograd entries serve who calls them directly.
     """
@@ -164,8 +165,6 @@ def refuse_derivatives(*tensors: Tensor) -> None:
         raise no_forward_mode()
     if not _wants_gradient(*tensors):
         return
-    if any(tensor.is_cuda for tensor in tensors):
-        raise no_backward()
     if any(torch._C._functorch.is_gradtrackingtensor(tensor) for tensor in tensors):
         raise no_functional_gradient()
 

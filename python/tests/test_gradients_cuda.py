@@ -1,0 +1,121 @@
+"""Gradients of tensors on a GPU against float64 autograd of exact masked attention."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+import tilewright  # noqa: E402
+from test_gradients import BOUND, check, exact, expanded  # noqa: E402
+
+pytestmark = pytest.mark.gpu
+
+
+def tensors(shape, kv_shape=None, dtype=torch.bfloat16, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [shape, kv_shape or shape, kv_shape or shape]
+    return [torch.randn(s, generator=generator).to("cuda", dtype).requires_grad_() for s in shapes]
+
+
+def compare(q, k, v, out, lse, keep, score_mod=None):
+    """Differentiates a weighted sum of `out` and `lse`, here and in float64."""
+    leaves, exact_out, exact_lse = exact(q.cpu(), k.cpu(), v.cpu(), keep.cpu(), score_mod)
+    generator = torch.Generator().manual_seed(9)
+    d_out = torch.randn(out.shape, generator=generator).to(out.dtype)
+    d_lse = torch.randn(lse.shape, generator=generator)
+    alive = keep.cpu().any(-1).expand(lse.shape)
+    (lse * d_lse.cuda())[alive.cuda()].sum().add((out * d_out.cuda()).sum(dtype=torch.float32)).backward()
+    ((exact_out * d_out.double()).sum() + (exact_lse * d_lse.double())[alive].sum()).backward()
+    check([Grad(x) for x in (q, k, v)], leaves, BOUND[q.dtype])
+
+
+class Grad:
+    """A tensor's gradient on the CPU, as `check` reads it."""
+
+    def __init__(self, tensor):
+        self.grad, self.dtype, self.shape = tensor.grad.cpu(), tensor.dtype, tensor.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dim", "heads", "kv_heads", "seq_q", "seq_kv", "block_size"),
+    [(64, 3, 3, 300, 300, (128, 64)), (128, 4, 2, 257, 430, (64, 128)), (72, 2, 1, 64, 200, (64, 64)), (64, 2, 2, 1, 333, (128, 128))],
+)
+def test_against_exact_masked_attention(dtype, dim, heads, kv_heads, seq_q, seq_kv, block_size):
+    q, k, v = tensors((2, heads, seq_q, dim), (2, kv_heads, seq_kv, dim), dtype)
+    out, lse, mask = tilewright.sparse_attention(
+        q, k, v, top_k=0.3, top_p=0.4, block_size=block_size, enable_gqa=True, return_lse=True, return_mask=True
+    )
+    compare(q, k, v, out, lse, expanded(mask))
+
+
+def test_rows_and_keys_left_out_have_no_gradient():
+    q, k, v = tensors((1, 2, 300, 64))
+    map = torch.rand((1, 1, 3, 5), generator=torch.Generator().manual_seed(1)) < 0.6
+    map[..., 1, :], map[..., :, 2] = False, False
+    out, lse = tilewright.attention(q, k, v, map.cuda(), return_lse=True)
+    mask = tilewright.BlockMask.from_dense(map, seq_lengths=(300, 300))
+    compare(q, k, v, out, lse, expanded(mask).expand(1, 2, -1, -1))
+    assert (q.grad[:, :, 128:256] == 0).all() and (k.grad[:, :, 128:192] == 0).all() and (v.grad[:, :, 128:192] == 0).all()
+
+
+def test_functions_carry_their_derivatives():
+    def bent(score, b, h, q, kv):
+        return 2.0 * torch.tanh(score / 2.0) * (h + 1) - 0.01 * abs(q - kv)
+
+    q, k, v = tensors((2, 2, 200, 64), dtype=torch.float16)
+    window = tilewright.mask_mod(lambda b, h, q, kv: abs(q - kv) < 70)
+    out, lse = tilewright.sparse_attention(
+        q, k, v, top_k=1.0, top_p=None, score_mod=tilewright.score_mod(bent), mask_mod=window, return_lse=True
+    )
+    index = torch.arange(200)
+    keep = ((index[:, None] - index).abs() < 70).expand(2, 2, -1, -1)
+    compare(q, k, v, out, lse, keep, bent)
+
+
+def gradients(call, *inputs):
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    weights = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(3)).cuda()
+    (call(*leaves).float() * weights).sum().backward()
+    return [x.grad for x in leaves]
+
+
+def test_compile_checkpoint_autocast_and_the_same_bits():
+    inputs = tensors((1, 2, 300, 64))
+
+    def call(q, k, v):
+        return tilewright.sparse_attention(q, k, v, top_k=0.5)
+
+    expected = gradients(call, *inputs)
+    for other in (
+        call,
+        torch.compile(call, fullgraph=True, backend="aot_eager"),
+        lambda *args: torch.utils.checkpoint.checkpoint(call, *args, use_reentrant=False),
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(gradients(other, *inputs), expected))
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        cast = gradients(call, *(x.detach().float() for x in inputs))
+    assert all(a.dtype == torch.float32 and torch.equal(a, b.float()) for a, b in zip(cast, expected))
+
+
+def test_layouts_and_gradients_of_any_strides():
+    q, k, v = tensors((2, 200, 3, 64))
+    out, lse = tilewright.sparse_attention(q, k, v, top_k=0.5, layout="BSHD", return_lse=True)
+    # The gradients of sums are one element, expanded.
+    (out.sum(dtype=torch.float32) + lse.sum()).backward()
+    turned = [x.detach().transpose(1, 2).contiguous().requires_grad_() for x in (q, k, v)]
+    out, lse = tilewright.sparse_attention(*turned, top_k=0.5, return_lse=True)
+    ((out * torch.ones_like(out)).sum(dtype=torch.float32) + (lse * torch.ones_like(lse)).sum()).backward()
+    for a, b in zip((q, k, v), turned):
+        assert a.grad.shape == a.shape and torch.equal(a.grad, b.grad.transpose(1, 2))
+
+
+def test_on_another_stream():
+    q, k, v = tensors((1, 4, 1000, 128))
+    expected = gradients(lambda *args: tilewright.sparse_attention(*args, top_k=0.3), q, k, v)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(5):
+            found = gradients(lambda *args: tilewright.sparse_attention(*args, top_k=0.3), q, k, v)
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected))
