@@ -115,14 +115,6 @@ pub enum Error {
         /// What was given.
         what: &'static str,
     },
-    /// Something that runs on the CPU alone so far.
-    #[error(
-        "{what} has no kernels yet and runs on the CPU: build the attention for `Device::cpu()` and move the tensors there with `.to(&Device::cpu())`"
-    )]
-    CpuOnly {
-        /// What was asked for.
-        what: &'static str,
-    },
     /// A selection for an attention without one, or the other way round.
     #[error("only one of the two attentions selects blocks: build the other with `Attention::builder`")]
     Selects,
