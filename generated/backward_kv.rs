@@ -14,6 +14,10 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed("backward_kv/sm80.cu"),
                 Cow::Borrowed(include_str!("../templates/backward_kv/sm80.cu")),
             ),
+            (
+                Cow::Borrowed("backward_kv/sm90.cu"),
+                Cow::Borrowed(include_str!("../templates/backward_kv/sm90.cu")),
+            ),
         ],
     ),
 };
@@ -387,6 +391,13 @@ unsafe impl KernelArgs for Args<'_> {
                     kv_heads,
                     batch,
                 ]
+            }
+            Family::Sm90 => {
+                binder.tensor_map("q", self.q, [64, 64])?;
+                binder.tensor_map("k", self.k, [64, 64])?;
+                binder.tensor_map("v", self.v, [64, 64])?;
+                binder.tensor_map("d_out", self.d_out, [64, 64])?;
+                [kv_blocks * (block_kv / 64), kv_heads, batch]
             }
             other => return Err(binder.no_body(other)),
         };

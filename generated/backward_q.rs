@@ -14,6 +14,10 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed("backward_q/sm80.cu"),
                 Cow::Borrowed(include_str!("../templates/backward_q/sm80.cu")),
             ),
+            (
+                Cow::Borrowed("backward_q/sm90.cu"),
+                Cow::Borrowed(include_str!("../templates/backward_q/sm90.cu")),
+            ),
         ],
     ),
 };
@@ -360,6 +364,14 @@ unsafe impl KernelArgs for Args<'_> {
             Family::Sm80 => {
                 let tile_q = binder.constant(candidate, "TILE_Q")?;
                 [q_blocks * (block_q / tile_q), heads, batch]
+            }
+            Family::Sm90 => {
+                binder.tensor_map("q", self.q, [64, 64])?;
+                binder.tensor_map("k", self.k, [64, 64])?;
+                binder.tensor_map("v", self.v, [64, 64])?;
+                binder.tensor_map("d_out", self.d_out, [64, 64])?;
+                binder.persistent();
+                [q_blocks, heads, batch]
             }
             other => return Err(binder.no_body(other)),
         };

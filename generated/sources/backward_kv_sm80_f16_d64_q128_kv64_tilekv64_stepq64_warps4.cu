@@ -326,6 +326,9 @@ struct Mma<__half> {
         asm("cvt.rn.f16x2.f32 %0, %2, %1;" : "=r"(pair) : "f"(first), "f"(second));
         return pair;
     }
+    static __device__ __forceinline__ float2 unpack(unsigned pair) {
+        return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+    }
 };
 
 template <>
@@ -339,6 +342,9 @@ struct Mma<__nv_bfloat16> {
         unsigned pair;
         asm("cvt.rn.bf16x2.f32 %0, %2, %1;" : "=r"(pair) : "f"(first), "f"(second));
         return pair;
+    }
+    static __device__ __forceinline__ float2 unpack(unsigned pair) {
+        return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
     }
 };
 
@@ -472,7 +478,7 @@ struct QueryBlocks {
     }
 };
 
-// One warp's products of tiles in shared memory (mma.sync), and what becomes of their sums.
+// One warp's products of tiles in shared memory (mma.sync).
 //
 // The warp owns 16 * M_TILES rows of a tile that stays; the rows of another tile pass by, 16 * N_TILES at a time.
 #pragma once
@@ -550,6 +556,9 @@ __device__ __forceinline__ void each_product(float (&products)[M_TILES][N_TILES]
             for (int i = 0; i < 4; ++i)
                 change(products[m][n][i], more[m][n][i], m * 16 + lane / 4 + i / 2 * 8, n * 8 + lane % 4 * 2 + i % 2);
 }
+
+// From accumulators to a tensor.
+#pragma once
 
 /// Writes sums, times `factor(row)`, to `rows` existing rows of a tensor that begins at `to`. A quad has 64 consecutive bytes
 /// of a row in four groups of columns.

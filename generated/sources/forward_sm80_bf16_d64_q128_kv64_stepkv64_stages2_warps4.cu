@@ -313,6 +313,9 @@ struct Mma<__half> {
         asm("cvt.rn.f16x2.f32 %0, %2, %1;" : "=r"(pair) : "f"(first), "f"(second));
         return pair;
     }
+    static __device__ __forceinline__ float2 unpack(unsigned pair) {
+        return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+    }
 };
 
 template <>
@@ -326,6 +329,9 @@ struct Mma<__nv_bfloat16> {
         unsigned pair;
         asm("cvt.rn.bf16x2.f32 %0, %2, %1;" : "=r"(pair) : "f"(first), "f"(second));
         return pair;
+    }
+    static __device__ __forceinline__ float2 unpack(unsigned pair) {
+        return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
     }
 };
 

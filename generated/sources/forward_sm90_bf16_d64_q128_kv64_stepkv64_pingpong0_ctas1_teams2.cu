@@ -219,6 +219,9 @@ struct Mma<__half> {
         asm("cvt.rn.f16x2.f32 %0, %2, %1;" : "=r"(pair) : "f"(first), "f"(second));
         return pair;
     }
+    static __device__ __forceinline__ float2 unpack(unsigned pair) {
+        return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+    }
 };
 
 template <>
@@ -232,6 +235,9 @@ struct Mma<__nv_bfloat16> {
         unsigned pair;
         asm("cvt.rn.bf16x2.f32 %0, %2, %1;" : "=r"(pair) : "f"(first), "f"(second));
         return pair;
+    }
+    static __device__ __forceinline__ float2 unpack(unsigned pair) {
+        return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
     }
 };
 
@@ -420,6 +426,9 @@ __device__ __forceinline__ void copy_box(unsigned to, const TensorMap& map, int 
         "l"(&map), "r"(barrier.address), "r"(column), "r"(row), "r"(head), "r"(batch)
         : "memory");
 }
+
+/// Makes this thread's ordinary writes to shared memory visible to the copy engine and to products that read it there.
+__device__ __forceinline__ void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Tiles handed out to the blocks of a persistent grid as they finish.
 #pragma once

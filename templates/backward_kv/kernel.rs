@@ -52,4 +52,16 @@ kernel! {
             threads = 32 * WARPS,
         }
     }
+
+    body sm90 {
+        tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64], d_out: [64, 64] }
+        where {
+            // Two sums of 64 keys and what is made of 64 queries, of the 224 registers of a computing thread.
+            D <= 128,
+            // Half of a multiprocessor: the other half's products run under this one's arithmetic.
+            smem_bytes = 1024 * 113,
+            registers = 128,
+        }
+        launch { grid = [kv_blocks * (BLOCK_KV / 64), kv_heads, batch], threads = 256 }
+    }
 }

@@ -12,6 +12,7 @@
 <% include "lib/quad.cuh" %>
 <% include "lib/query_blocks.cuh" %>
 <% include "lib/tile_products.cuh" %>
+<% include "lib/write_sums.cuh" %>
 
 constexpr int WARP_KEYS = TILE_KV / WARPS;
 constexpr int M_TILES = WARP_KEYS / 16;

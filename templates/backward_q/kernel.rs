@@ -45,4 +45,20 @@ kernel! {
         }
         launch { grid = [q_blocks * (BLOCK_Q / TILE_Q), heads, batch], threads = 32 * WARPS }
     }
+
+    body sm90 {
+        tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64], d_out: [64, 64] }
+        tune { STEP_KV: [128, 64] }
+        where {
+            // Sums, scores, their gradients and the operand made of those, of the 240 registers of a computing thread.
+            2 * D + 5 * STEP_KV <= 832,
+            // Queries, their d_out and a ring of at least three key or value tiles, in rows of whole 128 bytes.
+            128 * ceil_div(D, 64) * (2 * BLOCK_Q + 3 * STEP_KV) + 1024
+                <= 1024 * (if BLOCK_Q == 64 { 113 } else { 227 }),
+            // All that a block can have: the ring takes what is left. Blocks of one computing warpgroup share a multiprocessor.
+            smem_bytes = 1024 * (if BLOCK_Q == 64 { 113 } else { 227 }),
+            registers = if BLOCK_Q == 64 { 128 } else { 168 },
+        }
+        launch { grid = [q_blocks, heads, batch], threads = 2 * BLOCK_Q + 128, persistent }
+    }
 }

@@ -11,6 +11,7 @@
 <% include "lib/quad.cuh" %>
 <% include "lib/key_blocks.cuh" %>
 <% include "lib/tile_products.cuh" %>
+<% include "lib/write_sums.cuh" %>
 
 constexpr int WARP_ROWS = TILE_Q / WARPS;
 constexpr int M_TILES = WARP_ROWS / 16;

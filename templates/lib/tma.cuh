@@ -16,3 +16,6 @@ __device__ __forceinline__ void copy_box(unsigned to, const TensorMap& map, int 
         "l"(&map), "r"(barrier.address), "r"(column), "r"(row), "r"(head), "r"(batch)
         : "memory");
 }
+
+/// Makes this thread's ordinary writes to shared memory visible to the copy engine and to products that read it there.
+__device__ __forceinline__ void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

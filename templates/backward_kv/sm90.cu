@@ -1,0 +1,309 @@
+// Block-sparse attention, backward by keys, for Hopper: copies by the copy engine (TMA), products of a warpgroup (wgmma).
+//
+// One thread block takes 64 keys of one key head, and two blocks share a multiprocessor: one's products run under the other's
+// arithmetic. Its last warpgroup only copies, 64 queries of the lists at a time with their d_out into a slot of a ring, and
+// brings what is known of them. The other computes transposed scores, which are in its registers as the operand of the next
+// product.
+<% include "lib/thread.cuh" %>
+<% include "lib/math.cuh" %>
+<% include "lib/mma.cuh" %>
+<% include "lib/quad.cuh" %>
+<% include "lib/query_blocks.cuh" %>
+<% include "lib/mbarrier.cuh" %>
+<% include "lib/tma.cuh" %>
+<% include "lib/write_sums.cuh" %>
+<% set wgmma_widths = [64, constant.D] %>
+<% include "lib/wgmma.cuh" %>
+
+constexpr int TILE_KV = 64;  // keys of a thread block
+constexpr int STEP_Q = 64;   // queries of a step
+static_assert(THREADS == 256 && BLOCK_KV % TILE_KV == 0 && BLOCK_Q % STEP_Q == 0);
+
+using Tile = SwizzledTile<64, D>;
+using Steps = QueryBlocks<STEP_Q, BLOCK_Q / STEP_Q>;
+using Products = float[STEP_Q / 8][4];
+using Operand = unsigned[STEP_Q / 16][4];
+using Sums = float[1][D / 8][4];
+
+/// What is known of a query: lse in base-2 exponent units, and delta. A query that attends to nothing, or does not exist, has
+/// an lse of +inf: its weights become 0.
+struct Statistics {
+    float lse, delta;
+};
+
+// Shared memory, from a multiple of 1024 on: K, V, the ring's tiles of q and d_out, the statistics of each slot's queries,
+// barriers, and what the copying warp tells the others of a slot. The ring has the slots that fit, up to 4.
+constexpr unsigned SMEM_BYTES = 1024 * 113;
+constexpr unsigned SLOT_BYTES = 2 * Tile::BYTES;
+constexpr unsigned STATISTICS_BYTES = STEP_Q * sizeof(Statistics);
+constexpr unsigned NOTE_BYTES = 16;
+constexpr int FITTING = (SMEM_BYTES - 1024 - 2 * Tile::BYTES) / (SLOT_BYTES + STATISTICS_BYTES);
+constexpr int STAGES = FITTING < 4 ? FITTING : 4;
+constexpr unsigned STATISTICS = 2 * Tile::BYTES + STAGES * SLOT_BYTES;
+constexpr unsigned BARRIERS = STATISTICS + STAGES * STATISTICS_BYTES;
+constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
+static_assert(STAGES >= 2 && NOTES % 16 == 0 && NOTES + STAGES * NOTE_BYTES <= SMEM_BYTES);
+using Place = RingPlace<STAGES>;
+
+// Registers are handed out anew among the warpgroups.
+constexpr int COPY_REGISTERS = 32, COMPUTE_REGISTERS = 224;
+
+/// Addresses in shared memory.
+struct Shared {
+    unsigned base;
+
+    __device__ unsigned k_tile() const { return base; }
+    __device__ unsigned v_tile() const { return base + Tile::BYTES; }
+    __device__ unsigned q_tile(int slot) const { return base + 2 * Tile::BYTES + slot * SLOT_BYTES; }
+    __device__ unsigned d_out_tile(int slot) const { return q_tile(slot) + Tile::BYTES; }
+    __device__ Barrier keys_full() const { return {base + BARRIERS}; }
+    /// A slot's copies and statistics have landed; everybody is done with it.
+    __device__ Barrier full(int slot) const { return {base + BARRIERS + (1 + slot) * Barrier::BYTES}; }
+    __device__ Barrier empty(int slot) const { return {base + BARRIERS + (1 + STAGES + slot) * Barrier::BYTES}; }
+    /// Head (negative after the last step), first query, flags. Ready with the slot.
+    __device__ unsigned note(int slot) const { return base + NOTES + slot * NOTE_BYTES; }
+};
+constexpr int DECIDED = 1;  // the mask function decides on elements
+constexpr int EMPTY_ROWS = 2;  // some queries attend to nothing
+
+/// What a thread block works on.
+struct Work {
+    int first_key, kv_head, batch;
+};
+
+/// The work of the copying warp.
+__device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& maps, Shared shared, const Work& work) {
+    const int lane = thread_place() % 32;
+    if (lane == 0) {
+        shared.keys_full().arrive_expecting(2 * Tile::BYTES);
+#pragma unroll
+        for (int panel = 0; panel < Tile::PANELS; ++panel) {
+            const int column = panel * Tile::PANEL_COLS;
+            const unsigned offset = panel * Tile::PANEL_BYTES;
+            copy_box(shared.k_tile() + offset, maps.k, column, work.first_key, work.kv_head, work.batch, shared.keys_full());
+            copy_box(shared.v_tile() + offset, maps.v, column, work.first_key, work.kv_head, work.batch, shared.keys_full());
+        }
+    }
+    Steps steps(p, work.first_key / BLOCK_KV, work.kv_head, work.batch);
+    Place place;
+    while (true) {
+        const typename Steps::Step step = steps.next(p);
+        const Barrier full = shared.full(place.slot);
+        shared.empty(place.slot).wait(place.parity ^ 1);
+        if (lane == 0) {
+            full.arrive_expecting(step.head < 0 ? 0 : SLOT_BYTES);
+            if (step.head >= 0) {
+#pragma unroll
+                for (int panel = 0; panel < Tile::PANELS; ++panel) {
+                    const int column = panel * Tile::PANEL_COLS;
+                    const unsigned to = shared.q_tile(place.slot) + panel * Tile::PANEL_BYTES;
+                    copy_box(to, maps.q, column, step.first, step.head, work.batch, full);
+                    copy_box(to + Tile::BYTES, maps.d_out, column, step.first, step.head, work.batch, full);
+                }
+            }
+        }
+        bool empty = false;
+        if (step.head >= 0) {
+#pragma unroll
+            for (int i = 0; i < STEP_Q; i += 32) {
+                const int query = step.first + i + lane;
+                float lse = infinity(), delta = 0.0f;
+                if (query < p.seq_q) {
+                    lse = __ldg(p.lse + work.batch * p.lse_stride[0] + step.head * p.lse_stride[1] + query) * LOG2_E;
+                    delta = __ldg(p.delta + work.batch * p.delta_stride[0] + step.head * p.delta_stride[1] + query);
+                    if (lse == -infinity()) {
+                        empty = true;
+                        lse = infinity();
+                    }
+                }
+                const unsigned to = shared.base + STATISTICS + place.slot * STATISTICS_BYTES + (i + lane) * sizeof(Statistics);
+                store_shared(to, __float_as_int(lse));
+                store_shared(to + 4, __float_as_int(delta));
+            }
+        }
+        const bool any_empty = __any_sync(0xffffffffu, empty);
+        if (lane == 0) {
+            store_shared(shared.note(place.slot), step.head);
+            store_shared(shared.note(place.slot) + 4, step.first);
+            store_shared(shared.note(place.slot) + 8, (step.decided ? DECIDED : 0) | (any_empty ? EMPTY_ROWS : 0));
+        }
+        full.arrive();
+        if (step.head < 0) break;
+        place.advance();
+    }
+}
+
+/// Rows of queries that attend to nothing become 0, whatever they hold: 0 · NaN must not reach their keys.
+__device__ __forceinline__ void clear_empty_rows(unsigned char* slot, const Statistics* statistics) {
+    for (int i = thread_place(); i < STEP_Q * 2 * Tile::PANELS * 8; i += 128) {
+        const int row = i / 8 % STEP_Q, panel = i / 8 / STEP_Q;  // of q, then of d_out
+        if (statistics[row].lse == infinity())
+            *reinterpret_cast<uint4*>(slot + panel * Tile::PANEL_BYTES + row * 128 + i % 8 * 16) = make_uint4(0, 0, 0, 0);
+    }
+    publish_shared();
+    NamedBarrier{1, 128}.wait();
+}
+
+/// Calls `change(product, n, i, key, query)` for each product of this thread, key and query counted from the tiles' first.
+template <typename Change>
+__device__ __forceinline__ void each_product(Products& products, Change change) {
+    const int lane = thread_place() % 32, first_key = thread_place() / 32 * 16;
+#pragma unroll
+    for (int n = 0; n < STEP_Q / 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            change(products[n][i], n, i, first_key + lane / 4 + i / 2 * 8, n * 8 + lane % 4 * 2 + i % 2);
+}
+
+__device__ __forceinline__ void pack(Operand& packed, const Products& products) {
+#pragma unroll
+    for (int k = 0; k < STEP_Q / 16; ++k)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            packed[k][i] = Mma<T>::pack(products[2 * k + i / 2][i % 2 * 2], products[2 * k + i / 2][i % 2 * 2 + 1]);
+}
+
+/// The work of the computing warpgroup.
+__device__ __forceinline__ void compute(const Params& p, const Functions& f, Shared shared, unsigned char* smem,
+                                        const Work& work) {
+    Sums dk, dv;
+#pragma unroll
+    for (int n = 0; n < D / 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) dk[0][n][i] = dv[0][n][i] = 0.0f;
+    const float to_exponent = HAS_SCORE_MOD ? LOG2_E : LOG2_E * p.scale;
+
+    shared.keys_full().wait(0);
+    Place place;
+    while (true) {
+        shared.full(place.slot).wait(place.parity);
+        const int head = load_shared(shared.note(place.slot));
+        if (head < 0) break;
+        const int flags = load_shared(shared.note(place.slot) + 8);
+        const auto statistics = reinterpret_cast<const Statistics*>(smem + STATISTICS + place.slot * STATISTICS_BYTES);
+        if (flags & EMPTY_ROWS) clear_empty_rows(smem + 2 * Tile::BYTES + place.slot * SLOT_BYTES, statistics);
+        // lse and delta of this thread's columns, two a piece.
+        const auto of_columns = [&](int n) {
+            return reinterpret_cast<const float4*>(statistics)[n * 4 + thread_place() % 4];
+        };
+        const int first_query = HAS_SCORE_MOD || HAS_MASK_MOD ? load_shared(shared.note(place.slot) + 4) : 0;
+        Products weights, gradients;
+        [[maybe_unused]] Products scores = {};  // before the score function, where there is one
+        // Makes a gradient of d_out · v.
+        const auto finish = [&](float& gradient, float weight, float delta, int n, int i) {
+            gradient = weight * (gradient - delta);
+            if constexpr (HAS_SCORE_MOD) {
+                const int key = thread_place() / 32 * 16 + thread_place() % 32 / 4 + i / 2 * 8;
+                const int query = n * 8 + thread_place() % 4 * 2 + i % 2;
+                gradient *= f.score_mod.gradient(scores[n][i], work.batch, head, first_query + query, work.first_key + key);
+            }
+            // What has no weight has no gradient, be its d_out · v or its derivative what it may.
+            if (HAS_SCORE_MOD || HAS_MASK_MOD) gradient = weight == 0.0f ? 0.0f : gradient;
+        };
+        // Through ordinary registers each product would wait for its descriptor.
+        const unsigned q_tile = warp_uniform(shared.q_tile(place.slot)), d_out_tile = q_tile + Tile::BYTES;
+        const unsigned k_tile = warp_uniform(shared.k_tile()), v_tile = k_tile + Tile::BYTES;
+
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < D / 16; ++k)
+            Wgmma<T, STEP_Q>::multiply(weights, Tile::along_rows(k_tile, k), Tile::along_rows(q_tile, k), k > 0);
+        wgmma_commit();
+#pragma unroll
+        for (int k = 0; k < D / 16; ++k)
+            Wgmma<T, STEP_Q>::multiply(gradients, Tile::along_rows(v_tile, k), Tile::along_rows(d_out_tile, k), k > 0);
+        wgmma_commit();
+        wgmma_wait<1>();
+        hold(weights);
+        if constexpr (HAS_SCORE_MOD) {
+            each_product(weights, [&](float& weight, int n, int i, int key, int query) {
+                scores[n][i] = weight * p.scale;
+                weight = f.score_mod(scores[n][i], work.batch, head, first_query + query, work.first_key + key);
+            });
+        }
+        // Scores become exponents of two, and only then -inf: it would not survive a scale of 0 or less.
+#pragma unroll
+        for (int n = 0; n < STEP_Q / 8; ++n) {
+            const float4 columns = of_columns(n);
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                weights[n][i] = fmaf(weights[n][i], to_exponent, i % 2 ? -columns.z : -columns.x);
+        }
+        if (HAS_MASK_MOD && (flags & DECIDED)) {
+            each_product(weights, [&](float& weight, int, int, int key, int query) {
+                if (!f.mask_mod(work.batch, head, first_query + query, work.first_key + key)) weight = -infinity();
+            });
+        }
+        each_product(weights, [](float& weight, int, int, int, int) { weight = exp2_approx(weight); });
+        Operand of_weights;
+        pack(of_weights, weights);
+        hold(dv[0]);
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < STEP_Q / 16; ++k)
+            Wgmma<T, D>::multiply_down(dv[0], of_weights[k], Tile::down_columns(d_out_tile, k), true);
+        wgmma_commit();
+        wgmma_wait<1>();
+        hold(gradients);
+        // Weights are taken as the product takes them, rounded: no register holds them otherwise any more.
+#pragma unroll
+        for (int n = 0; n < STEP_Q / 8; ++n) {
+            const float4 columns = of_columns(n);
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const float2 weight = Mma<T>::unpack(of_weights[n / 2][n % 2 * 2 + half]);
+                finish(gradients[n][2 * half], weight.x, columns.y, n, 2 * half);
+                finish(gradients[n][2 * half + 1], weight.y, columns.w, n, 2 * half + 1);
+            }
+        }
+        Operand of_gradients;
+        pack(of_gradients, gradients);
+        hold(dk[0]);
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < STEP_Q / 16; ++k)
+            Wgmma<T, D>::multiply_down(dk[0], of_gradients[k], Tile::down_columns(q_tile, k), true);
+        wgmma_commit();
+        wgmma_wait<0>();
+        hold(dv[0]);
+        hold(dk[0]);
+        hold(of_weights);
+        hold(of_gradients);
+        __syncwarp();  // what other lanes have read is read
+        if (thread_place() % 32 == 0) shared.empty(place.slot).arrive();
+        place.advance();
+    }
+
+    const int first_row = work.first_key + thread_place() / 32 * 16, rows = p.seq_kv - first_row;
+    const auto begin = [&](T* tensor, const long long* stride) {
+        return tensor + work.batch * stride[0] + work.kv_head * stride[1] + first_row * stride[2];
+    };
+    write_sums(dk, begin(p.dk, p.dk_stride), p.dk_stride[2], rows, p.head_dim, [&](int, int) { return p.scale; });
+    write_sums(dv, begin(p.dv, p.dv_stride), p.dv_stride[2], rows, p.head_dim, [](int, int) { return 1.0f; });
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Functions f,
+                  const __grid_constant__ TensorMaps maps) {
+    extern __shared__ __align__(1024) unsigned char smem[];
+    const Shared shared{shared_address(smem)};
+    const Work work{static_cast<int>(blockIdx.x) * TILE_KV, static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z)};
+    if (work.first_key >= p.seq_kv) return;
+    if (threadIdx.x == 0) {
+        shared.keys_full().init(1);
+#pragma unroll
+        for (int slot = 0; slot < STAGES; ++slot) {
+            shared.full(slot).init(33);  // every lane of the copying warp, and the copies
+            shared.empty(slot).init(4);
+        }
+        publish_barriers();
+    }
+    __syncthreads();
+    if (warp_uniform(threadIdx.x / 128) == 1) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COPY_REGISTERS));
+        if (threadIdx.x / 32 == 4) copy_tiles(p, maps, shared, work);
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COMPUTE_REGISTERS));
+        compute(p, f, shared, smem, work);
+    }
+}

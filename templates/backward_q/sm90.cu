@@ -1,0 +1,338 @@
+// Block-sparse attention, backward by queries, for Hopper: copies by the copy engine (TMA), products of warpgroups (wgmma).
+//
+// Thread blocks stay for many tiles of BLOCK_Q queries. Their last warpgroup only copies: the tile's queries and d_out, then
+// per step the STEP_KV keys and values of one or more key blocks, gathered side by side into slots of a ring. Each other
+// warpgroup owns 64 queries. Under the arithmetic of one step run the product of the step before it and those of the other
+// warpgroup.
+<% include "lib/thread.cuh" %>
+<% include "lib/math.cuh" %>
+<% include "lib/mma.cuh" %>
+<% include "lib/quad.cuh" %>
+<% include "lib/key_blocks.cuh" %>
+<% include "lib/mbarrier.cuh" %>
+<% include "lib/tma.cuh" %>
+<% include "lib/write_sums.cuh" %>
+<% set wgmma_widths = [constant.STEP_KV, constant.D] %>
+<% include "lib/wgmma.cuh" %>
+
+constexpr int GROUP_ROWS = 64;                // queries of a warpgroup
+constexpr int GROUPS = BLOCK_Q / GROUP_ROWS;  // warpgroups that compute
+constexpr int PIECE = 64;                     // keys of one copy
+constexpr int PIECES = STEP_KV / PIECE;       // of a step
+constexpr int PIECES_PER_BLOCK = BLOCK_KV / PIECE;
+
+static_assert(BLOCK_Q == GROUP_ROWS * GROUPS && STEP_KV == PIECE * PIECES && BLOCK_KV == PIECE * PIECES_PER_BLOCK);
+static_assert(THREADS == 128 * (GROUPS + 1), "a warpgroup for every 64 queries and one for the copies");
+
+using QTile = SwizzledTile<GROUP_ROWS, D>;
+using KvTile = SwizzledTile<STEP_KV, D>;
+
+// Shared memory, from a multiple of 1024 on: q and d_out of each warpgroup, the ring's tiles, then barriers, then what the
+// copying warp tells the others. The ring has the slots that fit, up to 8.
+constexpr unsigned SMEM_BYTES = 1024 * (BLOCK_Q == 64 ? 113 : 227);
+constexpr unsigned KV_TILES = 2 * GROUPS * QTile::BYTES;
+constexpr int FITTING = (SMEM_BYTES - 1024 - KV_TILES) / KvTile::BYTES;
+constexpr int STAGES = FITTING < 8 ? FITTING : 8;
+constexpr unsigned BARRIERS = KV_TILES + STAGES * KvTile::BYTES;
+constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
+static_assert(STAGES >= 3, "a step's keys are in the ring together with the next one's keys and values");
+static_assert(NOTES + 4 * (STAGES * PIECES + 2) <= SMEM_BYTES);
+
+// Registers are handed out anew among the warpgroups.
+constexpr int COPY_REGISTERS = GROUPS == 1 ? 32 : 24;
+constexpr int COMPUTE_REGISTERS = GROUPS == 1 ? 224 : 240;
+
+using Products = float[STEP_KV / 8][4];
+using Operand = unsigned[STEP_KV / 16][4];
+using Sums = float[1][D / 8][4];
+using Place = RingPlace<STAGES>;
+
+/// Addresses in shared memory.
+struct Shared {
+    unsigned base;
+
+    __device__ unsigned q_tile(int group) const { return base + 2 * group * QTile::BYTES; }
+    __device__ unsigned d_out_tile(int group) const { return q_tile(group) + QTile::BYTES; }
+    __device__ unsigned kv_tile(const Place& place) const { return base + KV_TILES + place.slot * KvTile::BYTES; }
+    /// A slot's copies have landed; everybody is done with it.
+    __device__ Barrier full(int slot) const { return {base + BARRIERS + slot * Barrier::BYTES}; }
+    __device__ Barrier empty(int slot) const { return {base + BARRIERS + (STAGES + slot) * Barrier::BYTES}; }
+    /// The same of the queries.
+    __device__ Barrier q_full() const { return {base + BARRIERS + 2 * STAGES * Barrier::BYTES}; }
+    __device__ Barrier q_empty() const { return {base + BARRIERS + (2 * STAGES + 1) * Barrier::BYTES}; }
+    /// The steps of this tile and how many of its pieces the mask function decides. Ready with the queries.
+    __device__ unsigned counts() const { return base + NOTES; }
+    /// The first key of each piece in a slot. Ready with the slot.
+    __device__ unsigned first_keys(int slot) const { return base + NOTES + 4 * (2 + slot * PIECES); }
+};
+
+/// Tile number `tile` as (q_block, head, batch): one head's tiles run side by side, so that its keys stay in the L2 cache.
+__device__ __forceinline__ dim3 row_of(const Params& p, int tile) {
+    const int rest = tile / p.q_blocks;
+    return dim3(tile - rest * p.q_blocks, rest % p.heads, rest / p.heads);
+}
+__device__ __forceinline__ int tile_count(const Params& p) { return p.q_blocks * p.heads * p.batch; }
+
+/// The work of the copying warp.
+__device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& maps, Shared shared) {
+    const bool leader = thread_place() % 32 == 0;
+    if (leader) {
+        prefetch_map(maps.q);
+        prefetch_map(maps.d_out);
+        prefetch_map(maps.k);
+        prefetch_map(maps.v);
+    }
+    Place place;
+    unsigned q_parity = 1;
+    for (int tile = blockIdx.x; tile < tile_count(p); tile += gridDim.x) {
+        const dim3 row = row_of(p, tile);
+        const int kv_head = row.y / (p.heads / p.kv_heads);
+        const KeyBlocks::Counts counts = KeyBlocks::counts(p, row);
+        const int pieces = counts.all * PIECES_PER_BLOCK;
+        const int steps = (pieces + PIECES - 1) / PIECES;
+        shared.q_empty().wait(q_parity);
+        q_parity ^= 1;
+        if (leader) {
+            store_shared(shared.counts(), steps);
+            store_shared(shared.counts() + 4, counts.partial * PIECES_PER_BLOCK);
+            shared.q_full().arrive_expecting(2 * GROUPS * QTile::BYTES);
+#pragma unroll
+            for (int group = 0; group < GROUPS; ++group)
+#pragma unroll
+                for (int panel = 0; panel < QTile::PANELS; ++panel) {
+                    const unsigned to = shared.q_tile(group) + panel * QTile::PANEL_BYTES;
+                    const int column = panel * QTile::PANEL_COLS, query = row.x * BLOCK_Q + group * GROUP_ROWS;
+                    copy_box(to, maps.q, column, query, row.y, row.z, shared.q_full());
+                    copy_box(to + QTile::BYTES, maps.d_out, column, query, row.y, row.z, shared.q_full());
+                }
+        }
+        KeyBlocks blocks;
+        int first_key[PIECES];
+        const auto copy_step = [&](const TensorMap& map) {
+            shared.empty(place.slot).wait(place.parity ^ 1);
+            if (leader) {
+#pragma unroll
+                for (int i = 0; i < PIECES; ++i) store_shared(shared.first_keys(place.slot) + 4 * i, first_key[i]);
+                shared.full(place.slot).arrive_expecting(KvTile::BYTES);
+#pragma unroll
+                for (int i = 0; i < PIECES; ++i)
+#pragma unroll
+                    for (int panel = 0; panel < KvTile::PANELS; ++panel)
+                        copy_box(shared.kv_tile(place) + panel * KvTile::PANEL_BYTES + i * PIECE * 128, map,
+                                 panel * KvTile::PANEL_COLS, first_key[i], kv_head, row.z, shared.full(place.slot));
+            }
+            place.advance();
+        };
+        for (int step = 0; step < steps; ++step) {
+#pragma unroll
+            for (int i = 0; i < PIECES; ++i) {
+                const int piece = step * PIECES + i;
+                if (piece % (32 * PIECES_PER_BLOCK) == 0)
+                    blocks.move_window(p, counts, piece / PIECES_PER_BLOCK, [&] { return row; });
+                first_key[i] = blocks.at(piece / PIECES_PER_BLOCK) * BLOCK_KV + piece % PIECES_PER_BLOCK * PIECE;
+            }
+            copy_step(maps.k);
+            copy_step(maps.v);
+        }
+    }
+}
+
+/// Calls `change(product, index, row, key)` for each product of this thread in piece `piece`, row and key counted from the
+/// tile's and the piece's first.
+template <typename Change>
+__device__ __forceinline__ void each_product(Products& products, int piece, Change change) {
+    const int lane = thread_place() % 32, first_row = thread_place() / 32 * 16;
+#pragma unroll
+    for (int n = 0; n < PIECE / 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            change(products[piece * (PIECE / 8) + n][i], piece * (PIECE / 2) + n * 4 + i, first_row + lane / 4 + i / 2 * 8,
+                   n * 8 + lane % 4 * 2 + i % 2);
+}
+
+/// What is known of this thread's two queries: lse in base-2 exponent units, and delta. A query that attends to nothing, or
+/// does not exist, has an lse of +inf: its weights become 0.
+struct Statistics {
+    float lse[2], delta[2];
+
+    __device__ __forceinline__ Statistics(const Params& p, dim3 row) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int query = row.x * BLOCK_Q + thread_place() / 32 * 16 + half * 8 + thread_place() % 32 / 4;
+            lse[half] = infinity();
+            delta[half] = 0.0f;
+            if (query >= p.seq_q) continue;
+            const float found = __ldg(p.lse + row.z * p.lse_stride[0] + row.y * p.lse_stride[1] + query) * LOG2_E;
+            if (found != -infinity()) lse[half] = found;
+            delta[half] = __ldg(p.delta + row.z * p.delta_stride[0] + row.y * p.delta_stride[1] + query);
+        }
+    }
+};
+
+/// The work of a computing warpgroup.
+__device__ __forceinline__ void compute_tiles(const Params& p, const Functions& f, Shared shared, int group) {
+    const bool speaker = thread_place() % 32 == 0;
+    const float to_exponent = HAS_SCORE_MOD ? LOG2_E : LOG2_E * p.scale;
+    const auto release = [&](Barrier barrier) {
+        __syncwarp();  // what other lanes have read is read
+        if (speaker) barrier.arrive();
+    };
+
+    Place place;
+    unsigned q_parity = 0;
+    for (int tile = blockIdx.x; tile < tile_count(p); tile += gridDim.x) {
+        const Statistics statistics(p, row_of(p, tile));
+        Sums dq;
+#pragma unroll
+        for (int n = 0; n < D / 8; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) dq[0][n][i] = 0.0f;
+        shared.q_full().wait(q_parity);
+        q_parity ^= 1;
+        const int steps = load_shared(shared.counts());
+        int decided = load_shared(shared.counts() + 4);  // pieces from this step on that the mask function decides
+        Operand of_gradients;
+        Place before;
+#pragma unroll 1
+        for (int step = 0; step < steps; ++step) {
+            const Place keys = place;
+            place.advance();
+            const Place values = place;
+            place.advance();
+            // Through ordinary registers each product would wait for its descriptor.
+            const unsigned q_tile = warp_uniform(shared.q_tile(group)), d_out_tile = q_tile + QTile::BYTES;
+            const unsigned k_tile = warp_uniform(shared.kv_tile(keys)), v_tile = warp_uniform(shared.kv_tile(values));
+            Products weights, gradients;
+            shared.full(keys.slot).wait(keys.parity);
+            wgmma_fence();
+#pragma unroll
+            for (int k = 0; k < D / 16; ++k)
+                Wgmma<T, STEP_KV>::multiply(weights, QTile::along_rows(q_tile, k), KvTile::along_rows(k_tile, k), k > 0);
+            wgmma_commit();
+            // The keys of the step before it must go before these values can come.
+            if (step > 0) {
+                wgmma_wait<1>();
+                release(shared.empty(before.slot));
+            }
+            hold(dq[0]);
+            hold(of_gradients);
+            shared.full(values.slot).wait(values.parity);
+            wgmma_fence();
+#pragma unroll
+            for (int k = 0; k < D / 16; ++k)
+                Wgmma<T, STEP_KV>::multiply(gradients, QTile::along_rows(d_out_tile, k), KvTile::along_rows(v_tile, k), k > 0);
+            wgmma_commit();
+            wgmma_wait<1>();
+            hold(weights);
+
+            int first_keys[PIECES];
+            bool edge = false;
+#pragma unroll
+            for (int i = 0; i < PIECES; ++i) {
+                first_keys[i] = load_shared(shared.first_keys(keys.slot) + 4 * i);
+                edge |= first_keys[i] + PIECE > p.seq_kv;
+            }
+            const dim3 row = HAS_SCORE_MOD || HAS_MASK_MOD ? row_of(p, tile) : dim3();
+            [[maybe_unused]] float slopes[STEP_KV / 2] = {};  // the derivative of the score function, where there is one
+            if constexpr (HAS_SCORE_MOD) {
+#pragma unroll
+                for (int piece = 0; piece < PIECES; ++piece)
+                    each_product(weights, piece, [&](float& weight, int index, int query, int key) {
+                        const float score = weight * p.scale;
+                        const int q = row.x * BLOCK_Q + query, kv = first_keys[piece] + key;
+                        weight = f.score_mod(score, row.z, row.y, q, kv);
+                        slopes[index] = f.score_mod.gradient(score, row.z, row.y, q, kv);
+                    });
+            }
+            // Scores become exponents of two, and only then -inf: it would not survive a scale of 0 or less.
+#pragma unroll
+            for (int n = 0; n < STEP_KV / 8; ++n)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) weights[n][i] = fmaf(weights[n][i], to_exponent, -statistics.lse[i / 2]);
+            // A key past the end has a score of 0, whose power of 2 can be infinite.
+            if (edge) {
+#pragma unroll
+                for (int piece = 0; piece < PIECES; ++piece)
+                    each_product(weights, piece, [&](float& weight, int, int, int key) {
+                        if (first_keys[piece] + key >= p.seq_kv) weight = -infinity();
+                    });
+            }
+            if constexpr (HAS_MASK_MOD) {
+#pragma unroll
+                for (int piece = 0; piece < PIECES; ++piece)
+                    if (piece < decided)
+                        each_product(weights, piece, [&](float& weight, int, int query, int key) {
+                            if (!f.mask_mod(row.z, row.y, row.x * BLOCK_Q + query, first_keys[piece] + key))
+                                weight = -infinity();
+                        });
+            }
+#pragma unroll
+            for (int n = 0; n < STEP_KV / 8; ++n)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) weights[n][i] = exp2_approx(weights[n][i]);
+            wgmma_wait<0>();
+            hold(gradients);
+            release(shared.empty(values.slot));
+#pragma unroll
+            for (int n = 0; n < STEP_KV / 8; ++n)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    float gradient = weights[n][i] * (gradients[n][i] - statistics.delta[i / 2]);
+                    if constexpr (HAS_SCORE_MOD) gradient *= slopes[n * 4 + i];
+                    // What has no weight has no gradient, be its d_out · v or its derivative what it may.
+                    if constexpr (HAS_SCORE_MOD || HAS_MASK_MOD) gradient = weights[n][i] == 0.0f ? 0.0f : gradient;
+                    gradients[n][i] = gradient;
+                }
+#pragma unroll
+            for (int k = 0; k < STEP_KV / 16; ++k)
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    of_gradients[k][i] =
+                        Mma<T>::pack(gradients[2 * k + i / 2][i % 2 * 2], gradients[2 * k + i / 2][i % 2 * 2 + 1]);
+            hold(dq[0]);
+            wgmma_fence();
+#pragma unroll
+            for (int k = 0; k < STEP_KV / 16; ++k)
+                Wgmma<T, D>::multiply_down(dq[0], of_gradients[k], KvTile::down_columns(k_tile, k), true);
+            wgmma_commit();
+            before = keys;
+            decided -= PIECES;
+        }
+        wgmma_wait<0>();
+        hold(dq[0]);
+        hold(of_gradients);
+        if (steps > 0) release(shared.empty(before.slot));
+        release(shared.q_empty());
+
+        const dim3 row = row_of(p, tile);
+        const int first_row = row.x * BLOCK_Q + thread_place() / 32 * 16;
+        write_sums(dq, p.dq + row.z * p.dq_stride[0] + row.y * p.dq_stride[1] + first_row * p.dq_stride[2], p.dq_stride[2],
+                   p.seq_q - first_row, p.head_dim, [&](int, int) { return p.scale; });
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, GROUPS == 1 ? 2 : 1)
+TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Functions f,
+                  const __grid_constant__ TensorMaps maps) {
+    extern __shared__ __align__(1024) unsigned char smem[];
+    const Shared shared{shared_address(smem)};
+    if (threadIdx.x == 0) {
+#pragma unroll
+        for (int slot = 0; slot < STAGES; ++slot) {
+            shared.full(slot).init(1);
+            shared.empty(slot).init(4 * GROUPS);
+        }
+        shared.q_full().init(1);
+        shared.q_empty().init(4 * GROUPS);
+        publish_barriers();
+    }
+    __syncthreads();
+    const int group = warp_uniform(threadIdx.x / 128);
+    if (group == GROUPS) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COPY_REGISTERS));
+        if (threadIdx.x / 32 == 4 * GROUPS) copy_tiles(p, maps, shared);
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COMPUTE_REGISTERS));
+        compute_tiles(p, f, shared, group);
+    }
+}
