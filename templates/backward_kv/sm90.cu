@@ -173,22 +173,73 @@ __device__ __forceinline__ void compute(const Params& p, const Functions& f, Sha
         for (int i = 0; i < 4; ++i) dk[0][n][i] = dv[0][n][i] = 0.0f;
     const float to_exponent = HAS_SCORE_MOD ? LOG2_E : LOG2_E * p.scale;
 
-    shared.keys_full().wait(0);
-    Place place;
-    while (true) {
+    Operand of_gradients;
+    // Through ordinary registers each product would wait for its descriptor.
+    const auto start_scores = [&](Products& weights, int slot) {
+        const unsigned k_tile = warp_uniform(shared.k_tile()), q_tile = warp_uniform(shared.q_tile(slot));
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < D / 16; ++k)
+            Wgmma<T, STEP_Q>::multiply(weights, Tile::along_rows(k_tile, k), Tile::along_rows(q_tile, k), k > 0);
+        wgmma_commit();
+    };
+    const auto start_gradients = [&](Products& gradients, int slot) {
+        const unsigned v_tile = warp_uniform(shared.v_tile()), d_out_tile = warp_uniform(shared.d_out_tile(slot));
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < D / 16; ++k)
+            Wgmma<T, STEP_Q>::multiply(gradients, Tile::along_rows(v_tile, k), Tile::along_rows(d_out_tile, k), k > 0);
+        wgmma_commit();
+    };
+    /// The sums of keys or values go on with the transposed tile of a slot.
+    const auto start_sums = [&](Sums& sums, const Operand& operand, unsigned tile) {
+        hold(sums[0]);
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < STEP_Q / 16; ++k)
+            Wgmma<T, D>::multiply_down(sums[0], operand[k], Tile::down_columns(tile, k), true);
+        wgmma_commit();
+    };
+    const auto release = [&](int slot) {
+        __syncwarp();  // what other lanes have read is read
+        if (slot >= 0 && thread_place() % 32 == 0) shared.empty(slot).arrive();
+    };
+    const auto statistics_of = [&](int slot) {
+        return reinterpret_cast<const Statistics*>(smem + STATISTICS + slot * STATISTICS_BYTES);
+    };
+    /// Waits for a slot; the head of its queries, negative after the last.
+    const auto open = [&](const Place& place) {
         shared.full(place.slot).wait(place.parity);
         const int head = load_shared(shared.note(place.slot));
+        if (head >= 0 && load_shared(shared.note(place.slot) + 8) & EMPTY_ROWS)
+            clear_empty_rows(smem + 2 * Tile::BYTES + place.slot * SLOT_BYTES, statistics_of(place.slot));
+        return head;
+    };
+
+    shared.keys_full().wait(0);
+    Place place;
+    int before = -1;  // the slot of the step before
+#pragma unroll 1
+    while (true) {
+        const int head = open(place);
         if (head < 0) break;
-        const int flags = load_shared(shared.note(place.slot) + 8);
-        const auto statistics = reinterpret_cast<const Statistics*>(smem + STATISTICS + place.slot * STATISTICS_BYTES);
-        if (flags & EMPTY_ROWS) clear_empty_rows(smem + 2 * Tile::BYTES + place.slot * SLOT_BYTES, statistics);
+        Products weights, gradients;
+        // The scores queue up behind the sums of the step before.
+        start_scores(weights, place.slot);
+        wgmma_wait<1>();
+        hold(dv[0]);
+        hold(dk[0]);
+        hold(of_gradients);
+        release(before);
+        start_gradients(gradients, place.slot);
+
+        const int flags = HAS_MASK_MOD ? load_shared(shared.note(place.slot) + 8) : 0;
+        const int first_query = HAS_SCORE_MOD || HAS_MASK_MOD ? load_shared(shared.note(place.slot) + 4) : 0;
+        [[maybe_unused]] Products scores = {};  // before the score function, where there is one
         // lse and delta of this thread's columns, two a piece.
         const auto of_columns = [&](int n) {
-            return reinterpret_cast<const float4*>(statistics)[n * 4 + thread_place() % 4];
+            return reinterpret_cast<const float4*>(statistics_of(place.slot))[n * 4 + thread_place() % 4];
         };
-        const int first_query = HAS_SCORE_MOD || HAS_MASK_MOD ? load_shared(shared.note(place.slot) + 4) : 0;
-        Products weights, gradients;
-        [[maybe_unused]] Products scores = {};  // before the score function, where there is one
         // Makes a gradient of d_out · v.
         const auto finish = [&](float& gradient, float weight, float delta, int n, int i) {
             gradient = weight * (gradient - delta);
@@ -200,19 +251,6 @@ __device__ __forceinline__ void compute(const Params& p, const Functions& f, Sha
             // What has no weight has no gradient, be its d_out · v or its derivative what it may.
             if (HAS_SCORE_MOD || HAS_MASK_MOD) gradient = weight == 0.0f ? 0.0f : gradient;
         };
-        // Through ordinary registers each product would wait for its descriptor.
-        const unsigned q_tile = warp_uniform(shared.q_tile(place.slot)), d_out_tile = q_tile + Tile::BYTES;
-        const unsigned k_tile = warp_uniform(shared.k_tile()), v_tile = k_tile + Tile::BYTES;
-
-        wgmma_fence();
-#pragma unroll
-        for (int k = 0; k < D / 16; ++k)
-            Wgmma<T, STEP_Q>::multiply(weights, Tile::along_rows(k_tile, k), Tile::along_rows(q_tile, k), k > 0);
-        wgmma_commit();
-#pragma unroll
-        for (int k = 0; k < D / 16; ++k)
-            Wgmma<T, STEP_Q>::multiply(gradients, Tile::along_rows(v_tile, k), Tile::along_rows(d_out_tile, k), k > 0);
-        wgmma_commit();
         wgmma_wait<1>();
         hold(weights);
         if constexpr (HAS_SCORE_MOD) {
@@ -237,12 +275,7 @@ __device__ __forceinline__ void compute(const Params& p, const Functions& f, Sha
         each_product(weights, [](float& weight, int, int, int, int) { weight = exp2_approx(weight); });
         Operand of_weights;
         pack(of_weights, weights);
-        hold(dv[0]);
-        wgmma_fence();
-#pragma unroll
-        for (int k = 0; k < STEP_Q / 16; ++k)
-            Wgmma<T, D>::multiply_down(dv[0], of_weights[k], Tile::down_columns(d_out_tile, k), true);
-        wgmma_commit();
+        start_sums(dv, of_weights, warp_uniform(shared.d_out_tile(place.slot)));
         wgmma_wait<1>();
         hold(gradients);
         // Weights are taken as the product takes them, rounded: no register holds them otherwise any more.
@@ -256,23 +289,19 @@ __device__ __forceinline__ void compute(const Params& p, const Functions& f, Sha
                 finish(gradients[n][2 * half + 1], weight.y, columns.w, n, 2 * half + 1);
             }
         }
-        Operand of_gradients;
         pack(of_gradients, gradients);
-        hold(dk[0]);
-        wgmma_fence();
-#pragma unroll
-        for (int k = 0; k < STEP_Q / 16; ++k)
-            Wgmma<T, D>::multiply_down(dk[0], of_gradients[k], Tile::down_columns(q_tile, k), true);
-        wgmma_commit();
-        wgmma_wait<0>();
+        start_sums(dk, of_gradients, warp_uniform(shared.q_tile(place.slot)));
+        // Registers are scarce: the weights go before the next scores come.
+        wgmma_wait<1>();
         hold(dv[0]);
-        hold(dk[0]);
         hold(of_weights);
-        hold(of_gradients);
-        __syncwarp();  // what other lanes have read is read
-        if (thread_place() % 32 == 0) shared.empty(place.slot).arrive();
+        before = place.slot;
         place.advance();
     }
+    wgmma_wait<0>();
+    hold(dv[0]);
+    hold(dk[0]);
+    hold(of_gradients);
 
     const int first_row = work.first_key + thread_place() / 32 * 16, rows = p.seq_kv - first_row;
     const auto begin = [&](T* tensor, const long long* stride) {

@@ -172,6 +172,14 @@ impl Inputs {
     }
 }
 
+fn norm(values: &[f32]) -> f64 {
+    values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
+}
+
+fn exact_norm(values: &[f64]) -> f64 {
+    values.iter().map(|x| x * x).sum::<f64>().sqrt()
+}
+
 /// Compares with f64; every element must be a number.
 fn compare(
     what: &str,
@@ -183,12 +191,19 @@ fn compare(
 ) -> Result<(), Failed> {
     let exact = attention_backward_f64([q, k, v], (d_out, d_lse), mask, scale, score_mod, mask_mod)?;
     let bound = if dtype == DType::F16 { 1e-3 } else { 6e-3 };
+    let exact_dv = exact.dv.clone();
     let mut line = String::new();
     let mut fits = true;
     for (name, found, exact) in
         [("dq", &found.dq, &exact.dq), ("dk", &found.dk, &exact.dk), ("dv", &found.dv, &exact.dv)]
     {
-        let error = relative_error(&found.to_f32_vec()?, exact);
+        let found = found.to_f32_vec()?;
+        // A query with a single key has no gradient by its score: what is left is rounding, small beside d_out, which dv sums.
+        let error = if exact_norm(exact) == 0.0 {
+            1e3 * norm(&found) / exact_norm(&exact_dv)
+        } else {
+            relative_error(&found, exact)
+        };
         line += &format!(" {name} {error:.2e}");
         // Written so that a NaN fails.
         fits &= error <= bound;
