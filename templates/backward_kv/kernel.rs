@@ -44,8 +44,8 @@ kernel! {
             STEP_Q % (32 * WARPS / (if D == 96 { 4 } else { 8 })) == 0,
             smem_bytes = 4 * D * (TILE_KV + 2 * STEP_Q) + 16 * STEP_Q,
             registers = min(255, TILE_KV * (min(D, 128) + STEP_Q) / (16 * WARPS) + 56),
-            // Two blocks a multiprocessor hide each other's barriers.
-            prefer = min(CTAS_PER_SM * WARPS, 8),
+            // With 32 rows a warp every operand feeds two products; then, warps that hide each other's barriers.
+            prefer = TILE_KV / WARPS + min(CTAS_PER_SM * WARPS, 8),
         }
         launch {
             grid = [kv_blocks * (BLOCK_KV / TILE_KV) * (if D > 128 { 2 } else { 1 }), kv_heads, batch],

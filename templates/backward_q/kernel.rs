@@ -36,12 +36,14 @@ kernel! {
             TILE_Q == 16 * WARPS || (D <= 128 && TILE_Q == 32 * WARPS),
             // Sums, scores and their gradients, of 255 registers a thread.
             TILE_Q * (D + 2 * STEP_KV) / (32 * WARPS) <= 192,
+            // The widest heads' addresses would spill.
+            D <= 128 || STEP_KV <= 32,
             // A pass of copies fills whole rows.
             STEP_KV % (32 * WARPS / (if D == 96 { 4 } else { 8 })) == 0,
             smem_bytes = 4 * D * (TILE_Q + 2 * STEP_KV),
             registers = min(255, TILE_Q * (D + 2 * STEP_KV) / (32 * WARPS) + 56),
-            // Two blocks a multiprocessor hide each other's barriers.
-            prefer = min(CTAS_PER_SM * WARPS, 8),
+            // With 32 rows a warp every operand feeds two products; then, warps that hide each other's barriers.
+            prefer = TILE_Q / WARPS + min(CTAS_PER_SM * WARPS, 8),
         }
         launch { grid = [q_blocks * (BLOCK_Q / TILE_Q), heads, batch], threads = 32 * WARPS }
     }
