@@ -815,17 +815,21 @@ __device__ __forceinline__ void compute(const Params& p, const Functions& f, Sha
         wgmma_commit();
     };
     const auto release = [&](int slot) {
-        __syncwarp();  // what other lanes have read is read
+        __syncwarp();  // no lane has anything of it under way
         if (slot >= 0 && thread_place() % 32 == 0) shared.empty(slot).arrive();
     };
     const auto statistics_of = [&](int slot) {
         return reinterpret_cast<const Statistics*>(smem + STATISTICS + slot * STATISTICS_BYTES);
     };
+    // Notes are read by the lane alone that says when they may change.
+    const auto read_note = [&](int slot, int word) {
+        return warp_uniform(thread_place() % 32 == 0 ? load_shared(shared.note(slot) + 4 * word) : 0);
+    };
     /// Waits for a slot; the head of its queries, negative after the last.
     const auto open = [&](const Place& place) {
         shared.full(place.slot).wait(place.parity);
-        const int head = load_shared(shared.note(place.slot));
-        if (head >= 0 && load_shared(shared.note(place.slot) + 8) & EMPTY_ROWS)
+        const int head = read_note(place.slot, 0);
+        if (head >= 0 && read_note(place.slot, 2) & EMPTY_ROWS)
             clear_empty_rows(smem + 2 * Tile::BYTES + place.slot * SLOT_BYTES, statistics_of(place.slot));
         return head;
     };
@@ -847,8 +851,8 @@ __device__ __forceinline__ void compute(const Params& p, const Functions& f, Sha
         release(before);
         start_gradients(gradients, place.slot);
 
-        const int flags = HAS_MASK_MOD ? load_shared(shared.note(place.slot) + 8) : 0;
-        const int first_query = HAS_SCORE_MOD || HAS_MASK_MOD ? load_shared(shared.note(place.slot) + 4) : 0;
+        const int flags = HAS_MASK_MOD ? read_note(place.slot, 2) : 0;
+        const int first_query = HAS_SCORE_MOD || HAS_MASK_MOD ? read_note(place.slot, 1) : 0;
         [[maybe_unused]] Products scores = {};  // before the score function, where there is one
         // lse and delta of this thread's columns, two a piece.
         const auto of_columns = [&](int n) {

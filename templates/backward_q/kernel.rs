@@ -50,8 +50,11 @@ kernel! {
 
     body sm90 {
         tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64], d_out: [64, 64] }
-        tune { STEP_KV: [128, 64] }
+        // PING_PONG: warpgroups take turns at the tensor cores.
+        tune { STEP_KV: [128, 64], PING_PONG: [0, 1] }
         where {
+            // One warpgroup has nobody to take turns with.
+            BLOCK_Q == 128 || PING_PONG == 0,
             // Sums, scores, their gradients and the operand made of those, of the 240 registers of a computing thread.
             2 * D + 5 * STEP_KV <= 832,
             // Queries, their d_out and a ring of at least three key or value tiles, in rows of whole 128 bytes.
@@ -61,6 +64,6 @@ kernel! {
             smem_bytes = 1024 * (if BLOCK_Q == 64 { 113 } else { 227 }),
             registers = if BLOCK_Q == 64 { 128 } else { 168 },
         }
-        launch { grid = [q_blocks, heads, batch], threads = 2 * BLOCK_Q + 128, persistent }
+        launch { grid = [q_blocks, heads, batch], threads = 2 * BLOCK_Q + 128, persistent, queue }
     }
 }

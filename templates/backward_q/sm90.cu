@@ -11,6 +11,7 @@
 <% include "lib/key_blocks.cuh" %>
 <% include "lib/mbarrier.cuh" %>
 <% include "lib/tma.cuh" %>
+<% include "lib/tile_queue.cuh" %>
 <% include "lib/write_sums.cuh" %>
 <% set wgmma_widths = [constant.STEP_KV, constant.D] %>
 <% include "lib/wgmma.cuh" %>
@@ -36,7 +37,7 @@ constexpr int STAGES = FITTING < 8 ? FITTING : 8;
 constexpr unsigned BARRIERS = KV_TILES + STAGES * KvTile::BYTES;
 constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
 static_assert(STAGES >= 3, "a step's keys are in the ring together with the next one's keys and values");
-static_assert(NOTES + 4 * (STAGES * PIECES + 2) <= SMEM_BYTES);
+static_assert(NOTES + 4 * (STAGES * PIECES + 3) <= SMEM_BYTES);
 
 // Registers are handed out anew among the warpgroups.
 constexpr int COPY_REGISTERS = GROUPS == 1 ? 32 : 24;
@@ -60,10 +61,11 @@ struct Shared {
     /// The same of the queries.
     __device__ Barrier q_full() const { return {base + BARRIERS + 2 * STAGES * Barrier::BYTES}; }
     __device__ Barrier q_empty() const { return {base + BARRIERS + (2 * STAGES + 1) * Barrier::BYTES}; }
-    /// The steps of this tile and how many of its pieces the mask function decides. Ready with the queries.
-    __device__ unsigned counts() const { return base + NOTES; }
+    /// The tile (negative after the last), its steps and how many of its pieces the mask function decides. Ready with the
+    /// queries.
+    __device__ unsigned tile() const { return base + NOTES; }
     /// The first key of each piece in a slot. Ready with the slot.
-    __device__ unsigned first_keys(int slot) const { return base + NOTES + 4 * (2 + slot * PIECES); }
+    __device__ unsigned first_keys(int slot) const { return base + NOTES + 4 * (3 + slot * PIECES); }
 };
 
 /// Tile number `tile` as (q_block, head, batch): one head's tiles run side by side, so that its keys stay in the L2 cache.
@@ -71,10 +73,9 @@ __device__ __forceinline__ dim3 row_of(const Params& p, int tile) {
     const int rest = tile / p.q_blocks;
     return dim3(tile - rest * p.q_blocks, rest % p.heads, rest / p.heads);
 }
-__device__ __forceinline__ int tile_count(const Params& p) { return p.q_blocks * p.heads * p.batch; }
 
 /// The work of the copying warp.
-__device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& maps, Shared shared) {
+__device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& maps, TileQueue queue, Shared shared) {
     const bool leader = thread_place() % 32 == 0;
     if (leader) {
         prefetch_map(maps.q);
@@ -82,10 +83,12 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         prefetch_map(maps.k);
         prefetch_map(maps.v);
     }
+    const int tiles = p.q_blocks * p.heads * p.batch;
     Place place;
     unsigned q_parity = 1;
-    for (int tile = blockIdx.x; tile < tile_count(p); tile += gridDim.x) {
-        const dim3 row = row_of(p, tile);
+    for (int tile_place = blockIdx.x; tile_place < tiles;) {
+        dim3 row = row_of(p, tile_place);
+        row.x = p.q_blocks - 1 - row.x;  // of a causal mask the longest first
         const int kv_head = row.y / (p.heads / p.kv_heads);
         const KeyBlocks::Counts counts = KeyBlocks::counts(p, row);
         const int pieces = counts.all * PIECES_PER_BLOCK;
@@ -93,8 +96,9 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         shared.q_empty().wait(q_parity);
         q_parity ^= 1;
         if (leader) {
-            store_shared(shared.counts(), steps);
-            store_shared(shared.counts() + 4, counts.partial * PIECES_PER_BLOCK);
+            store_shared(shared.tile(), tile_place - row_of(p, tile_place).x + row.x);
+            store_shared(shared.tile() + 4, steps);
+            store_shared(shared.tile() + 8, counts.partial * PIECES_PER_BLOCK);
             shared.q_full().arrive_expecting(2 * GROUPS * QTile::BYTES);
 #pragma unroll
             for (int group = 0; group < GROUPS; ++group)
@@ -123,7 +127,11 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
             }
             place.advance();
         };
+        int next = 0;
+        if (leader && steps == 0) next = queue.next(tile_place, tiles);
         for (int step = 0; step < steps; ++step) {
+            // Late, so that who has a long tile has not taken another yet; the answer comes under the last copies.
+            if (leader && step == steps - 1) next = queue.next(tile_place, tiles);
 #pragma unroll
             for (int i = 0; i < PIECES; ++i) {
                 const int piece = step * PIECES + i;
@@ -134,6 +142,13 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
             copy_step(maps.k);
             copy_step(maps.v);
         }
+        __syncwarp();
+        tile_place = gridDim.x + warp_uniform(next);
+    }
+    shared.q_empty().wait(q_parity);
+    if (leader) {
+        store_shared(shared.tile(), -1);
+        shared.q_full().arrive();
     }
 }
 
@@ -174,23 +189,31 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
     const bool speaker = thread_place() % 32 == 0;
     const float to_exponent = HAS_SCORE_MOD ? LOG2_E : LOG2_E * p.scale;
     const auto release = [&](Barrier barrier) {
-        __syncwarp();  // what other lanes have read is read
+        __syncwarp();  // no lane has anything of it under way
         if (speaker) barrier.arrive();
     };
+    // Notes are read by the lane alone that says when they may change.
+    const auto read_note = [&](unsigned address) { return warp_uniform(speaker ? load_shared(address) : 0); };
+    // Warpgroups take turns at starting their products: one's arithmetic then runs under the other's products.
+    constexpr bool IN_TURN = PING_PONG && GROUPS == 2;
+    const NamedBarrier my_turn{1 + group, 256}, your_turn{2 - group, 256};
+    if (IN_TURN && group == 1) your_turn.arrive();
 
     Place place;
     unsigned q_parity = 0;
-    for (int tile = blockIdx.x; tile < tile_count(p); tile += gridDim.x) {
+    while (true) {
+        shared.q_full().wait(q_parity);
+        q_parity ^= 1;
+        const int tile = read_note(shared.tile());
+        if (tile < 0) break;
+        const int steps = read_note(shared.tile() + 4);
+        int decided = read_note(shared.tile() + 8);  // pieces from this step on that the mask function decides
         const Statistics statistics(p, row_of(p, tile));
         Sums dq;
 #pragma unroll
         for (int n = 0; n < D / 8; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) dq[0][n][i] = 0.0f;
-        shared.q_full().wait(q_parity);
-        q_parity ^= 1;
-        const int steps = load_shared(shared.counts());
-        int decided = load_shared(shared.counts() + 4);  // pieces from this step on that the mask function decides
         Operand of_gradients;
         Place before;
 #pragma unroll 1
@@ -204,6 +227,14 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             const unsigned k_tile = warp_uniform(shared.kv_tile(keys)), v_tile = warp_uniform(shared.kv_tile(values));
             Products weights, gradients;
             shared.full(keys.slot).wait(keys.parity);
+            int first_keys[PIECES];
+            bool edge = false;
+#pragma unroll
+            for (int i = 0; i < PIECES; ++i) {
+                first_keys[i] = read_note(shared.first_keys(keys.slot) + 4 * i);
+                edge |= first_keys[i] + PIECE > p.seq_kv;
+            }
+            if (IN_TURN) my_turn.wait();
             wgmma_fence();
 #pragma unroll
             for (int k = 0; k < D / 16; ++k)
@@ -222,16 +253,10 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             for (int k = 0; k < D / 16; ++k)
                 Wgmma<T, STEP_KV>::multiply(gradients, QTile::along_rows(d_out_tile, k), KvTile::along_rows(v_tile, k), k > 0);
             wgmma_commit();
+            if (IN_TURN) your_turn.arrive();
             wgmma_wait<1>();
             hold(weights);
 
-            int first_keys[PIECES];
-            bool edge = false;
-#pragma unroll
-            for (int i = 0; i < PIECES; ++i) {
-                first_keys[i] = load_shared(shared.first_keys(keys.slot) + 4 * i);
-                edge |= first_keys[i] + PIECE > p.seq_kv;
-            }
             const dim3 row = HAS_SCORE_MOD || HAS_MASK_MOD ? row_of(p, tile) : dim3();
             [[maybe_unused]] float slopes[STEP_KV / 2] = {};  // the derivative of the score function, where there is one
             if constexpr (HAS_SCORE_MOD) {
@@ -313,7 +338,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
 
 extern "C" __global__ void __launch_bounds__(THREADS, GROUPS == 1 ? 2 : 1)
 TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Functions f,
-                  const __grid_constant__ TensorMaps maps) {
+                  const __grid_constant__ TensorMaps maps, const TileQueue queue) {
     extern __shared__ __align__(1024) unsigned char smem[];
     const Shared shared{shared_address(smem)};
     if (threadIdx.x == 0) {
@@ -330,7 +355,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
     const int group = warp_uniform(threadIdx.x / 128);
     if (group == GROUPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COPY_REGISTERS));
-        if (threadIdx.x / 32 == 4 * GROUPS) copy_tiles(p, maps, shared);
+        if (threadIdx.x / 32 == 4 * GROUPS) copy_tiles(p, maps, queue, shared);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COMPUTE_REGISTERS));
         compute_tiles(p, f, shared, group);
