@@ -87,7 +87,7 @@ fn run(device: &Device, workload: &Workload) -> Result<(), Error> {
         let forward = median(cuda, || attention.attend_with(&q, &k, &v, &mask).map(drop))?;
         let both = median(cuda, || attention.forward(&q, &k, &v).map(drop))?;
         println!(
-            "  {policy:<12} mask (pool, score, select, both indices) {select:.3} ms, forward {forward:.3} ms, \
+            "  {policy:<12} mask (pool, rank, both indices) {select:.3} ms, forward {forward:.3} ms, \
              a user's call {both:.3} ms"
         );
     }
