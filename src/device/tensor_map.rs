@@ -5,6 +5,7 @@ use crate::launch::BoxedTensor;
 use cudarc::driver::sys::{self, CUtensorMapDataType_enum as Element, CUtensorMapSwizzle_enum as Swizzle};
 
 /// A kernel's `TensorMap`: 128 bytes that only the driver and the copy engine read.
+#[derive(Clone, Copy)]
 #[repr(transparent)]
 pub(crate) struct TensorMap(sys::CUtensorMap);
 

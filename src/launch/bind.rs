@@ -192,7 +192,7 @@ impl Binder {
     }
 
     fn bind(&mut self, dim: &'static str, value: i64, arg: &'static str) -> Result<(), BindError> {
-        match self.extents.iter().find(|extent| extent.dim == dim) {
+        match self.extent(dim) {
             Some(first) if first.value != value => Err(BindError::Disagree {
                 kernel: self.kernel,
                 dim,
@@ -209,9 +209,15 @@ impl Binder {
         }
     }
 
+    /// Names are literals, mostly the very same ones: comparing where they are costs a launch less than comparing letters.
+    fn extent(&self, dim: &str) -> Option<&Extent> {
+        let same = |extent: &&Extent| std::ptr::eq(extent.dim, dim);
+        self.extents.iter().find(same).or_else(|| self.extents.iter().find(|extent| extent.dim == dim))
+    }
+
     /// A dimension's extent; 0 when only absent arguments have it, 1 when every argument repeats it.
     pub fn dim(&self, dim: &str) -> i64 {
-        let given = self.extents.iter().find(|extent| extent.dim == dim).map(|extent| extent.value);
+        let given = self.extent(dim).map(|extent| extent.value);
         given.unwrap_or_else(|| self.repeated.contains(&dim).into())
     }
 

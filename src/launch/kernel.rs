@@ -1,14 +1,14 @@
 //! A kernel that can be launched.
 
 use super::functions::functions_hash;
-use super::{BindError, FunctionArgs, KernelArgs};
+use super::{BindError, BoxedTensor, FunctionArgs, KernelArgs};
 use crate::Error;
 use crate::codegen::Variant;
 use crate::compile::{Cubin, PtxasReport};
 use crate::device::{CudaDevice, LoadedKernel, TensorMap};
 use crate::tensor::place_name;
 use smallvec::SmallVec;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// A loaded kernel with what was chosen and what ptxas reported, and the stream its launches go to.
@@ -27,6 +27,8 @@ pub(super) struct Compiled {
     functions: blake3::Hash,
     /// Blocks that the whole GPU runs at once, asked for at the first launch that wants to know.
     resident: OnceLock<u32>,
+    /// The tensors of the last launch that the copy engine read, and their maps: a loop's tensors lie where they did before.
+    mapped: Mutex<(SmallVec<[BoxedTensor; 4]>, SmallVec<[TensorMap; 4]>)>,
 }
 
 impl Compiled {
@@ -35,7 +37,41 @@ impl Compiled {
         let loaded = device.load(&cubin)?;
         let Cubin { report, compile_time, .. } = cubin;
         let functions = functions_hash(&variant.candidate.spec);
-        Ok(Compiled { variant, report, compile_time, loaded, functions, resident: OnceLock::new() })
+        Ok(Compiled {
+            variant,
+            report,
+            compile_time,
+            loaded,
+            functions,
+            resident: OnceLock::new(),
+            mapped: Mutex::default(),
+        })
+    }
+}
+
+impl Compiled {
+    /// The maps of tensors, those of the last launch where nothing has changed.
+    fn maps(
+        &self,
+        kernel: &'static str,
+        tensors: &SmallVec<[BoxedTensor; 4]>,
+    ) -> Result<SmallVec<[TensorMap; 4]>, BindError> {
+        if tensors.is_empty() {
+            return Ok(SmallVec::new());
+        }
+        let mut mapped = self.mapped.lock().unwrap_or_else(PoisonError::into_inner);
+        if mapped.0 != *tensors {
+            let encode = |boxed: &BoxedTensor| {
+                TensorMap::encode(boxed).map_err(|reason| BindError::TensorMap {
+                    kernel,
+                    arg: boxed.arg,
+                    reason,
+                })
+            };
+            mapped.1 = tensors.iter().map(encode).collect::<Result<_, _>>()?;
+            mapped.0 = tensors.clone();
+        }
+        Ok(mapped.1.clone())
     }
 }
 
@@ -98,15 +134,7 @@ impl Kernel {
         if bound.queue || !bound.tensor_maps.is_empty() {
             device.make_current()?;
         }
-        let maps: SmallVec<[TensorMap; 4]> = (bound.tensor_maps.iter())
-            .map(|boxed| {
-                TensorMap::encode(boxed).map_err(|reason| BindError::TensorMap {
-                    kernel: A::KERNEL,
-                    arg: boxed.arg,
-                    reason,
-                })
-            })
-            .collect::<Result<_, _>>()?;
+        let maps = self.compiled.maps(A::KERNEL, &bound.tensor_maps)?;
         let queue = if bound.queue { device.tile_queue()?.to_ne_bytes() } else { [0; 8] };
         let mut all: SmallVec<[&[u8]; 4]> = SmallVec::from_slice(&[params]);
         all.extend(functions.map(FunctionArgs::bytes));
