@@ -22,8 +22,9 @@ use tilewright::Device;
 /// A test: its name and what it does on the GPU.
 type Test = (&'static str, fn(&Device) -> Result<(), Failed>);
 
-const GROUPS: [&[Test]; 13] = [
+const GROUPS: [&[Test]; 14] = [
     backward::TESTS,
+    backward::calls::TESTS,
     caller::TESTS,
     choice::TESTS,
     forward::TESTS,

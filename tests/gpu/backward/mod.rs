@@ -1,15 +1,14 @@
 //! The backward kernels against exact f64 gradients over the same blocks.
 
+pub mod calls;
+
 use super::Test;
 use super::support::{Case, Random};
 use libtest_mimic::Failed;
 use tilewright::kernels::{backward_kv, backward_q, delta};
 use tilewright::launch::{FunctionArgs, Kernel, Request, load};
 use tilewright::reference::{attention_backward_f64, relative_error};
-use tilewright::{
-    Attention, BlockMask, BlockSize, DType, Device, Gradients, HeadDim, MaskMod, Output, ScoreMod, Tensor,
-    cpu, mask_mod, score_mod, top_k, top_p,
-};
+use tilewright::{BlockMask, BlockSize, DType, Device, Gradients, HeadDim, MaskMod, ScoreMod, Tensor, cpu};
 
 pub const TESTS: &[Test] = &[
     ("backward::ragged_lengths", ragged_lengths),
@@ -18,33 +17,9 @@ pub const TESTS: &[Test] = &[
     ("backward::cross_lengths", cross_lengths),
     ("backward::scales", scales),
     ("backward::every_schedule", every_schedule),
-    ("backward::rows_without_keys_hold_anything", rows_without_keys),
-    ("backward::softcap", |device| functions(device, Some(softcap { cap: 3.0 }), None::<causal>)),
-    ("backward::alibi", |device| functions(device, Some(alibi { heads: 4 }), None::<causal>)),
-    ("backward::causal", |device| functions(device, None::<softcap>, Some(causal {}))),
-    ("backward::softcap_and_causal", |device| functions(device, Some(softcap { cap: 3.0 }), Some(causal {}))),
-    ("backward::of_a_selection", of_a_selection),
-    ("backward::bshd_strides_and_a_shared_mask", bshd_and_shared),
     ("backward::one_long_row_of_blocks", long_sequence),
     ("backward::same_bits_every_time", same_bits),
-    ("backward::nothing_to_attend_to", nothing),
 ];
-
-#[score_mod]
-fn softcap(score: f32, b: i32, h: i32, q: i32, kv: i32, cap: f32) -> f32 {
-    cap * (score / cap).tanh()
-}
-
-#[score_mod]
-fn alibi(score: f32, b: i32, h: i32, q: i32, kv: i32, heads: i32) -> f32 {
-    let slope = (-8.0 * (h + 1) as f32 / heads as f32).exp2();
-    score * 1.5 - slope * (q - kv).abs() as f32
-}
-
-#[mask_mod]
-fn causal(b: i32, h: i32, q: i32, kv: i32) -> bool {
-    kv <= q
-}
 
 const CASE: Case = Case {
     dtype: DType::Bf16,
@@ -311,121 +286,6 @@ fn every_schedule(device: &Device) -> Result<(), Failed> {
     Ok(())
 }
 
-/// A query that attends to nothing may hold NaN in q and `d_out`: neither its own gradient nor its keys' see it.
-fn rows_without_keys(device: &Device) -> Result<(), Failed> {
-    #[mask_mod]
-    fn odd_queries(b: i32, h: i32, q: i32, kv: i32) -> bool {
-        q % 2 == 1
-    }
-    let (seq, d) = (300, 64);
-    let mut random = Random(3);
-    let clean: [Tensor; 4] = [(); 4].map(|()| random.tensor(DType::Bf16, &[1, 2, seq, d]));
-    let spoilt = |tensor: &Tensor| -> Result<Tensor, Failed> {
-        let mut values = tensor.to_vec::<half::bf16>()?;
-        values.chunks_mut(d).step_by(2).for_each(|row| row.fill(half::bf16::NAN));
-        Ok(Tensor::from_slice(&values, tensor.shape())?.to(device)?)
-    };
-    let attention = Attention::builder(HeadDim::D64, DType::Bf16).mask_mod(odd_queries {}).build(device)?;
-    let (q, d_out) = (spoilt(&clean[0])?, spoilt(&clean[3])?);
-    let (k, v) = (clean[1].to(device)?, clean[2].to(device)?);
-    let mask = BlockMask::full(1, 1, (128, 64), (seq, seq))?.to(device)?;
-    let (out, lse) = attention.attend_with(&q, &k, &v, &mask)?;
-    let output = Output { out, lse, mask };
-    let found = attention.backward(&q, &k, &v, &output, &d_out, None)?;
-    if found.dq.to_f32_vec()?.chunks(d).step_by(2).flatten().any(|x| *x != 0.0) {
-        return Err("a query that attends to nothing has a gradient".into());
-    }
-    let [q, k, v, d_out] = clean;
-    let mask = output.mask.to(&Device::cpu())?;
-    let problem = (&[q, k, v], &mask, attention.scale());
-    compare("spoilt rows", DType::Bf16, &found, problem, (&d_out, None), (None, Some(&odd_queries {})))
-}
-
-fn functions<S: ScoreMod + Clone, M: MaskMod + Clone>(
-    device: &Device,
-    score: Option<S>,
-    mask: Option<M>,
-) -> Result<(), Failed> {
-    let mut random = Random(29);
-    for blocks in BlockSize::ALL {
-        for (dtype, d, select) in [
-            (DType::Bf16, 128, false),
-            (DType::F16, 64, true),
-            (DType::Bf16, 256, false),
-            (DType::F16, 96, true),
-        ] {
-            let qkv = [(); 3].map(|()| random.tensor(dtype, &[2, 4, 333, d]));
-            let d_out = random.tensor(dtype, qkv[0].shape());
-            let mut builder = Attention::builder(HeadDim::new(d)?, dtype).blocks(blocks);
-            if let Some(score) = &score {
-                builder = builder.score_mod(score.clone());
-            }
-            if let Some(mask) = &mask {
-                builder = builder.mask_mod(mask.clone());
-            }
-            if select {
-                builder = builder.select(top_k(0.5));
-            }
-            let attention = builder.build(device)?;
-            let [q, k, v] = [0, 1, 2].map(|i: usize| qkv[i].to(device));
-            let (q, k, v) = (q?, k?, v?);
-            let output = attention.forward(&q, &k, &v)?;
-            let found = attention.backward(&q, &k, &v, &output, &d_out.to(device)?, None)?;
-            let mask_fn = mask.as_ref().map(|f| f as &dyn MaskMod);
-            let functions = (score.as_ref().map(|f| f as &dyn ScoreMod), mask_fn);
-            let kept = output.mask.to(&Device::cpu())?;
-            let problem = (&qkv, &kept, attention.scale());
-            let what = format!("{blocks} {dtype} d {d}");
-            compare(&what, dtype, &found, problem, (&d_out, None), functions)?;
-        }
-    }
-    Ok(())
-}
-
-/// From q and k to gradients, nothing on the host.
-fn of_a_selection(device: &Device) -> Result<(), Failed> {
-    let mut random = Random(11);
-    for (dtype, d, kv_heads) in [(DType::Bf16, 128, 6), (DType::F16, 64, 2)] {
-        let case = Case { dtype, d, heads: 6, kv_heads, seq_q: 1100, seq_kv: 1300, ..CASE };
-        let qkv = case.qkv(&mut random);
-        let d_out = random.tensor(dtype, qkv[0].shape());
-        let rule = top_k(0.1) | top_p(0.3);
-        let attention = Attention::builder(HeadDim::new(d)?, dtype).select(rule).build(device)?;
-        let [q, k, v] = [0, 1, 2].map(|i: usize| qkv[i].to(device));
-        let (q, k, v) = (q?, k?, v?);
-        let output = attention.forward(&q, &k, &v)?;
-        let found = attention.backward(&q, &k, &v, &output, &d_out.to(device)?, None)?;
-        let kept = output.mask.to(&Device::cpu())?;
-        let problem = (&qkv, &kept, attention.scale());
-        compare(&format!("{case:?}"), dtype, &found, problem, (&d_out, None), (None, None))?;
-    }
-    Ok(())
-}
-
-/// Tensors laid out `[batch, seq, heads, d]`, and one mask for all heads and batches.
-fn bshd_and_shared(device: &Device) -> Result<(), Failed> {
-    let mut random = Random(17);
-    let (seq, d, heads, kv_heads) = (500, 128, 6, 3);
-    let mut tensor = |heads: usize| {
-        random
-            .tensor(DType::Bf16, &[2, seq, heads, d])
-            .permute(&[0, 2, 1, 3])
-            .expect("it has four dimensions")
-    };
-    let (qkv, d_out) = ([tensor(heads), tensor(kv_heads), tensor(kv_heads)], tensor(heads));
-    let shared = Case { batch: 1, heads: 1, kv_heads: 1, ..CASE };
-    let mask = holey_mask(&shared, &mut Random(5), 0.6);
-    let attention = Attention::builder(HeadDim::D128, DType::Bf16).build(device)?;
-    let [q, k, v] = [0, 1, 2].map(|i: usize| qkv[i].to(device));
-    let (q, k, v) = (q?, k?, v?);
-    let on_gpu = mask.to(device)?;
-    let (out, lse) = attention.attend_with(&q, &k, &v, &on_gpu)?;
-    let output = Output { out, lse, mask: on_gpu };
-    let found = attention.backward(&q, &k, &v, &output, &d_out.to(device)?, None)?;
-    let problem = (&qkv, &mask, attention.scale());
-    compare("bshd", DType::Bf16, &found, problem, (&d_out, None), (None, None))
-}
-
 fn long_sequence(device: &Device) -> Result<(), Failed> {
     let long = Case { heads: 1, kv_heads: 1, seq_q: 16_500, seq_kv: 16_500, ..CASE };
     check(device, long, 0.05)?;
@@ -447,30 +307,6 @@ fn same_bits(device: &Device) -> Result<(), Failed> {
     for _ in 0..20 {
         if bits(&kernels.launch(device, &inputs, Some(&inputs.d_lse))?)? != first {
             return Err("two runs differ".into());
-        }
-    }
-    Ok(())
-}
-
-/// Without keys, without queries, and with a mask that keeps nothing: zeros, and no launch over nothing.
-fn nothing(device: &Device) -> Result<(), Failed> {
-    let attention = Attention::builder(HeadDim::D64, DType::Bf16).build(device)?;
-    for (seq_q, seq_kv) in [(100, 0), (0, 100), (100, 100)] {
-        let case = Case { seq_q, seq_kv, d: 64, ..CASE };
-        let mut random = Random(2);
-        let [q, k, v] = case.qkv(&mut random).map(|tensor| tensor.to(device));
-        let (q, k, v) = (q?, k?, v?);
-        let map = vec![false; case.grid().iter().product()];
-        let mask = BlockMask::from_dense(&map, case.grid(), case.blocks, (seq_q, seq_kv))?.to(device)?;
-        let (out, lse) = attention.attend_with(&q, &k, &v, &mask)?;
-        let d_out = random.tensor(DType::Bf16, q.shape()).to(device)?;
-        let found = attention.backward(&q, &k, &v, &Output { out, lse, mask }, &d_out, None)?;
-        for (gradient, of) in [(&found.dq, &q), (&found.dk, &k), (&found.dv, &v)] {
-            if gradient.shape() != of.shape() || gradient.to_f32_vec()?.iter().any(|x| *x != 0.0) {
-                return Err(
-                    format!("{case:?}: a gradient is not 0, or of shape {:?}", gradient.shape()).into()
-                );
-            }
         }
     }
     Ok(())
