@@ -52,9 +52,9 @@ struct Functions {
 // has seen both answers.
 // Classes of key blocks under a mask function, and the values of the dense keep map (where 0 is "dropped").
 
-constexpr unsigned char EMPTY = 0;    // no element is kept
-constexpr unsigned char PARTIAL = 1;  // the mask decides element by element
-constexpr unsigned char FULL = 2;     // every element is kept
+[[maybe_unused]] constexpr unsigned char EMPTY = 0;    // no element is kept
+[[maybe_unused]] constexpr unsigned char PARTIAL = 1;  // the mask decides element by element
+[[maybe_unused]] constexpr unsigned char FULL = 2;     // every element is kept
 
 
 static_assert(THREADS == 32 * WARPS && BLOCK_KV % 32 == 0);

@@ -144,9 +144,9 @@ __device__ __forceinline__ float sanitised(float logit) {
 
 // Classes of key blocks under a mask function, and the values of the dense keep map (where 0 is "dropped").
 
-constexpr unsigned char EMPTY = 0;    // no element is kept
-constexpr unsigned char PARTIAL = 1;  // the mask decides element by element
-constexpr unsigned char FULL = 2;     // every element is kept
+[[maybe_unused]] constexpr unsigned char EMPTY = 0;    // no element is kept
+[[maybe_unused]] constexpr unsigned char PARTIAL = 1;  // the mask decides element by element
+[[maybe_unused]] constexpr unsigned char FULL = 2;     // every element is kept
 
 
 /// The mass of a probability of 1: masses are probabilities in fixed point.
