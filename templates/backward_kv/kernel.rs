@@ -55,12 +55,16 @@ kernel! {
 
     body sm90 {
         tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64], d_out: [64, 64] }
+        // PART_Q: queries computed at a time. CTAS: blocks that share a multiprocessor: one's products run under the others'
+        // arithmetic.
+        tune { PART_Q: [64, 32], CTAS: [2, 3] }
         where {
-            // Two sums of 64 keys and what is made of 64 queries, of the 224 registers of a computing thread.
+            // Two sums of 64 keys and what is made of the queries, of the 224 or 128 registers of a computing thread.
             D <= 128,
-            // Half of a multiprocessor: the other half's products run under this one's arithmetic.
-            smem_bytes = 1024 * 113,
-            registers = 128,
+            (PART_Q == 32) == (CTAS == 3),
+            CTAS == 2 || D == 64,
+            smem_bytes = 1024 * (if CTAS == 3 { 75 } else { 113 }),
+            registers = if CTAS == 3 { 80 } else { 128 },
         }
         launch { grid = [kv_blocks * (BLOCK_KV / 64), kv_heads, batch], threads = 256 }
     }

@@ -1,6 +1,6 @@
 // Block-sparse attention, backward by keys, for Hopper: copies by the copy engine (TMA), products of a warpgroup (wgmma).
 //
-// One thread block takes 64 keys of one key head, and two blocks share a multiprocessor: one's products run under the other's
+// One thread block takes 64 keys of one key head, and CTAS blocks share a multiprocessor: one's products run under the others'
 // arithmetic. Its last warpgroup only copies, 64 queries of the lists at a time with their d_out into a slot of a ring, and
 // brings what is known of them. The other computes transposed scores, which are in its registers as the operand of the next
 // product.
@@ -12,17 +12,18 @@
 <% include "lib/mbarrier.cuh" %>
 <% include "lib/tma.cuh" %>
 <% include "lib/write_sums.cuh" %>
-<% set wgmma_widths = [64, constant.D] %>
+<% set wgmma_widths = [constant.PART_Q, constant.D] %>
 <% include "lib/wgmma.cuh" %>
 
 constexpr int TILE_KV = 64;  // keys of a thread block
-constexpr int STEP_Q = 64;   // queries of a step
-static_assert(THREADS == 256 && BLOCK_KV % TILE_KV == 0 && BLOCK_Q % STEP_Q == 0);
+constexpr int STEP_Q = 64;   // queries of a slot, computed PART_Q at a time
+constexpr int PARTS = STEP_Q / PART_Q;
+static_assert(STEP_Q == PART_Q * PARTS && THREADS == 256 && BLOCK_KV % TILE_KV == 0 && BLOCK_Q % STEP_Q == 0);
 
 using Tile = SwizzledTile<64, D>;
 using Steps = QueryBlocks<STEP_Q, BLOCK_Q / STEP_Q>;
-using Products = float[STEP_Q / 8][4];
-using Operand = unsigned[STEP_Q / 16][4];
+using Products = float[PART_Q / 8][4];
+using Operand = unsigned[PART_Q / 16][4];
 using Sums = float[1][D / 8][4];
 
 /// What is known of a query: lse in base-2 exponent units, and delta. A query that attends to nothing, or does not exist, has
@@ -33,7 +34,7 @@ struct Statistics {
 
 // Shared memory, from a multiple of 1024 on: K, V, the ring's tiles of q and d_out, the statistics of each slot's queries,
 // barriers, and what the copying warp tells the others of a slot. The ring has the slots that fit, up to 4.
-constexpr unsigned SMEM_BYTES = 1024 * 113;
+constexpr unsigned SMEM_BYTES = 1024 * (CTAS == 3 ? 75 : 113);
 constexpr unsigned SLOT_BYTES = 2 * Tile::BYTES;
 constexpr unsigned STATISTICS_BYTES = STEP_Q * sizeof(Statistics);
 constexpr unsigned NOTE_BYTES = 16;
@@ -46,7 +47,7 @@ static_assert(STAGES >= 2 && NOTES % 16 == 0 && NOTES + STAGES * NOTE_BYTES <= S
 using Place = RingPlace<STAGES>;
 
 // Registers are handed out anew among the warpgroups.
-constexpr int COPY_REGISTERS = 32, COMPUTE_REGISTERS = 224;
+constexpr int COPY_REGISTERS = 32, COMPUTE_REGISTERS = CTAS == 3 ? 128 : 224;
 
 /// Addresses in shared memory.
 struct Shared {
@@ -144,12 +145,13 @@ __device__ __forceinline__ void clear_empty_rows(unsigned char* slot, const Stat
     NamedBarrier{1, 128}.wait();
 }
 
-/// Calls `change(product, n, i, key, query)` for each product of this thread, key and query counted from the tiles' first.
+/// Calls `change(product, n, i, key, query)` for each product of this thread, key and query counted from the tile's and the part's
+/// first.
 template <typename Change>
 __device__ __forceinline__ void each_product(Products& products, Change change) {
     const int lane = thread_place() % 32, first_key = thread_place() / 32 * 16;
 #pragma unroll
-    for (int n = 0; n < STEP_Q / 8; ++n)
+    for (int n = 0; n < PART_Q / 8; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i)
             change(products[n][i], n, i, first_key + lane / 4 + i / 2 * 8, n * 8 + lane % 4 * 2 + i % 2);
@@ -157,7 +159,7 @@ __device__ __forceinline__ void each_product(Products& products, Change change) 
 
 __device__ __forceinline__ void pack(Operand& packed, const Products& products) {
 #pragma unroll
-    for (int k = 0; k < STEP_Q / 16; ++k)
+    for (int k = 0; k < PART_Q / 16; ++k)
 #pragma unroll
         for (int i = 0; i < 4; ++i)
             packed[k][i] = Mma<T>::pack(products[2 * k + i / 2][i % 2 * 2], products[2 * k + i / 2][i % 2 * 2 + 1]);
@@ -175,20 +177,20 @@ __device__ __forceinline__ void compute(const Params& p, const Functions& f, Sha
 
     Operand of_gradients;
     // Through ordinary registers each product would wait for its descriptor.
-    const auto start_scores = [&](Products& weights, int slot) {
-        const unsigned k_tile = warp_uniform(shared.k_tile()), q_tile = warp_uniform(shared.q_tile(slot));
+    const auto start_scores = [&](Products& weights, int slot, int part) {
+        const unsigned k_tile = warp_uniform(shared.k_tile()), q_tile = warp_uniform(shared.q_tile(slot) + part * PART_Q * 128);
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < D / 16; ++k)
-            Wgmma<T, STEP_Q>::multiply(weights, Tile::along_rows(k_tile, k), Tile::along_rows(q_tile, k), k > 0);
+            Wgmma<T, PART_Q>::multiply(weights, Tile::along_rows(k_tile, k), Tile::along_rows(q_tile, k), k > 0);
         wgmma_commit();
     };
-    const auto start_gradients = [&](Products& gradients, int slot) {
-        const unsigned v_tile = warp_uniform(shared.v_tile()), d_out_tile = warp_uniform(shared.d_out_tile(slot));
+    const auto start_gradients = [&](Products& gradients, int slot, int part) {
+        const unsigned v_tile = warp_uniform(shared.v_tile()), d_out_tile = warp_uniform(shared.d_out_tile(slot) + part * PART_Q * 128);
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < D / 16; ++k)
-            Wgmma<T, STEP_Q>::multiply(gradients, Tile::along_rows(v_tile, k), Tile::along_rows(d_out_tile, k), k > 0);
+            Wgmma<T, PART_Q>::multiply(gradients, Tile::along_rows(v_tile, k), Tile::along_rows(d_out_tile, k), k > 0);
         wgmma_commit();
     };
     /// The sums of keys or values go on with the transposed tile of a slot.
@@ -196,7 +198,7 @@ __device__ __forceinline__ void compute(const Params& p, const Functions& f, Sha
         hold(sums[0]);
         wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < STEP_Q / 16; ++k)
+        for (int k = 0; k < PART_Q / 16; ++k)
             Wgmma<T, D>::multiply_down(sums[0], operand[k], Tile::down_columns(tile, k), true);
         wgmma_commit();
     };
@@ -223,26 +225,27 @@ __device__ __forceinline__ void compute(const Params& p, const Functions& f, Sha
     shared.keys_full().wait(0);
     Place place;
     int before = -1;  // the slot of the step before
+    int head = 0, part = 0;
 #pragma unroll 1
     while (true) {
-        const int head = open(place);
+        if (part == 0) head = open(place);
         if (head < 0) break;
         Products weights, gradients;
-        // The scores queue up behind the sums of the step before.
-        start_scores(weights, place.slot);
+        // The scores queue up behind the sums of the part before.
+        start_scores(weights, place.slot, part);
         wgmma_wait<1>();
         hold(dv[0]);
         hold(dk[0]);
         hold(of_gradients);
-        release(before);
-        start_gradients(gradients, place.slot);
+        if (part == 0) release(before);
+        start_gradients(gradients, place.slot, part);
 
         const int flags = HAS_MASK_MOD ? read_note(place.slot, 2) : 0;
-        const int first_query = HAS_SCORE_MOD || HAS_MASK_MOD ? read_note(place.slot, 1) : 0;
+        const int first_query = HAS_SCORE_MOD || HAS_MASK_MOD ? read_note(place.slot, 1) + part * PART_Q : 0;
         [[maybe_unused]] Products scores = {};  // before the score function, where there is one
         // lse and delta of this thread's columns, two a piece.
         const auto of_columns = [&](int n) {
-            return reinterpret_cast<const float4*>(statistics_of(place.slot))[n * 4 + thread_place() % 4];
+            return reinterpret_cast<const float4*>(statistics_of(place.slot) + part * PART_Q)[n * 4 + thread_place() % 4];
         };
         // Makes a gradient of d_out · v.
         const auto finish = [&](float& gradient, float weight, float delta, int n, int i) {
@@ -265,7 +268,7 @@ __device__ __forceinline__ void compute(const Params& p, const Functions& f, Sha
         }
         // Scores become exponents of two, and only then -inf: it would not survive a scale of 0 or less.
 #pragma unroll
-        for (int n = 0; n < STEP_Q / 8; ++n) {
+        for (int n = 0; n < PART_Q / 8; ++n) {
             const float4 columns = of_columns(n);
 #pragma unroll
             for (int i = 0; i < 4; ++i)
@@ -279,12 +282,12 @@ __device__ __forceinline__ void compute(const Params& p, const Functions& f, Sha
         each_product(weights, [](float& weight, int, int, int, int) { weight = exp2_approx(weight); });
         Operand of_weights;
         pack(of_weights, weights);
-        start_sums(dv, of_weights, warp_uniform(shared.d_out_tile(place.slot)));
+        start_sums(dv, of_weights, warp_uniform(shared.d_out_tile(place.slot) + part * PART_Q * 128));
         wgmma_wait<1>();
         hold(gradients);
         // Weights are taken as the product takes them, rounded: no register holds them otherwise any more.
 #pragma unroll
-        for (int n = 0; n < STEP_Q / 8; ++n) {
+        for (int n = 0; n < PART_Q / 8; ++n) {
             const float4 columns = of_columns(n);
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
@@ -294,13 +297,16 @@ __device__ __forceinline__ void compute(const Params& p, const Functions& f, Sha
             }
         }
         pack(of_gradients, gradients);
-        start_sums(dk, of_gradients, warp_uniform(shared.q_tile(place.slot)));
+        start_sums(dk, of_gradients, warp_uniform(shared.q_tile(place.slot) + part * PART_Q * 128));
         // Registers are scarce: the weights go before the next scores come.
         wgmma_wait<1>();
         hold(dv[0]);
         hold(of_weights);
-        before = place.slot;
-        place.advance();
+        if (++part == PARTS) {
+            part = 0;
+            before = place.slot;
+            place.advance();
+        }
     }
     wgmma_wait<0>();
     hold(dv[0]);
@@ -315,7 +321,7 @@ __device__ __forceinline__ void compute(const Params& p, const Functions& f, Sha
     write_sums(dv, begin(p.dv, p.dv_stride), p.dv_stride[2], rows, p.head_dim, [](int, int) { return 1.0f; });
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS, CTAS)
 TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Functions f,
                   const __grid_constant__ TensorMaps maps) {
     extern __shared__ __align__(1024) unsigned char smem[];
