@@ -28,7 +28,14 @@ pub(super) struct Compiled {
     /// Blocks that the whole GPU runs at once, asked for at the first launch that wants to know.
     resident: OnceLock<u32>,
     /// The tensors of the last launch that the copy engine read, and their maps: a loop's tensors lie where they did before.
-    mapped: Mutex<(SmallVec<[BoxedTensor; 4]>, SmallVec<[TensorMap; 4]>)>,
+    mapped: Mutex<Mapped>,
+}
+
+/// Tensors with the maps made of them.
+#[derive(Default)]
+struct Mapped {
+    tensors: SmallVec<[BoxedTensor; 4]>,
+    maps: SmallVec<[TensorMap; 4]>,
 }
 
 impl Compiled {
@@ -60,7 +67,7 @@ impl Compiled {
             return Ok(SmallVec::new());
         }
         let mut mapped = self.mapped.lock().unwrap_or_else(PoisonError::into_inner);
-        if mapped.0 != *tensors {
+        if mapped.tensors != *tensors {
             let encode = |boxed: &BoxedTensor| {
                 TensorMap::encode(boxed).map_err(|reason| BindError::TensorMap {
                     kernel,
@@ -68,10 +75,10 @@ impl Compiled {
                     reason,
                 })
             };
-            mapped.1 = tensors.iter().map(encode).collect::<Result<_, _>>()?;
-            mapped.0 = tensors.clone();
+            mapped.maps = tensors.iter().map(encode).collect::<Result<_, _>>()?;
+            mapped.tensors = tensors.clone();
         }
-        Ok(mapped.1.clone())
+        Ok(mapped.maps.clone())
     }
 }
 
