@@ -661,6 +661,9 @@ constexpr int STAGES = FITTING < 8 ? FITTING : 8;
 constexpr unsigned BARRIERS = KV_TILES + STAGES * KvTile::BYTES;
 constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
 static_assert(STAGES >= 3, "a step's keys are in the ring together with the next one's keys and values");
+// Within a turn a warpgroup waits for values. They must not wait for the keys of the step before, which the other warpgroup
+// holds until its own turn.
+static_assert(!PING_PONG || STAGES >= 4, "turns need a fourth slot");
 static_assert(NOTES + 4 * (STAGES * PIECES + 3) <= SMEM_BYTES);
 
 // Registers are handed out anew among the warpgroups.

@@ -53,8 +53,9 @@ kernel! {
         // PING_PONG: warpgroups take turns at the tensor cores.
         tune { STEP_KV: [128, 64], PING_PONG: [0, 1] }
         where {
-            // One warpgroup has nobody to take turns with.
-            BLOCK_Q == 128 || PING_PONG == 0,
+            // One warpgroup has nobody to take turns with; and who waits for values within its turn needs a slot that does not
+            // depend on the other's: of the widest heads the ring has three.
+            (BLOCK_Q == 128 && D <= 128) || PING_PONG == 0,
             // Sums, scores, their gradients and the operand made of those, of the 240 registers of a computing thread.
             2 * D + 5 * STEP_KV <= 832,
             // Queries, their d_out and a ring of at least three key or value tiles, in rows of whole 128 bytes.
