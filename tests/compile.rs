@@ -184,6 +184,20 @@ fn settle(toolchain: &Toolchain, mut searches: Vec<Search>) {
     assert!(wrong.is_empty(), "\n{wrong}");
 }
 
+/// Whatever a caller may ask for, there is a schedule that fits: on the architectures with the least shared memory too.
+#[test]
+fn every_spec_fits_every_architecture() {
+    for generator in kernels() {
+        for spec in every_spec(&generator).into_iter().map(Arc::new) {
+            for arch in Arch::SHIPPED {
+                let accepted = generator.candidates(&spec, arch).unwrap().accepted;
+                let (kernel, values) = (spec.kernel(), spec.values());
+                assert!(!accepted.is_empty(), "{kernel} {values:?} on {}: nothing fits", arch.name());
+            }
+        }
+    }
+}
+
 /// Which architectures a spec is compiled for: one of two, by turns that give either every value of every parameter; both where
 /// `TILEWRIGHT_TEST_ALL` is set, which takes minutes more.
 fn archs_of(i: usize) -> &'static [Arch] {

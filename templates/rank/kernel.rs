@@ -34,7 +34,7 @@ kernel! {
             // Every warp selects from as many rows.
             ROWS % WARPS == 0 || CAPACITY > 1280 && WARPS == 8,
             // Fewer rows only where more do not fit: every thread block reads all the keys' means.
-            ROWS >= 16 || CAPACITY > 1280,
+            ROWS >= 16 || CAPACITY > 1280 || D > 128,
             // The operands of a product of that many rows.
             ROWS <= 16 || WARPS * CTAS <= 24,
             smem_bytes = 4 * (2 * 16 * ceil_div(ROWS, 16) * D + ROWS * (CAPACITY + 8) + 32 * WARPS),
