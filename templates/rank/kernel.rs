@@ -39,9 +39,9 @@ kernel! {
             ROWS <= 16 || WARPS * CTAS <= 24,
             smem_bytes = 4 * (2 * 16 * ceil_div(ROWS, 16) * D + ROWS * (CAPACITY + 8) + 32 * WARPS),
             registers = min(128, 2048 / (WARPS * CTAS)),
-            // The rows that a multiprocessor gets, for thread blocks are few and the last wave of them is rarely full; then
-            // warps, which hide each other's waits.
-            prefer = 100000 - 100 * GRID_PER_SM * ROWS + WARPS * min(CTAS, CTAS_PER_SM),
+            // The rows that a multiprocessor gets, for thread blocks are few and the last wave of them is rarely full (a product
+            // has 16, whether they are there or not); then warps, which hide each other's waits.
+            prefer = 100000 - 100 * GRID_PER_SM * max(ROWS, 16) + WARPS * min(CTAS, CTAS_PER_SM),
         }
         launch { grid = [ceil_div(q_blocks, ROWS), heads, batch], threads = 32 * WARPS }
     }
