@@ -1,11 +1,10 @@
 //! Masks of block means that the caller has made.
 
 use super::gpu::Ranked;
-use super::memory::{Fill, Memory};
 use super::{Attention, Sizes};
 use crate::operands::Shape;
 use crate::tensor::TensorError;
-use crate::{BlockMask, DType, Error, MaskError, Tensor, cpu};
+use crate::{BlockMask, DType, Error, Tensor, cpu};
 
 impl Attention {
     /// The mask that [`mask`](Self::mask) would make of tensors with these block means: for a kernel of the caller's that goes
@@ -17,7 +16,7 @@ impl Attention {
     /// of `block` as exist. Means that are not aligned to 16 bytes are refused on a GPU.
     ///
     /// # Errors
-    /// [`Error::Tensor`] for means of other dtypes or shapes, [`MaskError::Grid`] for another number of blocks than the
+    /// [`Error::Tensor`] for means of other dtypes or shapes, [`MaskError::Grid`](crate::MaskError::Grid) for another number of blocks than the
     /// sequences have; otherwise as [`mask`](Self::mask).
     pub fn mask_of_means(
         &self,
@@ -27,15 +26,7 @@ impl Attention {
     ) -> Result<BlockMask, Error> {
         let rule = &self.rule;
         let shape = Shape::of_means(q_mean, k_mean)?;
-        let blocks = [rule.blocks.q(), rule.blocks.kv()];
-        for (dimension, found, seq, block) in
-            [("q_blocks", shape.seq_q, seq_q, blocks[0]), ("kv_blocks", shape.seq_kv, seq_kv, blocks[1])]
-        {
-            let needed = seq.div_ceil(block);
-            if found != needed {
-                return Err(MaskError::Grid { dimension, found, needed, seq, block }.into());
-            }
-        }
+        rule.blocks.check_grid([shape.seq_q, shape.seq_kv], (seq_q, seq_kv))?;
         self.check_sizes(shape.d, [seq_q, seq_kv])?;
         for (what, tensor) in [("q_mean", q_mean), ("k_mean", k_mean)] {
             tensor.expect_place(what, &self.device)?;
@@ -53,12 +44,7 @@ impl Attention {
         let on_host;
         let (q_mean, k_mean) = match &self.pipeline {
             Some(pipeline) if q_mean.elements() > 0 && k_mean.elements() > 0 => {
-                let mut memory = Memory::Device { device: &self.device, fill: Fill::Anything };
-                let mut scratch = pipeline.scratch(&sizes, false, &mut memory)?;
-                let mut lists = pipeline.lists(&sizes, true, &mut memory)?;
-                pipeline.select(rule, &sizes, Ranked::Means(q_mean, k_mean), &mut scratch, &mut lists)?;
-                let order = scratch.row_order().cloned();
-                return Ok(lists.into_mask(rule.blocks, (seq_q, seq_kv)).with_row_order(order));
+                return self.selected(pipeline, &sizes, Ranked::Means(q_mean, k_mean));
             }
             Some(_) => {
                 on_host = (q_mean.to(&crate::Device::Cpu)?, k_mean.to(&crate::Device::Cpu)?);

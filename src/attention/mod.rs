@@ -224,13 +224,18 @@ impl Attention {
                 rule.mask_mod.as_deref(),
             );
         };
+        self.selected(pipeline, &Sizes::of(rule, q, k), Ranked::Tensors(q, k))
+    }
+
+    /// The mask that the pipeline makes of what is ranked.
+    fn selected(&self, pipeline: &Pipeline, sizes: &Sizes, ranked: Ranked<'_>) -> Result<BlockMask, Error> {
         let mut memory = Memory::Device { device: &self.device, fill: Fill::Anything };
-        let sizes = Sizes::of(rule, q, k);
-        let mut scratch = pipeline.scratch(&sizes, true, &mut memory)?;
-        let mut lists = pipeline.lists(&sizes, true, &mut memory)?;
-        pipeline.select(rule, &sizes, Ranked::Tensors(q, k), &mut scratch, &mut lists)?;
+        let of_tensors = matches!(ranked, Ranked::Tensors(..));
+        let mut scratch = pipeline.scratch(sizes, of_tensors, &mut memory)?;
+        let mut lists = pipeline.lists(sizes, true, &mut memory)?;
+        pipeline.select(&self.rule, sizes, ranked, &mut scratch, &mut lists)?;
         let order = scratch.row_order().cloned();
-        Ok(lists.into_mask(rule.blocks, (sizes.seq_q, sizes.seq_kv)).with_row_order(order))
+        Ok(lists.into_mask(self.rule.blocks, (sizes.seq_q, sizes.seq_kv)).with_row_order(order))
     }
 
     fn attend_unchecked(

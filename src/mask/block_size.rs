@@ -37,6 +37,23 @@ impl BlockSize {
     pub const fn kv(self) -> usize {
         self.kv
     }
+
+    /// Whether so many blocks of queries and of keys cover the sequences, neither fewer nor more.
+    pub(crate) fn check_grid(
+        self,
+        [q_blocks, kv_blocks]: [usize; 2],
+        (seq_q, seq_kv): (usize, usize),
+    ) -> Result<(), MaskError> {
+        for (dimension, found, seq, block) in
+            [("q_blocks", q_blocks, seq_q, self.q), ("kv_blocks", kv_blocks, seq_kv, self.kv)]
+        {
+            let needed = seq.div_ceil(block);
+            if found != needed {
+                return Err(MaskError::Grid { dimension, found, needed, seq, block });
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Default for BlockSize {

@@ -135,14 +135,8 @@ fn checked_grid(
 ) -> Result<BlockSize, MaskError> {
     let blocks = BlockSize::new(block_q, block_kv)?;
     let [batch, heads, q_blocks, kv_blocks] = shape;
-    let [_, _, rows, columns] = grid(batch, heads, blocks, seqs)?;
-    for (dimension, found, needed, seq, block) in
-        [("q_blocks", q_blocks, rows, seqs.0, block_q), ("kv_blocks", kv_blocks, columns, seqs.1, block_kv)]
-    {
-        if found != needed {
-            return Err(MaskError::Grid { dimension, found, needed, seq, block });
-        }
-    }
+    grid(batch, heads, blocks, seqs)?;
+    blocks.check_grid([q_blocks, kv_blocks], seqs)?;
     let needed = shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim)).unwrap_or(usize::MAX);
     if found == needed { Ok(blocks) } else { Err(MaskError::MapLength { found, needed, shape }) }
 }

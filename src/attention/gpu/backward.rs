@@ -1,24 +1,26 @@
 //! The kernels of the backward on a GPU: delta → by key → by query, and before them the lists by key where a caller has none.
 
-use super::{Pipeline, SUMS, parse, tuning};
+use super::selection::{Call, transpose_bits};
+use super::{Pipeline, SUMS, tuning};
 use crate::attention::advice::advise;
 use crate::attention::memory::Memory;
 use crate::attention::{Gradients, MaskLists, Rule, Sizes, oracle};
-use crate::codegen::lower::FunctionKind;
-use crate::device::{CudaDevice, Device};
+use crate::codegen::lower::DeviceFunction;
+use crate::device::CudaDevice;
 use crate::kernels::{backward_kv, backward_q, delta, mark, transpose};
-use crate::launch::{Outputs, Request, Tolerance, Tuned};
-use crate::tune::{Bucket, Policy};
-use crate::{BlockIndex, DType, DeviceFn, Error, Tensor};
+use crate::launch::{Lazy, Outputs, Request, Tolerance, Tuned};
+use crate::tune::Bucket;
+use crate::{BlockIndex, DType, Error, Tensor};
+use std::sync::Arc;
 
 /// The kernels, each with its tuning space.
 #[derive(Clone)]
 pub(super) struct Backward {
-    delta: Tuned,
-    by_key: Tuned,
-    by_query: Tuned,
-    mark: Tuned,
-    transpose: Tuned,
+    delta: Lazy,
+    by_key: Lazy,
+    by_query: Lazy,
+    mark: Lazy,
+    transpose: Lazy,
 }
 
 /// How far apart the gradients of two schedules may be: each rounds P and dS to the dtype in its own order of sums.
@@ -53,34 +55,37 @@ pub(in crate::attention) struct Upstream<'a> {
 type Lists<'a> = (&'a BlockIndex, Option<&'a BlockIndex>);
 
 impl Backward {
-    /// Prepares the tuning spaces. What is compiled is decided at the first call.
-    fn new(cuda: &CudaDevice, rule: &Rule, policy: Policy) -> Result<Self, Error> {
-        let score_mod = parse(FunctionKind::ScoreMod, rule.score_mod.as_deref().map(|f| f as &dyn DeviceFn))?;
-        let mask_mod = parse(FunctionKind::MaskMod, rule.mask_mod.as_deref().map(|f| f as &dyn DeviceFn))?;
-        let tuned = |request: Request| Tuned::new(cuda, &request, policy);
+    /// Over the parsed functions of the rule.
+    pub(super) fn new(
+        rule: &Rule,
+        score_mod: Option<&Arc<DeviceFunction>>,
+        mask_mod: Option<&Arc<DeviceFunction>>,
+        lazy: &dyn Fn(Request) -> Lazy,
+    ) -> Self {
         let typed = |request: Request| request.value("T", rule.dtype).value("D", rule.head_dim.tile() as i64);
         let blocked = |request: Request| {
             typed(request)
                 .value("BLOCK_Q", rule.blocks.q() as i64)
                 .value("BLOCK_KV", rule.blocks.kv() as i64)
-                .function("score_mod", score_mod.as_ref())
-                .function("mask_mod", mask_mod.as_ref())
+                .function("score_mod", score_mod)
+                .function("mask_mod", mask_mod)
         };
-        Ok(Backward {
-            delta: tuned(typed(Request::new(&delta::SOURCE)))?,
-            by_key: tuned(blocked(Request::new(&backward_kv::SOURCE)))?,
-            by_query: tuned(blocked(Request::new(&backward_q::SOURCE)))?,
-            mark: tuned(Request::new(&mark::SOURCE))?,
-            transpose: tuned(Request::new(&transpose::SOURCE))?,
-        })
+        Backward {
+            delta: lazy(typed(Request::new(&delta::SOURCE))),
+            by_key: lazy(blocked(Request::new(&backward_kv::SOURCE))),
+            by_query: lazy(blocked(Request::new(&backward_q::SOURCE))),
+            mark: lazy(Request::new(&mark::SOURCE)),
+            transpose: lazy(Request::new(&transpose::SOURCE)),
+        }
     }
 
     /// The stages in the order they run.
-    pub(super) fn stages(&self) -> [&Tuned; 5] {
-        [&self.mark, &self.transpose, &self.delta, &self.by_key, &self.by_query]
+    pub(super) fn stages(&self) -> impl Iterator<Item = &Tuned> {
+        let kernels = [&self.mark, &self.transpose, &self.delta, &self.by_key, &self.by_query];
+        kernels.into_iter().filter_map(Lazy::known)
     }
 
-    fn on(&self, cuda: &CudaDevice) -> Self {
+    pub(super) fn on(&self, cuda: &CudaDevice) -> Self {
         let Backward { delta, by_key, by_query, mark, transpose } = self;
         let [delta, by_key, by_query, mark, transpose] =
             [delta, by_key, by_query, mark, transpose].map(|kernel| kernel.on(cuda));
@@ -89,23 +94,12 @@ impl Backward {
 }
 
 impl Pipeline {
-    /// The kernels of the backward, on this pipeline's stream; made at the first call that wants them.
-    fn backward_kernels(&self, rule: &Rule) -> Result<Backward, Error> {
-        let Device::Cuda(cuda) = &self.device else { unreachable!("a pipeline is on a GPU") };
-        if let Some(known) = self.backward.get() {
-            return Ok(known.on(cuda));
-        }
-        let made = Backward::new(cuda, rule, self.policy)?;
-        Ok(self.backward.get_or_init(|| made).on(cuda))
-    }
-
     /// Whether every kernel of the backward is chosen for these sizes. The lists by key do not count.
     pub(in crate::attention) fn is_warm_for_backward(&self, rule: &Rule, sizes: &Sizes) -> bool {
         let bucket = sizes.bucket(rule, None);
-        let knows = |backward: &Backward| {
-            [&backward.delta, &backward.by_key, &backward.by_query].iter().all(|kernel| kernel.knows(bucket))
-        };
-        self.backward.get().is_some_and(knows)
+        let Backward { delta, by_key, by_query, .. } = &self.backward;
+        let knows = |kernel: &Lazy| kernel.known().is_some_and(|kernel| kernel.knows(bucket));
+        [delta, by_key, by_query].into_iter().all(knows)
     }
 
     /// Room for what a backward over these lists works in.
@@ -149,13 +143,15 @@ impl Pipeline {
     ) -> Result<(), Error> {
         let sizes = Sizes::of(rule, upstream.qkv[0], upstream.qkv[1]);
         let run = Run { pipeline: self, rule, sizes, bucket: sizes.bucket(rule, density), upstream };
-        let done =
-            self.backward_kernels(rule).and_then(|kernels| run.all(&kernels, lists, scratch, gradients));
-        done.map_err(|error| match advise(error, rule, &sizes) {
-            Error::CacheOnly { kernel, device, what, command } if command.starts_with("tilewright tune") => {
-                Error::CacheOnly { kernel, device, what, command: command + " --backward" }
+        run.all(&self.backward, lists, scratch, gradients).map_err(|error| {
+            match advise(error, rule, &sizes) {
+                Error::CacheOnly { kernel, device, what, command }
+                    if command.starts_with("tilewright tune") =>
+                {
+                    Error::CacheOnly { kernel, device, what, command: command + " --backward" }
+                }
+                other => other,
             }
-            other => other,
         })
     }
 }
@@ -218,45 +214,29 @@ impl Run<'_> {
         transposed: &mut Transposed,
     ) -> Result<(), Error> {
         let device = &self.pipeline.device;
+        let mark = kernels.mark.get()?;
         let Transposed { keep, full_keep, q, full_q } = transposed;
         let kv_blocks = self.sizes.kv_blocks as i32;
         let full = lists.full_kv.as_ref().zip(full_keep.as_mut());
         for (BlockIndex { counts, indices }, keep) in [(&lists.kv, &mut *keep)].into_iter().chain(full) {
-            let outputs = self.outputs(&kernels.mark, &[keep], Tolerance::Exact, |kernel| {
-                oracle::check_mark(device, kernel)
-            });
-            kernels.mark.run(self.bucket, outputs, &mut |kernel| {
+            let outputs =
+                self.outputs(mark, &[keep], Tolerance::Exact, |kernel| oracle::check_mark(device, kernel));
+            mark.run(self.bucket, outputs, &mut |kernel| {
                 let args = mark::Args { kv_counts: counts, kv_indices: indices, keep, kv_blocks };
                 kernel.launch(&args, None)
             })?;
         }
-        let split = full_q.is_some();
-        let tensors = [Some(&q.counts), Some(&q.indices), full_q.as_ref().map(|full| &full.counts)];
-        let tensors: Vec<&Tensor> = tensors.into_iter().flatten().collect();
-        let outputs = self.outputs(&kernels.transpose, &tensors, Tolerance::Exact, |kernel| {
-            oracle::check_transpose(self.rule, device, split, kernel)
-        });
-        kernels.transpose.run(self.bucket, outputs, &mut |kernel| {
-            let (full_q_counts, full_q_indices) =
-                full_q.as_mut().map(|BlockIndex { counts, indices }| (counts, indices)).unzip();
-            let args = transpose::Args {
-                keep,
-                full_keep: full_keep.as_ref(),
-                q_counts: &mut q.counts,
-                q_indices: &mut q.indices,
-                full_q_counts,
-                full_q_indices,
-            };
-            kernel.launch(&args, None)
-        })
+        let call = Call { rule: self.rule, sizes: &self.sizes, device, split: full_q.is_some() };
+        let bits = (&*keep, full_keep.as_ref());
+        transpose_bits(kernels.transpose.get()?, &call, self.bucket, bits, q, full_q)
     }
 
     fn delta(&self, kernels: &Backward, delta: &mut Tensor) -> Result<(), Error> {
-        let (rule, device) = (self.rule, &self.pipeline.device);
+        let (rule, device, kernel) = (self.rule, &self.pipeline.device, kernels.delta.get()?);
         let outputs =
-            self.outputs(&kernels.delta, &[delta], SUMS, |kernel| oracle::check_delta(rule, device, kernel));
+            self.outputs(kernel, &[delta], SUMS, |kernel| oracle::check_delta(rule, device, kernel));
         let Upstream { out, lse, d_out, d_lse, .. } = self.upstream;
-        kernels.delta.run(self.bucket, outputs, &mut |kernel| {
+        kernel.run(self.bucket, outputs, &mut |kernel| {
             kernel.launch(&delta::Args { out, d_out, lse, d_lse, delta }, None)
         })
     }
@@ -269,11 +249,12 @@ impl Run<'_> {
         [dk, dv]: [&mut Tensor; 2],
     ) -> Result<(), Error> {
         let (rule, device, functions) = (self.rule, &self.pipeline.device, &self.pipeline.functions);
-        let outputs = self.outputs(&kernels.by_key, &[dk, dv], TOLERANCE, |kernel| {
+        let kernel = kernels.by_key.get()?;
+        let outputs = self.outputs(kernel, &[dk, dv], TOLERANCE, |kernel| {
             oracle::check_backward_kv(rule, device, functions, kernel)
         });
         let Upstream { qkv: [q, k, v], lse, d_out, .. } = self.upstream;
-        kernels.by_key.run(self.bucket, outputs, &mut |kernel| {
+        kernel.run(self.bucket, outputs, &mut |kernel| {
             let args = backward_kv::Args {
                 q,
                 k,
@@ -301,11 +282,12 @@ impl Run<'_> {
         dq: &mut Tensor,
     ) -> Result<(), Error> {
         let (rule, device, functions) = (self.rule, &self.pipeline.device, &self.pipeline.functions);
-        let outputs = self.outputs(&kernels.by_query, &[dq], TOLERANCE, |kernel| {
+        let kernel = kernels.by_query.get()?;
+        let outputs = self.outputs(kernel, &[dq], TOLERANCE, |kernel| {
             oracle::check_backward_q(rule, device, functions, kernel)
         });
         let Upstream { qkv: [q, k, v], lse, d_out, .. } = self.upstream;
-        kernels.by_query.run(self.bucket, outputs, &mut |kernel| {
+        kernel.run(self.bucket, outputs, &mut |kernel| {
             let args = backward_q::Args {
                 q,
                 k,

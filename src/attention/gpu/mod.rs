@@ -18,7 +18,7 @@ use crate::tune::{Bucket, Policy};
 use crate::{BlockIndex, DType, DeviceFn, Error, Tensor};
 use backward::Backward;
 use selection::Selector;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 /// The kernels of the chain, each with its tuning space, and the functions' captures.
 #[derive(Clone)]
@@ -27,9 +27,7 @@ pub(super) struct Pipeline {
     selector: Selector,
     forward: Tuned,
     functions: Arc<FunctionArgs>,
-    policy: Policy,
-    /// Made when a gradient is first asked for.
-    backward: Arc<OnceLock<Backward>>,
+    backward: Backward,
 }
 
 /// Two schedules sum in f32 in different orders.
@@ -73,15 +71,13 @@ impl Pipeline {
             selector: Selector::new(cuda, rule, classify, &lazy),
             forward,
             functions,
-            policy,
-            backward: Arc::default(),
+            backward: Backward::new(rule, score_mod.as_ref(), mask_mod.as_ref(), &lazy),
         })
     }
 
     /// The stages in the order they run.
     pub(super) fn stages(&self) -> impl Iterator<Item = &Tuned> {
-        let backward = self.backward.get().into_iter().flat_map(Backward::stages);
-        self.selector.stages().chain([&self.forward]).chain(backward)
+        self.selector.stages().chain([&self.forward]).chain(self.backward.stages())
     }
 
     /// The captures that launches read.
@@ -97,8 +93,7 @@ impl Pipeline {
             selector: self.selector.on(cuda),
             forward: self.forward.on(cuda),
             functions: self.functions.clone(),
-            policy: self.policy,
-            backward: self.backward.clone(),
+            backward: self.backward.on(cuda),
         }
     }
 

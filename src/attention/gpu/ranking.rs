@@ -5,7 +5,7 @@ use super::{SUMS, tuning};
 use crate::attention::{Rule, oracle};
 use crate::device::CudaDevice;
 use crate::kernels::{pool, rank, score};
-use crate::launch::{Lazy, Outputs, Request};
+use crate::launch::{Lazy, Outputs, Request, Tuned};
 use crate::{Error, Tensor};
 
 /// Block means and what is made of them.
@@ -52,44 +52,6 @@ impl Ranking {
         self.rank.iter().find(|(capacity, _)| kv_blocks <= *capacity).map(|(_, kernel)| kernel)
     }
 
-    /// From means to lists.
-    pub(super) fn rank_blocks(
-        &self,
-        call: &Call<'_>,
-        [q_mean, k_mean]: [&Tensor; 2],
-        parts: &mut Parts<'_>,
-    ) -> Result<(), Error> {
-        let &Call { rule, sizes, device, split } = call;
-        let Some(kernel) = self.rank(sizes.kv_blocks) else { unreachable!("the rows fit") };
-        let (kernel, bucket) = (kernel.get()?, sizes.bucket(rule, None));
-        let outputs = tuning(kernel, sizes, bucket, || {
-            parts.outputs().with_oracle(|kernel| oracle::check_rank(rule, device, split, kernel))
-        });
-        let (top_k, top_p) = rule.thresholds();
-        kernel.run(bucket, outputs, &mut |kernel| {
-            let Parts { classes, keep, full_keep, order, lists } = &mut *parts;
-            let Some((row_order, finished)) = order else { unreachable!("there is room for them") };
-            let (full_kv_counts, full_kv_indices) = parts_of(&mut lists.full_kv);
-            let args = rank::Args {
-                q_mean,
-                k_mean,
-                classes: *classes,
-                kv_counts: &mut lists.kv.counts,
-                kv_indices: &mut lists.kv.indices,
-                full_kv_counts,
-                full_kv_indices,
-                keep,
-                full_keep: full_keep.as_mut(),
-                row_order: Some(row_order),
-                finished: Some(finished),
-                scale: rule.scale,
-                top_k,
-                top_p,
-            };
-            kernel.launch(&args, None)
-        })
-    }
-
     /// The means of the blocks of q and k, and zeros for `rank` to count from.
     pub(super) fn pool(
         &self,
@@ -127,4 +89,42 @@ impl Ranking {
             kernel.launch(&score::Args { q_mean, k_mean, logits, scale: rule.scale }, None)
         })
     }
+}
+
+/// From means to lists.
+pub(super) fn rank_blocks(
+    kernel: &Tuned,
+    call: &Call<'_>,
+    [q_mean, k_mean]: [&Tensor; 2],
+    parts: &mut Parts<'_>,
+) -> Result<(), Error> {
+    let &Call { rule, sizes, device, split } = call;
+    let bucket = sizes.bucket(rule, None);
+    let outputs = tuning(kernel, sizes, bucket, || {
+        parts.outputs().with_oracle(|kernel| oracle::check_rank(rule, device, split, kernel))
+    });
+    let (top_k, top_p) = rule.thresholds();
+    kernel.run(bucket, outputs, &mut |kernel| {
+        let Parts { classes, keep, full_keep, order, lists } = &mut *parts;
+        let (row_order, finished) =
+            order.as_mut().map(|(order, finished)| (&mut **order, &mut **finished)).unzip();
+        let (full_kv_counts, full_kv_indices) = parts_of(&mut lists.full_kv);
+        let args = rank::Args {
+            q_mean,
+            k_mean,
+            classes: *classes,
+            kv_counts: &mut lists.kv.counts,
+            kv_indices: &mut lists.kv.indices,
+            full_kv_counts,
+            full_kv_indices,
+            keep,
+            full_keep: full_keep.as_mut(),
+            row_order,
+            finished,
+            scale: rule.scale,
+            top_k,
+            top_p,
+        };
+        kernel.launch(&args, None)
+    })
 }

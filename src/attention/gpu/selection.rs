@@ -1,6 +1,6 @@
 //! From q and k to lists of key blocks: pool → rank, or for long rows pool → score → select; classify before, transpose after.
 
-use super::ranking::Ranking;
+use super::ranking::{Ranking, rank_blocks};
 use super::tuning;
 use crate::attention::memory::Memory;
 use crate::attention::{MaskLists, Rule, Sizes, oracle};
@@ -27,9 +27,9 @@ pub(super) struct Selector {
 /// What the kernels of the selection work in.
 pub(in crate::attention) struct Scratch {
     /// Of q and of k.
-    pub(super) means: Option<[Tensor; 2]>,
+    means: Option<[Tensor; 2]>,
     /// Absent where one kernel keeps them to itself.
-    pub(super) logits: Option<Tensor>,
+    logits: Option<Tensor>,
     classes: Option<Tensor>,
     /// A bit a block: kept in the main list.
     keep: Tensor,
@@ -167,8 +167,8 @@ impl Selector {
         };
         let order = row_order.as_mut().zip(finished.as_mut());
         let mut parts = Parts { classes: classes.as_ref(), keep, full_keep, order, lists };
-        match (&self.ranking, means, logits) {
-            (Some(ranking), Some(means), None) => ranking.rank_blocks(&call, means, &mut parts)?,
+        match (self.rank(sizes), means, logits) {
+            (Some(rank), Some(means), _) => rank_blocks(rank.get()?, &call, means, &mut parts)?,
             (_, means, Some(logits)) => self.score_and_select(&call, means, logits, &mut parts)?,
             _ => unreachable!("without `rank` there is room for logits"),
         }
@@ -222,31 +222,48 @@ impl Selector {
 
     /// The lists by key block, where they are wanted.
     fn transpose(&self, call: &Call<'_>, parts: &mut Parts<'_>) -> Result<(), Error> {
-        let &Call { rule, sizes, device, split } = call;
-        let bucket = sizes.bucket(rule, None);
         let Parts { keep, full_keep, lists, .. } = parts;
         let Some(by_kv) = &mut lists.q else { return Ok(()) };
-        let full_by_kv = &mut lists.full_q;
-        let transpose = self.transpose.get()?;
-        let outputs = tuning(transpose, sizes, bucket, || {
-            let full = full_by_kv.as_ref().map(|full| full.counts.clone());
-            let tensors = [Some(by_kv.counts.clone()), Some(by_kv.indices.clone()), full];
-            Outputs::new(tensors.into_iter().flatten().collect(), Tolerance::Exact)
-                .with_oracle(|kernel| oracle::check_transpose(rule, device, split, kernel))
-        });
-        transpose.run(bucket, outputs, &mut |kernel| {
-            let (full_q_counts, full_q_indices) = parts_of(full_by_kv);
-            let args = transpose::Args {
-                keep,
-                full_keep: full_keep.as_ref(),
-                q_counts: &mut by_kv.counts,
-                q_indices: &mut by_kv.indices,
-                full_q_counts,
-                full_q_indices,
-            };
-            kernel.launch(&args, None)
-        })
+        let bits = (&**keep, full_keep.as_ref());
+        transpose_bits(
+            self.transpose.get()?,
+            call,
+            call.sizes.bucket(call.rule, None),
+            bits,
+            by_kv,
+            &mut lists.full_q,
+        )
     }
+}
+
+/// The lists by key block of the bits of the main lists and of those of full blocks.
+pub(super) fn transpose_bits(
+    kernel: &Tuned,
+    call: &Call<'_>,
+    bucket: Bucket,
+    (keep, full_keep): (&Tensor, Option<&Tensor>),
+    by_kv: &mut BlockIndex,
+    full_by_kv: &mut Option<BlockIndex>,
+) -> Result<(), Error> {
+    let &Call { rule, sizes, device, split } = call;
+    let outputs = tuning(kernel, sizes, bucket, || {
+        let full = full_by_kv.as_ref().map(|full| full.counts.clone());
+        let tensors = [Some(by_kv.counts.clone()), Some(by_kv.indices.clone()), full];
+        Outputs::new(tensors.into_iter().flatten().collect(), Tolerance::Exact)
+            .with_oracle(|kernel| oracle::check_transpose(rule, device, split, kernel))
+    });
+    kernel.run(bucket, outputs, &mut |kernel| {
+        let (full_q_counts, full_q_indices) = parts_of(full_by_kv);
+        let args = transpose::Args {
+            keep,
+            full_keep,
+            q_counts: &mut by_kv.counts,
+            q_indices: &mut by_kv.indices,
+            full_q_counts,
+            full_q_indices,
+        };
+        kernel.launch(&args, None)
+    })
 }
 
 /// What every kernel of a call goes by.
