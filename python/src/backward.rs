@@ -92,9 +92,9 @@ fn on_gpu<'py>(
     };
     let v_view = v_view.unwrap_or_else(|| k_view.clone());
     let bytes = unpanicked(|| attention.backward_scratch_bytes(&q_view, &k_view, &lists))?;
-    let (_scratch, address) = make::scratch(q, bytes)?;
+    let memory = inputs.scratch(q, bytes)?;
     let ordinal = inputs.q.ordinal.unwrap_or_default();
-    let mut scratch = ops::on_gpu(ordinal, address, DType::U8, &[bytes])?;
+    let mut scratch = ops::on_gpu(ordinal, memory.address, DType::U8, &[bytes])?;
     let [dq, dk, dv] = [q, k, v].map(|tensor| make::like(inputs.kind, tensor));
     let (dq, dk, dv) = (dq?, dk?, dv?);
     let view = |made| ops::gpu_view::<4>(inputs.kind, made, false);

@@ -2,7 +2,8 @@
 
 use crate::attentions::{self, Parameters};
 use crate::error::to_python;
-use crate::torch::Torch;
+use crate::make;
+use crate::torch::{Scratch, Torch};
 use crate::view::{Kind, View};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -29,6 +30,8 @@ pub(crate) struct Inputs {
     pub(crate) q: View<4>,
     pub(crate) k: View<4>,
     pub(crate) v: Option<View<4>>,
+    /// PyTorch's current stream of their GPU; 0 in host memory.
+    stream: usize,
 }
 
 impl Inputs {
@@ -40,11 +43,16 @@ impl Inputs {
         heads_last: bool,
         options: &Options,
     ) -> PyResult<Self> {
-        let kind = Kind::of(q)?;
+        let (py, kind) = (q.py(), Kind::of(q)?);
+        let torch = Torch::get(py);
         let order = |view: View<4>| if heads_last { view.heads_first() } else { view };
         let look = |what: &str, object| View::half(what, kind, object).map(order);
-        let inputs =
-            Inputs { kind, q: look("q", q)?, k: look("k", k)?, v: v.map(|v| look("v", v)).transpose()? };
+        let (q, k, v) = (look("q", q)?, look("k", k)?, v.map(|v| look("v", v)).transpose()?);
+        let stream = match (q.ordinal, torch) {
+            (Some(ordinal), Some(torch)) => torch.stream(py, ordinal)?,
+            _ => 0,
+        };
+        let inputs = Inputs { kind, q, k, v, stream };
         for (what, other) in [("k", Some(&inputs.k)), ("v", inputs.v.as_ref())] {
             if let Some(other) = other {
                 inputs.agree(what, other)?;
@@ -80,10 +88,6 @@ impl Inputs {
 
     /// The attention of the call, on PyTorch's current stream.
     pub(crate) fn attention(&self, py: Python<'_>, options: &Options) -> PyResult<Arc<Attention>> {
-        let stream = match (self.q.ordinal, Torch::get(py)) {
-            (Some(ordinal), Some(torch)) => torch.stream(py, ordinal)?,
-            _ => 0,
-        };
         let kind = attentions::Kind {
             ordinal: self.q.ordinal,
             head_dim: self.q.shape[3],
@@ -92,7 +96,12 @@ impl Inputs {
             functions: (options.score_mod, options.mask_mod),
         };
         let select = (options.top_k, options.top_p);
-        attentions::find(py, kind, Parameters { select, scale: options.scale, stream })
+        attentions::find(py, kind, Parameters { select, scale: options.scale, stream: self.stream })
+    }
+
+    /// GPU memory for the call to work in. `q` is the tensor that [`Inputs::of`] looked at.
+    pub(crate) fn scratch<'py>(&self, q: &Bound<'py, PyAny>, bytes: usize) -> PyResult<Scratch<'py>> {
+        make::scratch(q, self.q.ordinal.unwrap_or_default(), self.stream, bytes)
     }
 
     /// q, k and v on their GPU.

@@ -4,6 +4,7 @@
 mod attentions;
 mod backward;
 mod call;
+mod dlpack;
 mod error;
 mod functions;
 mod grid;

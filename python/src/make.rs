@@ -1,8 +1,7 @@
 //! New tensors of the framework that a call's own tensors are of.
 
-use crate::torch::Torch;
+use crate::torch::{Scratch, Torch};
 use crate::view::{Kind, View};
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use tilewright::DType;
@@ -32,12 +31,14 @@ pub(crate) fn beside<'py>(
     }
 }
 
-/// GPU memory of PyTorch's for a call to work in, with its address. It goes back to PyTorch's allocator when dropped, which hands
-/// it out again in the order of the stream.
-pub(crate) fn scratch<'py>(q: &Bound<'py, PyAny>, bytes: usize) -> PyResult<(Bound<'py, PyAny>, u64)> {
-    let scratch = torch(q.py())?.empty_beside(q, DType::U8, &[bytes])?;
-    let address = scratch.call_method0(intern!(q.py(), "data_ptr"))?.extract()?;
-    Ok((scratch, address))
+/// GPU memory of PyTorch's for a call to work in, on a GPU and its current stream.
+pub(crate) fn scratch<'py>(
+    q: &Bound<'py, PyAny>,
+    ordinal: usize,
+    stream: usize,
+    bytes: usize,
+) -> PyResult<Scratch<'py>> {
+    torch(q.py())?.scratch(q, ordinal, stream, bytes)
 }
 
 /// Looks at a tensor that was just made.

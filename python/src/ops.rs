@@ -52,7 +52,8 @@ pub(crate) fn sparse_attention<'py>(
     let rows = &inputs.q.shape[..3];
     // Without a wish for it, lse lies in front of the scratch.
     let lse_bytes = if want_lse { 0 } else { (rows.iter().product::<usize>() * 4).next_multiple_of(256) };
-    let (_scratch, address) = make::scratch(q, lse_bytes + bytes)?;
+    let memory = inputs.scratch(q, lse_bytes + bytes)?;
+    let address = memory.address;
     let lse = want_lse.then(|| make::beside(inputs.kind, q, DType::F32, rows)).transpose()?;
     let mut out_view = gpu_view::<4>(inputs.kind, &out, heads_last)?;
     let ordinal = inputs.q.ordinal.unwrap_or_default();
@@ -136,8 +137,8 @@ pub(crate) fn block_mask<'py>(
         full_q: split.then(|| index(3)).transpose()?,
     };
     let bytes = unpanicked(|| attention.scratch_bytes(&q_view, &k_view))?;
-    let (_scratch, address) = make::scratch(q, bytes)?;
-    let mut scratch = on_gpu(inputs.q.ordinal.unwrap_or_default(), address, DType::U8, &[bytes])?;
+    let memory = inputs.scratch(q, bytes)?;
+    let mut scratch = on_gpu(inputs.q.ordinal.unwrap_or_default(), memory.address, DType::U8, &[bytes])?;
     apart(py, || attention.mask_in(&q_view, &k_view, &mut lists, &mut scratch))?;
     Ok(made)
 }

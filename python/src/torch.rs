@@ -1,5 +1,6 @@
 //! What is called of PyTorch: the few functions that a warm call needs, looked up once.
 
+use crate::dlpack::Dlpack;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -11,10 +12,45 @@ use tilewright::DType;
 pub(crate) struct Torch {
     /// `torch.Tensor`.
     pub(crate) tensor: Py<PyAny>,
+    /// How its tensors are looked at in one call; absent before 2.10.
+    pub(crate) dlpack: Option<Dlpack>,
     empty_like: Py<PyAny>,
     /// `(device index) -> cudaStream_t`; absent in a build without CUDA.
     current_raw_stream: Option<Py<PyAny>>,
+    /// Absent in a build without CUDA.
+    allocator: Option<Allocator>,
     dtypes: Vec<(DType, Py<PyAny>)>,
+}
+
+/// PyTorch's allocator of GPU memory, below its tensors.
+struct Allocator {
+    /// `(bytes, cudaStream_t) -> address`, on the current GPU.
+    alloc: Py<PyAny>,
+    /// `(address)`: memory goes back, to be handed out again in the order of its stream.
+    delete: Py<PyAny>,
+    /// `() -> device index`.
+    current: Py<PyAny>,
+}
+
+/// Memory of PyTorch's for a call to work in. It goes back to PyTorch's allocator when dropped, which hands it out again in the order
+/// of the stream; within a graph that is captured, in the order of the graph.
+pub(crate) struct Scratch<'py> {
+    pub(crate) address: u64,
+    owner: Owner<'py>,
+}
+
+enum Owner<'py> {
+    Allocator { delete: &'py Bound<'py, PyAny>, address: Bound<'py, PyAny> },
+    Tensor { _tensor: Bound<'py, PyAny> },
+}
+
+impl Drop for Scratch<'_> {
+    fn drop(&mut self) {
+        if let Owner::Allocator { delete, address } = &self.owner {
+            // It fails for addresses that are not the allocator's own alone.
+            let _ = delete.call1((address,));
+        }
+    }
 }
 
 static TORCH: PyOnceLock<Torch> = PyOnceLock::new();
@@ -31,11 +67,21 @@ impl Torch {
             (DType::I32, "int32"),
             (DType::U8, "uint8"),
         ];
-        let stream = torch.getattr("_C")?.getattr("_cuda_getCurrentRawStream").ok().map(Bound::unbind);
+        let core = torch.getattr("_C")?;
+        let of_core = |name: &str| core.getattr(name).ok().map(Bound::unbind);
+        let allocator = || {
+            Some(Allocator {
+                alloc: of_core("_cuda_cudaCachingAllocator_raw_alloc")?,
+                delete: of_core("_cuda_cudaCachingAllocator_raw_delete")?,
+                current: of_core("_cuda_getDevice")?,
+            })
+        };
         let bound = Torch {
             tensor: get("Tensor")?,
+            dlpack: Dlpack::of(&torch.getattr("Tensor")?),
             empty_like: get("empty_like")?,
-            current_raw_stream: stream,
+            current_raw_stream: of_core("_cuda_getCurrentRawStream"),
+            allocator: allocator(),
             dtypes: dtypes
                 .into_iter()
                 .map(|(dtype, name)| Ok((dtype, get(name)?)))
@@ -67,6 +113,29 @@ impl Torch {
             Some(stream) => stream.call1(py, (ordinal,))?.extract(py),
             None => Err(PyRuntimeError::new_err("this PyTorch has no CUDA, but a tensor of it is on a GPU")),
         }
+    }
+
+    /// Scratch memory on the GPU of `tensor`, for the current stream there.
+    pub(crate) fn scratch<'py>(
+        &'py self,
+        tensor: &Bound<'py, PyAny>,
+        ordinal: usize,
+        stream: usize,
+        bytes: usize,
+    ) -> PyResult<Scratch<'py>> {
+        let py = tensor.py();
+        // A tensor's way through the dispatcher costs some 4 µs more.
+        if let Some(Allocator { alloc, delete, current }) = &self.allocator
+            && bytes > 0
+            && current.call0(py)?.extract::<usize>(py)? == ordinal
+        {
+            let address = alloc.bind(py).call1((bytes, stream))?;
+            let owner = Owner::Allocator { delete: delete.bind(py), address: address.clone() };
+            return Ok(Scratch { address: address.extract()?, owner });
+        }
+        let tensor = self.empty_beside(tensor, DType::U8, &[bytes])?;
+        let address = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
+        Ok(Scratch { address, owner: Owner::Tensor { _tensor: tensor } })
     }
 
     /// `torch.empty_like(tensor)`: dense, the dimensions in memory as those of `tensor`.

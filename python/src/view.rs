@@ -1,5 +1,6 @@
 //! Tensors of Python: where their elements are, without a copy.
 
+use crate::dlpack::Borrowed;
 use crate::torch::Torch;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
@@ -77,6 +78,14 @@ impl<const N: usize> View<N> {
         needed: &str,
     ) -> PyResult<Self> {
         let py = object.py();
+        if let (Kind::Torch, Some(torch)) = (kind, Torch::get(py))
+            && let Some(seen) = torch.dlpack.as_ref().and_then(|dlpack| dlpack.look::<N>(object))
+            && accepts(seen.dtype)
+        {
+            let Borrowed { address, ordinal, dtype, shape, strides } = seen;
+            return Ok(View { ordinal, address, dtype, shape, strides });
+        }
+        // The long way: older than DLPack's C functions, not of PyTorch, or something is amiss, and it says what.
         let found = object.getattr(intern!(py, "dtype")).map_err(|_| wrong_type(what, kind, object))?;
         let dtype = match kind {
             Kind::Torch => Torch::get(py).and_then(|torch| torch.dtype(&found)),
