@@ -119,3 +119,63 @@ def test_on_another_stream():
             found = gradients(lambda *args: tilewright.sparse_attention(*args, top_k=0.3), q, k, v)
     torch.cuda.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(found, expected))
+
+
+def test_two_hundred_steps_follow_exact_masked_attention():
+    """A transformer trained with these kernels, beside its twin with attention in float32 over the same blocks."""
+    torch.manual_seed(0)
+    tokens, heads, dim, layers = 520, 4, 64, 2
+    width = heads * dim
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norms = torch.nn.ModuleList([torch.nn.LayerNorm(width), torch.nn.LayerNorm(width)])
+            self.qkv, self.out = torch.nn.Linear(width, 3 * width), torch.nn.Linear(width, width)
+            self.mlp = torch.nn.Sequential(torch.nn.Linear(width, 2 * width), torch.nn.GELU(), torch.nn.Linear(2 * width, width))
+
+        def forward(self, x, attend):
+            q, k, v = self.qkv(self.norms[0](x)).unflatten(-1, (3, heads, dim)).permute(2, 0, 3, 1, 4)
+            x = x + self.out(attend(q, k, v).transpose(1, 2).flatten(2))
+            return x + self.mlp(self.norms[1](x))
+
+    model = torch.nn.ModuleList(Block() for _ in range(layers)).cuda()
+    twin = torch.nn.ModuleList(Block() for _ in range(layers)).cuda()
+    twin.load_state_dict(model.state_dict())
+    map = torch.rand((1, heads, 5, 9), generator=torch.Generator().manual_seed(2)) < 0.3
+    map[..., 0] = True
+    mask = tilewright.BlockMask.from_dense(map, seq_lengths=(tokens, tokens))
+    keep, mask = expanded(mask).cuda(), mask.to("cuda")
+
+    def ours(q, k, v):
+        return tilewright.attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), mask).float()
+
+    def exactly(q, k, v):
+        return ((q @ k.mT) * dim**-0.5).masked_fill(~keep, -torch.inf).softmax(-1) @ v
+
+    generator = torch.Generator().manual_seed(4)
+    batches = [torch.randn((2, tokens, width), generator=generator).cuda() for _ in range(8)]
+    losses, gradients = [], []
+    for blocks, attend in ((model, ours), (twin, exactly)):
+        optimizer = torch.optim.Adam(blocks.parameters(), lr=1e-3)
+        run = []
+        for step in range(200):
+            x = start = batches[step % len(batches)]
+            for block in blocks:
+                x = block(x, attend)
+            # Every token is to become the mean of the tokens before it: nothing but attention can tell.
+            target = start.cumsum(1) / torch.arange(1, tokens + 1, device="cuda")[:, None]
+            loss = (x - target).pow(2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            if step == 0:
+                gradients.append(torch.cat([p.grad.flatten() for p in blocks.parameters()]))
+            optimizer.step()
+            run.append(loss.detach())
+        losses.append(torch.stack(run).tolist())
+    apart = ((gradients[0] - gradients[1]).norm() / gradients[1].norm()).item()
+    assert apart < 6e-3, f"the first gradients are {apart:.1e} apart"
+    assert losses[1][-1] < 0.5 * losses[1][0], (losses[1][0], losses[1][-1])
+    worst = max(abs(a - b) / b for a, b in zip(*losses))
+    print(f"loss {losses[0][0]:.4f} to {losses[0][-1]:.4f}, float32 attention {losses[1][-1]:.4f}, at most {worst:.1e} apart")
+    assert worst < 2e-2, f"the losses are {worst:.1e} apart"
