@@ -449,6 +449,26 @@ struct TileQueue {
 };
 static_assert(sizeof(TileQueue) == 8, "TileQueue differs from the Rust side");
 
+/// A row of a head, both counted from 0, heads of all batches through.
+struct HeadRow {
+    int head, row;
+};
+
+/// What comes at place `place` of `heads` heads with `rows` rows each: one head after another, so that its keys stay in the L2
+/// cache, but the last `together` heads a row of each in turn. Where long rows come first, a last head on its own would begin
+/// its long ones when the rest of the GPU is about to be done.
+__device__ __forceinline__ HeadRow head_row_at(int place, int rows, int heads, int together) {
+    const int apart = heads - together, beyond = place - apart * rows;
+    if (beyond < 0) return {place / rows, place % rows};
+    return {apart + beyond % together, beyond / together};
+}
+
+/// As many query heads, of `heads`, as have the keys and values that they read in the L2 cache together: one at least.
+template <typename T, int D> __device__ __forceinline__ int heads_in_cache(int seq_kv, int heads_per_kv_head, int heads) {
+    constexpr int CACHE = 36 << 20, BYTES = 2 * D * static_cast<int>(sizeof(T));
+    return min(max(CACHE / BYTES / seq_kv, 1) * heads_per_kv_head, heads);
+}
+
 
 // Products of a warpgroup on the tensor cores (wgmma, sm_90a) of f16 or bf16 with f32 accumulation, and the tiles they read.
 //
@@ -628,17 +648,19 @@ __device__ __forceinline__ dim3 row_of(const Params& p, int tile) {
     return dim3(tile - rest * p.q_blocks, rest % p.heads, rest / p.heads);
 }
 
-/// The tile that comes at place `place`: head by head, and in a head as `row_order` says. Without it the last row comes
-/// first: where rows are uneven for a causal mask's sake, that one is the longest.
+/// The tile that comes at place `place`: in a head as `row_order` says. Without it the last row comes first: where rows are
+/// uneven for a causal mask's sake, that one is the longest.
 __device__ __forceinline__ int tile_at(const Params& p, int place) {
-    const dim3 row = row_of(p, place);
-    int q_block = p.q_blocks - 1 - static_cast<int>(row.x);
+    const int heads = p.heads * p.batch, together = heads_in_cache<T, D>(p.seq_kv, p.heads / p.kv_heads, heads);
+    const HeadRow next = head_row_at(place, p.q_blocks, heads, together);
+    int q_block = p.q_blocks - 1 - next.row;
     if (p.row_order) {
-        q_block = __ldg(p.row_order + row.z * p.row_order_stride[0] + row.y * p.row_order_stride[1] + row.x);
+        const int head = next.head % p.heads, batch = next.head / p.heads;
+        q_block = __ldg(p.row_order + batch * p.row_order_stride[0] + head * p.row_order_stride[1] + next.row);
         // The order is a caller's: a number that is no row must not become an address.
         q_block = min(max(q_block, 0), p.q_blocks - 1);
     }
-    return place - static_cast<int>(row.x) + q_block;
+    return next.head * p.q_blocks + q_block;
 }
 
 /// The work of a team's copying warp.
