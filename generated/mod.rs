@@ -13,6 +13,8 @@ pub mod delta;
 pub mod forward;
 #[doc = "The bits that `transpose` reads, from lists by query block: bit `block % 32` of word `block / 32` of a row of `keep`"]
 pub mod mark;
+#[doc = "The rows of lists by falling length, for kernels that begin with the longest. The lists may be a caller's: a count below"]
+pub mod order;
 #[doc = "Means of runs of BLOCK_Q consecutive queries and of BLOCK_KV consecutive keys, over the rows that exist: the last"]
 pub mod pool;
 #[doc = "Scores and selection in one: the logits of a query block against all key blocks (the products of the means times"]
@@ -34,6 +36,7 @@ pub static ALL: &[&::tilewright::codegen::KernelSource] = &[
     &delta::SOURCE,
     &forward::SOURCE,
     &mark::SOURCE,
+    &order::SOURCE,
     &pool::SOURCE,
     &rank::SOURCE,
     &regroup::SOURCE,

@@ -540,9 +540,10 @@ __device__ __forceinline__ void order_rows(const int* counts, const int* full_co
                                            int* order) {
     const auto bin_of = [&](int row) {
         // Past the L1: other thread blocks have written them.
-        const int length = __ldcg(counts + row) + (full_counts == nullptr ? 0 : __ldcg(full_counts + row));
-        const long long bin = static_cast<long long>(length) * ORDER_BINS / (longest + 1);
-        const int place = ORDER_BINS - 1 - min(static_cast<int>(bin), ORDER_BINS - 1);
+        const int length = max(__ldcg(counts + row), 0);
+        const int full = full_counts == nullptr ? 0 : max(__ldcg(full_counts + row), 0);
+        const long long bin = (static_cast<long long>(length) + full) * ORDER_BINS / (longest + 1ll);
+        const int place = ORDER_BINS - 1 - static_cast<int>(min(bin, ORDER_BINS - 1ll));
         return place + place / 32;
     };
     for (int i = threadIdx.x; i < ORDER_WORDS; i += THREADS) bins[i] = 0;

@@ -131,8 +131,22 @@ impl Attention {
         pipeline.select(&self.rule, &sizes, Ranked::Tensors(q, k), &mut work, lists)
     }
 
+    /// Bytes of scratch for [`attend_in`](Self::attend_in) on tensors of these shapes and over these lists; 0 where it needs none.
+    ///
+    /// # Errors
+    /// As [`attend_with`](Self::attend_with).
+    pub fn attend_scratch_bytes(&self, q: &Tensor, k: &Tensor, kv: &BlockIndex) -> Result<usize, Error> {
+        self.check(q, k, None)?;
+        let Some(pipeline) = self.pipeline.as_ref().filter(|_| !is_empty(q, k)) else { return Ok(0) };
+        let mut arena = Arena::to_measure();
+        let sizes = Sizes::of(&self.rule, q, k);
+        let order = pipeline.row_order(&sizes, kv, &mut Memory::Arena(&mut arena))?;
+        Ok(order.map_or(0, |_| arena.needed()))
+    }
+
     /// As [`attend_with`](Self::attend_with), over the lists of `kv` and `full_kv`, into `out` and `lse` as
-    /// [`forward_in`](Self::forward_in).
+    /// [`forward_in`](Self::forward_in). `scratch` is a contiguous tensor of at least
+    /// [`attend_scratch_bytes`](Self::attend_scratch_bytes); the order in which rows are begun is made there.
     ///
     /// The lists may hold anything and need not ascend: a count past its list is cut, and a number that is no block is
     /// skipped. A batch or head dimension of 1 is shared by all. Nothing is read on the host, so that nothing waits.
@@ -141,20 +155,23 @@ impl Attention {
     /// As [`forward_in`](Self::forward_in); [`Error::Bind`] for lists of the wrong shape or dtype.
     pub fn attend_in(
         &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
+        qkv: [&Tensor; 3],
         (kv, full_kv): (&BlockIndex, Option<&BlockIndex>),
         [out, lse]: [&mut Tensor; 2],
+        scratch: &mut Tensor,
     ) -> Result<(), Error> {
+        let [q, k, v] = qkv;
         self.check(q, k, Some(v))?;
         let (cuda, pipeline) = self.gpu()?;
         let _current = cuda.enter()?;
-        check_outputs([q, k, v], [out, lse])?;
+        check_outputs(qkv, [out, lse])?;
         if is_empty(q, k) {
             return nothing(cuda, out, lse);
         }
-        pipeline.attend(&self.rule, [q, k, v], (kv, full_kv, None), None, [out, lse])
+        let (rule, sizes) = (&self.rule, Sizes::of(&self.rule, q, k));
+        let mut arena = arena(scratch)?;
+        let order = pipeline.ordered(rule, &sizes, (kv, full_kv), &mut Memory::Arena(&mut arena))?;
+        pipeline.attend(rule, qkv, (kv, full_kv, order.as_ref()), None, [out, lse])
     }
 
     /// Whether the kernels for tensors of these shapes are chosen: a call only launches then, and neither compiles nor
@@ -165,7 +182,7 @@ impl Attention {
             .is_none_or(|pipeline| pipeline.is_warm(&self.rule, &Sizes::of(&self.rule, q, k)))
     }
 
-    /// As [`is_warm`](Self::is_warm), for [`attend_in`](Self::attend_in), which runs the last kernel alone.
+    /// As [`is_warm`](Self::is_warm), for [`attend_in`](Self::attend_in), which selects nothing.
     pub fn is_warm_for_lists(&self, q: &Tensor, k: &Tensor) -> bool {
         self.pipeline
             .as_ref()

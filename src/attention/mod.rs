@@ -266,8 +266,13 @@ impl Attention {
         };
         let mut out = Tensor::uninit(&self.device, rule.dtype, q.shape())?;
         let mut lse = Tensor::uninit(&self.device, DType::F32, &q.shape()[..3])?;
-        let density = mask.known_density();
-        let lists = (mask.kv(), mask.full_kv(), mask.row_order());
+        let (density, lists) = (mask.known_density(), (mask.kv(), mask.full_kv()));
+        let mut made = None;
+        if mask.row_order().is_none() {
+            let mut memory = Memory::Device { device: &self.device, fill: Fill::Anything };
+            made = pipeline.ordered(rule, &Sizes::of(rule, q, k), lists, &mut memory)?;
+        }
+        let lists = (lists.0, lists.1, mask.row_order().or(made.as_ref()));
         pipeline.attend(rule, [q, k, v], lists, density, [&mut out, &mut lse])?;
         Ok((out, lse))
     }

@@ -1,4 +1,5 @@
-//! The chain of kernels on a GPU: (classify) → pool → rank → (transpose) → forward. Nothing goes to the host.
+//! The chain of kernels on a GPU: (classify) → pool → rank → (transpose) → forward, or (order) → forward over lists of a caller's.
+//! Nothing goes to the host.
 
 mod backward;
 mod ranking;
@@ -12,7 +13,7 @@ use super::memory::Memory;
 use super::{MaskLists, Rule, Sizes, oracle};
 use crate::codegen::lower::{DeviceFunction, FunctionKind};
 use crate::device::{CudaDevice, Device};
-use crate::kernels::{classify, forward};
+use crate::kernels::{classify, forward, order};
 use crate::launch::{FunctionArgs, Lazy, Outputs, Request, Tolerance, Tuned};
 use crate::tune::{Bucket, Policy};
 use crate::{BlockIndex, DType, DeviceFn, Error, Tensor};
@@ -25,6 +26,8 @@ use std::sync::Arc;
 pub(super) struct Pipeline {
     device: Device,
     selector: Selector,
+    /// For masks that come without an order of their rows.
+    order: Lazy,
     forward: Tuned,
     functions: Arc<FunctionArgs>,
     backward: Backward,
@@ -69,6 +72,7 @@ impl Pipeline {
         Ok(Pipeline {
             device: Device::Cuda(cuda.clone()),
             selector: Selector::new(cuda, rule, classify, &lazy),
+            order: lazy(Request::new(&order::SOURCE)),
             forward,
             functions,
             backward: Backward::new(rule, score_mod.as_ref(), mask_mod.as_ref(), &lazy),
@@ -77,7 +81,7 @@ impl Pipeline {
 
     /// The stages in the order they run.
     pub(super) fn stages(&self) -> impl Iterator<Item = &Tuned> {
-        self.selector.stages().chain([&self.forward]).chain(self.backward.stages())
+        self.selector.stages().chain(self.order.known()).chain([&self.forward]).chain(self.backward.stages())
     }
 
     /// The captures that launches read.
@@ -91,6 +95,7 @@ impl Pipeline {
         Pipeline {
             device: Device::Cuda(cuda.clone()),
             selector: self.selector.on(cuda),
+            order: self.order.on(cuda),
             forward: self.forward.on(cuda),
             functions: self.functions.clone(),
             backward: self.backward.on(cuda),
@@ -140,7 +145,57 @@ impl Pipeline {
 
     /// Whether the forward is chosen for these sizes.
     pub(super) fn is_warm_for_lists(&self, rule: &Rule, sizes: &Sizes) -> bool {
-        self.forward.knows(sizes.bucket(rule, None))
+        let bucket = sizes.bucket(rule, None);
+        let ordered =
+            || !self.orders_rows(sizes) || self.order.known().is_some_and(|kernel| kernel.knows(bucket));
+        self.forward.knows(bucket) && ordered()
+    }
+
+    /// Whether rows of uneven length are worth an order: the forward has a body that hands out its tiles one by one, and each
+    /// multiprocessor gets several.
+    fn orders_rows(&self, sizes: &Sizes) -> bool {
+        let Some(cuda) = self.device.as_cuda() else { return false };
+        let info = cuda.info();
+        info.compute_capability.0 == 9 && sizes.batch * sizes.heads * sizes.q_blocks >= 4 * info.sm_count
+    }
+
+    /// Room for the order of the rows of lists that come without one, where it pays. One list for all heads has one order.
+    pub(super) fn row_order(
+        &self,
+        sizes: &Sizes,
+        kv: &BlockIndex,
+        memory: &mut Memory<'_>,
+    ) -> Result<Option<Tensor>, Error> {
+        // What the shape of lists must be, the kernels' bindings say.
+        self.orders_rows(sizes).then(|| memory.tensor(DType::I32, kv.counts.shape())).transpose()
+    }
+
+    /// The query blocks of each head by falling length of their lists, where such an order pays.
+    pub(super) fn ordered(
+        &self,
+        rule: &Rule,
+        sizes: &Sizes,
+        (kv, full_kv): (&BlockIndex, Option<&BlockIndex>),
+        memory: &mut Memory<'_>,
+    ) -> Result<Option<Tensor>, Error> {
+        let Some(mut row_order) = self.row_order(sizes, kv, memory)? else { return Ok(None) };
+        let (kernel, bucket) = (self.order.get()?, sizes.bucket(rule, None));
+        // Rows of one length come in any order: there is nothing to compare but with what an order is.
+        let outputs = tuning(kernel, sizes, bucket, || {
+            Outputs::new(Vec::new(), Tolerance::Exact)
+                .with_oracle(|kernel| oracle::check_order(&self.device, kernel))
+        });
+        let launched = kernel.run(bucket, outputs, &mut |kernel| {
+            let args = order::Args {
+                counts: &kv.counts,
+                full_counts: full_kv.map(|full| &full.counts),
+                row_order: &mut row_order,
+                longest: sizes.kv_blocks as i32,
+            };
+            kernel.launch(&args, None)
+        });
+        launched.map_err(|error| advise(error, rule, sizes))?;
+        Ok(Some(row_order))
     }
 
     /// Whether blocks that the mask function keeps as a whole are listed apart.

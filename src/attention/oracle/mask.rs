@@ -2,7 +2,7 @@
 
 use super::{Rule, TOKENS, close, equal, noise, verdict};
 use crate::device::Device;
-use crate::kernels::{classify, pool, rank, score, select, transpose};
+use crate::kernels::{classify, order, pool, rank, score, select, transpose};
 use crate::launch::{FunctionArgs, Kernel};
 use crate::mask::{EMPTY, FULL, PARTIAL};
 use crate::{BlockIndex, BlockMask, DType, Error, Tensor, cpu};
@@ -203,17 +203,53 @@ fn by_falling_length(order: &[i32], results: &Results, split: bool) -> Result<Re
         let full = results.full.counts.to_vec::<i32>()?;
         lengths.iter_mut().zip(full).for_each(|(length, full)| *length += full);
     }
+    Ok(ordered(order, &lengths, rows))
+}
+
+fn ordered(order: &[i32], lengths: &[i32], rows: usize) -> Result<(), String> {
     for (order, lengths) in order.chunks(rows).zip(lengths.chunks(rows)) {
         let mut sorted = order.to_vec();
         sorted.sort_unstable();
         if !sorted.iter().copied().eq(0..rows as i32) {
-            return Ok(Err("its order of the rows is no order on a small case".to_owned()));
+            return Err("its order of the rows is no order on a small case".to_owned());
         }
         if !order.is_sorted_by_key(|&row| std::cmp::Reverse(lengths[row as usize])) {
-            return Ok(Err("its order of the rows is not by falling length on a small case".to_owned()));
+            return Err("its order of the rows is not by falling length on a small case".to_owned());
         }
     }
-    Ok(Ok(()))
+    Ok(())
+}
+
+/// Two heads' rows, with counts that are none.
+pub(in crate::attention) fn check_order(device: &Device, kernel: &Kernel) -> Result<(), String> {
+    const LONGEST: i32 = 90;
+    verdict(|| {
+        let shape = [1, 2, 700];
+        let counts: Vec<i32> = (0..1400).map(|i| i * 37 % (LONGEST / 2)).collect();
+        let full: Vec<i32> = (0..1400).map(|i| i * 59 % (LONGEST / 2)).collect();
+        let lengths: Vec<i32> = counts.iter().zip(&full).map(|(a, b)| a + b).collect();
+        // A count that is none is one of 0; past the longest all are alike.
+        let (wild, no_more) = ([i32::MIN, -1, i32::MAX], [0, 0, LONGEST]);
+        let wild: Vec<i32> = wild.into_iter().cycle().take(1400).collect();
+        let no_more: Vec<i32> = no_more.into_iter().cycle().take(1400).collect();
+        for (counts, full, lengths) in [(&counts, Some(&full), &lengths), (&wild, None, &no_more)] {
+            let counts = Tensor::from_slice(counts, &shape)?.to(device)?;
+            let full = full.map(|full| Tensor::from_slice(full, &shape)?.to(device)).transpose()?;
+            let mut row_order = poisoned(device, DType::I32, &shape)?;
+            let args = order::Args {
+                counts: &counts,
+                full_counts: full.as_ref(),
+                row_order: &mut row_order,
+                longest: LONGEST,
+            };
+            kernel.launch(&args, None)?;
+            let verdict = ordered(&row_order.to_vec()?, lengths, shape[2]);
+            if verdict.is_err() {
+                return Ok(verdict);
+            }
+        }
+        Ok(Ok(()))
+    })
 }
 
 /// A bit a block, 32 blocks of a row in a word.

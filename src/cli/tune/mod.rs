@@ -12,11 +12,12 @@ use shape::Shape;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use tilewright::attention::MaskLists;
 use tilewright::bundle::{Contents, export};
 use tilewright::cache::KernelCache;
 use tilewright::launch::Choice;
 use tilewright::tune::{Policy, synthetic_mask};
-use tilewright::{Attention, DType, Device, Output, Tensor};
+use tilewright::{Attention, DType, Device, Gradients, Output, Tensor};
 
 #[derive(Args)]
 pub struct TuneArgs {
@@ -102,10 +103,13 @@ pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
         attention.mask(&q, &k)?;
         // Noise has no structure to select by: what a rule keeps of it is no mask of a model.
         let (out, lse) = attention.attend_with(&q, &k, &v, &mask)?;
-        if args.backward {
-            // A gradient as noisy as the rest: q is one.
-            attention.backward(&q, &k, &v, &Output { out, lse, mask }, &q, None)?;
+        let mut output = Output { out, lse, mask };
+        // A gradient as noisy as the rest: q is one.
+        let d_out = args.backward.then_some(&q);
+        if let Some(d_out) = d_out {
+            attention.backward(&q, &k, &v, &output, d_out, None)?;
         }
+        over_lists(&device, &attention, [&q, &k, &v], &mut output, d_out)?;
         let seconds = start.elapsed().as_secs_f64();
         let choices = attention.choices();
         let _ = writeln!(text, "\n{shape}: ready in {seconds:.2} s");
@@ -136,6 +140,28 @@ pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
         json["bundle"] = exported_json(&report);
     }
     Ok(Report::new(text, &json))
+}
+
+/// Calls over lists in a caller's memory, as PyTorch makes them: the kernels that complete such lists are wanted then.
+fn over_lists(
+    device: &Device,
+    attention: &Attention,
+    qkv: [&Tensor; 3],
+    Output { out, lse, mask }: &mut Output,
+    d_out: Option<&Tensor>,
+) -> Result<(), CliError> {
+    let [q, k, v] = qkv;
+    let scratch = |bytes| Tensor::uninit(device, DType::U8, &[bytes]);
+    let lists = MaskLists { kv: mask.kv().clone(), full_kv: mask.full_kv().cloned(), q: None, full_q: None };
+    let mut work = scratch(attention.attend_scratch_bytes(q, k, &lists.kv)?)?;
+    attention.attend_in(qkv, (&lists.kv, lists.full_kv.as_ref()), [out, lse], &mut work)?;
+    if let Some(d_out) = d_out {
+        let like = |tensor: &Tensor| Tensor::uninit(device, tensor.dtype(), tensor.shape());
+        let mut gradients = Gradients { dq: like(q)?, dk: like(k)?, dv: like(v)? };
+        let mut work = scratch(attention.backward_scratch_bytes(q, k, &lists)?)?;
+        attention.backward_in(qkv, [out, lse], (d_out, None), &lists, &mut gradients, &mut work)?;
+    }
+    Ok(())
 }
 
 fn explain(choice: &Choice) -> String {
