@@ -10,6 +10,7 @@ mod random_functions;
 mod real;
 mod regroup;
 mod robust;
+mod soak;
 mod streams;
 #[path = "../support/mod.rs"]
 mod support;
@@ -22,7 +23,7 @@ use tilewright::Device;
 /// A test: its name and what it does on the GPU.
 type Test = (&'static str, fn(&Device) -> Result<(), Failed>);
 
-const GROUPS: [&[Test]; 14] = [
+const GROUPS: [&[Test]; 15] = [
     backward::TESTS,
     backward::calls::TESTS,
     caller::TESTS,
@@ -34,6 +35,7 @@ const GROUPS: [&[Test]; 14] = [
     real::TESTS,
     regroup::TESTS,
     robust::TESTS,
+    soak::TESTS,
     streams::TESTS,
     tiles::TESTS,
     tuned::TESTS,
