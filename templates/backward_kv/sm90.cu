@@ -202,9 +202,9 @@ __device__ __forceinline__ void compute(const Params& p, const Functions& f, Sha
             Wgmma<T, D>::multiply_down(sums[0], operand[k], Tile::down_columns(tile, k), true);
         wgmma_commit();
     };
+    // Every lane for itself, for each has read the statistics: no product of it is under way any more.
     const auto release = [&](int slot) {
-        __syncwarp();  // no lane has anything of it under way
-        if (slot >= 0 && thread_place() % 32 == 0) shared.empty(slot).arrive();
+        if (slot >= 0) shared.empty(slot).arrive();
     };
     const auto statistics_of = [&](int slot) {
         return reinterpret_cast<const Statistics*>(smem + STATISTICS + slot * STATISTICS_BYTES);
@@ -333,7 +333,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
 #pragma unroll
         for (int slot = 0; slot < STAGES; ++slot) {
             shared.full(slot).init(33);  // every lane of the copying warp, and the copies
-            shared.empty(slot).init(4);
+            shared.empty(slot).init(128);
         }
         publish_barriers();
     }
