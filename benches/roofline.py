@@ -38,7 +38,7 @@ def launch():
     for name in WORKLOADS:
         work = Work(name, *WORKLOADS[name])
         mask = tilewright.BlockMask.from_dense(
-            random_map(work, KEPT, False, (128, 64)), block_size=(128, 64), seq_lengths=(work.seq, work.seq)
+            random_map(work, KEPT, False, (128, 64)), seq_lengths=(work.seq, work.seq)
         )
         leaves = [x.requires_grad_() for x in (work.q, work.k, work.v)]
 
