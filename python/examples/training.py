@@ -112,12 +112,13 @@ def main():
     if options.plot:
         from matplotlib import pyplot
 
-        for name, losses in runs.items():
-            pyplot.plot(losses, label=name)
-        pyplot.xlabel("step")
-        pyplot.ylabel("loss")
-        pyplot.legend()
-        pyplot.savefig(options.plot)
+        _, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), sharey=True)
+        for axis, (name, losses) in zip(axes, runs.items()):
+            axis.plot(losses, linewidth=1)
+            axis.set(title=name, xlabel="step", yscale="log")
+            axis.grid(alpha=0.3)
+        axes[0].set_ylabel("loss")
+        pyplot.savefig(options.plot, bbox_inches="tight")
 
 
 if __name__ == "__main__":
