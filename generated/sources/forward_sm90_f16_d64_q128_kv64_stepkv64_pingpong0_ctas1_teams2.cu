@@ -449,6 +449,9 @@ struct TileQueue {
 };
 static_assert(sizeof(TileQueue) == 8, "TileQueue differs from the Rust side");
 
+// In which order the rows of many heads are worked on.
+#pragma once
+
 /// A row of a head, both counted from 0, heads of all batches through.
 struct HeadRow {
     int head, row;

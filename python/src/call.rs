@@ -101,7 +101,7 @@ impl Inputs {
 
     /// GPU memory for the call to work in. `q` is the tensor that [`Inputs::of`] looked at.
     pub(crate) fn scratch<'py>(&self, q: &Bound<'py, PyAny>, bytes: usize) -> PyResult<Scratch<'py>> {
-        make::scratch(q, self.q.ordinal.unwrap_or_default(), self.stream, bytes)
+        make::torch(q.py())?.scratch(q, self.q.ordinal.unwrap_or_default(), self.stream, bytes)
     }
 
     /// q, k and v on their GPU.

@@ -47,7 +47,6 @@ struct Exchange {
     managed_to_object: *const c_void,
     /// Lends what the object owns; needs Python's lock. May be absent.
     borrow: Option<unsafe extern "C" fn(*mut c_void, *mut Strided) -> c_int>,
-    current_stream: *const c_void,
 }
 
 /// How tensors of one type are looked at.
@@ -79,9 +78,13 @@ impl Dlpack {
             PyErr::take(tensor.py());
             return None;
         }
-        // SAFETY: a capsule of that name holds this structure, whose head tells the version. It lives as long as the process.
-        let exchange = unsafe { &*exchange.cast::<Exchange>() };
-        let borrow = exchange.borrow.filter(|_| exchange.major == MAJOR)?;
+        let exchange = exchange.cast::<Exchange>();
+        // SAFETY: a capsule of that name begins with its version, whatever that is, and lives as long as the process.
+        if unsafe { (*exchange).major } != MAJOR {
+            return None;
+        }
+        // SAFETY: of this version it holds these fields.
+        let borrow = unsafe { (*exchange).borrow }?;
         Some(Dlpack { borrow, _capsule: capsule.unbind() })
     }
 

@@ -1,6 +1,6 @@
 //! New tensors of the framework that a call's own tensors are of.
 
-use crate::torch::{Scratch, Torch};
+use crate::torch::Torch;
 use crate::view::{Kind, View};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
@@ -31,21 +31,11 @@ pub(crate) fn beside<'py>(
     }
 }
 
-/// GPU memory of PyTorch's for a call to work in, on a GPU and its current stream.
-pub(crate) fn scratch<'py>(
-    q: &Bound<'py, PyAny>,
-    ordinal: usize,
-    stream: usize,
-    bytes: usize,
-) -> PyResult<Scratch<'py>> {
-    torch(q.py())?.scratch(q, ordinal, stream, bytes)
-}
-
 /// Looks at a tensor that was just made.
 pub(crate) fn view<const N: usize>(kind: Kind, made: &Bound<'_, PyAny>) -> PyResult<View<N>> {
     View::any("the result", kind, made)
 }
 
-fn torch(py: Python<'_>) -> PyResult<&Torch> {
+pub(crate) fn torch(py: Python<'_>) -> PyResult<&Torch> {
     Torch::get(py).ok_or_else(|| crate::error::Error::new_err("PyTorch was not imported"))
 }

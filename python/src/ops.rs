@@ -188,9 +188,8 @@ pub(crate) fn attention<'py>(
     let mut out_view = gpu_view::<4>(inputs.kind, &out, heads_last)?;
     let mut lse_view = gpu_view::<3>(inputs.kind, &lse, false)?;
     let bytes = unpanicked(|| attention.attend_scratch_bytes(&q_view, &k_view, &kv))?;
-    let memory = (bytes > 0).then(|| inputs.scratch(q, bytes)).transpose()?;
-    let address = memory.as_ref().map_or(0, |memory| memory.address);
-    let mut scratch = on_gpu(inputs.q.ordinal.unwrap_or_default(), address, DType::U8, &[bytes])?;
+    let memory = inputs.scratch(q, bytes)?;
+    let mut scratch = on_gpu(inputs.q.ordinal.unwrap_or_default(), memory.address, DType::U8, &[bytes])?;
     let warm = attention.is_warm_for_lists(&q_view, &k_view);
     let launch = || {
         let (qkv, outputs) = ([&q_view, &k_view, &v_view], [&mut out_view, &mut lse_view]);

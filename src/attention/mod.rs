@@ -268,7 +268,7 @@ impl Attention {
         let mut lse = Tensor::uninit(&self.device, DType::F32, &q.shape()[..3])?;
         let (density, lists) = (mask.known_density(), (mask.kv(), mask.full_kv()));
         let mut made = None;
-        if mask.row_order().is_none() {
+        if mask.lacks_row_order() {
             let mut memory = Memory::Device { device: &self.device, fill: Fill::Anything };
             made = pipeline.ordered(rule, &Sizes::of(rule, q, k), lists, &mut memory)?;
         }

@@ -91,6 +91,12 @@ impl BlockMask {
         self.row_order.as_ref()
     }
 
+    /// Whether nobody has looked yet if an order pays: a mask made on the host, which knows its density, has one unless its rows
+    /// are all alike.
+    pub(crate) fn lacks_row_order(&self) -> bool {
+        self.row_order.is_none() && self.density.is_none()
+    }
+
     /// The same mask with an order of its query blocks.
     pub(crate) fn with_row_order(self, row_order: Option<Tensor>) -> Self {
         BlockMask { row_order, ..self }
