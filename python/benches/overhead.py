@@ -1,7 +1,7 @@
 """What a warm call costs the host: `python python/benches/overhead.py`.
 
 On a GPU the shapes are small, so that the queue never fills up and the host is what is timed; the calls come in short bursts with
-a wait between them. The calls take turns, a series each, so that a host that is slow for a while is slow for all. Median and least of 15
+a wait between them. The calls take turns, a series each, so that a host that is slow for a while is slow for all. Median and range of 15
 series.
 """
 

@@ -6,7 +6,7 @@ use super::support::Random;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use libtest_mimic::Failed;
 use tilewright::device::CudaDevice;
-use tilewright::kernels::forward;
+use tilewright::kernels::{forward, order};
 use tilewright::launch::{FunctionArgs, Kernel, Request, load};
 use tilewright::reference::{attention_f64, largest_difference, relative_error};
 use tilewright::{BlockMask, BlockSize, DType, Device, Tensor};
@@ -15,6 +15,7 @@ pub const TESTS: &[Test] = &[
     ("tiles::rows_of_uneven_length", uneven_rows),
     ("tiles::an_order_changes_no_bit", orders),
     ("tiles::numbers_that_are_no_row", no_rows),
+    ("tiles::the_order_of_any_lists", orders_of_lists),
     ("tiles::two_streams_at_once", two_streams),
     ("tiles::a_graph_beside_its_stream", graph),
 ];
@@ -268,6 +269,66 @@ fn graph(device: &Device) -> Result<(), Failed> {
         stream.synchronize()?;
         if captured.bits()? != expected || beside.bits()? != expected {
             return Err(format!("replay {round} gives other bits").into());
+        }
+    }
+    Ok(())
+}
+
+/// The kernel that orders rows, against the counts on the host: one row, more rows than threads, many heads, empty rows, equal
+/// ones, lists of full blocks beside the others, counts that are none, more blocks than it tells apart.
+fn orders_of_lists(device: &Device) -> Result<(), Failed> {
+    let kernel = load(cuda(device), &[Request::new(&order::SOURCE)])?.remove(0);
+    let mut random = Random(5);
+    let shapes = [
+        ([1, 1, 1], 1),
+        ([1, 1, 2], 7),
+        ([1, 40, 37], 75),
+        ([2, 3, 591], 1182),
+        ([1, 2, 1500], 900),
+        ([1, 1, 700], 5000),
+    ];
+    for (shape, longest) in shapes {
+        for (kind, split) in
+            ["even", "uneven", "empty", "wild"].iter().flat_map(|kind| [(kind, false), (kind, true)])
+        {
+            let number: usize = shape.iter().product();
+            let mut draw = || -> Vec<i32> {
+                let count = |random: &mut Random| match *kind {
+                    "even" => longest / 2,
+                    "empty" => 0,
+                    "wild" => [i32::MIN, -1, i32::MAX, longest][random.bits() as usize % 4],
+                    _ => (random.bits() % (longest as u32 + 1)) as i32,
+                };
+                (0..number).map(|_| count(&mut random)).collect()
+            };
+            let (counts, full) = (draw(), split.then(&mut draw));
+            let to = |counts: &[i32]| Tensor::from_slice(counts, &shape)?.to(device);
+            let (on_gpu, full_on_gpu) = (to(&counts)?, full.as_deref().map(to).transpose()?);
+            let mut row_order = Tensor::uninit(device, DType::I32, &shape)?;
+            row_order.fill_bytes(0xFF)?;
+            let args = order::Args {
+                counts: &on_gpu,
+                full_counts: full_on_gpu.as_ref(),
+                row_order: &mut row_order,
+                longest,
+            };
+            kernel.launch(&args, None)?;
+            // As the kernel tells lengths apart: a bin for each of 1 024 shares of the longest.
+            let bin = |row: usize| {
+                let length = |counts: &[i32]| i64::from(counts[row].max(0));
+                let length = length(&counts) + full.as_deref().map_or(0, length);
+                (length * 1024 / (i64::from(longest) + 1)).min(1023)
+            };
+            let found = row_order.to_vec::<i32>()?;
+            for (head, rows) in found.chunks(shape[2]).enumerate() {
+                let at = |row: i32| head * shape[2] + row as usize;
+                let mut sorted = rows.to_vec();
+                sorted.sort_unstable();
+                let is_order = sorted.iter().copied().eq(0..shape[2] as i32);
+                if !is_order || !rows.is_sorted_by_key(|&row| std::cmp::Reverse(bin(at(row)))) {
+                    return Err(format!("{shape:?}, {kind}, split {split}, head {head}: {rows:?}").into());
+                }
+            }
         }
     }
     Ok(())
