@@ -4,20 +4,37 @@ use super::{Rule, Sizes};
 use crate::Error;
 use std::fmt::Write;
 
-/// Completes [`Error::CacheOnly`] with the command that fills the cache for this very call; other errors pass.
-pub(super) fn advise(error: Error, rule: &Rule, sizes: &Sizes) -> Error {
+/// Completes [`Error::CacheOnly`] with the command that fills the cache for this very call; other errors pass. `density`: the
+/// share of blocks kept, where it is known.
+pub(super) fn advise(error: Error, rule: &Rule, sizes: &Sizes, density: Option<f64>) -> Error {
+    with_command(error, || command(rule, sizes, density))
+}
+
+/// As [`advise`], for a call of the backward.
+pub(super) fn advise_backward(error: Error, rule: &Rule, sizes: &Sizes, density: Option<f64>) -> Error {
+    with_command(error, || match command(rule, sizes, density) {
+        command if command == PROGRAM => command,
+        command => command + " --backward",
+    })
+}
+
+fn with_command(error: Error, command: impl FnOnce() -> String) -> Error {
     match error {
         Error::CacheOnly { kernel, device, what, .. } => {
-            Error::CacheOnly { kernel, device, what, command: command(rule, sizes) }
+            Error::CacheOnly { kernel, device, what, command: command() }
         }
         other => other,
     }
 }
 
-fn command(rule: &Rule, sizes: &Sizes) -> String {
-    if rule.score_mod.is_some() || rule.mask_mod.is_some() {
-        // The command does not know the program's own functions.
-        return "your program itself, run once with TILEWRIGHT_POLICY=tune".to_owned();
+/// For what `tilewright tune` does not know.
+const PROGRAM: &str = "your program itself, run once with TILEWRIGHT_POLICY=tune";
+
+fn command(rule: &Rule, sizes: &Sizes, density: Option<f64>) -> String {
+    // The command's masks keep a block of every row at least.
+    let is_sparser = density.is_some_and(|density| density * (sizes.kv_blocks as f64) < 1.0);
+    if rule.score_mod.is_some() || rule.mask_mod.is_some() || is_sparser {
+        return PROGRAM.to_owned();
     }
     let &Sizes { batch, heads, kv_heads, seq_q, seq_kv, head_dim, .. } = sizes;
     let mut text = "tilewright tune --shapes ".to_owned();
@@ -34,9 +51,10 @@ fn command(rule: &Rule, sizes: &Sizes) -> String {
     }
     let (block_q, block_kv) = (rule.blocks.q(), rule.blocks.kv());
     let _ = write!(text, "x{head_dim} --dtype {} --block {block_q}x{block_kv}", rule.dtype);
-    if let Some(selection) = &rule.selection {
-        let shares = [("--top-k", selection.k()), ("--top-p", selection.p())];
-        for (option, share) in shares.into_iter().filter_map(|(option, share)| Some((option, share?))) {
+    // Without a selection every block counts as kept where the mask's density is not known.
+    let (k, p) = rule.selection.map_or((Some(1.0), None), |selection| (selection.k(), selection.p()));
+    for (option, share) in [("--top-k", k), ("--top-p", p), ("--density", density)] {
+        if let Some(share) = share {
             let _ = write!(text, " {option} {share}");
         }
     }
@@ -64,14 +82,16 @@ mod tests {
             Sizes::of(rule, &tensor(q), &tensor(k))
         };
         let square = sizes(&rule, &[1, 12, 32_760, 128], &[1, 12, 32_760, 128]);
-        assert_eq!(
-            command(&rule, &square),
-            "tilewright tune --shapes 12x32760x128 --dtype bf16 --block 128x64 --top-k 0.03 --top-p 0.2"
-        );
+        let selected =
+            "tilewright tune --shapes 12x32760x128 --dtype bf16 --block 128x64 --top-k 0.03 --top-p 0.2";
+        assert_eq!(command(&rule, &square, None), selected);
+        assert_eq!(command(&rule, &square, Some(0.125)), format!("{selected} --density 0.125"));
+        // Less than a block of each row.
+        assert_eq!(command(&rule, &square, Some(0.001)), PROGRAM);
         rule.selection = None;
-        assert_eq!(
-            command(&rule, &sizes(&rule, &[2, 24, 4096, 128], &[2, 8, 512, 128])),
-            "tilewright tune --shapes 2x24/8x4096:512x128 --dtype bf16 --block 128x64"
-        );
+        let cross = sizes(&rule, &[2, 24, 4096, 128], &[2, 8, 512, 128]);
+        let dense = "tilewright tune --shapes 2x24/8x4096:512x128 --dtype bf16 --block 128x64 --top-k 1";
+        assert_eq!(command(&rule, &cross, None), dense);
+        assert_eq!(command(&rule, &cross, Some(0.5)), format!("{dense} --density 0.5"));
     }
 }

@@ -3,14 +3,20 @@
 use super::Test;
 use super::support::Random;
 use libtest_mimic::Failed;
+use std::process::Command;
 use std::time::Instant;
+use tilewright::attention::MaskLists;
 use tilewright::reference::relative_error;
-use tilewright::tune::Policy;
-use tilewright::{Attention, DType, Device, Error, HeadDim, Output, Tensor, mask_mod, top_k, top_p};
+use tilewright::tune::{Policy, Workload, synthetic_mask};
+use tilewright::{
+    Attention, BlockSize, DType, Device, Error, Gradients, HeadDim, Output, Selection, Tensor, mask_mod,
+    top_k, top_p,
+};
 
 pub const TESTS: &[Test] = &[
     ("tuned::every_policy_computes_the_same", same_result),
     ("tuned::an_empty_cache_is_an_error_in_production", cache_only),
+    ("tuned::the_printed_command_fills_the_cache", printed_command),
     ("tuned::long_rows_survive_the_tuning", long_rows),
     ("tuned::what_does_not_bind_is_the_callers_error", does_not_bind),
 ];
@@ -92,6 +98,81 @@ fn cache_only(device: &Device) -> Result<(), Failed> {
         Err(other) => Err(format!("{other} instead of Error::CacheOnly").into()),
         Ok(_) => Err("it ran".into()),
     }
+}
+
+/// What [`Error::CacheOnly`] says to run is run, and the same calls pass then: of a rule with and without a selection, over masks
+/// whose density the host knows and over a caller's lists, forward and backward.
+fn printed_command(device: &Device) -> Result<(), Failed> {
+    // Sizes no other test tunes.
+    let [q, k, v] = inputs(device, &[1, 3, 6100, 80], 6)?;
+    let workload = Workload { batch: 1, heads: 3, seq_q: 6100, seq_kv: 6100, density: 0.25 };
+    let mask = synthetic_mask(&workload, BlockSize::default(), 0.3)?.to(device)?;
+    let new = |selection: Option<Selection>| {
+        let builder = Attention::builder(HeadDim::new(80)?, DType::Bf16).policy(Policy::CacheOnly);
+        match selection {
+            Some(selection) => builder.select(selection).build(device),
+            None => builder.build(device),
+        }
+    };
+    let selected = |backward: bool| {
+        let attention = new(Some(top_k(0.1) | top_p(0.2)))?;
+        let output = attention.forward(&q, &k, &v)?;
+        if backward { attention.backward(&q, &k, &v, &output, &q, None).map(drop) } else { Ok(()) }
+    };
+    let masked = |backward: bool| {
+        let attention = new(None)?;
+        let (out, lse) = attention.attend_with(&q, &k, &v, &mask)?;
+        let output = Output { out, lse, mask: mask.clone() };
+        if backward { attention.backward(&q, &k, &v, &output, &q, None).map(drop) } else { Ok(()) }
+    };
+    // As PyTorch calls: the host does not know what the lists hold.
+    let listed = |backward: bool| {
+        let attention = new(None)?;
+        let like = |tensor: &Tensor| Tensor::uninit(device, tensor.dtype(), tensor.shape());
+        let scratch = |bytes| Tensor::uninit(device, DType::U8, &[bytes]);
+        let (mut out, mut lse) = (like(&q)?, Tensor::uninit(device, DType::F32, &q.shape()[..3])?);
+        let mut work = scratch(attention.attend_scratch_bytes(&q, &k, mask.kv())?)?;
+        attention.attend_in([&q, &k, &v], (mask.kv(), None), [&mut out, &mut lse], &mut work)?;
+        if !backward {
+            return Ok(());
+        }
+        let lists = MaskLists { kv: mask.kv().clone(), full_kv: None, q: None, full_q: None };
+        let mut work = scratch(attention.backward_scratch_bytes(&q, &k, &lists)?)?;
+        let mut gradients = Gradients { dq: like(&q)?, dk: like(&k)?, dv: like(&v)? };
+        attention.backward_in([&q, &k, &v], [&out, &lse], (&q, None), &lists, &mut gradients, &mut work)
+    };
+    type Call<'a> = &'a dyn Fn(bool) -> Result<(), Error>;
+    let calls: [(&str, Call); 3] = [("selected", &selected), ("listed", &listed), ("masked", &masked)];
+    for (name, call) in calls {
+        for backward in [false, true] {
+            match call(backward) {
+                Err(Error::CacheOnly { command, .. }) => run_printed(&command)?,
+                Err(other) => return Err(format!("{name}: {other} instead of Error::CacheOnly").into()),
+                Ok(()) => return Err(format!("{name}: it ran on an empty cache").into()),
+            }
+            call(backward).map_err(|error| format!("{name}, backward {backward}: {error}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn run_printed(command: &str) -> Result<(), Failed> {
+    println!("{command}");
+    let Some(arguments) = command.strip_prefix("tilewright ") else {
+        return Err(format!("`{command}` is no command of this program").into());
+    };
+    // An archive of the tests has the program elsewhere.
+    let built = || env!("CARGO_BIN_EXE_tilewright").into();
+    let program = std::env::var_os("NEXTEST_BIN_EXE_tilewright").unwrap_or_else(built);
+    let output = Command::new(&program)
+        .args(arguments.split(' '))
+        .env_remove("TILEWRIGHT_POLICY")
+        .output()
+        .map_err(|error| format!("{}: {error}", program.display()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("{command}: {}", String::from_utf8_lossy(&output.stderr)).into())
 }
 
 /// Selection overwrites its logits on long rows, and the tuner runs it many times.

@@ -2,7 +2,7 @@
 
 use super::selection::{Call, transpose_bits};
 use super::{Pipeline, SUMS, tuning};
-use crate::attention::advice::advise;
+use crate::attention::advice::advise_backward;
 use crate::attention::memory::Memory;
 use crate::attention::{Gradients, MaskLists, Rule, Sizes, oracle};
 use crate::codegen::lower::DeviceFunction;
@@ -143,16 +143,8 @@ impl Pipeline {
     ) -> Result<(), Error> {
         let sizes = Sizes::of(rule, upstream.qkv[0], upstream.qkv[1]);
         let run = Run { pipeline: self, rule, sizes, bucket: sizes.bucket(rule, density), upstream };
-        run.all(&self.backward, lists, scratch, gradients).map_err(|error| {
-            match advise(error, rule, &sizes) {
-                Error::CacheOnly { kernel, device, what, command }
-                    if command.starts_with("tilewright tune") =>
-                {
-                    Error::CacheOnly { kernel, device, what, command: command + " --backward" }
-                }
-                other => other,
-            }
-        })
+        let done = run.all(&self.backward, lists, scratch, gradients);
+        done.map_err(|error| advise_backward(error, rule, &sizes, density))
     }
 }
 

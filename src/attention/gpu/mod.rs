@@ -194,7 +194,7 @@ impl Pipeline {
             };
             kernel.launch(&args, None)
         });
-        launched.map_err(|error| advise(error, rule, sizes))?;
+        launched.map_err(|error| advise(error, rule, sizes, None))?;
         Ok(Some(row_order))
     }
 
@@ -213,7 +213,7 @@ impl Pipeline {
         lists: &mut MaskLists,
     ) -> Result<(), Error> {
         let selected = self.selector.run(rule, sizes, ranked, scratch, lists);
-        selected.map_err(|error| advise(error, rule, sizes))
+        selected.map_err(|error| advise(error, rule, sizes, None))
     }
 
     /// Attention over the kept blocks, into `out` and `lse`. `row_order`: the order in which each head's query blocks are begun;
@@ -248,7 +248,7 @@ impl Pipeline {
             };
             kernel.launch(&args, Some(&self.functions))
         });
-        launched.map_err(|error| advise(error, rule, &sizes))
+        launched.map_err(|error| advise(error, rule, &sizes, density))
     }
 }
 
