@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A head dimension: a multiple of 8 up to 256. Those between 64, 96, 128 and 256 run in the next larger tile, padded
+/// A head dimension: a multiple of 8 up to 256. Those between 64, 96, 128, 192 and 256 run in the next larger tile, padded
 /// inside the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HeadDim(usize);
@@ -38,11 +38,13 @@ impl HeadDim {
     pub const D96: HeadDim = HeadDim(96);
     /// 128: Wan, HunyuanVideo.
     pub const D128: HeadDim = HeadDim(128);
+    /// 192: the queries and keys of multi-head latent attention.
+    pub const D192: HeadDim = HeadDim(192);
     /// 256.
     pub const D256: HeadDim = HeadDim(256);
 
     /// Widths of the kernels' tiles, smallest first.
-    const TILES: [usize; 4] = [64, 96, 128, 256];
+    const TILES: [usize; 5] = [64, 96, 128, 192, 256];
 
     /// Any supported dimension.
     ///
@@ -83,9 +85,18 @@ mod tests {
 
     #[test]
     fn tiles_hold_their_dimensions() {
-        for (dim, tile) in
-            [(8, 64), (64, 64), (72, 96), (80, 96), (104, 128), (128, 128), (136, 256), (256, 256)]
-        {
+        for (dim, tile) in [
+            (8, 64),
+            (64, 64),
+            (72, 96),
+            (80, 96),
+            (104, 128),
+            (128, 128),
+            (136, 192),
+            (192, 192),
+            (200, 256),
+            (256, 256),
+        ] {
             assert_eq!(HeadDim::new(dim).unwrap().tile(), tile, "{dim}");
         }
         for dim in [0, 4, 100, 257, 264, usize::MAX] {

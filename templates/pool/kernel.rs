@@ -8,7 +8,7 @@ kernel! {
         k_mean: mut Tensor<f32, [batch, kv_heads, kv_blocks, head_dim]>,
         finished: mut Option<Tensor<i32, [batch, heads]>>,
     )
-    specialize { T: [f16, bf16], D: [64, 96, 128, 256], BLOCK_Q: [64, 128], BLOCK_KV: [64, 128] }
+    specialize { T: [f16, bf16], D: [64, 96, 128, 192, 256], BLOCK_Q: [64, 128], BLOCK_KV: [64, 128] }
     ship { T: [bf16, f16], D: [64, 128], BLOCK_Q: [128], BLOCK_KV: [64] }
     let q_blocks = ceil_div(seq_q, BLOCK_Q);
     let kv_blocks = ceil_div(seq_kv, BLOCK_KV);

@@ -21,7 +21,7 @@ kernel! {
         top_k: f32,
         top_p: f32,
     )
-    specialize { D: [64, 96, 128, 256], CAPACITY: [384, 640, 1280, 3328] }
+    specialize { D: [64, 96, 128, 192, 256], CAPACITY: [384, 640, 1280, 3328, 4096] }
     ship { D: [64, 128], CAPACITY: [384, 640, 1280] }
     let words = ceil_div(kv_blocks, 32);
     require head_dim <= D, "the head dimension is larger than the kernel's: choose a larger D";

@@ -167,7 +167,7 @@ fn ragged_lengths(device: &Device) -> Result<(), Failed> {
 
 fn head_dims_and_blocks(device: &Device) -> Result<(), Failed> {
     for blocks in BlockSize::ALL {
-        for d in [64, 96, 128, 256, 8, 40, 80, 104, 192] {
+        for d in [64, 96, 128, 192, 256, 8, 40, 80, 104, 136] {
             for dtype in [DType::Bf16, DType::F16] {
                 Case { dtype, d, blocks: (blocks.q(), blocks.kv()), seq_q: 300, seq_kv: 300, ..CASE }
                     .check(device)?;
@@ -216,7 +216,7 @@ fn long_sequence(device: &Device) -> Result<(), Failed> {
 /// Every candidate of the tuning space, not the preferred one alone.
 fn every_schedule(device: &Device) -> Result<(), Failed> {
     let cuda = device.as_cuda().unwrap();
-    for d in [64, 96, 128, 256] {
+    for d in [64, 96, 128, 192, 256] {
         for blocks in BlockSize::ALL {
             let case = Case { d, blocks: (blocks.q(), blocks.kv()), seq_q: 333, seq_kv: 333, ..CASE };
             for kernel in case.request().load_all(cuda)? {

@@ -122,7 +122,9 @@ fn entries(
 
 fn selects_as_the_cpu(device: &Device) -> Result<(), Failed> {
     let mut random = Random(11);
-    for (dtype, d) in [(DType::Bf16, 128), (DType::F16, 64), (DType::Bf16, 80), (DType::F16, 256)] {
+    for (dtype, d) in
+        [(DType::Bf16, 128), (DType::F16, 64), (DType::Bf16, 80), (DType::Bf16, 192), (DType::F16, 256)]
+    {
         for blocks in BlockSize::ALL {
             let q = random.tensor(dtype, &[2, 6, 700, d]);
             let k = random.tensor(dtype, &[2, 3, 1001, d]);
@@ -213,7 +215,9 @@ fn many_key_blocks(device: &Device) -> Result<(), Failed> {
     let [short, long] =
         rules.map(|rule| attentions(device, 64, DType::Bf16, BlockSize::default(), Some(rule), false));
     let (short, long) = (short?, long?);
-    for blocks in [31, 33, 278, 383, 384, 385, 512, 640, 641, 1182, 1280, 1281, 3000, 3328, 3329, 5000] {
+    for blocks in
+        [31, 33, 278, 383, 384, 385, 512, 640, 641, 1182, 1280, 1281, 3000, 3328, 3329, 4096, 4097, 5000]
+    {
         let k = random.tensor(DType::Bf16, &[1, 1, 64 * blocks - 7, 64]);
         compare(device, &short, &q, &k)?;
         compare(device, &long, &q, &k)?;

@@ -95,7 +95,7 @@ fn draw_case(random: &mut Random) -> Case {
         kv_heads,
         seq_q,
         seq_kv: seq(random).min(most),
-        d: pick(random, &[64, 64, 128, 128, 96, 256, 8, 72, 112]),
+        d: pick(random, &[64, 64, 128, 128, 96, 192, 256, 8, 72, 112]),
         blocks: (blocks.q(), blocks.kv()),
     }
 }

@@ -19,7 +19,7 @@ pub(super) struct Ranking {
 }
 
 /// The key blocks of a row that `rank` is built for.
-const CAPACITIES: [usize; 4] = [384, 640, 1280, 3328];
+const CAPACITIES: [usize; 5] = [384, 640, 1280, 3328, 4096];
 
 impl Ranking {
     pub(super) fn new(rule: &Rule, lazy: &dyn Fn(Request) -> Lazy) -> Self {

@@ -220,7 +220,7 @@ fn ragged_lengths(device: &Device) -> Result<(), Failed> {
 
 fn head_dims_and_blocks(device: &Device) -> Result<(), Failed> {
     for blocks in BlockSize::ALL {
-        for d in [64, 96, 128, 256, 8, 40, 80, 104, 192] {
+        for d in [64, 96, 128, 192, 256, 8, 40, 80, 104, 136] {
             for dtype in [DType::Bf16, DType::F16] {
                 let blocks = (blocks.q(), blocks.kv());
                 check(device, Case { dtype, d, blocks, seq_q: 300, seq_kv: 300, ..CASE }, 0.6)?;
@@ -267,7 +267,7 @@ fn scales(device: &Device) -> Result<(), Failed> {
 /// Every candidate of the tuning spaces, not the preferred ones alone.
 fn every_schedule(device: &Device) -> Result<(), Failed> {
     let cuda = device.as_cuda().unwrap();
-    for d in [64, 96, 128, 256] {
+    for d in [64, 96, 128, 192, 256] {
         for blocks in BlockSize::ALL {
             let case = Case { d, blocks: (blocks.q(), blocks.kv()), seq_q: 333, seq_kv: 333, ..CASE };
             let [deltas, by_key, by_query] = requests(&case).map(|request| request.load_all(cuda));
