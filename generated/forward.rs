@@ -359,6 +359,7 @@ unsafe impl KernelArgs for Args<'_> {
                 binder.tensor_map("q", self.q, [64, 64])?;
                 binder.tensor_map("k", self.k, [64, 64])?;
                 binder.tensor_map("v", self.v, [64, 64])?;
+                binder.tensor_map("out", &*self.out, [16, 64])?;
                 binder.persistent();
                 binder.queue();
                 [q_blocks, heads, batch]

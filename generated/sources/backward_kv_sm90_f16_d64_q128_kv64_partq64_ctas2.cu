@@ -445,6 +445,18 @@ __device__ __forceinline__ void copy_box(unsigned to, const TensorMap& map, int 
 /// Makes this thread's ordinary writes to shared memory visible to the copy engine and to products that read it there.
 __device__ __forceinline__ void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+/// Starts the copy of a box from shared memory, where this warp's writes were published, to the tensor; elements past the tensor's
+/// ends are left out. Copies started by one thread up to its commit are a group.
+__device__ __forceinline__ void store_box(unsigned from, const TensorMap& map, int column, int row, int head, int batch) {
+    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map),
+                 "r"(from), "r"(column), "r"(row), "r"(head), "r"(batch)
+                 : "memory");
+}
+__device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+/// Waits until the shared memory of this thread's stores has been read.
+__device__ __forceinline__ void wait_stores_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+
 // From accumulators to a tensor.
 #pragma once
 
@@ -509,6 +521,13 @@ struct SwizzledTile {
         return static_cast<unsigned long long>(SWIZZLE_128 | EIGHT_ROWS) << 32 | low;
     }
 };
+
+/// Writes four 8 x 8 matrices of 2-byte elements to shared memory; lane l gives the address of row l % 8 of matrix l / 8.
+__device__ __forceinline__ void store_matrices(unsigned address, const unsigned (&from)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(from[0]), "r"(from[1]),
+                 "r"(from[2]), "r"(from[3])
+                 : "memory");
+}
 
 /// Between ordinary writes of registers and products that read or accumulate into them.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }

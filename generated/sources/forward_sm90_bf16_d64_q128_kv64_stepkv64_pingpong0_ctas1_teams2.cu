@@ -115,6 +115,7 @@ struct TensorMaps {
   TensorMap q;
   TensorMap k;
   TensorMap v;
+  TensorMap out;
 };
 
 #define TILEWRIGHT_KERNEL forward_sm90_bf16_d64_q128_kv64_stepkv64_pingpong0_ctas1_teams2
@@ -430,6 +431,18 @@ __device__ __forceinline__ void copy_box(unsigned to, const TensorMap& map, int 
 /// Makes this thread's ordinary writes to shared memory visible to the copy engine and to products that read it there.
 __device__ __forceinline__ void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+/// Starts the copy of a box from shared memory, where this warp's writes were published, to the tensor; elements past the tensor's
+/// ends are left out. Copies started by one thread up to its commit are a group.
+__device__ __forceinline__ void store_box(unsigned from, const TensorMap& map, int column, int row, int head, int batch) {
+    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map),
+                 "r"(from), "r"(column), "r"(row), "r"(head), "r"(batch)
+                 : "memory");
+}
+__device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+/// Waits until the shared memory of this thread's stores has been read.
+__device__ __forceinline__ void wait_stores_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+
 // Tiles handed out to the blocks of a persistent grid as they finish.
 #pragma once
 
@@ -508,6 +521,13 @@ struct SwizzledTile {
         return static_cast<unsigned long long>(SWIZZLE_128 | EIGHT_ROWS) << 32 | low;
     }
 };
+
+/// Writes four 8 x 8 matrices of 2-byte elements to shared memory; lane l gives the address of row l % 8 of matrix l / 8.
+__device__ __forceinline__ void store_matrices(unsigned address, const unsigned (&from)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(from[0]), "r"(from[1]),
+                 "r"(from[2]), "r"(from[3])
+                 : "memory");
+}
 
 /// Between ordinary writes of registers and products that read or accumulate into them.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -602,9 +622,14 @@ using KvTile = SwizzledTile<STEP_KV, D>;
 // The ring has the slots that fit, up to 8.
 constexpr unsigned SMEM_BYTES = 1024 * (CTAS * TEAMS == 2 ? 113 : 227);
 constexpr unsigned KV_TILES = GROUPS * QTile::BYTES;
-constexpr int FITTING = (SMEM_BYTES - 1024 - KV_TILES) / KvTile::BYTES;
+// The output leaves through a tile of its own where the ring has five slots without it.
+using OutTile = SwizzledTile<16, D>;  // of a warp
+constexpr unsigned OUT_BYTES = 4 * GROUPS * OutTile::BYTES;
+constexpr bool STAGED = (SMEM_BYTES - 1024 - KV_TILES - OUT_BYTES) / KvTile::BYTES >= 5;
+constexpr int FITTING = (SMEM_BYTES - 1024 - KV_TILES - (STAGED ? OUT_BYTES : 0)) / KvTile::BYTES;
 constexpr int STAGES = FITTING < 8 ? FITTING : 8;
-constexpr unsigned BARRIERS = KV_TILES + STAGES * KvTile::BYTES;
+constexpr unsigned OUT_TILES = KV_TILES + STAGES * KvTile::BYTES;
+constexpr unsigned BARRIERS = OUT_TILES + (STAGED ? OUT_BYTES : 0);
 constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
 static_assert(STAGES >= 2, "a step's values are in the ring together with the next one's keys");
 static_assert(NOTES + 4 * (STAGES * PIECES + 3) <= SMEM_BYTES);
@@ -860,17 +885,21 @@ __device__ __forceinline__ void finish_scores(const Params& p, const Functions& 
 }
 
 /// Divides by the sums and writes `out` and `lse`. A quad has 64 consecutive bytes of a row in four groups of columns.
-__device__ __forceinline__ void write_rows(const Params& p, const Softmax& softmax, Output& out, int tile) {
+__device__ __forceinline__ void write_rows(const Params& p, const TensorMap& map, unsigned staging, const Softmax& softmax,
+                                           Output& out, int tile) {
     const dim3 place = row_of(p, tile);
     const int lane = thread_place() % 32;
+    float inverses[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int row = place.x * BLOCK_Q + team_place() / 32 * 16 + half * 8 + lane / 4;
         const float sum = quad_sum(softmax.sum[half]);
         const float inverse = sum == 0.0f ? 0.0f : reciprocal_approx(sum);
+        inverses[half] = inverse;
         if (lane % 4 == 0 && row < p.seq_q)
             p.lse[place.z * p.lse_stride[0] + place.y * p.lse_stride[1] + row] =
                 sum == 0.0f ? -infinity() : (softmax.max[half] + log2_approx(sum)) * LN_2;
+        if (STAGED) continue;
         T* to = p.out + place.z * p.out_stride[0] + place.y * p.out_stride[1] + row * p.out_stride[2];
 #pragma unroll
         for (int n = 0; n < D / 8; n += 4) {
@@ -883,11 +912,35 @@ __device__ __forceinline__ void write_rows(const Params& p, const Softmax& softm
             if (row < p.seq_q && column < p.head_dim) *reinterpret_cast<uint4*>(to + column) = chunk;
         }
     }
+    if constexpr (STAGED) {
+        if (lane == 0) wait_stores_read();
+        __syncwarp();
+        // Four 8 x 8 pieces at a time: two rows of them, two columns.
+        const unsigned to = staging + lane % 16 * 128;
+#pragma unroll
+        for (int n = 0; n < D / 8; n += 2) {
+            unsigned packed[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                packed[i] = Mma<T>::pack(out[n + i / 2][i % 2 * 2] * inverses[i % 2], out[n + i / 2][i % 2 * 2 + 1] * inverses[i % 2]);
+            const int chunk = n % 8 + lane / 16;
+            store_matrices(to + n / 8 * OutTile::PANEL_BYTES + ((chunk ^ lane % 8) << 4), packed);
+        }
+        publish_shared();
+        __syncwarp();
+        if (lane == 0) {
+#pragma unroll
+            for (int panel = 0; panel < OutTile::PANELS; ++panel)
+                store_box(staging + panel * OutTile::PANEL_BYTES, map, panel * OutTile::PANEL_COLS,
+                          place.x * BLOCK_Q + team_place() / 32 * 16, place.y, place.z);
+            commit_stores();
+        }
+    }
 }
 
 /// The work of a computing warpgroup.
-__device__ __forceinline__ void compute_tiles(const Params& p, const Functions& f, Shared shared, int team,
-                                              int group) {
+__device__ __forceinline__ void compute_tiles(const Params& p, const Functions& f, const TensorMap& map, Shared shared,
+                                              int team, int group) {
     const unsigned q_tile = shared.q_tile(group);
     const bool speaker = thread_place() % 32 == 0;
     // Warpgroups take turns at starting their products: one's softmax then runs under the other's products.
@@ -1013,8 +1066,9 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             release(shared.empty(place.slot));
             place.advance();
         }
-        write_rows(p, softmax, out, tile);
+        write_rows(p, map, shared.base + OUT_TILES + team_place() / 32 * OutTile::BYTES, softmax, out, tile);
     }
+    if (STAGED && speaker) wait_stores_read();
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, CTAS)
@@ -1042,6 +1096,6 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
     } else {
         if constexpr (COPY_REGISTERS) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COMPUTE_REGISTERS));
         const int team = TEAMS == 1 ? 0 : group / GROUPS;
-        compute_tiles(p, f, shared_of(team), team, group - team * GROUPS);
+        compute_tiles(p, f, maps.out, shared_of(team), team, group - team * GROUPS);
     }
 }

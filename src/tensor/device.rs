@@ -94,9 +94,9 @@ impl Tensor {
         Ok(())
     }
 
-    /// Fills a dense tensor with 0xFF bytes, whoever shares it: the tuner does so before a candidate writes it. One that is not
-    /// dense is left as it is, for what lies between its elements is somebody else's.
-    pub(crate) fn poison(&self, device: &CudaDevice) -> Result<(), Error> {
+    /// Fills a dense tensor with a byte, whoever shares it: the tuner does so before a candidate writes it. One that is not dense is
+    /// left as it is, for what lies between its elements is somebody else's.
+    pub(crate) fn set_bytes(&self, device: &CudaDevice, byte: u8) -> Result<(), Error> {
         let (address, bytes) = match &self.storage {
             Storage::Host(_) => return Ok(()),
             Storage::Cuda(storage) => (storage.buffer.address(), storage.buffer.len()),
@@ -104,7 +104,7 @@ impl Tensor {
             Storage::External(memory) => (memory.address, self.elements() * self.dtype.size()),
         };
         // SAFETY: the storage is that large and lives on; work on it is ordered by the stream. A dense view fills its memory.
-        unsafe { device.set_bytes(address, 0xFF, bytes)? };
+        unsafe { device.set_bytes(address, byte, bytes)? };
         Ok(())
     }
 

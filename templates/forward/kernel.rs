@@ -49,7 +49,7 @@ kernel! {
     }
 
     body sm90 {
-        tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64] }
+        tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64], out: [16, 64] }
         // PING_PONG: warpgroups take turns at the tensor cores. CTAS: blocks that share a multiprocessor. TEAMS: tiles that a
         // block works on at once. (Steps of 192 keys lose.)
         tune { STEP_KV: [128, 64], PING_PONG: [0, 1], CTAS: [2, 1], TEAMS: [2, 1] }
