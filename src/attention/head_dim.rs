@@ -43,8 +43,10 @@ impl HeadDim {
     /// 256.
     pub const D256: HeadDim = HeadDim(256);
 
-    /// Widths of the kernels' tiles, smallest first.
+    /// Widths of the forward's and the mask's tiles, smallest first.
     const TILES: [usize; 5] = [64, 96, 128, 192, 256];
+    /// Those of the backward.
+    const BACKWARD_TILES: [usize; 4] = [64, 96, 128, 256];
 
     /// Any supported dimension.
     ///
@@ -65,6 +67,11 @@ impl HeadDim {
     /// The tile it runs in: the smallest that holds it.
     pub fn tile(self) -> usize {
         Self::TILES.into_iter().find(|&tile| tile >= self.0).unwrap_or(256)
+    }
+
+    /// The tile that the kernels of its gradients run in: the smallest that holds it, without 192.
+    pub fn backward_tile(self) -> usize {
+        Self::BACKWARD_TILES.into_iter().find(|&tile| tile >= self.0).unwrap_or(256)
     }
 
     /// The usual factor of the scores, `1 / sqrt(d)`.
@@ -98,6 +105,8 @@ mod tests {
             (256, 256),
         ] {
             assert_eq!(HeadDim::new(dim).unwrap().tile(), tile, "{dim}");
+            let backward = if tile == 192 { 256 } else { tile };
+            assert_eq!(HeadDim::new(dim).unwrap().backward_tile(), backward, "{dim}");
         }
         for dim in [0, 4, 100, 257, 264, usize::MAX] {
             assert_eq!(HeadDim::new(dim), Err(HeadDimError::Unsupported { found: dim }));

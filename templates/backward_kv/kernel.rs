@@ -20,7 +20,7 @@ kernel! {
         #[align(16)] dv: mut Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
         scale: f32,
     )
-    specialize { T: [f16, bf16], D: [64, 96, 128, 192, 256], BLOCK_Q: [64, 128], BLOCK_KV: [64, 128] }
+    specialize { T: [f16, bf16], D: [64, 96, 128, 256], BLOCK_Q: [64, 128], BLOCK_KV: [64, 128] }
     ship { T: [bf16, f16], D: [64, 128], BLOCK_Q: [128], BLOCK_KV: [64] }
     functions { score_mod: ScoreMod + Gradient, mask_mod: MaskMod }
     let q_blocks = ceil_div(seq_q, BLOCK_Q);

@@ -18,7 +18,7 @@ kernel! {
         #[align(16)] dq: mut Tensor<T, [batch, heads, seq_q, head_dim]>,
         scale: f32,
     )
-    specialize { T: [f16, bf16], D: [64, 96, 128, 192, 256], BLOCK_Q: [64, 128], BLOCK_KV: [64, 128] }
+    specialize { T: [f16, bf16], D: [64, 96, 128, 256], BLOCK_Q: [64, 128], BLOCK_KV: [64, 128] }
     ship { T: [bf16, f16], D: [64, 128], BLOCK_Q: [128], BLOCK_KV: [64] }
     functions { score_mod: ScoreMod + Gradient, mask_mod: MaskMod }
     let q_blocks = ceil_div(seq_q, BLOCK_Q);

@@ -8,7 +8,7 @@ kernel! {
         d_lse: Option<Tensor<f32, [batch, heads, seq_q]>>,
         delta: mut Tensor<f32, [batch, heads, seq_q]>,
     )
-    specialize { T: [f16, bf16], D: [64, 96, 128, 192, 256] }
+    specialize { T: [f16, bf16], D: [64, 96, 128, 256] }
     ship { T: [bf16, f16], D: [64, 128] }
     require head_dim <= D, "the head dimension is larger than the kernel's: choose a larger D";
     require head_dim % 8 == 0, "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8";

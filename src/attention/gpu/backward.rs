@@ -62,7 +62,9 @@ impl Backward {
         mask_mod: Option<&Arc<DeviceFunction>>,
         lazy: &dyn Fn(Request) -> Lazy,
     ) -> Self {
-        let typed = |request: Request| request.value("T", rule.dtype).value("D", rule.head_dim.tile() as i64);
+        let typed = |request: Request| {
+            request.value("T", rule.dtype).value("D", rule.head_dim.backward_tile() as i64)
+        };
         let blocked = |request: Request| {
             typed(request)
                 .value("BLOCK_Q", rule.blocks.q() as i64)
