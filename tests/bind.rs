@@ -292,7 +292,7 @@ fn the_order_of_rows_binds_like_the_lists() {
     assert!(matches!(bind(&[2, 4, 4]), Err(BindError::Disagree { dim: "q_blocks", .. })));
 }
 
-/// The body for Hopper reads q, k and v in boxes, and as many blocks as fit the GPU take its tiles from a counter.
+/// The body for Hopper reads q, k and v in boxes and writes out so, and as many blocks as fit the GPU take its tiles from a counter.
 #[test]
 fn a_copy_engine_is_told_what_it_reads() {
     let candidate = forward_on(Arch::Sm90a);
@@ -309,7 +309,7 @@ fn a_copy_engine_is_told_what_it_reads() {
              strides: [256, 51200, 102400], sides: [64, 64, 1, 1] }",
         ]
     );
-    assert_eq!(text.len(), 3);
+    assert_eq!(text.len(), 4);
     // One head and one batch: their strides may be anything, and the engine is told something it takes.
     let mut args = Forward::good();
     args.q = view(0, 0x1_0000, DType::Bf16, &[1, 1, 300, 128], &[7, 9, 128, 1]);

@@ -605,6 +605,74 @@ struct Wgmma<__nv_bfloat16, 128> {
 };
 
 
+// From a warp's accumulators to a tensor by the copy engine (sm_90). After mma.cuh, tma.cuh and wgmma.cuh.
+#pragma once
+
+/// Where 16 rows of N_TILES * 8 columns wait for the copy engine: one tile a warp.
+template <int N_TILES>
+using RowsTile = SwizzledTile<16, 8 * N_TILES>;
+
+/// Writes a warp's 16 rows, the upper eight times `by[0]` and the lower times `by[1]`, to the box of `map` that begins at `row`; rows and
+/// columns past the tensor's ends are left out. `tile`: the warp's RowsTile. Before the block ends its first lane waits for
+/// the last copy: wait_stores_read.
+template <typename Element, int N_TILES>
+__device__ __forceinline__ void store_rows(const float (&sums)[N_TILES][4], const float (&by)[2], unsigned tile,
+                                           const TensorMap& map, int row, int head, int batch) {
+    using Rows = RowsTile<N_TILES>;
+    const int lane = thread_place() % 32;
+    if (lane == 0) wait_stores_read();
+    __syncwarp();
+    // Four 8 x 8 pieces at a time: the upper and the lower ones of two neighbouring columns of them.
+    const unsigned to = tile + lane % 16 * 128;
+#pragma unroll
+    for (int n = 0; n < N_TILES; n += 2) {
+        unsigned packed[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float(&pair)[4] = sums[n + i / 2];
+            packed[i] = Mma<Element>::pack(pair[i % 2 * 2] * by[i % 2], pair[i % 2 * 2 + 1] * by[i % 2]);
+        }
+        const int chunk = n % 8 + lane / 16;
+        store_matrices(to + n / 8 * Rows::PANEL_BYTES + ((chunk ^ lane % 8) << 4), packed);
+    }
+    publish_shared();
+    __syncwarp();
+    if (lane == 0) {
+#pragma unroll
+        for (int panel = 0; panel < Rows::PANELS; ++panel)
+            store_box(tile + panel * Rows::PANEL_BYTES, map, panel * Rows::PANEL_COLS, row, head, batch);
+        commit_stores();
+    }
+}
+
+// From accumulators to a tensor.
+#pragma once
+
+/// Writes sums, times `factor(row)`, to `rows` existing rows of a tensor that begins at `to`. A quad has 64 consecutive bytes
+/// of a row in four groups of columns.
+template <typename Element, int M_TILES, int N_TILES, typename Factor>
+__device__ __forceinline__ void write_sums(const float (&sums)[M_TILES][N_TILES][4], Element* to, long long stride, int rows,
+                                           int columns, Factor factor) {
+    const int lane = thread_place() % 32;
+#pragma unroll
+    for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = m * 16 + half * 8 + lane / 4;
+            const float by = factor(m, half);
+#pragma unroll
+            for (int n = 0; n < N_TILES; n += 4) {
+                unsigned packed[4];
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    packed[i] = Mma<Element>::pack(sums[m][n + i][2 * half] * by, sums[m][n + i][2 * half + 1] * by);
+                const uint4 chunk = transpose_quad(packed);
+                const int column = (n + lane % 4) * 8;
+                if (row < rows && column < columns) *reinterpret_cast<uint4*>(to + row * stride + column) = chunk;
+            }
+        }
+}
+
 
 constexpr int GROUP_ROWS = 64;                // queries of a warpgroup
 constexpr int GROUPS = BLOCK_Q / GROUP_ROWS;  // warpgroups that compute a tile
@@ -622,8 +690,8 @@ using KvTile = SwizzledTile<STEP_KV, D>;
 // The ring has the slots that fit, up to 8.
 constexpr unsigned SMEM_BYTES = 1024 * (CTAS * TEAMS == 2 ? 113 : 227);
 constexpr unsigned KV_TILES = GROUPS * QTile::BYTES;
-// The output leaves through a tile of its own where the ring has five slots without it.
-using OutTile = SwizzledTile<16, D>;  // of a warp
+// The output leaves through tiles of its own where the ring has five slots beside them.
+using OutTile = RowsTile<D / 8>;  // of a warp
 constexpr unsigned OUT_BYTES = 4 * GROUPS * OutTile::BYTES;
 constexpr bool STAGED = (SMEM_BYTES - 1024 - KV_TILES - OUT_BYTES) / KvTile::BYTES >= 5;
 constexpr int FITTING = (SMEM_BYTES - 1024 - KV_TILES - (STAGED ? OUT_BYTES : 0)) / KvTile::BYTES;
@@ -884,57 +952,27 @@ __device__ __forceinline__ void finish_scores(const Params& p, const Functions& 
     }
 }
 
-/// Divides by the sums and writes `out` and `lse`. A quad has 64 consecutive bytes of a row in four groups of columns.
+/// Divides by the sums and writes `out` and `lse`. `staging`: where this warp's rows wait for the copy engine.
 __device__ __forceinline__ void write_rows(const Params& p, const TensorMap& map, unsigned staging, const Softmax& softmax,
-                                           Output& out, int tile) {
+                                           const Output& out, int tile) {
     const dim3 place = row_of(p, tile);
-    const int lane = thread_place() % 32;
-    float inverses[2];
+    const int lane = thread_place() % 32, first_row = place.x * BLOCK_Q + team_place() / 32 * 16;
+    float inverse[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int row = place.x * BLOCK_Q + team_place() / 32 * 16 + half * 8 + lane / 4;
+        const int row = first_row + half * 8 + lane / 4;
         const float sum = quad_sum(softmax.sum[half]);
-        const float inverse = sum == 0.0f ? 0.0f : reciprocal_approx(sum);
-        inverses[half] = inverse;
+        inverse[half] = sum == 0.0f ? 0.0f : reciprocal_approx(sum);
         if (lane % 4 == 0 && row < p.seq_q)
             p.lse[place.z * p.lse_stride[0] + place.y * p.lse_stride[1] + row] =
                 sum == 0.0f ? -infinity() : (softmax.max[half] + log2_approx(sum)) * LN_2;
-        if (STAGED) continue;
-        T* to = p.out + place.z * p.out_stride[0] + place.y * p.out_stride[1] + row * p.out_stride[2];
-#pragma unroll
-        for (int n = 0; n < D / 8; n += 4) {
-            unsigned packed[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                packed[i] = Mma<T>::pack(out[n + i][2 * half] * inverse, out[n + i][2 * half + 1] * inverse);
-            const uint4 chunk = transpose_quad(packed);
-            const int column = (n + lane % 4) * 8;
-            if (row < p.seq_q && column < p.head_dim) *reinterpret_cast<uint4*>(to + column) = chunk;
-        }
     }
     if constexpr (STAGED) {
-        if (lane == 0) wait_stores_read();
-        __syncwarp();
-        // Four 8 x 8 pieces at a time: two rows of them, two columns.
-        const unsigned to = staging + lane % 16 * 128;
-#pragma unroll
-        for (int n = 0; n < D / 8; n += 2) {
-            unsigned packed[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                packed[i] = Mma<T>::pack(out[n + i / 2][i % 2 * 2] * inverses[i % 2], out[n + i / 2][i % 2 * 2 + 1] * inverses[i % 2]);
-            const int chunk = n % 8 + lane / 16;
-            store_matrices(to + n / 8 * OutTile::PANEL_BYTES + ((chunk ^ lane % 8) << 4), packed);
-        }
-        publish_shared();
-        __syncwarp();
-        if (lane == 0) {
-#pragma unroll
-            for (int panel = 0; panel < OutTile::PANELS; ++panel)
-                store_box(staging + panel * OutTile::PANEL_BYTES, map, panel * OutTile::PANEL_COLS,
-                          place.x * BLOCK_Q + team_place() / 32 * 16, place.y, place.z);
-            commit_stores();
-        }
+        store_rows<T>(out, inverse, staging, map, first_row, place.y, place.z);
+    } else {
+        write_sums<T>(reinterpret_cast<const float(&)[1][D / 8][4]>(out),
+                      p.out + place.z * p.out_stride[0] + place.y * p.out_stride[1] + first_row * p.out_stride[2],
+                      p.out_stride[2], p.seq_q - first_row, p.head_dim, [&](int, int half) { return inverse[half]; });
     }
 }
 

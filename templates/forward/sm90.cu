@@ -16,6 +16,8 @@
 <% include "lib/head_rows.cuh" %>
 <% set wgmma_widths = [constant.STEP_KV, constant.D] %>
 <% include "lib/wgmma.cuh" %>
+<% include "lib/store_rows.cuh" %>
+<% include "lib/write_sums.cuh" %>
 
 constexpr int GROUP_ROWS = 64;                // queries of a warpgroup
 constexpr int GROUPS = BLOCK_Q / GROUP_ROWS;  // warpgroups that compute a tile
@@ -33,8 +35,8 @@ using KvTile = SwizzledTile<STEP_KV, D>;
 // The ring has the slots that fit, up to 8.
 constexpr unsigned SMEM_BYTES = 1024 * (CTAS * TEAMS == 2 ? 113 : 227);
 constexpr unsigned KV_TILES = GROUPS * QTile::BYTES;
-// The output leaves through a tile of its own where the ring has five slots without it.
-using OutTile = SwizzledTile<16, D>;  // of a warp
+// The output leaves through tiles of its own where the ring has five slots beside them.
+using OutTile = RowsTile<D / 8>;  // of a warp
 constexpr unsigned OUT_BYTES = 4 * GROUPS * OutTile::BYTES;
 constexpr bool STAGED = (SMEM_BYTES - 1024 - KV_TILES - OUT_BYTES) / KvTile::BYTES >= 5;
 constexpr int FITTING = (SMEM_BYTES - 1024 - KV_TILES - (STAGED ? OUT_BYTES : 0)) / KvTile::BYTES;
@@ -113,57 +115,27 @@ __device__ __forceinline__ void finish_scores(const Params& p, const Functions& 
     }
 }
 
-/// Divides by the sums and writes `out` and `lse`. A quad has 64 consecutive bytes of a row in four groups of columns.
+/// Divides by the sums and writes `out` and `lse`. `staging`: where this warp's rows wait for the copy engine.
 __device__ __forceinline__ void write_rows(const Params& p, const TensorMap& map, unsigned staging, const Softmax& softmax,
-                                           Output& out, int tile) {
+                                           const Output& out, int tile) {
     const dim3 place = row_of(p, tile);
-    const int lane = thread_place() % 32;
-    float inverses[2];
+    const int lane = thread_place() % 32, first_row = place.x * BLOCK_Q + team_place() / 32 * 16;
+    float inverse[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int row = place.x * BLOCK_Q + team_place() / 32 * 16 + half * 8 + lane / 4;
+        const int row = first_row + half * 8 + lane / 4;
         const float sum = quad_sum(softmax.sum[half]);
-        const float inverse = sum == 0.0f ? 0.0f : reciprocal_approx(sum);
-        inverses[half] = inverse;
+        inverse[half] = sum == 0.0f ? 0.0f : reciprocal_approx(sum);
         if (lane % 4 == 0 && row < p.seq_q)
             p.lse[place.z * p.lse_stride[0] + place.y * p.lse_stride[1] + row] =
                 sum == 0.0f ? -infinity() : (softmax.max[half] + log2_approx(sum)) * LN_2;
-        if (STAGED) continue;
-        T* to = p.out + place.z * p.out_stride[0] + place.y * p.out_stride[1] + row * p.out_stride[2];
-#pragma unroll
-        for (int n = 0; n < D / 8; n += 4) {
-            unsigned packed[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                packed[i] = Mma<T>::pack(out[n + i][2 * half] * inverse, out[n + i][2 * half + 1] * inverse);
-            const uint4 chunk = transpose_quad(packed);
-            const int column = (n + lane % 4) * 8;
-            if (row < p.seq_q && column < p.head_dim) *reinterpret_cast<uint4*>(to + column) = chunk;
-        }
     }
     if constexpr (STAGED) {
-        if (lane == 0) wait_stores_read();
-        __syncwarp();
-        // Four 8 x 8 pieces at a time: two rows of them, two columns.
-        const unsigned to = staging + lane % 16 * 128;
-#pragma unroll
-        for (int n = 0; n < D / 8; n += 2) {
-            unsigned packed[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                packed[i] = Mma<T>::pack(out[n + i / 2][i % 2 * 2] * inverses[i % 2], out[n + i / 2][i % 2 * 2 + 1] * inverses[i % 2]);
-            const int chunk = n % 8 + lane / 16;
-            store_matrices(to + n / 8 * OutTile::PANEL_BYTES + ((chunk ^ lane % 8) << 4), packed);
-        }
-        publish_shared();
-        __syncwarp();
-        if (lane == 0) {
-#pragma unroll
-            for (int panel = 0; panel < OutTile::PANELS; ++panel)
-                store_box(staging + panel * OutTile::PANEL_BYTES, map, panel * OutTile::PANEL_COLS,
-                          place.x * BLOCK_Q + team_place() / 32 * 16, place.y, place.z);
-            commit_stores();
-        }
+        store_rows<T>(out, inverse, staging, map, first_row, place.y, place.z);
+    } else {
+        write_sums<T>(reinterpret_cast<const float(&)[1][D / 8][4]>(out),
+                      p.out + place.z * p.out_stride[0] + place.y * p.out_stride[1] + first_row * p.out_stride[2],
+                      p.out_stride[2], p.seq_q - first_row, p.head_dim, [&](int, int half) { return inverse[half]; });
     }
 }
 
