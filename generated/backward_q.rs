@@ -370,6 +370,7 @@ unsafe impl KernelArgs for Args<'_> {
                 binder.tensor_map("k", self.k, [64, 64])?;
                 binder.tensor_map("v", self.v, [64, 64])?;
                 binder.tensor_map("d_out", self.d_out, [64, 64])?;
+                binder.tensor_map("dq", &*self.dq, [16, 64])?;
                 binder.persistent();
                 binder.queue();
                 [q_blocks, heads, batch]

@@ -57,7 +57,7 @@ kernel! {
         tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64], d_out: [64, 64] }
         // PART_Q: queries computed at a time. CTAS: blocks that share a multiprocessor: one's products run under the others'
         // arithmetic.
-        tune { PART_Q: [64, 32], CTAS: [2, 3] }
+        tune { PART_Q: [32, 64], CTAS: [3, 2] }
         where {
             // Two sums of 64 keys and what is made of the queries, of the 224 or 128 registers of a computing thread.
             D <= 128,

@@ -49,9 +49,9 @@ kernel! {
     }
 
     body sm90 {
-        tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64], d_out: [64, 64] }
+        tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64], d_out: [64, 64], dq: [16, 64] }
         // PING_PONG: warpgroups take turns at the tensor cores.
-        tune { STEP_KV: [128, 64], PING_PONG: [0, 1] }
+        tune { STEP_KV: [128, 64], PING_PONG: [1, 0] }
         where {
             // One warpgroup has nobody to take turns with; and who waits for values within its turn needs a slot that does not
             // depend on the other's: of the widest heads the ring has three.

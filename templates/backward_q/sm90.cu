@@ -15,6 +15,7 @@
 <% include "lib/write_sums.cuh" %>
 <% set wgmma_widths = [constant.STEP_KV, constant.D] %>
 <% include "lib/wgmma.cuh" %>
+<% include "lib/store_rows.cuh" %>
 
 constexpr int GROUP_ROWS = 64;                // queries of a warpgroup
 constexpr int GROUPS = BLOCK_Q / GROUP_ROWS;  // warpgroups that compute
@@ -32,9 +33,14 @@ using KvTile = SwizzledTile<STEP_KV, D>;
 // copying warp tells the others. The ring has the slots that fit, up to 8.
 constexpr unsigned SMEM_BYTES = 1024 * (BLOCK_Q == 64 ? 113 : 227);
 constexpr unsigned KV_TILES = 2 * GROUPS * QTile::BYTES;
-constexpr int FITTING = (SMEM_BYTES - 1024 - KV_TILES) / KvTile::BYTES;
+// The gradients leave through tiles of their own where the ring has five slots beside them.
+using OutTile = RowsTile<D / 8>;  // of a warp
+constexpr unsigned OUT_BYTES = 4 * GROUPS * OutTile::BYTES;
+constexpr bool STAGED = (SMEM_BYTES - 1024 - KV_TILES - OUT_BYTES) / KvTile::BYTES >= 5;
+constexpr int FITTING = (SMEM_BYTES - 1024 - KV_TILES - (STAGED ? OUT_BYTES : 0)) / KvTile::BYTES;
 constexpr int STAGES = FITTING < 8 ? FITTING : 8;
-constexpr unsigned BARRIERS = KV_TILES + STAGES * KvTile::BYTES;
+constexpr unsigned OUT_TILES = KV_TILES + STAGES * KvTile::BYTES;
+constexpr unsigned BARRIERS = OUT_TILES + (STAGED ? OUT_BYTES : 0);
 constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
 static_assert(STAGES >= 3, "a step's keys are in the ring together with the next one's keys and values");
 // Within a turn a warpgroup waits for values. They must not wait for the keys of the step before, which the other warpgroup
@@ -188,7 +194,8 @@ struct Statistics {
 };
 
 /// The work of a computing warpgroup.
-__device__ __forceinline__ void compute_tiles(const Params& p, const Functions& f, Shared shared, int group) {
+__device__ __forceinline__ void compute_tiles(const Params& p, const Functions& f, const TensorMap& map, Shared shared,
+                                              int group) {
     const bool speaker = thread_place() % 32 == 0;
     const float to_exponent = HAS_SCORE_MOD ? LOG2_E : LOG2_E * p.scale;
     const auto release = [&](Barrier barrier) {
@@ -301,6 +308,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             wgmma_wait<0>();
             hold(gradients);
             release(shared.empty(values.slot));
+            if (step + 1 == steps) release(shared.q_empty());
 #pragma unroll
             for (int n = 0; n < STEP_KV / 8; ++n)
 #pragma unroll
@@ -329,14 +337,19 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
         wgmma_wait<0>();
         hold(dq[0]);
         hold(of_gradients);
-        if (steps > 0) release(shared.empty(before.slot));
-        release(shared.q_empty());
+        release(steps > 0 ? shared.empty(before.slot) : shared.q_empty());
 
         const dim3 row = row_of(p, tile);
         const int first_row = row.x * BLOCK_Q + thread_place() / 32 * 16;
-        write_sums(dq, p.dq + row.z * p.dq_stride[0] + row.y * p.dq_stride[1] + first_row * p.dq_stride[2], p.dq_stride[2],
-                   p.seq_q - first_row, p.head_dim, [&](int, int) { return p.scale; });
+        if constexpr (STAGED) {
+            const float by[2] = {p.scale, p.scale};
+            store_rows<T>(dq[0], by, shared.base + OUT_TILES + thread_place() / 32 * OutTile::BYTES, map, first_row, row.y, row.z);
+        } else {
+            write_sums(dq, p.dq + row.z * p.dq_stride[0] + row.y * p.dq_stride[1] + first_row * p.dq_stride[2],
+                       p.dq_stride[2], p.seq_q - first_row, p.head_dim, [&](int, int) { return p.scale; });
+        }
     }
+    if (STAGED && speaker) wait_stores_read();
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, GROUPS == 1 ? 2 : 1)
@@ -361,6 +374,6 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
         if (threadIdx.x / 32 == 4 * GROUPS) copy_tiles(p, maps, queue, shared);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COMPUTE_REGISTERS));
-        compute_tiles(p, f, shared, group);
+        compute_tiles(p, f, maps.dq, shared, group);
     }
 }
