@@ -65,6 +65,7 @@ kernel! {
             CTAS == 2 || D == 64,
             smem_bytes = 1024 * (if CTAS == 3 { 75 } else { 113 }),
             registers = if CTAS == 3 { 80 } else { 128 },
+            prefer = CTAS,
         }
         launch { grid = [kv_blocks * (BLOCK_KV / 64), kv_heads, batch], threads = 256 }
     }
