@@ -666,6 +666,19 @@ struct Wgmma<__nv_bfloat16, 64> {
 template <int N_TILES>
 using RowsTile = SwizzledTile<16, 8 * N_TILES>;
 
+/// How BYTES of shared memory are divided, barriers and the like taken off: FIRST bytes of something else, a ring of as many slots of
+/// SLOT bytes as fit, up to 8, and behind it a RowsTile for each of WARPS warps, where the ring has five slots beside them.
+template <unsigned BYTES, unsigned FIRST, unsigned SLOT, int WARPS, int N_TILES>
+struct RingAndRows {
+    using Rows = RowsTile<N_TILES>;
+    static constexpr unsigned ROWS_BYTES = WARPS * Rows::BYTES;
+    static constexpr bool HAS_ROWS = FIRST + ROWS_BYTES + 5 * SLOT <= BYTES;
+    static constexpr int FITTING = (BYTES - FIRST - (HAS_ROWS ? ROWS_BYTES : 0)) / SLOT;
+    static constexpr int SLOTS = FITTING < 8 ? FITTING : 8;
+    static constexpr unsigned ROWS = FIRST + SLOTS * SLOT;
+    static constexpr unsigned END = ROWS + (HAS_ROWS ? ROWS_BYTES : 0);
+};
+
 /// Writes a warp's 16 rows, the upper eight times `by[0]` and the lower times `by[1]`, to the box of `map` that begins at `row`; rows and
 /// columns past the tensor's ends are left out. `tile`: the warp's RowsTile. Before the block ends its first lane waits for
 /// the last copy: wait_stores_read.
@@ -712,18 +725,13 @@ static_assert(THREADS == 128 * (GROUPS + 1), "a warpgroup for every 64 queries a
 using QTile = SwizzledTile<GROUP_ROWS, D>;
 using KvTile = SwizzledTile<STEP_KV, D>;
 
-// Shared memory, from a multiple of 1024 on: q and d_out of each warpgroup, the ring's tiles, then barriers, then what the
-// copying warp tells the others. The ring has the slots that fit, up to 8.
+// Shared memory, from a multiple of 1024 on: q and d_out of each warpgroup, the ring's tiles, rows on their way
+// out, then barriers, then what the copying warp tells the others.
 constexpr unsigned SMEM_BYTES = 1024 * (BLOCK_Q == 64 ? 113 : 227);
 constexpr unsigned KV_TILES = 2 * GROUPS * QTile::BYTES;
-// The gradients leave through tiles of their own where the ring has five slots beside them.
-using OutTile = RowsTile<D / 8>;  // of a warp
-constexpr unsigned OUT_BYTES = 4 * GROUPS * OutTile::BYTES;
-constexpr bool STAGED = (SMEM_BYTES - 1024 - KV_TILES - OUT_BYTES) / KvTile::BYTES >= 5;
-constexpr int FITTING = (SMEM_BYTES - 1024 - KV_TILES - (STAGED ? OUT_BYTES : 0)) / KvTile::BYTES;
-constexpr int STAGES = FITTING < 8 ? FITTING : 8;
-constexpr unsigned OUT_TILES = KV_TILES + STAGES * KvTile::BYTES;
-constexpr unsigned BARRIERS = OUT_TILES + (STAGED ? OUT_BYTES : 0);
+using Room = RingAndRows<SMEM_BYTES - 1024, KV_TILES, KvTile::BYTES, 4 * GROUPS, D / 8>;
+constexpr int STAGES = Room::SLOTS;
+constexpr unsigned BARRIERS = Room::END;
 constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
 static_assert(STAGES >= 3, "a step's keys are in the ring together with the next one's keys and values");
 // Within a turn a warpgroup waits for values. They must not wait for the keys of the step before, which the other warpgroup
@@ -1024,15 +1032,15 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
 
         const dim3 row = row_of(p, tile);
         const int first_row = row.x * BLOCK_Q + thread_place() / 32 * 16;
-        if constexpr (STAGED) {
+        if constexpr (Room::HAS_ROWS) {
             const float by[2] = {p.scale, p.scale};
-            store_rows<T>(dq[0], by, shared.base + OUT_TILES + thread_place() / 32 * OutTile::BYTES, map, first_row, row.y, row.z);
+            store_rows<T>(dq[0], by, shared.base + Room::ROWS + thread_place() / 32 * Room::Rows::BYTES, map, first_row, row.y, row.z);
         } else {
             write_sums(dq, p.dq + row.z * p.dq_stride[0] + row.y * p.dq_stride[1] + first_row * p.dq_stride[2],
                        p.dq_stride[2], p.seq_q - first_row, p.head_dim, [&](int, int) { return p.scale; });
         }
     }
-    if (STAGED && speaker) wait_stores_read();
+    if (Room::HAS_ROWS && speaker) wait_stores_read();
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, GROUPS == 1 ? 2 : 1)

@@ -612,6 +612,19 @@ struct Wgmma<__nv_bfloat16, 128> {
 template <int N_TILES>
 using RowsTile = SwizzledTile<16, 8 * N_TILES>;
 
+/// How BYTES of shared memory are divided, barriers and the like taken off: FIRST bytes of something else, a ring of as many slots of
+/// SLOT bytes as fit, up to 8, and behind it a RowsTile for each of WARPS warps, where the ring has five slots beside them.
+template <unsigned BYTES, unsigned FIRST, unsigned SLOT, int WARPS, int N_TILES>
+struct RingAndRows {
+    using Rows = RowsTile<N_TILES>;
+    static constexpr unsigned ROWS_BYTES = WARPS * Rows::BYTES;
+    static constexpr bool HAS_ROWS = FIRST + ROWS_BYTES + 5 * SLOT <= BYTES;
+    static constexpr int FITTING = (BYTES - FIRST - (HAS_ROWS ? ROWS_BYTES : 0)) / SLOT;
+    static constexpr int SLOTS = FITTING < 8 ? FITTING : 8;
+    static constexpr unsigned ROWS = FIRST + SLOTS * SLOT;
+    static constexpr unsigned END = ROWS + (HAS_ROWS ? ROWS_BYTES : 0);
+};
+
 /// Writes a warp's 16 rows, the upper eight times `by[0]` and the lower times `by[1]`, to the box of `map` that begins at `row`; rows and
 /// columns past the tensor's ends are left out. `tile`: the warp's RowsTile. Before the block ends its first lane waits for
 /// the last copy: wait_stores_read.
@@ -686,18 +699,13 @@ static_assert(THREADS == 128 * (TEAMS * GROUPS + 1), "a warpgroup for every 64 q
 using QTile = SwizzledTile<GROUP_ROWS, D>;
 using KvTile = SwizzledTile<STEP_KV, D>;
 
-// Shared memory of a team, from a multiple of 1024 on: tiles, then barriers, then what the copying warp tells the others.
-// The ring has the slots that fit, up to 8.
+// Shared memory of a team, from a multiple of 1024 on: tiles, then rows on their way out, then barriers, then what the
+// copying warp tells the others.
 constexpr unsigned SMEM_BYTES = 1024 * (CTAS * TEAMS == 2 ? 113 : 227);
 constexpr unsigned KV_TILES = GROUPS * QTile::BYTES;
-// The output leaves through tiles of its own where the ring has five slots beside them.
-using OutTile = RowsTile<D / 8>;  // of a warp
-constexpr unsigned OUT_BYTES = 4 * GROUPS * OutTile::BYTES;
-constexpr bool STAGED = (SMEM_BYTES - 1024 - KV_TILES - OUT_BYTES) / KvTile::BYTES >= 5;
-constexpr int FITTING = (SMEM_BYTES - 1024 - KV_TILES - (STAGED ? OUT_BYTES : 0)) / KvTile::BYTES;
-constexpr int STAGES = FITTING < 8 ? FITTING : 8;
-constexpr unsigned OUT_TILES = KV_TILES + STAGES * KvTile::BYTES;
-constexpr unsigned BARRIERS = OUT_TILES + (STAGED ? OUT_BYTES : 0);
+using Room = RingAndRows<SMEM_BYTES - 1024, KV_TILES, KvTile::BYTES, 4 * GROUPS, D / 8>;
+constexpr int STAGES = Room::SLOTS;
+constexpr unsigned BARRIERS = Room::END;
 constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
 static_assert(STAGES >= 2, "a step's values are in the ring together with the next one's keys");
 static_assert(NOTES + 4 * (STAGES * PIECES + 3) <= SMEM_BYTES);
@@ -967,7 +975,7 @@ __device__ __forceinline__ void write_rows(const Params& p, const TensorMap& map
             p.lse[place.z * p.lse_stride[0] + place.y * p.lse_stride[1] + row] =
                 sum == 0.0f ? -infinity() : (softmax.max[half] + log2_approx(sum)) * LN_2;
     }
-    if constexpr (STAGED) {
+    if constexpr (Room::HAS_ROWS) {
         store_rows<T>(out, inverse, staging, map, first_row, place.y, place.z);
     } else {
         write_sums<T>(reinterpret_cast<const float(&)[1][D / 8][4]>(out),
@@ -1104,9 +1112,9 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             release(shared.empty(place.slot));
             place.advance();
         }
-        write_rows(p, map, shared.base + OUT_TILES + team_place() / 32 * OutTile::BYTES, softmax, out, tile);
+        write_rows(p, map, shared.base + Room::ROWS + team_place() / 32 * Room::Rows::BYTES, softmax, out, tile);
     }
-    if (STAGED && speaker) wait_stores_read();
+    if (Room::HAS_ROWS && speaker) wait_stores_read();
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, CTAS)

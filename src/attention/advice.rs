@@ -7,34 +7,31 @@ use std::fmt::Write;
 /// Completes [`Error::CacheOnly`] with the command that fills the cache for this very call; other errors pass. `density`: the
 /// share of blocks kept, where it is known.
 pub(super) fn advise(error: Error, rule: &Rule, sizes: &Sizes, density: Option<f64>) -> Error {
-    with_command(error, || command(rule, sizes, density))
+    with_command(error, || tune_command(rule, sizes, density))
 }
 
 /// As [`advise`], for a call of the backward.
 pub(super) fn advise_backward(error: Error, rule: &Rule, sizes: &Sizes, density: Option<f64>) -> Error {
-    with_command(error, || match command(rule, sizes, density) {
-        command if command == PROGRAM => command,
-        command => command + " --backward",
-    })
+    with_command(error, || Some(tune_command(rule, sizes, density)? + " --backward"))
 }
 
-fn with_command(error: Error, command: impl FnOnce() -> String) -> Error {
+/// `command`: nothing where `tilewright tune` cannot make such a call.
+fn with_command(error: Error, command: impl FnOnce() -> Option<String>) -> Error {
     match error {
         Error::CacheOnly { kernel, device, what, .. } => {
-            Error::CacheOnly { kernel, device, what, command: command() }
+            let program = || "your program itself, run once with TILEWRIGHT_POLICY=tune".to_owned();
+            Error::CacheOnly { kernel, device, what, command: command().unwrap_or_else(program) }
         }
         other => other,
     }
 }
 
-/// For what `tilewright tune` does not know.
-const PROGRAM: &str = "your program itself, run once with TILEWRIGHT_POLICY=tune";
-
-fn command(rule: &Rule, sizes: &Sizes, density: Option<f64>) -> String {
+/// Nothing for functions of the program's own, and for masks sparser than the command makes them.
+fn tune_command(rule: &Rule, sizes: &Sizes, density: Option<f64>) -> Option<String> {
     // The command's masks keep a block of every row at least.
     let is_sparser = density.is_some_and(|density| density * (sizes.kv_blocks as f64) < 1.0);
     if rule.score_mod.is_some() || rule.mask_mod.is_some() || is_sparser {
-        return PROGRAM.to_owned();
+        return None;
     }
     let &Sizes { batch, heads, kv_heads, seq_q, seq_kv, head_dim, .. } = sizes;
     let mut text = "tilewright tune --shapes ".to_owned();
@@ -58,7 +55,7 @@ fn command(rule: &Rule, sizes: &Sizes, density: Option<f64>) -> String {
             let _ = write!(text, " {option} {share}");
         }
     }
-    text
+    Some(text)
 }
 
 #[cfg(test)]
@@ -84,14 +81,22 @@ mod tests {
         let square = sizes(&rule, &[1, 12, 32_760, 128], &[1, 12, 32_760, 128]);
         let selected =
             "tilewright tune --shapes 12x32760x128 --dtype bf16 --block 128x64 --top-k 0.03 --top-p 0.2";
-        assert_eq!(command(&rule, &square, None), selected);
-        assert_eq!(command(&rule, &square, Some(0.125)), format!("{selected} --density 0.125"));
+        assert_eq!(tune_command(&rule, &square, None).as_deref(), Some(selected));
+        assert_eq!(tune_command(&rule, &square, Some(0.125)), Some(format!("{selected} --density 0.125")));
         // Less than a block of each row.
-        assert_eq!(command(&rule, &square, Some(0.001)), PROGRAM);
+        assert_eq!(tune_command(&rule, &square, Some(0.001)), None);
+        let missing = Error::CacheOnly {
+            kernel: String::new(),
+            device: String::new(),
+            what: String::new(),
+            command: String::new(),
+        };
+        let advice = advise_backward(missing, &rule, &square, Some(0.001)).to_string();
+        assert!(advice.contains("your program itself, run once with TILEWRIGHT_POLICY=tune"), "{advice}");
         rule.selection = None;
         let cross = sizes(&rule, &[2, 24, 4096, 128], &[2, 8, 512, 128]);
         let dense = "tilewright tune --shapes 2x24/8x4096:512x128 --dtype bf16 --block 128x64 --top-k 1";
-        assert_eq!(command(&rule, &cross, None), dense);
-        assert_eq!(command(&rule, &cross, Some(0.5)), format!("{dense} --density 0.5"));
+        assert_eq!(tune_command(&rule, &cross, None).as_deref(), Some(dense));
+        assert_eq!(tune_command(&rule, &cross, Some(0.5)), Some(format!("{dense} --density 0.5")));
     }
 }

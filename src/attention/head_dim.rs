@@ -66,12 +66,17 @@ impl HeadDim {
 
     /// The tile it runs in: the smallest that holds it.
     pub fn tile(self) -> usize {
-        Self::TILES.into_iter().find(|&tile| tile >= self.0).unwrap_or(256)
+        self.smallest_of(&Self::TILES)
     }
 
     /// The tile that the kernels of its gradients run in: the smallest that holds it, without 192.
     pub fn backward_tile(self) -> usize {
-        Self::BACKWARD_TILES.into_iter().find(|&tile| tile >= self.0).unwrap_or(256)
+        self.smallest_of(&Self::BACKWARD_TILES)
+    }
+
+    /// The smallest of the tiles that holds it.
+    fn smallest_of(self, tiles: &[usize]) -> usize {
+        tiles.iter().copied().find(|&tile| tile >= self.0).unwrap_or(256)
     }
 
     /// The usual factor of the scores, `1 / sqrt(d)`.

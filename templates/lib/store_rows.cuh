@@ -5,6 +5,19 @@
 template <int N_TILES>
 using RowsTile = SwizzledTile<16, 8 * N_TILES>;
 
+/// How BYTES of shared memory are divided, barriers and the like taken off: FIRST bytes of something else, a ring of as many slots of
+/// SLOT bytes as fit, up to 8, and behind it a RowsTile for each of WARPS warps, where the ring has five slots beside them.
+template <unsigned BYTES, unsigned FIRST, unsigned SLOT, int WARPS, int N_TILES>
+struct RingAndRows {
+    using Rows = RowsTile<N_TILES>;
+    static constexpr unsigned ROWS_BYTES = WARPS * Rows::BYTES;
+    static constexpr bool HAS_ROWS = FIRST + ROWS_BYTES + 5 * SLOT <= BYTES;
+    static constexpr int FITTING = (BYTES - FIRST - (HAS_ROWS ? ROWS_BYTES : 0)) / SLOT;
+    static constexpr int SLOTS = FITTING < 8 ? FITTING : 8;
+    static constexpr unsigned ROWS = FIRST + SLOTS * SLOT;
+    static constexpr unsigned END = ROWS + (HAS_ROWS ? ROWS_BYTES : 0);
+};
+
 /// Writes a warp's 16 rows, the upper eight times `by[0]` and the lower times `by[1]`, to the box of `map` that begins at `row`; rows and
 /// columns past the tensor's ends are left out. `tile`: the warp's RowsTile. Before the block ends its first lane waits for
 /// the last copy: wait_stores_read.
