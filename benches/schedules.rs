@@ -2,7 +2,7 @@
 //! `cargo bench --bench schedules [-- FILTER]`.
 //!
 //! bf16, blocks of 128×64. *Burst*: median of 8 launches after 0.15 s of rest. *Sustained*: median of 80, ten of each
-//! schedule in turn. Effective TFLOP/s: 4 · heads · queries · keys of the kept blocks · d / time. Uneven: a tenth of the rows, at
+//! schedule in turn. Effective TFLOP/s: 2 · heads · queries · keys of the kept blocks · (d of the keys + d of the values) / time. Uneven: a tenth of the rows, at
 //! random places, keeps ten times as many blocks as the others, as many in all as the even rows.
 
 mod support;
@@ -25,6 +25,8 @@ struct Workload {
     heads: usize,
     seq: usize,
     d: usize,
+    /// Of the values.
+    value_d: usize,
     masks: &'static [Rows],
 }
 
@@ -38,11 +40,13 @@ enum Rows {
 const KEPT: f64 = 0.05;
 const PAIR: &[Rows] = &[Rows::Even, Rows::Uneven];
 
-const WORKLOADS: [Workload; 4] = [
-    Workload { name: "Wan 480p", heads: 12, seq: 32_760, d: 128, masks: PAIR },
-    Workload { name: "Wan 720p", heads: 10, seq: 75_600, d: 128, masks: PAIR },
-    Workload { name: "CogVideoX", heads: 30, seq: 17_776, d: 64, masks: PAIR },
-    Workload { name: "causal", heads: 16, seq: 8192, d: 128, masks: &[Rows::Causal] },
+const WORKLOADS: [Workload; 6] = [
+    Workload { name: "Wan 480p", heads: 12, seq: 32_760, d: 128, value_d: 128, masks: PAIR },
+    Workload { name: "Wan 720p", heads: 10, seq: 75_600, d: 128, value_d: 128, masks: PAIR },
+    Workload { name: "CogVideoX", heads: 30, seq: 17_776, d: 64, value_d: 64, masks: PAIR },
+    Workload { name: "causal", heads: 16, seq: 8192, d: 128, value_d: 128, masks: &[Rows::Causal] },
+    Workload { name: "latent", heads: 16, seq: 32_768, d: 192, value_d: 128, masks: &[Rows::Even] },
+    Workload { name: "latent, padded", heads: 16, seq: 32_768, d: 192, value_d: 192, masks: &[Rows::Even] },
 ];
 
 #[mask_mod]
@@ -92,7 +96,7 @@ struct Entry<'a> {
 }
 
 fn run(device: &Device, workload: &Workload, rows: Rows) -> Result<Vec<Timing>, Box<dyn Error>> {
-    let &Workload { name, heads, seq, d, .. } = workload;
+    let &Workload { name, heads, seq, d, value_d, .. } = workload;
     let cuda = device.as_cuda().expect("a GPU");
     let function = causal {};
     let mask = match rows {
@@ -102,13 +106,14 @@ fn run(device: &Device, workload: &Workload, rows: Rows) -> Result<Vec<Timing>, 
     let counts = mask.row_counts()?;
     let order = longest_first(&counts, mask.shape())?.to(device)?;
     let kept: usize = counts.iter().sum::<usize>() * heads / mask.heads();
-    let flops = 4.0 * kept as f64 * (BLOCKS.0 * BLOCKS.1 * d) as f64;
+    let flops = 2.0 * kept as f64 * (BLOCKS.0 * BLOCKS.1 * (d + value_d)) as f64;
     let (least, most) = (counts.iter().min().unwrap_or(&0), counts.iter().max().unwrap_or(&0));
-    println!("\n{name}, {heads} heads × {seq} × {d}, rows of {least} to {most} blocks");
+    println!("\n{name}, {heads} heads × {seq} × {d}/{value_d}, rows of {least} to {most} blocks");
 
     let mut request = Request::new(&forward::SOURCE)
         .value("T", DType::Bf16)
         .value("D", d as i64)
+        .value("D_V", value_d as i64)
         .value("BLOCK_Q", BLOCKS.0 as i64)
         .value("BLOCK_KV", BLOCKS.1 as i64);
     if rows == Rows::Causal {
@@ -123,9 +128,10 @@ fn run(device: &Device, workload: &Workload, rows: Rows) -> Result<Vec<Timing>, 
     let entries: Vec<Entry<'_>> =
         kernels.iter().flat_map(|kernel| [None, Some(&order)].map(|order| Entry { kernel, order })).collect();
 
-    let tensor = |seed| Tensor::from_slice(&random(heads * seq * d, seed), &[1, heads, seq, d])?.to(device);
-    let (q, k, v) = (tensor(1)?, tensor(2)?, tensor(3)?);
-    let mut out = Tensor::uninit(device, DType::Bf16, &[1, heads, seq, d])?;
+    let tensor =
+        |d, seed| Tensor::from_slice(&random(heads * seq * d, seed), &[1, heads, seq, d])?.to(device);
+    let (q, k, v) = (tensor(d, 1)?, tensor(d, 2)?, tensor(value_d, 3)?);
+    let mut out = Tensor::uninit(device, DType::Bf16, v.shape())?;
     let mut lse = Tensor::uninit(device, DType::F32, &[1, heads, seq])?;
     let mask = mask.to(device)?;
     let spec = &kernels[0].variant().candidate.spec;

@@ -85,6 +85,8 @@ pub struct Params {
     pub kv_heads: i32,
     /// Dimension `seq_kv`.
     pub seq_kv: i32,
+    /// Dimension `value_dim`.
+    pub value_dim: i32,
     /// Dimension `kv_blocks`.
     pub kv_blocks: i32,
     /// Dimension `max_blocks`.
@@ -95,8 +97,6 @@ pub struct Params {
     pub q_blocks: i32,
     /// Scalar `scale`.
     pub scale: f32,
-    /// 0.
-    pub padding: i32,
 }
 const _: () = {
     assert!(size_of:: < Params > () == 400);
@@ -130,12 +130,12 @@ const _: () = {
     assert!(offset_of!(Params, head_dim) == 364);
     assert!(offset_of!(Params, kv_heads) == 368);
     assert!(offset_of!(Params, seq_kv) == 372);
-    assert!(offset_of!(Params, kv_blocks) == 376);
-    assert!(offset_of!(Params, max_blocks) == 380);
-    assert!(offset_of!(Params, max_full_blocks) == 384);
-    assert!(offset_of!(Params, q_blocks) == 388);
-    assert!(offset_of!(Params, scale) == 392);
-    assert!(offset_of!(Params, padding) == 396);
+    assert!(offset_of!(Params, value_dim) == 376);
+    assert!(offset_of!(Params, kv_blocks) == 380);
+    assert!(offset_of!(Params, max_blocks) == 384);
+    assert!(offset_of!(Params, max_full_blocks) == 388);
+    assert!(offset_of!(Params, q_blocks) == 392);
+    assert!(offset_of!(Params, scale) == 396);
 };
 /// The arguments of `backward_kv`.
 ///
@@ -151,9 +151,9 @@ pub struct Args<'a> {
     pub q: &'a Tensor,
     /// `[batch, kv_heads, seq_kv, head_dim]` of the spec's `T`.
     pub k: &'a Tensor,
-    /// `[batch, kv_heads, seq_kv, head_dim]` of the spec's `T`.
+    /// `[batch, kv_heads, seq_kv, value_dim]` of the spec's `T`.
     pub v: &'a Tensor,
-    /// `[batch, heads, seq_q, head_dim]` of the spec's `T`.
+    /// `[batch, heads, seq_q, value_dim]` of the spec's `T`.
     pub d_out: &'a Tensor,
     /// `[batch, heads, seq_q]` of f32.
     pub lse: &'a Tensor,
@@ -169,7 +169,7 @@ pub struct Args<'a> {
     pub full_q_indices: Option<&'a Tensor>,
     /// `[batch, kv_heads, seq_kv, head_dim]` of the spec's `T`.
     pub dk: &'a mut Tensor,
-    /// `[batch, kv_heads, seq_kv, head_dim]` of the spec's `T`.
+    /// `[batch, kv_heads, seq_kv, value_dim]` of the spec's `T`.
     pub dv: &'a mut Tensor,
     /// By value.
     pub scale: f32,
@@ -222,7 +222,7 @@ unsafe impl KernelArgs for Args<'_> {
                     Dim::exact("batch"),
                     Dim::exact("kv_heads"),
                     Dim::exact("seq_kv"),
-                    Dim::exact("head_dim"),
+                    Dim::exact("value_dim"),
                 ],
             )?;
         let dtype = binder.dtype(candidate, "T")?;
@@ -236,7 +236,7 @@ unsafe impl KernelArgs for Args<'_> {
                     Dim::exact("batch"),
                     Dim::exact("heads"),
                     Dim::exact("seq_q"),
-                    Dim::exact("head_dim"),
+                    Dim::exact("value_dim"),
                 ],
             )?;
         let dtype = DType::F32;
@@ -336,10 +336,11 @@ unsafe impl KernelArgs for Args<'_> {
                     Dim::exact("batch"),
                     Dim::exact("kv_heads"),
                     Dim::exact("seq_kv"),
-                    Dim::exact("head_dim"),
+                    Dim::exact("value_dim"),
                 ],
             )?;
         let d = binder.constant(candidate, "D")?;
+        let d_v = binder.constant(candidate, "D_V")?;
         let block_q = binder.constant(candidate, "BLOCK_Q")?;
         let block_kv = binder.constant(candidate, "BLOCK_KV")?;
         let batch = binder.dim("batch");
@@ -348,6 +349,7 @@ unsafe impl KernelArgs for Args<'_> {
         let head_dim = binder.dim("head_dim");
         let kv_heads = binder.dim("kv_heads");
         let seq_kv = binder.dim("seq_kv");
+        let value_dim = binder.dim("value_dim");
         let max_blocks = binder.dim("max_blocks");
         let max_full_blocks = binder.dim("max_full_blocks");
         let q_blocks = binder
@@ -375,6 +377,20 @@ unsafe impl KernelArgs for Args<'_> {
                 "head_dim % 8 == 0",
                 &[("head_dim", head_dim)],
                 "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8",
+            )?;
+        binder
+            .require(
+                value_dim <= d_v,
+                "value_dim <= D_V",
+                &[("value_dim", value_dim), ("D_V", d_v)],
+                "build for larger values",
+            )?;
+        binder
+            .require(
+                (value_dim % 8) == 0,
+                "value_dim % 8 == 0",
+                &[("value_dim", value_dim)],
+                "rows are read 16 bytes at a time: pad the values to a multiple of 8",
             )?;
         binder
             .require(
@@ -432,12 +448,12 @@ unsafe impl KernelArgs for Args<'_> {
             head_dim: binder.int(head_dim)?,
             kv_heads: binder.int(kv_heads)?,
             seq_kv: binder.int(seq_kv)?,
+            value_dim: binder.int(value_dim)?,
             kv_blocks: binder.int(kv_blocks)?,
             max_blocks: binder.int(max_blocks)?,
             max_full_blocks: binder.int(max_full_blocks)?,
             q_blocks: binder.int(q_blocks)?,
             scale: self.scale,
-            padding: 0,
         };
         binder.finish(params, grid)
     }

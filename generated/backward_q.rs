@@ -81,6 +81,8 @@ pub struct Params {
     pub kv_heads: i32,
     /// Dimension `seq_kv`.
     pub seq_kv: i32,
+    /// Dimension `value_dim`.
+    pub value_dim: i32,
     /// Dimension `q_blocks`.
     pub q_blocks: i32,
     /// Dimension `max_blocks`.
@@ -91,8 +93,6 @@ pub struct Params {
     pub kv_blocks: i32,
     /// Scalar `scale`.
     pub scale: f32,
-    /// 0.
-    pub padding: i32,
 }
 const _: () = {
     assert!(size_of:: < Params > () == 368);
@@ -124,12 +124,12 @@ const _: () = {
     assert!(offset_of!(Params, head_dim) == 332);
     assert!(offset_of!(Params, kv_heads) == 336);
     assert!(offset_of!(Params, seq_kv) == 340);
-    assert!(offset_of!(Params, q_blocks) == 344);
-    assert!(offset_of!(Params, max_blocks) == 348);
-    assert!(offset_of!(Params, max_full_blocks) == 352);
-    assert!(offset_of!(Params, kv_blocks) == 356);
-    assert!(offset_of!(Params, scale) == 360);
-    assert!(offset_of!(Params, padding) == 364);
+    assert!(offset_of!(Params, value_dim) == 344);
+    assert!(offset_of!(Params, q_blocks) == 348);
+    assert!(offset_of!(Params, max_blocks) == 352);
+    assert!(offset_of!(Params, max_full_blocks) == 356);
+    assert!(offset_of!(Params, kv_blocks) == 360);
+    assert!(offset_of!(Params, scale) == 364);
 };
 /// The arguments of `backward_q`.
 ///
@@ -144,9 +144,9 @@ pub struct Args<'a> {
     pub q: &'a Tensor,
     /// `[batch, kv_heads, seq_kv, head_dim]` of the spec's `T`.
     pub k: &'a Tensor,
-    /// `[batch, kv_heads, seq_kv, head_dim]` of the spec's `T`.
+    /// `[batch, kv_heads, seq_kv, value_dim]` of the spec's `T`.
     pub v: &'a Tensor,
-    /// `[batch, heads, seq_q, head_dim]` of the spec's `T`.
+    /// `[batch, heads, seq_q, value_dim]` of the spec's `T`.
     pub d_out: &'a Tensor,
     /// `[batch, heads, seq_q]` of f32.
     pub lse: &'a Tensor,
@@ -213,7 +213,7 @@ unsafe impl KernelArgs for Args<'_> {
                     Dim::exact("batch"),
                     Dim::exact("kv_heads"),
                     Dim::exact("seq_kv"),
-                    Dim::exact("head_dim"),
+                    Dim::exact("value_dim"),
                 ],
             )?;
         let dtype = binder.dtype(candidate, "T")?;
@@ -227,7 +227,7 @@ unsafe impl KernelArgs for Args<'_> {
                     Dim::exact("batch"),
                     Dim::exact("heads"),
                     Dim::exact("seq_q"),
-                    Dim::exact("head_dim"),
+                    Dim::exact("value_dim"),
                 ],
             )?;
         let dtype = DType::F32;
@@ -317,6 +317,7 @@ unsafe impl KernelArgs for Args<'_> {
                 ],
             )?;
         let d = binder.constant(candidate, "D")?;
+        let d_v = binder.constant(candidate, "D_V")?;
         let block_q = binder.constant(candidate, "BLOCK_Q")?;
         let block_kv = binder.constant(candidate, "BLOCK_KV")?;
         let batch = binder.dim("batch");
@@ -325,6 +326,7 @@ unsafe impl KernelArgs for Args<'_> {
         let head_dim = binder.dim("head_dim");
         let kv_heads = binder.dim("kv_heads");
         let seq_kv = binder.dim("seq_kv");
+        let value_dim = binder.dim("value_dim");
         let max_blocks = binder.dim("max_blocks");
         let max_full_blocks = binder.dim("max_full_blocks");
         let q_blocks = binder
@@ -352,6 +354,20 @@ unsafe impl KernelArgs for Args<'_> {
                 "head_dim % 8 == 0",
                 &[("head_dim", head_dim)],
                 "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8",
+            )?;
+        binder
+            .require(
+                value_dim <= d_v,
+                "value_dim <= D_V",
+                &[("value_dim", value_dim), ("D_V", d_v)],
+                "build for larger values",
+            )?;
+        binder
+            .require(
+                (value_dim % 8) == 0,
+                "value_dim % 8 == 0",
+                &[("value_dim", value_dim)],
+                "rows are read 16 bytes at a time: pad the values to a multiple of 8",
             )?;
         binder
             .require(
@@ -406,12 +422,12 @@ unsafe impl KernelArgs for Args<'_> {
             head_dim: binder.int(head_dim)?,
             kv_heads: binder.int(kv_heads)?,
             seq_kv: binder.int(seq_kv)?,
+            value_dim: binder.int(value_dim)?,
             q_blocks: binder.int(q_blocks)?,
             max_blocks: binder.int(max_blocks)?,
             max_full_blocks: binder.int(max_full_blocks)?,
             kv_blocks: binder.int(kv_blocks)?,
             scale: self.scale,
-            padding: 0,
         };
         binder.finish(params, grid)
     }

@@ -47,8 +47,8 @@ pub struct Params {
     pub heads: i32,
     /// Dimension `seq_q`.
     pub seq_q: i32,
-    /// Dimension `head_dim`.
-    pub head_dim: i32,
+    /// Dimension `value_dim`.
+    pub value_dim: i32,
 }
 const _: () = {
     assert!(size_of:: < Params > () == 152);
@@ -65,7 +65,7 @@ const _: () = {
     assert!(offset_of!(Params, batch) == 136);
     assert!(offset_of!(Params, heads) == 140);
     assert!(offset_of!(Params, seq_q) == 144);
-    assert!(offset_of!(Params, head_dim) == 148);
+    assert!(offset_of!(Params, value_dim) == 148);
 };
 /// The arguments of `delta`.
 ///
@@ -73,9 +73,9 @@ const _: () = {
 /// 2205.14135, appendix B.2, with the gradient of lse). 0 for a row that attends to nothing, whatever it holds.
 #[derive(Debug)]
 pub struct Args<'a> {
-    /// `[batch, heads, seq_q, head_dim]` of the spec's `T`.
+    /// `[batch, heads, seq_q, value_dim]` of the spec's `T`.
     pub out: &'a Tensor,
-    /// `[batch, heads, seq_q, head_dim]` of the spec's `T`.
+    /// `[batch, heads, seq_q, value_dim]` of the spec's `T`.
     pub d_out: &'a Tensor,
     /// `[batch, heads, seq_q]` of f32.
     pub lse: &'a Tensor,
@@ -104,7 +104,7 @@ unsafe impl KernelArgs for Args<'_> {
                     Dim::exact("batch"),
                     Dim::exact("heads"),
                     Dim::exact("seq_q"),
-                    Dim::exact("head_dim"),
+                    Dim::exact("value_dim"),
                 ],
             )?;
         let dtype = binder.dtype(candidate, "T")?;
@@ -118,7 +118,7 @@ unsafe impl KernelArgs for Args<'_> {
                     Dim::exact("batch"),
                     Dim::exact("heads"),
                     Dim::exact("seq_q"),
-                    Dim::exact("head_dim"),
+                    Dim::exact("value_dim"),
                 ],
             )?;
         let dtype = DType::F32;
@@ -152,20 +152,20 @@ unsafe impl KernelArgs for Args<'_> {
         let batch = binder.dim("batch");
         let heads = binder.dim("heads");
         let seq_q = binder.dim("seq_q");
-        let head_dim = binder.dim("head_dim");
+        let value_dim = binder.dim("value_dim");
         binder
             .require(
-                head_dim <= d,
-                "head_dim <= D",
-                &[("head_dim", head_dim), ("D", d)],
-                "the head dimension is larger than the kernel's: choose a larger D",
+                value_dim <= d,
+                "value_dim <= D",
+                &[("value_dim", value_dim), ("D", d)],
+                "build for larger values",
             )?;
         binder
             .require(
-                (head_dim % 8) == 0,
-                "head_dim % 8 == 0",
-                &[("head_dim", head_dim)],
-                "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8",
+                (value_dim % 8) == 0,
+                "value_dim % 8 == 0",
+                &[("value_dim", value_dim)],
+                "rows are read 16 bytes at a time: pad the values to a multiple of 8",
             )?;
         let grid = match candidate.schedule.family {
             Family::Sm80 => {
@@ -199,7 +199,7 @@ unsafe impl KernelArgs for Args<'_> {
             batch: binder.int(batch)?,
             heads: binder.int(heads)?,
             seq_q: binder.int(seq_q)?,
-            head_dim: binder.int(head_dim)?,
+            value_dim: binder.int(value_dim)?,
         };
         binder.finish(params, grid)
     }

@@ -85,6 +85,8 @@ pub struct Params {
     pub kv_heads: i32,
     /// Dimension `seq_kv`.
     pub seq_kv: i32,
+    /// Dimension `value_dim`.
+    pub value_dim: i32,
     /// Dimension `q_blocks`.
     pub q_blocks: i32,
     /// Dimension `max_blocks`.
@@ -95,8 +97,6 @@ pub struct Params {
     pub kv_blocks: i32,
     /// Scalar `scale`.
     pub scale: f32,
-    /// 0.
-    pub padding: i32,
 }
 const _: () = {
     assert!(size_of:: < Params > () == 336);
@@ -126,12 +126,12 @@ const _: () = {
     assert!(offset_of!(Params, head_dim) == 300);
     assert!(offset_of!(Params, kv_heads) == 304);
     assert!(offset_of!(Params, seq_kv) == 308);
-    assert!(offset_of!(Params, q_blocks) == 312);
-    assert!(offset_of!(Params, max_blocks) == 316);
-    assert!(offset_of!(Params, max_full_blocks) == 320);
-    assert!(offset_of!(Params, kv_blocks) == 324);
-    assert!(offset_of!(Params, scale) == 328);
-    assert!(offset_of!(Params, padding) == 332);
+    assert!(offset_of!(Params, value_dim) == 312);
+    assert!(offset_of!(Params, q_blocks) == 316);
+    assert!(offset_of!(Params, max_blocks) == 320);
+    assert!(offset_of!(Params, max_full_blocks) == 324);
+    assert!(offset_of!(Params, kv_blocks) == 328);
+    assert!(offset_of!(Params, scale) == 332);
 };
 /// The arguments of `forward`.
 ///
@@ -141,6 +141,8 @@ const _: () = {
 /// `kv_indices` lists blocks whose elements `mask_mod` still decides, `full_kv_indices` blocks it keeps as a whole.
 /// Numbers outside the sequence are skipped, and lists need not ascend.
 ///
+/// Values may be narrower than queries and keys: multi-head latent attention has heads of 192 and 128.
+///
 /// `row_order` is the order in which a head's query blocks are started, each of them once: the longest lists first, so
 /// that a long one at the end does not keep the GPU waiting. Results do not depend on it, and a body may do without.
 #[derive(Debug)]
@@ -149,7 +151,7 @@ pub struct Args<'a> {
     pub q: &'a Tensor,
     /// `[batch, kv_heads, seq_kv, head_dim]` of the spec's `T`.
     pub k: &'a Tensor,
-    /// `[batch, kv_heads, seq_kv, head_dim]` of the spec's `T`.
+    /// `[batch, kv_heads, seq_kv, value_dim]` of the spec's `T`.
     pub v: &'a Tensor,
     /// `[batch or 1, heads or 1, q_blocks]` of i32.
     pub kv_counts: &'a Tensor,
@@ -161,7 +163,7 @@ pub struct Args<'a> {
     pub full_kv_indices: Option<&'a Tensor>,
     /// `[batch or 1, heads or 1, q_blocks]` of i32.
     pub row_order: Option<&'a Tensor>,
-    /// `[batch, heads, seq_q, head_dim]` of the spec's `T`.
+    /// `[batch, heads, seq_q, value_dim]` of the spec's `T`.
     pub out: &'a mut Tensor,
     /// `[batch, heads, seq_q]` of f32.
     pub lse: &'a mut Tensor,
@@ -216,7 +218,7 @@ unsafe impl KernelArgs for Args<'_> {
                     Dim::exact("batch"),
                     Dim::exact("kv_heads"),
                     Dim::exact("seq_kv"),
-                    Dim::exact("head_dim"),
+                    Dim::exact("value_dim"),
                 ],
             )?;
         let dtype = DType::I32;
@@ -297,7 +299,7 @@ unsafe impl KernelArgs for Args<'_> {
                     Dim::exact("batch"),
                     Dim::exact("heads"),
                     Dim::exact("seq_q"),
-                    Dim::exact("head_dim"),
+                    Dim::exact("value_dim"),
                 ],
             )?;
         let dtype = DType::F32;
@@ -310,6 +312,7 @@ unsafe impl KernelArgs for Args<'_> {
                 [Dim::exact("batch"), Dim::exact("heads"), Dim::exact("seq_q")],
             )?;
         let d = binder.constant(candidate, "D")?;
+        let d_v = binder.constant(candidate, "D_V")?;
         let block_q = binder.constant(candidate, "BLOCK_Q")?;
         let block_kv = binder.constant(candidate, "BLOCK_KV")?;
         let batch = binder.dim("batch");
@@ -318,6 +321,7 @@ unsafe impl KernelArgs for Args<'_> {
         let head_dim = binder.dim("head_dim");
         let kv_heads = binder.dim("kv_heads");
         let seq_kv = binder.dim("seq_kv");
+        let value_dim = binder.dim("value_dim");
         let max_blocks = binder.dim("max_blocks");
         let max_full_blocks = binder.dim("max_full_blocks");
         let q_blocks = binder
@@ -345,6 +349,20 @@ unsafe impl KernelArgs for Args<'_> {
                 "head_dim % 8 == 0",
                 &[("head_dim", head_dim)],
                 "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8",
+            )?;
+        binder
+            .require(
+                value_dim <= d_v,
+                "value_dim <= D_V",
+                &[("value_dim", value_dim), ("D_V", d_v)],
+                "build for larger values",
+            )?;
+        binder
+            .require(
+                (value_dim % 8) == 0,
+                "value_dim % 8 == 0",
+                &[("value_dim", value_dim)],
+                "rows are written 16 bytes at a time: pad the values to a multiple of 8",
             )?;
         binder
             .require(
@@ -393,12 +411,12 @@ unsafe impl KernelArgs for Args<'_> {
             head_dim: binder.int(head_dim)?,
             kv_heads: binder.int(kv_heads)?,
             seq_kv: binder.int(seq_kv)?,
+            value_dim: binder.int(value_dim)?,
             q_blocks: binder.int(q_blocks)?,
             max_blocks: binder.int(max_blocks)?,
             max_full_blocks: binder.int(max_full_blocks)?,
             kv_blocks: binder.int(kv_blocks)?,
             scale: self.scale,
-            padding: 0,
         };
         binder.finish(params, grid)
     }

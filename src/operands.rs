@@ -11,11 +11,15 @@ pub(crate) struct Shape {
     pub(crate) kv_heads: usize,
     pub(crate) seq_q: usize,
     pub(crate) seq_kv: usize,
+    /// Of q and k.
     pub(crate) d: usize,
+    /// Of v and the output; `d` without a v.
+    pub(crate) value_d: usize,
 }
 
 impl Shape {
-    /// Checks that the tensors belong together: half types of one kind, four dimensions that agree, unit stride on d.
+    /// Checks that the tensors belong together: half types of one kind, four dimensions that agree, but v's last,
+    /// which may be another than q's and k's; unit stride on the last.
     pub(crate) fn of(q: &Tensor, k: &Tensor, v: Option<&Tensor>) -> Result<Self, Error> {
         if !matches!(q.dtype(), DType::F16 | DType::Bf16) {
             return Err(half_dtype_error("q", q));
@@ -27,14 +31,14 @@ impl Shape {
     pub(crate) fn alike(q: &Tensor, k: &Tensor, v: Option<&Tensor>) -> Result<Self, Error> {
         let [batch, heads, seq_q, d] = dimensions("q", q, q.dtype())?;
         let [_, kv_heads, seq_kv, _] = dimensions("k", k, q.dtype())?;
-        if let Some(v) = v {
-            dimensions("v", v, q.dtype())?;
-        }
+        let value_d = match v {
+            Some(v) => dimensions("v", v, q.dtype())?[3],
+            None => d,
+        };
         // Arrays, for a call allocates nothing.
         let of_k = [("batch", 0), ("d", 3)].map(|(name, i)| (name, i, q, k, ("q", "k")));
         let of_v = v.map(|v| {
-            [("batch", 0), ("kv_heads", 1), ("seq_kv", 2), ("d", 3)]
-                .map(|(name, i)| (name, i, k, v, ("k", "v")))
+            [("batch", 0), ("kv_heads", 1), ("seq_kv", 2)].map(|(name, i)| (name, i, k, v, ("k", "v")))
         });
         for (dimension, i, a, b, (first, second)) in of_k.into_iter().chain(of_v.into_iter().flatten()) {
             let sizes = (a.shape()[i], b.shape()[i]);
@@ -45,10 +49,10 @@ impl Shape {
         if kv_heads == 0 && heads > 0 || kv_heads > 0 && !heads.is_multiple_of(kv_heads) {
             return Err(TensorError::HeadGroups { heads, kv_heads }.into());
         }
-        Ok(Shape { batch, heads, kv_heads, seq_q, seq_kv, d })
+        Ok(Shape { batch, heads, kv_heads, seq_q, seq_kv, d, value_d })
     }
 
-    /// Checks what a backward takes beside q, k and v: `out` and `d_out` are as q is, `lse` and `d_lse` f32
+    /// Checks what a backward takes beside q, k and v: `out` and `d_out` are as q is with the width of v, `lse` and `d_lse` f32
     /// `[batch, heads, seq_q]`.
     pub(crate) fn check_backward(
         &self,
@@ -57,10 +61,14 @@ impl Shape {
         d_out: &Tensor,
         d_lse: Option<&Tensor>,
     ) -> Result<(), Error> {
-        let names = ["batch", "heads", "seq_q", "d"];
+        let names = ["batch", "heads", "seq_q"];
         for (what, tensor) in [("out", out), ("d_out", d_out)] {
-            dimensions(what, tensor, q.dtype())?;
+            let sizes = (self.value_d, dimensions(what, tensor, q.dtype())?[3]);
             agree(&names, q, what, tensor)?;
+            if sizes.0 != sizes.1 {
+                let (dimension, first, second) = ("d", "v", what);
+                return Err(TensorError::Dimension { dimension, sizes, first, second }.into());
+            }
         }
         for (what, tensor) in [("lse", Some(lse)), ("d_lse", d_lse)] {
             let Some(tensor) = tensor else { continue };
@@ -72,7 +80,7 @@ impl Shape {
                 let layout = "they are batch, heads and sequence";
                 return Err(rank_error(what, tensor, 3, layout).into());
             }
-            agree(&names[..3], q, what, tensor)?;
+            agree(&names, q, what, tensor)?;
         }
         Ok(())
     }

@@ -52,6 +52,9 @@ fn a_call_refuses_tensors_and_masks_of_other_sizes() {
     let (short, wide) = (tensor([1, 2, 100, 64]), tensor([1, 2, 200, 128]));
     assert!(forward(&q, &short).contains("seq_kv"), "{}", forward(&q, &short));
     assert!(forward(&wide, &wide).contains("128"), "{}", forward(&wide, &wide));
+    assert!(
+        forward(&q, &wide).contains("v has head dimension 128, this attention was built for values of 64")
+    );
     let three = tensor([1, 3, 200, 64]);
     assert!(forward(&three, &three).contains("heads"), "{}", forward(&three, &three));
     let half = Random(1).tensor(DType::F16, &[1, 2, 200, 64]);

@@ -140,7 +140,7 @@ fn what_is_refused_says_why() {
         (Box::new(|a| a.k = bf16(&[3, 2, 200, 128])), "`batch` is 2 in `q` and 3 in `k`: they must be equal"),
         (
             Box::new(|a| a.out = bf16(&[2, 4, 300, 120])),
-            "`head_dim` is 128 in `q` and 120 in `out`: they must be equal",
+            "`value_dim` is 128 in `v` and 120 in `out`: they must be equal",
         ),
         (
             Box::new(|a| a.kv_counts = ints(&[2, 3, 3])),

@@ -4,10 +4,9 @@
 use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
-use tilewright::codegen::dsl::SpecValues;
 use tilewright::codegen::lower::testing::{Methods, grow};
 use tilewright::codegen::lower::{DEVICE_PRELUDE, DeviceFunction, FunctionKind};
-use tilewright::codegen::{Arch, Candidate, Generator, KernelSource, KernelSpec, Value, Variant};
+use tilewright::codegen::{Arch, Candidate, Generator, KernelSource, KernelSpec, Variant};
 use tilewright::compile::{CompileJob, Cubin, compile_all};
 use tilewright::toolchain::Toolchain;
 use tilewright::{DeviceFn, mask_mod, score_mod};
@@ -55,24 +54,6 @@ fn kernels() -> Vec<Generator> {
     let templates = Path::new(env!("CARGO_MANIFEST_DIR")).join("templates");
     let sources = KernelSource::read_all(&templates).unwrap();
     sources.iter().map(|source| Generator::new(source).unwrap()).collect()
-}
-
-/// Every combination of the values a declaration allows.
-fn every_spec(generator: &Generator) -> Vec<KernelSpec> {
-    let mut points: Vec<Vec<(&str, Value)>> = vec![Vec::new()];
-    for param in &generator.kernel().specialize {
-        let values: Vec<Value> = match &param.values {
-            SpecValues::DTypes(all) => all.iter().map(|&dtype| dtype.into()).collect(),
-            SpecValues::Ints(all) => all.iter().map(|&int| int.into()).collect(),
-        };
-        points = points
-            .iter()
-            .flat_map(|point| {
-                values.iter().map(|&value| [&point[..], &[(param.name.as_str(), value)]].concat())
-            })
-            .collect();
-    }
-    points.iter().map(|point| generator.spec(point).unwrap()).collect()
 }
 
 fn with(spec: KernelSpec, slot: &str, kind: FunctionKind, function: &dyn DeviceFn) -> KernelSpec {
@@ -188,7 +169,7 @@ fn settle(toolchain: &Toolchain, mut searches: Vec<Search>) {
 #[test]
 fn every_spec_fits_every_architecture() {
     for generator in kernels() {
-        for spec in every_spec(&generator).into_iter().map(Arc::new) {
+        for spec in generator.every_spec().into_iter().map(Arc::new) {
             for arch in Arch::SHIPPED {
                 let accepted = generator.candidates(&spec, arch).unwrap().accepted;
                 let (kernel, values) = (spec.kernel(), spec.values());
@@ -214,7 +195,7 @@ fn every_spec_has_a_candidate_without_spills() {
     let Some(toolchain) = toolchain() else { return };
     let generators = kernels();
     let searches = generators.iter().flat_map(|generator| {
-        every_spec(generator).into_iter().enumerate().flat_map(move |(i, spec)| {
+        generator.every_spec().into_iter().enumerate().flat_map(move |(i, spec)| {
             archs_of(i).iter().map(move |&arch| Search::new(generator, spec.clone(), arch))
         })
     });

@@ -44,6 +44,15 @@ fn head_dims() {
 }
 
 #[test]
+fn values_of_another_width() {
+    for (d, value_d) in [(192, 128), (64, 128), (40, 8), (8, 72), (1, 3)] {
+        for dtype in DTYPES {
+            check(Case { dtype, d, value_d: Some(value_d), heads: 4, kv_heads: 2, ..Case::SMALL }, 0.6);
+        }
+    }
+}
+
+#[test]
 fn heads_and_groups() {
     for (batch, heads, kv_heads) in
         [(1, 1, 1), (2, 3, 3), (1, 4, 1), (2, 8, 2), (3, 8, 1), (1, 40, 10), (1, 40, 5), (1, 40, 40)]

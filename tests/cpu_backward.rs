@@ -43,10 +43,7 @@ fn full(case: &Case) -> BlockMask {
 /// Gradients by `out` and by `lse`.
 fn upstream(case: &Case, random: &mut Random) -> (Tensor, Tensor) {
     let rows = [case.batch, case.heads, case.seq_q];
-    (
-        random.tensor(case.dtype, &[case.batch, case.heads, case.seq_q, case.d]),
-        random.tensor(DType::F32, &rows),
-    )
+    (random.tensor(case.dtype, &case.out()), random.tensor(DType::F32, &rows))
 }
 
 /// The executor's gradients, with the forward they need.
@@ -125,6 +122,13 @@ fn head_dims_and_groups() {
     {
         let dtype = DTYPES[i % 2];
         check(Case { dtype, batch, heads, kv_heads, seq_q: 66, seq_kv: 65, d: 8, ..Case::SMALL }, 0.6);
+    }
+}
+
+#[test]
+fn values_of_another_width() {
+    for (dtype, d, value_d) in [(DType::Bf16, 192, 128), (DType::F16, 40, 64), (DType::Bf16, 8, 3)] {
+        check(Case { dtype, d, value_d: Some(value_d), heads: 4, kv_heads: 2, ..Case::SMALL }, 0.6);
     }
 }
 

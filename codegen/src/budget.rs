@@ -142,6 +142,9 @@ impl Candidate {
         let short = |name: &str| name.to_lowercase().replace("block_", "").replace('_', "");
         let mut name = format!("{}_{}", self.spec.kernel(), self.schedule.family);
         for (param, value) in self.spec.values() {
+            if self.spec.is_default(param) {
+                continue;
+            }
             match value {
                 Value::DType(dtype) => name += &format!("_{dtype}"),
                 Value::Int(int) => name += &format!("_{}{int}", short(param)),

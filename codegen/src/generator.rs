@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::arch::{Arch, Limits};
 use crate::budget::{self, Candidate, Candidates};
-use crate::dsl::{Kernel, SpecValues};
+use crate::dsl::{Kernel, SpecParam};
 use crate::model::{self, Machine};
 use crate::render::Renderer;
 use crate::source::KernelSource;
@@ -93,26 +93,41 @@ impl Generator {
     /// # Errors
     /// As [`spec`](Self::spec).
     pub fn shipped_specs(&self) -> Result<Vec<Arc<KernelSpec>>, Error> {
+        let shipped = |param: &SpecParam| {
+            let shipped = self.kernel.ship.iter().find(|shipped| shipped.name == param.name);
+            match shipped {
+                Some(shipped) => shipped.values.all(),
+                None if param.default.is_some() => Vec::new(),
+                None => param.values.all()[..1].to_vec(),
+            }
+        };
+        self.points(shipped).iter().map(|point| self.spec(point).map(Arc::new)).collect()
+    }
+
+    /// Every spec that the declaration allows, without functions.
+    pub fn every_spec(&self) -> Vec<KernelSpec> {
+        let all = self.points(|param| param.values.all());
+        // What is refused here are values that do not go together.
+        all.iter().filter_map(|point| self.spec(point).ok()).collect()
+    }
+
+    /// Every combination of the values of each parameter; one without values is left out.
+    fn points(&self, values_of: impl Fn(&SpecParam) -> Vec<Value>) -> Vec<Vec<(&str, Value)>> {
         let mut points: Vec<Vec<(&str, Value)>> = vec![Vec::new()];
         for param in &self.kernel.specialize {
-            let shipped = self.kernel.ship.iter().find(|shipped| shipped.name == param.name);
-            let values: Vec<Value> = match &shipped.unwrap_or(param).values {
-                SpecValues::DTypes(all) => all.iter().map(|&dtype| Value::DType(dtype)).collect(),
-                SpecValues::Ints(all) => all.iter().map(|&int| Value::Int(int)).collect(),
-            };
-            let values = if shipped.is_some() { &values[..] } else { &values[..1] };
+            let values = values_of(param);
+            if values.is_empty() {
+                continue;
+            }
+            let name = param.name.as_str();
+            let with = |(point, &value): (&Vec<_>, _)| [&point[..], &[(name, value)]].concat();
             points = points
-                .into_iter()
-                .flat_map(|point| {
-                    values.iter().map(move |&value| {
-                        let mut longer = point.clone();
-                        longer.push((param.name.as_str(), value));
-                        longer
-                    })
-                })
+                .iter()
+                .flat_map(|point| values.iter().map(move |value| (point, value)))
+                .map(with)
                 .collect();
         }
-        points.iter().map(|point| self.spec(point).map(Arc::new)).collect()
+        points
     }
 
     /// The variants whose sources are committed: for each shipped spec, what is preferred on each shipped architecture

@@ -1,6 +1,6 @@
 //! What is computed: a kernel with a value for every specialisation parameter and its device functions.
 
-use crate::dsl::{Kernel, SpecValues};
+use crate::dsl::{Kernel, Require, SpecParam, SpecValues};
 use crate::lower::{DeviceFunction, FunctionKind};
 use crate::{DType, Error};
 use serde::{Deserialize, Serialize};
@@ -48,13 +48,16 @@ pub struct KernelSpec {
     functions: Vec<(String, Option<Arc<DeviceFunction>>)>,
     /// What fits each slot.
     kinds: Vec<FunctionKind>,
+    /// Parameters with the value they have where none is given.
+    defaults: Vec<String>,
 }
 
 impl KernelSpec {
     /// A spec of `kernel` with a value for each of its specialisation parameters.
     ///
     /// # Errors
-    /// [`Error::Spec`] when a value is missing, unknown or not among those the declaration allows.
+    /// [`Error::Spec`] when a value is missing and has no default, unknown, not among those the declaration allows, or does
+    /// not go with the others.
     pub fn new(kernel: &Kernel, values: &[(&str, Value)]) -> Result<Self, Error> {
         let fail = |message: String| Err(Error::Spec { kernel: kernel.name.clone(), message });
         if let Some((unknown, _)) = values.iter().find(|(name, _)| kernel.spec_param(name).is_none()) {
@@ -66,13 +69,14 @@ impl KernelSpec {
         if let Some(at) = (1..values.len()).find(|&at| repeated(at)) {
             return fail(format!("`{}` is given twice: give it once", values[at].0));
         }
-        let mut chosen = Vec::with_capacity(kernel.specialize.len());
+        let mut chosen: Vec<(String, Value)> = Vec::with_capacity(kernel.specialize.len());
         for param in &kernel.specialize {
-            let Some((_, value)) = values.iter().find(|(name, _)| *name == param.name) else {
+            let given = values.iter().find(|(name, _)| *name == param.name).map(|(_, value)| *value);
+            let Some(value) = given.or_else(|| default_of(param, &chosen)) else {
                 let list = param.values.list();
                 return fail(format!("no value for `{}`: give one of {list}", param.name));
             };
-            let allowed = match (&param.values, value) {
+            let allowed = match (&param.values, &value) {
                 (SpecValues::DTypes(all), Value::DType(dtype)) => all.contains(dtype),
                 (SpecValues::Ints(all), Value::Int(int)) => all.contains(int),
                 _ => false,
@@ -81,11 +85,26 @@ impl KernelSpec {
                 let list = param.values.list();
                 return fail(format!("{} = {value} is not supported: use one of {list}", param.name));
             }
-            chosen.push((param.name.clone(), *value));
+            chosen.push((param.name.clone(), value));
+        }
+        for Require { condition, message } in
+            kernel.requires.iter().filter(|require| kernel.is_of_specs(require))
+        {
+            if condition.eval(&|name| int_of(&chosen, name)) != Ok(1) {
+                let found =
+                    condition.names().into_iter().filter_map(|name| Some((name, int_of(&chosen, name)?)));
+                let found: Vec<String> = found.map(|(name, value)| format!("{name} = {value}")).collect();
+                return fail(format!("it needs {condition}, found {}: {message}", found.join(", ")));
+            }
         }
         let functions = kernel.functions.iter().map(|slot| (slot.name.clone(), None)).collect();
         let kinds = kernel.functions.iter().map(|slot| slot.kind).collect();
-        Ok(KernelSpec { kernel: kernel.name.clone(), values: chosen, functions, kinds })
+        let is_default = |param: &&SpecParam| {
+            let value = default_of(param, &chosen);
+            value.is_some_and(|value| chosen.contains(&(param.name.clone(), value)))
+        };
+        let defaults = kernel.specialize.iter().filter(is_default).map(|param| param.name.clone()).collect();
+        Ok(KernelSpec { kernel: kernel.name.clone(), values: chosen, functions, kinds, defaults })
     }
 
     /// The same spec with a device function in one of the kernel's slots.
@@ -116,6 +135,11 @@ impl KernelSpec {
         &self.values
     }
 
+    /// Whether a parameter has the value that it has where none is given: variants' names leave it out.
+    pub fn is_default(&self, param: &str) -> bool {
+        self.defaults.iter().any(|known| known == param)
+    }
+
     /// The device functions by slot; `None` where the slot is empty.
     pub fn functions(&self) -> &[(String, Option<Arc<DeviceFunction>>)] {
         &self.functions
@@ -123,10 +147,7 @@ impl KernelSpec {
 
     /// The integer of that name.
     pub fn int(&self, name: &str) -> Option<i64> {
-        self.values.iter().find_map(|(known, value)| match value {
-            Value::Int(int) if known == name => Some(*int),
-            _ => None,
-        })
+        int_of(&self.values, name)
     }
 
     /// The element type of that name.
@@ -136,4 +157,17 @@ impl KernelSpec {
             _ => None,
         })
     }
+}
+
+fn int_of(values: &[(String, Value)], name: &str) -> Option<i64> {
+    values.iter().find_map(|(known, value)| match value {
+        Value::Int(int) if known == name => Some(*int),
+        _ => None,
+    })
+}
+
+/// The value that a parameter has where none is given, of those above it.
+pub(crate) fn default_of(param: &SpecParam, above: &[(String, Value)]) -> Option<Value> {
+    let default = param.default.as_ref()?;
+    default.eval(&|name| int_of(above, name)).ok().map(Value::Int)
 }

@@ -71,6 +71,9 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("a half-open range", "2..=4", "2..4"),
     ("ship outside specialize", "ship { T: [bf16] }", "ship { BLOCK: [256] }"),
     ("ship of an unknown parameter", "ship { T: [bf16] }", "ship { TILE: [64] }"),
+    ("a default of a later parameter", "BLOCK: [64, 128] }", "BLOCK: [64, 128] = WIDTH, WIDTH: [64] }"),
+    ("a default of itself", "BLOCK: [64, 128] }", "BLOCK: [64, 128] = BLOCK }"),
+    ("a default in ship", "ship { T: [bf16] }", "ship { BLOCK: [64] = 64 }"),
     // Functions.
     ("an unknown kind of function", "score_mod: ScoreMod", "score_mod: ScoreFn"),
     ("an unknown part of a function", "score_mod: ScoreMod", "score_mod: ScoreMod + Hessian"),

@@ -62,6 +62,9 @@ fn forwards_differ_in_what_their_specs_say() {
     let plain = forward(&generator, (DType::Bf16, 128, 128, 64));
     let base = preferred(&generator, plain.clone());
     let known: HashSet<&str> = prelude(&base).lines().collect();
+    let narrow = [("T", DType::Bf16.into()), ("D", 192.into()), ("D_V", 128.into())];
+    let blocks = [("BLOCK_Q", 128.into()), ("BLOCK_KV", 64.into())];
+    let narrow = generator.spec(&[&narrow[..], &blocks].concat()).unwrap();
     let softcap = with(plain.clone(), "score_mod", FunctionKind::ScoreMod, SOFTCAP);
     let document = with(plain, "mask_mod", FunctionKind::MaskMod, DOCUMENT);
     let both = with(softcap.clone(), "mask_mod", FunctionKind::MaskMod, DOCUMENT);
@@ -70,6 +73,7 @@ fn forwards_differ_in_what_their_specs_say() {
         ("f16, 64, 64×64", forward(&generator, (DType::F16, 64, 64, 64))),
         ("bf16, 96, 128×128", forward(&generator, (DType::Bf16, 96, 128, 128))),
         ("bf16, 256, 64×128", forward(&generator, (DType::Bf16, 256, 64, 128))),
+        ("bf16, 192 and 128, 128×64", narrow),
         ("soft-cap", softcap),
         ("documents", document),
         ("soft-cap and documents", both),

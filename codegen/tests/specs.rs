@@ -39,6 +39,40 @@ fn a_spec_has_one_allowed_value_for_every_parameter() {
 }
 
 #[test]
+fn values_that_go_together() {
+    let specialize = "specialize { T: [f16, bf16], BLOCK: [64, 128], HALF: [32, 64, 128] = BLOCK / 2 }
+    require HALF == BLOCK / 2 || HALF == 128 && BLOCK == 128, \"a half, or all of 128\";";
+    let text = DECLARATION.replace("specialize { T: [f16, bf16], BLOCK: [64, 128] }", specialize);
+    let generator = Generator::new(&source(&text, BODY)).unwrap();
+    let with = |block: i64, half: &[i64]| {
+        let half = half.iter().map(|&half| ("HALF", half.into()));
+        let values: Vec<(&str, Value)> =
+            [("T", DType::F16.into()), ("BLOCK", block.into())].into_iter().chain(half).collect();
+        generator.spec(&values)
+    };
+    // Without a value it has its default, and names leave it out.
+    let (left_out, given) = (with(64, &[]).unwrap(), with(64, &[32]).unwrap());
+    assert_eq!(left_out.values(), given.values());
+    let name = |spec| generator.candidates(&Arc::new(spec), Arch::Sm80).unwrap().accepted[0].name();
+    assert_eq!(name(left_out), "scale_sm80_f16_block64_warps4");
+    assert_eq!(name(with(128, &[128]).unwrap()), "scale_sm80_f16_block128_half128_warps4");
+    assert_eq!(
+        message(with(64, &[128])),
+        "kernel `scale`: it needs HALF == BLOCK / 2 || HALF == 128 && BLOCK == 128, found HALF = 128, BLOCK = 64: \
+         a half, or all of 128"
+    );
+    let every: Vec<_> =
+        generator.every_spec().iter().map(|spec| (spec.int("BLOCK"), spec.int("HALF"))).collect();
+    assert_eq!(every[..3], [(Some(64), Some(32)), (Some(128), Some(64)), (Some(128), Some(128))]);
+    assert_eq!(every.len(), 6);
+    // What `ship` does not name ships its default.
+    assert_eq!(
+        generator.shipped_specs().unwrap().iter().map(|spec| spec.int("HALF")).collect::<Vec<_>>(),
+        [Some(32)]
+    );
+}
+
+#[test]
 fn functions_go_where_the_declaration_has_a_slot_for_them() {
     let causal = "fn causal(b: i32, h: i32, q: i32, kv: i32) -> bool { q >= kv }";
     let causal = Arc::new(DeviceFunction::from_source(FunctionKind::MaskMod, causal).unwrap());

@@ -10,6 +10,7 @@
 
 using T = __half;
 [[maybe_unused]] constexpr int D = 64;
+[[maybe_unused]] constexpr int D_V = 64;
 [[maybe_unused]] constexpr int BLOCK_Q = 128;
 [[maybe_unused]] constexpr int BLOCK_KV = 64;
 [[maybe_unused]] constexpr int TILE_KV = 64;
@@ -50,12 +51,12 @@ struct Params {
   int head_dim;
   int kv_heads;
   int seq_kv;
+  int value_dim;
   int kv_blocks;
   int max_blocks;
   int max_full_blocks;
   int q_blocks;
   float scale;
-  int padding;
 };
 static_assert(sizeof(Params) == 400, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q) == 0, "q differs from the Rust side");
@@ -88,12 +89,12 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 360, "seq_q differs from the
 static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 364, "head_dim differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 368, "kv_heads differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 372, "seq_kv differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 376, "kv_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 380, "max_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 384, "max_full_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 388, "q_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 392, "scale differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, padding) == 396, "padding differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 376, "value_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 380, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 384, "max_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 388, "max_full_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 392, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 396, "scale differs from the Rust side");
 
 struct ScoreMod {
     unsigned unused;
@@ -589,8 +590,8 @@ __device__ __forceinline__ void write_sums(const float (&sums)[M_TILES][N_TILES]
 constexpr int WARP_KEYS = TILE_KV / WARPS;
 constexpr int M_TILES = WARP_KEYS / 16;
 constexpr int Q_TILES = STEP_Q / 16;
-constexpr int SUM_COLS = D > 128 ? D / 2 : D;  // columns of dk and dv that a block sums: no more fit into registers
-constexpr int HALVES = D / SUM_COLS;
+constexpr int HALVES = D > 128 ? 2 : 1;    // a block sums all columns of dk and dv, or half of both: no more fit into registers
+constexpr int SUM_COLS = D / HALVES, VALUE_COLS = D_V / HALVES;
 constexpr int TILES_PER_BLOCK = BLOCK_KV / TILE_KV;
 constexpr int STEPS_PER_BLOCK = BLOCK_Q / STEP_Q;
 
@@ -602,16 +603,18 @@ static_assert(STEP_Q <= THREADS, "a thread brings the statistics of one query");
 constexpr int MIN_BLOCKS = 256 / THREADS;
 
 using Layout = Tile<D>;
+using ValueLayout = Tile<D_V>;
 using Copy = TileCopy<T, D, THREADS>;
+using ValueCopy = TileCopy<T, D_V, THREADS>;
 using Steps = QueryBlocks<STEP_Q, STEPS_PER_BLOCK>;
 using Products = float[M_TILES][2 * Q_TILES][4];
-using Sums = float[M_TILES][SUM_COLS / 8][4];
 
 // Shared memory: K, V, two slots of q and d_out, and of what is known of each query.
-constexpr unsigned KV_BYTES = TILE_KV * Layout::ROW_BYTES;
+constexpr unsigned K_BYTES = TILE_KV * Layout::ROW_BYTES;
 constexpr unsigned Q_BYTES = STEP_Q * Layout::ROW_BYTES;
-constexpr unsigned SLOTS = 2 * KV_BYTES;
-constexpr unsigned STATISTICS = SLOTS + 4 * Q_BYTES;
+constexpr unsigned SLOT_BYTES = Q_BYTES + STEP_Q * ValueLayout::ROW_BYTES;
+constexpr unsigned SLOTS = K_BYTES + TILE_KV * ValueLayout::ROW_BYTES;
+constexpr unsigned STATISTICS = SLOTS + 2 * SLOT_BYTES;
 
 /// What is known of a query: lse in base-2 exponent units, and delta. A query that attends to nothing, or does not exist, has
 /// an lse of +inf: its weights become 0.
@@ -633,9 +636,11 @@ __device__ __forceinline__ Statistics read_statistics(const Params& p, const Ste
 __device__ __forceinline__ void clear_empty_rows(unsigned char* slot, const Statistics* statistics) {
     constexpr int CHUNKS = D / 8;
     for (int i = thread_place(); i < STEP_Q * CHUNKS; i += THREADS) {
-        if (statistics[i / CHUNKS].lse != infinity()) continue;
-        for (int tile = 0; tile < 2; ++tile)
-            *reinterpret_cast<uint4*>(slot + tile * Q_BYTES + Layout::offset(i / CHUNKS, i % CHUNKS)) = make_uint4(0, 0, 0, 0);
+        const int row = i / CHUNKS, chunk = i % CHUNKS;
+        if (statistics[row].lse != infinity()) continue;
+        *reinterpret_cast<uint4*>(slot + Layout::offset(row, chunk)) = make_uint4(0, 0, 0, 0);
+        if (chunk < D_V / 8)
+            *reinterpret_cast<uint4*>(slot + Q_BYTES + ValueLayout::offset(row, chunk)) = make_uint4(0, 0, 0, 0);
     }
 }
 
@@ -643,33 +648,36 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Functions f) {
     extern __shared__ __align__(128) unsigned char smem[];
     const int part = blockIdx.x % (TILES_PER_BLOCK * HALVES), kv_block = blockIdx.x / (TILES_PER_BLOCK * HALVES);
-    const int first_key = kv_block * BLOCK_KV + part / HALVES * TILE_KV, first_column = part % HALVES * SUM_COLS;
+    const int first_key = kv_block * BLOCK_KV + part / HALVES * TILE_KV, half = part % HALVES;
     const int kv_head = blockIdx.y, batch = blockIdx.z;
     if (first_key >= p.seq_kv) return;
 
     const unsigned k_tile = shared_address(smem);
     Copy{p.k + batch * p.k_stride[0] + kv_head * p.k_stride[1], p.k_stride[2], p.head_dim}
         .template start<TILE_KV>(k_tile, first_key, p.seq_kv);
-    Copy{p.v + batch * p.v_stride[0] + kv_head * p.v_stride[1], p.v_stride[2], p.head_dim}
-        .template start<TILE_KV>(k_tile + KV_BYTES, first_key, p.seq_kv);
+    ValueCopy{p.v + batch * p.v_stride[0] + kv_head * p.v_stride[1], p.v_stride[2], p.value_dim}
+        .template start<TILE_KV>(k_tile + K_BYTES, first_key, p.seq_kv);
     Statistics* const statistics = reinterpret_cast<Statistics*>(smem + STATISTICS);  // [2][STEP_Q]
 
     Steps steps(p, kv_block, kv_head, batch);
     const auto start_queries = [&](const typename Steps::Step& step, unsigned slot) {
-        const unsigned to = k_tile + SLOTS + slot * 2 * Q_BYTES;
+        const unsigned to = k_tile + SLOTS + slot * SLOT_BYTES;
         Copy{p.q + batch * p.q_stride[0] + step.head * p.q_stride[1], p.q_stride[2], p.head_dim}
             .template start<STEP_Q>(to, step.first, p.seq_q);
-        Copy{p.d_out + batch * p.d_out_stride[0] + step.head * p.d_out_stride[1], p.d_out_stride[2], p.head_dim}
+        ValueCopy{p.d_out + batch * p.d_out_stride[0] + step.head * p.d_out_stride[1], p.d_out_stride[2], p.value_dim}
             .template start<STEP_Q>(to + Q_BYTES, step.first, p.seq_q);
     };
 
-    Sums dk, dv;
+    float dk[M_TILES][SUM_COLS / 8][4], dv[M_TILES][VALUE_COLS / 8][4];
 #pragma unroll
     for (int m = 0; m < M_TILES; ++m)
 #pragma unroll
-        for (int n = 0; n < SUM_COLS / 8; ++n)
+        for (int i = 0; i < 4; ++i) {
 #pragma unroll
-            for (int i = 0; i < 4; ++i) dk[m][n][i] = dv[m][n][i] = 0.0f;
+            for (int n = 0; n < SUM_COLS / 8; ++n) dk[m][n][i] = 0.0f;
+#pragma unroll
+            for (int n = 0; n < VALUE_COLS / 8; ++n) dv[m][n][i] = 0.0f;
+        }
 
     typename Steps::Step step = steps.next(p);
     bool empty = false;  // whether this thread's query of the slot that is next attends to nothing
@@ -694,11 +702,11 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
         }
         copy_commit();
         if (any_empty) {
-            clear_empty_rows(smem + SLOTS + slot * 2 * Q_BYTES, statistics + slot * STEP_Q);
+            clear_empty_rows(smem + SLOTS + slot * SLOT_BYTES, statistics + slot * STEP_Q);
             __syncthreads();
         }
 
-        const unsigned q_tile = k_tile + SLOTS + slot * 2 * Q_BYTES, lane = thread_place() % 32;
+        const unsigned q_tile = k_tile + SLOTS + slot * SLOT_BYTES, lane = thread_place() % 32;
         const unsigned warp_key = thread_place() / 32 * WARP_KEYS;
         Products weights, gradients;
         multiply_tiles<T, D, M_TILES, Q_TILES>(weights, Layout::lane_by_columns(k_tile, warp_key, lane),
@@ -731,10 +739,11 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
             });
         }
         each_product(weights, scores, [](float& weight, float&, int, int) { weight = exp2_approx(weight); });
-        const unsigned q_lane = Layout::lane_by_columns(q_tile, 0, lane) + 2 * first_column;
-        accumulate_tiles<T, D, SUM_COLS, M_TILES, Q_TILES>(dv, weights, q_lane + Q_BYTES);
-        multiply_tiles<T, D, M_TILES, Q_TILES>(gradients, Layout::lane_by_columns(k_tile + KV_BYTES, warp_key, lane),
-                                               Layout::lane_by_rows(q_tile + Q_BYTES, 0, lane));
+        const unsigned d_out_tile = q_tile + Q_BYTES;
+        accumulate_tiles<T, D_V, VALUE_COLS, M_TILES, Q_TILES>(
+            dv, weights, ValueLayout::lane_by_columns(d_out_tile, 0, lane) + 2 * half * VALUE_COLS);
+        multiply_tiles<T, D_V, M_TILES, Q_TILES>(gradients, ValueLayout::lane_by_columns(k_tile + K_BYTES, warp_key, lane),
+                                                ValueLayout::lane_by_rows(d_out_tile, 0, lane));
 #pragma unroll
         for (int n = 0; n < 2 * Q_TILES; ++n) {
             const float4 columns = of_columns(n);
@@ -755,7 +764,8 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
                 if (weight == 0.0f) gradient = 0.0f;
             });
         }
-        accumulate_tiles<T, D, SUM_COLS, M_TILES, Q_TILES>(dk, gradients, q_lane);
+        accumulate_tiles<T, D, SUM_COLS, M_TILES, Q_TILES>(
+            dk, gradients, Layout::lane_by_columns(q_tile, 0, lane) + 2 * half * SUM_COLS);
 
         if (thread_place() < STEP_Q) statistics[(slot ^ 1) * STEP_Q + thread_place()] = of_following;
         step = following;
@@ -765,9 +775,10 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
 
     const int first_row = first_key + thread_place() / 32 * WARP_KEYS, rows = p.seq_kv - first_row;
     const auto begin = [&](T* tensor, const long long* stride) {
-        return tensor + batch * stride[0] + kv_head * stride[1] + first_row * stride[2] + first_column;
+        return tensor + batch * stride[0] + kv_head * stride[1] + first_row * stride[2];
     };
-    write_sums(dk, begin(p.dk, p.dk_stride), p.dk_stride[2], rows, p.head_dim - first_column,
+    write_sums(dk, begin(p.dk, p.dk_stride) + half * SUM_COLS, p.dk_stride[2], rows, p.head_dim - half * SUM_COLS,
                [&](int, int) { return p.scale; });
-    write_sums(dv, begin(p.dv, p.dv_stride), p.dv_stride[2], rows, p.head_dim - first_column, [](int, int) { return 1.0f; });
+    write_sums(dv, begin(p.dv, p.dv_stride) + half * VALUE_COLS, p.dv_stride[2], rows, p.value_dim - half * VALUE_COLS,
+               [](int, int) { return 1.0f; });
 }

@@ -10,6 +10,7 @@
 
 using T = __half;
 [[maybe_unused]] constexpr int D = 128;
+[[maybe_unused]] constexpr int D_V = 128;
 [[maybe_unused]] constexpr int BLOCK_Q = 128;
 [[maybe_unused]] constexpr int BLOCK_KV = 64;
 [[maybe_unused]] constexpr int PART_Q = 64;
@@ -49,12 +50,12 @@ struct Params {
   int head_dim;
   int kv_heads;
   int seq_kv;
+  int value_dim;
   int kv_blocks;
   int max_blocks;
   int max_full_blocks;
   int q_blocks;
   float scale;
-  int padding;
 };
 static_assert(sizeof(Params) == 400, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q) == 0, "q differs from the Rust side");
@@ -87,12 +88,12 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 360, "seq_q differs from the
 static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 364, "head_dim differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 368, "kv_heads differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 372, "seq_kv differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 376, "kv_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 380, "max_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 384, "max_full_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 388, "q_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 392, "scale differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, padding) == 396, "padding differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 376, "value_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 380, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 384, "max_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 388, "max_full_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 392, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 396, "scale differs from the Rust side");
 
 struct ScoreMod {
     unsigned unused;
@@ -653,6 +654,7 @@ struct Wgmma<__nv_bfloat16, 128> {
 constexpr int TILE_KV = 64;  // keys of a thread block
 constexpr int STEP_Q = 64;   // queries of a slot, computed PART_Q at a time
 constexpr int PARTS = STEP_Q / PART_Q;
+static_assert(D == D_V, "one kind of tile");
 static_assert(STEP_Q == PART_Q * PARTS && THREADS == 256 && BLOCK_KV % TILE_KV == 0 && BLOCK_Q % STEP_Q == 0);
 
 using Tile = SwizzledTile<64, D>;
@@ -953,7 +955,7 @@ __device__ __forceinline__ void compute(const Params& p, const Functions& f, Sha
         return tensor + work.batch * stride[0] + work.kv_head * stride[1] + first_row * stride[2];
     };
     write_sums(dk, begin(p.dk, p.dk_stride), p.dk_stride[2], rows, p.head_dim, [&](int, int) { return p.scale; });
-    write_sums(dv, begin(p.dv, p.dv_stride), p.dv_stride[2], rows, p.head_dim, [](int, int) { return 1.0f; });
+    write_sums(dv, begin(p.dv, p.dv_stride), p.dv_stride[2], rows, p.value_dim, [](int, int) { return 1.0f; });
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, CTAS)

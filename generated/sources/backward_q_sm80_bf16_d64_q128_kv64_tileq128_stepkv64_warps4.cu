@@ -10,6 +10,7 @@
 
 using T = __nv_bfloat16;
 [[maybe_unused]] constexpr int D = 64;
+[[maybe_unused]] constexpr int D_V = 64;
 [[maybe_unused]] constexpr int BLOCK_Q = 128;
 [[maybe_unused]] constexpr int BLOCK_KV = 64;
 [[maybe_unused]] constexpr int TILE_Q = 128;
@@ -48,12 +49,12 @@ struct Params {
   int head_dim;
   int kv_heads;
   int seq_kv;
+  int value_dim;
   int q_blocks;
   int max_blocks;
   int max_full_blocks;
   int kv_blocks;
   float scale;
-  int padding;
 };
 static_assert(sizeof(Params) == 368, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q) == 0, "q differs from the Rust side");
@@ -84,12 +85,12 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 328, "seq_q differs from the
 static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 332, "head_dim differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 336, "kv_heads differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 340, "seq_kv differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 344, "q_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 348, "max_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 352, "max_full_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 356, "kv_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 360, "scale differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, padding) == 364, "padding differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 344, "value_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 348, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 352, "max_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 356, "max_full_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 360, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 364, "scale differs from the Rust side");
 
 struct ScoreMod {
     unsigned unused;
@@ -588,14 +589,17 @@ static_assert(BLOCK_Q == TILE_Q * TILES_PER_BLOCK && BLOCK_KV == STEP_KV * STEPS
 constexpr int MIN_BLOCKS = 256 / THREADS;
 
 using Layout = Tile<D>;
+using ValueLayout = Tile<D_V>;
 using Copy = TileCopy<T, D, THREADS>;
+using ValueCopy = TileCopy<T, D_V, THREADS>;
 using Products = float[M_TILES][2 * KEY_TILES][4];
 using Sums = float[M_TILES][D / 8][4];
 
 // Shared memory: q, d_out, and two slots of k and v.
 constexpr unsigned Q_BYTES = TILE_Q * Layout::ROW_BYTES;
-constexpr unsigned KV_BYTES = STEP_KV * Layout::ROW_BYTES;
-constexpr unsigned SLOTS = 2 * Q_BYTES;
+constexpr unsigned K_BYTES = STEP_KV * Layout::ROW_BYTES;
+constexpr unsigned SLOT_BYTES = K_BYTES + STEP_KV * ValueLayout::ROW_BYTES;
+constexpr unsigned SLOTS = Q_BYTES + TILE_Q * ValueLayout::ROW_BYTES;
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Functions f) {
@@ -608,14 +612,14 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
     const unsigned q_tile = shared_address(smem);
     Copy{p.q + row.z * p.q_stride[0] + row.y * p.q_stride[1], p.q_stride[2], p.head_dim}
         .template start<TILE_Q>(q_tile, first_query, p.seq_q);
-    Copy{p.d_out + row.z * p.d_out_stride[0] + row.y * p.d_out_stride[1], p.d_out_stride[2], p.head_dim}
+    ValueCopy{p.d_out + row.z * p.d_out_stride[0] + row.y * p.d_out_stride[1], p.d_out_stride[2], p.value_dim}
         .template start<TILE_Q>(q_tile + Q_BYTES, first_query, p.seq_q);
     const auto start_keys = [&](int first, unsigned slot) {
-        const unsigned to = q_tile + SLOTS + slot * 2 * KV_BYTES;
+        const unsigned to = q_tile + SLOTS + slot * SLOT_BYTES;
         Copy{p.k + row.z * p.k_stride[0] + kv_head * p.k_stride[1], p.k_stride[2], p.head_dim}
             .template start<STEP_KV>(to, first, p.seq_kv);
-        Copy{p.v + row.z * p.v_stride[0] + kv_head * p.v_stride[1], p.v_stride[2], p.head_dim}
-            .template start<STEP_KV>(to + KV_BYTES, first, p.seq_kv);
+        ValueCopy{p.v + row.z * p.v_stride[0] + kv_head * p.v_stride[1], p.v_stride[2], p.value_dim}
+            .template start<STEP_KV>(to + K_BYTES, first, p.seq_kv);
     };
 
     // What is known of this lane's rows: lse in base-2 exponent units, and delta. A query that attends to nothing, or does
@@ -663,13 +667,13 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
         if (step + 1 < steps) start_keys(following, slot ^ 1);
         copy_commit();
 
-        const unsigned k_tile = q_tile + SLOTS + slot * 2 * KV_BYTES, lane = thread_place() % 32;
+        const unsigned k_tile = q_tile + SLOTS + slot * SLOT_BYTES, lane = thread_place() % 32;
         const unsigned warp_row = thread_place() / 32 * WARP_ROWS;
         Products weights, gradients;
         multiply_tiles<T, D, M_TILES, KEY_TILES>(weights, Layout::lane_by_columns(q_tile, warp_row, lane),
                                                  Layout::lane_by_rows(k_tile, 0, lane));
-        multiply_tiles<T, D, M_TILES, KEY_TILES>(gradients, Layout::lane_by_columns(q_tile + Q_BYTES, warp_row, lane),
-                                                 Layout::lane_by_rows(k_tile + KV_BYTES, 0, lane));
+        multiply_tiles<T, D_V, M_TILES, KEY_TILES>(gradients, ValueLayout::lane_by_columns(q_tile + Q_BYTES, warp_row, lane),
+                                                  ValueLayout::lane_by_rows(k_tile + K_BYTES, 0, lane));
         // The derivative of the score function, where there is one.
         Products slopes;
         if constexpr (HAS_SCORE_MOD) {

@@ -10,6 +10,7 @@
 
 using T = __half;
 [[maybe_unused]] constexpr int D = 128;
+[[maybe_unused]] constexpr int D_V = 128;
 [[maybe_unused]] constexpr int BLOCK_Q = 128;
 [[maybe_unused]] constexpr int BLOCK_KV = 64;
 [[maybe_unused]] constexpr int STEP_KV = 64;
@@ -47,12 +48,12 @@ struct Params {
   int head_dim;
   int kv_heads;
   int seq_kv;
+  int value_dim;
   int q_blocks;
   int max_blocks;
   int max_full_blocks;
   int kv_blocks;
   float scale;
-  int padding;
 };
 static_assert(sizeof(Params) == 368, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q) == 0, "q differs from the Rust side");
@@ -83,12 +84,12 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 328, "seq_q differs from the
 static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 332, "head_dim differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 336, "kv_heads differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 340, "seq_kv differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 344, "q_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 348, "max_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 352, "max_full_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 356, "kv_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 360, "scale differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, padding) == 364, "padding differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 344, "value_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 348, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 352, "max_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 356, "max_full_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 360, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 364, "scale differs from the Rust side");
 
 struct ScoreMod {
     unsigned unused;
@@ -723,13 +724,17 @@ static_assert(BLOCK_Q == GROUP_ROWS * GROUPS && STEP_KV == PIECE * PIECES && BLO
 static_assert(THREADS == 128 * (GROUPS + 1), "a warpgroup for every 64 queries and one for the copies");
 
 using QTile = SwizzledTile<GROUP_ROWS, D>;
-using KvTile = SwizzledTile<STEP_KV, D>;
+using DOutTile = SwizzledTile<GROUP_ROWS, D_V>;
+using KTile = SwizzledTile<STEP_KV, D>;
+using VTile = SwizzledTile<STEP_KV, D_V>;
+static_assert(D_V <= D, "values come into the slots of keys");
 
 // Shared memory, from a multiple of 1024 on: q and d_out of each warpgroup, the ring's tiles, rows on their way
 // out, then barriers, then what the copying warp tells the others.
 constexpr unsigned SMEM_BYTES = 1024 * (BLOCK_Q == 64 ? 113 : 227);
-constexpr unsigned KV_TILES = 2 * GROUPS * QTile::BYTES;
-using Room = RingAndRows<SMEM_BYTES - 1024, KV_TILES, KvTile::BYTES, 4 * GROUPS, D / 8>;
+constexpr unsigned GROUP_BYTES = QTile::BYTES + DOutTile::BYTES;
+constexpr unsigned KV_TILES = GROUPS * GROUP_BYTES;
+using Room = RingAndRows<SMEM_BYTES - 1024, KV_TILES, KTile::BYTES, 4 * GROUPS, D / 8>;
 constexpr int STAGES = Room::SLOTS;
 constexpr unsigned BARRIERS = Room::END;
 constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
@@ -752,9 +757,9 @@ using Place = RingPlace<STAGES>;
 struct Shared {
     unsigned base;
 
-    __device__ unsigned q_tile(int group) const { return base + 2 * group * QTile::BYTES; }
+    __device__ unsigned q_tile(int group) const { return base + group * GROUP_BYTES; }
     __device__ unsigned d_out_tile(int group) const { return q_tile(group) + QTile::BYTES; }
-    __device__ unsigned kv_tile(const Place& place) const { return base + KV_TILES + place.slot * KvTile::BYTES; }
+    __device__ unsigned kv_tile(const Place& place) const { return base + KV_TILES + place.slot * KTile::BYTES; }
     /// A slot's copies have landed; everybody is done with it.
     __device__ Barrier full(int slot) const { return {base + BARRIERS + slot * Barrier::BYTES}; }
     __device__ Barrier empty(int slot) const { return {base + BARRIERS + (STAGES + slot) * Barrier::BYTES}; }
@@ -799,7 +804,7 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
             store_shared(shared.tile(), tile_place - row_of(p, tile_place).x + row.x);
             store_shared(shared.tile() + 4, steps);
             store_shared(shared.tile() + 8, counts.partial * PIECES_PER_BLOCK);
-            shared.q_full().arrive_expecting(2 * GROUPS * QTile::BYTES);
+            shared.q_full().arrive_expecting(GROUPS * GROUP_BYTES);
 #pragma unroll
             for (int group = 0; group < GROUPS; ++group)
 #pragma unroll
@@ -807,12 +812,14 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
                     const unsigned to = shared.q_tile(group) + panel * QTile::PANEL_BYTES;
                     const int column = panel * QTile::PANEL_COLS, query = row.x * BLOCK_Q + group * GROUP_ROWS;
                     copy_box(to, maps.q, column, query, row.y, row.z, shared.q_full());
-                    copy_box(to + QTile::BYTES, maps.d_out, column, query, row.y, row.z, shared.q_full());
+                    if (panel < DOutTile::PANELS)
+                        copy_box(to + QTile::BYTES, maps.d_out, column, query, row.y, row.z, shared.q_full());
                 }
         }
         KeyBlocks blocks;
         int first_key[PIECES];
-        const auto copy_step = [&](const TensorMap& map) {
+        const auto copy_step = [&](auto tile, const TensorMap& map) {
+            using KvTile = decltype(tile);
             shared.empty(place.slot).wait(place.parity ^ 1);
             if (leader) {
 #pragma unroll
@@ -839,8 +846,8 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
                     blocks.move_window(p, counts, piece / PIECES_PER_BLOCK, [&] { return row; });
                 first_key[i] = blocks.at(piece / PIECES_PER_BLOCK) * BLOCK_KV + piece % PIECES_PER_BLOCK * PIECE;
             }
-            copy_step(maps.k);
-            copy_step(maps.v);
+            copy_step(KTile(), maps.k);
+            copy_step(VTile(), maps.v);
         }
         __syncwarp();
         tile_place = gridDim.x + warp_uniform(next);
@@ -939,7 +946,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             wgmma_fence();
 #pragma unroll
             for (int k = 0; k < D / 16; ++k)
-                Wgmma<T, STEP_KV>::multiply(weights, QTile::along_rows(q_tile, k), KvTile::along_rows(k_tile, k), k > 0);
+                Wgmma<T, STEP_KV>::multiply(weights, QTile::along_rows(q_tile, k), KTile::along_rows(k_tile, k), k > 0);
             wgmma_commit();
             // The keys of the step before it must go before these values can come.
             if (step > 0) {
@@ -951,8 +958,8 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             shared.full(values.slot).wait(values.parity);
             wgmma_fence();
 #pragma unroll
-            for (int k = 0; k < D / 16; ++k)
-                Wgmma<T, STEP_KV>::multiply(gradients, QTile::along_rows(d_out_tile, k), KvTile::along_rows(v_tile, k), k > 0);
+            for (int k = 0; k < D_V / 16; ++k)
+                Wgmma<T, STEP_KV>::multiply(gradients, DOutTile::along_rows(d_out_tile, k), VTile::along_rows(v_tile, k), k > 0);
             wgmma_commit();
             if (IN_TURN) your_turn.arrive();
             wgmma_wait<1>();
@@ -1020,7 +1027,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             wgmma_fence();
 #pragma unroll
             for (int k = 0; k < STEP_KV / 16; ++k)
-                Wgmma<T, D>::multiply_down(dq[0], of_gradients[k], KvTile::down_columns(k_tile, k), true);
+                Wgmma<T, D>::multiply_down(dq[0], of_gradients[k], KTile::down_columns(k_tile, k), true);
             wgmma_commit();
             before = keys;
             decided -= PIECES;

@@ -28,7 +28,7 @@ struct Params {
   int batch;
   int heads;
   int seq_q;
-  int head_dim;
+  int value_dim;
 };
 static_assert(sizeof(Params) == 152, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, out) == 0, "out differs from the Rust side");
@@ -44,7 +44,7 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, delta_stride) == 120, "delta_stride di
 static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 136, "batch differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 140, "heads differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 144, "seq_q differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 148, "head_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 148, "value_dim differs from the Rust side");
 
 #define TILEWRIGHT_KERNEL delta_sm80_bf16_d64_rows4_warps8
 
@@ -99,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
     const long long head = blockIdx.y, batch = blockIdx.z;
     const int lane = threadIdx.x % LANES;
     const int first = blockIdx.x * (ROWS_AT_ONCE * ROWS) + threadIdx.x / LANES;
-    const int left = lane * 8 < p.head_dim ? p.seq_q - first : 0;
+    const int left = lane * 8 < p.value_dim ? p.seq_q - first : 0;
     const T* out = p.out + batch * p.out_stride[0] + head * p.out_stride[1] + first * p.out_stride[2] + lane * 8;
     const T* d_out = p.d_out + batch * p.d_out_stride[0] + head * p.d_out_stride[1] + first * p.d_out_stride[2] + lane * 8;
 

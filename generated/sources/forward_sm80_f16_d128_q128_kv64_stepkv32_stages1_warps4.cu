@@ -10,6 +10,7 @@
 
 using T = __half;
 [[maybe_unused]] constexpr int D = 128;
+[[maybe_unused]] constexpr int D_V = 128;
 [[maybe_unused]] constexpr int BLOCK_Q = 128;
 [[maybe_unused]] constexpr int BLOCK_KV = 64;
 [[maybe_unused]] constexpr int STEP_KV = 32;
@@ -46,12 +47,12 @@ struct Params {
   int head_dim;
   int kv_heads;
   int seq_kv;
+  int value_dim;
   int q_blocks;
   int max_blocks;
   int max_full_blocks;
   int kv_blocks;
   float scale;
-  int padding;
 };
 static_assert(sizeof(Params) == 336, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q) == 0, "q differs from the Rust side");
@@ -80,12 +81,12 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 296, "seq_q differs from the
 static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 300, "head_dim differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 304, "kv_heads differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 308, "seq_kv differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 312, "q_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 316, "max_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 320, "max_full_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 324, "kv_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 328, "scale differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, padding) == 332, "padding differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 312, "value_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 316, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 320, "max_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 324, "max_full_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 328, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 332, "scale differs from the Rust side");
 
 struct ScoreMod {
     unsigned unused;
@@ -463,7 +464,8 @@ struct KeyBlocks {
 constexpr int WARP_ROWS = BLOCK_Q / WARPS;
 constexpr int M_TILES = WARP_ROWS / 16;       // 16-row pieces of a warp
 constexpr int KEY_TILES = STEP_KV / 16;       // 16-key pieces of a step
-constexpr int D_TILES = D / 16;               // 16-column pieces of the head dimension
+constexpr int D_TILES = D / 16;               // 16-column pieces of queries and keys
+constexpr int VALUE_TILES = D_V / 16;             // of values
 constexpr int STEPS_PER_BLOCK = BLOCK_KV / STEP_KV;
 constexpr int AHEAD = STAGES == 1 ? 1 : STAGES - 1;  // steps between a tile's copy and its use
 
@@ -475,13 +477,18 @@ static_assert(THREADS == 32 * WARPS);
 constexpr int MIN_BLOCKS = 256 / THREADS;
 
 using Layout = Tile<D>;
+using ValueLayout = Tile<D_V>;
 using Copy = TileCopy<T, D, THREADS>;
+using ValueCopy = TileCopy<T, D_V, THREADS>;
+static_assert(D_V <= D, "the output leaves through the queries' rows");
+static_assert(Copy::ROWS_PER_PASS == ValueCopy::ROWS_PER_PASS);
 constexpr unsigned Q_BYTES = BLOCK_Q * Layout::ROW_BYTES;
-constexpr unsigned KV_BYTES = STEP_KV * Layout::ROW_BYTES;
+constexpr unsigned K_BYTES = STEP_KV * Layout::ROW_BYTES;
+constexpr unsigned PAIR_BYTES = K_BYTES + STEP_KV * ValueLayout::ROW_BYTES;  // keys, then values
 
 // Queries stay in registers where they fit beside the output and the scores; else every step reads them again.
 constexpr int Q_REGISTER_LIMIT = 168;
-constexpr bool Q_IN_REGISTERS = 4 * M_TILES * (D_TILES + 2 * D_TILES + 2 * KEY_TILES) <= Q_REGISTER_LIMIT;
+constexpr bool Q_IN_REGISTERS = 4 * M_TILES * (D_TILES + 2 * VALUE_TILES + 2 * KEY_TILES) <= Q_REGISTER_LIMIT;
 
 // The running maximum may lag behind the true one by this much (in powers of two) before the output is rescaled:
 // exponentials then reach 256 at most, and after the first step a rescale is rare.
@@ -492,7 +499,7 @@ constexpr float LOWEST = -3.402823466e38f;
 
 /// What a warp carries from step to step.
 struct WarpState {
-    float out[M_TILES][2 * D_TILES][4];
+    float out[M_TILES][2 * VALUE_TILES][4];
     float max[M_TILES][2];  // base-2 exponent units
     float sum[M_TILES][2];  // this lane's share
 };
@@ -594,7 +601,7 @@ __device__ __forceinline__ void raise_maxima(WarpState& state, const Scores& sco
             state.max[m][half] = raised;
             state.sum[m][half] *= factor;
 #pragma unroll
-            for (int n = 0; n < 2 * D_TILES; ++n) {
+            for (int n = 0; n < 2 * VALUE_TILES; ++n) {
                 state.out[m][n][2 * half] *= factor;
                 state.out[m][n][2 * half + 1] *= factor;
             }
@@ -618,9 +625,9 @@ __device__ __forceinline__ void accumulate_values(WarpState& state, Scores& scor
                 p[m][part] = Mma<T>::pack(first, second);
             }
 #pragma unroll
-        for (int d = 0; d < D_TILES; ++d) {
+        for (int d = 0; d < VALUE_TILES; ++d) {
             unsigned b[4];
-            load_matrices_transposed(b, Layout::right(v_lane, d) + key * 16 * Layout::ROW_BYTES);
+            load_matrices_transposed(b, ValueLayout::right(v_lane, d) + key * 16 * ValueLayout::ROW_BYTES);
 #pragma unroll
             for (int m = 0; m < M_TILES; ++m) {
                 Mma<T>::add(state.out[m][2 * d], p[m], b[0], b[1]);
@@ -645,19 +652,19 @@ __device__ __forceinline__ void write_rows(const Params& p, WarpState& state, un
                     sum == 0.0f ? -infinity() : (state.max[m][half] + log2_approx(sum)) * LN_2;
             }
 #pragma unroll
-            for (int n = 0; n < 2 * D_TILES; ++n)
-                *reinterpret_cast<unsigned*>(rows + Layout::offset(row, n) + lane % 4 * 4) =
+            for (int n = 0; n < 2 * VALUE_TILES; ++n)
+                *reinterpret_cast<unsigned*>(rows + ValueLayout::offset(row, n) + lane % 4 * 4) =
                     Mma<T>::pack(state.out[m][n][2 * half] * inverse, state.out[m][n][2 * half + 1] * inverse);
         }
     __syncwarp();
-    constexpr int CHUNKS = D / 8;
+    constexpr int CHUNKS = D_V / 8;
     T* out = p.out + batch * p.out_stride[0] + head * p.out_stride[1] + first_row * p.out_stride[2];
 #pragma unroll 4
     for (int i = lane; i < WARP_ROWS * CHUNKS; i += 32) {
         const int row = i / CHUNKS, chunk = i % CHUNKS;
-        if (first_row + row < p.seq_q && chunk * 8 < p.head_dim)
+        if (first_row + row < p.seq_q && chunk * 8 < p.value_dim)
             *reinterpret_cast<uint4*>(out + row * p.out_stride[2] + chunk * 8) =
-                *reinterpret_cast<const uint4*>(rows + Layout::offset(row, chunk));
+                *reinterpret_cast<const uint4*>(rows + ValueLayout::offset(row, chunk));
     }
 }
 
@@ -686,7 +693,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
             tile, first, p.seq_kv);
     };
     const auto start_values = [&](unsigned tile, int first) {
-        Copy{kept[thread_place() / 32].v, p.v_stride[2], p.head_dim}.template start<STEP_KV>(
+        ValueCopy{kept[thread_place() / 32].v, p.v_stride[2], p.value_dim}.template start<STEP_KV>(
             tile, first, p.seq_kv);
     };
 
@@ -708,8 +715,8 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
 #pragma unroll
         for (int i = 0; i < AHEAD; ++i) {
             if (i < steps) {
-                start_keys(kv_tiles + 2 * i * KV_BYTES, first_key[i]);
-                start_values(kv_tiles + (2 * i + 1) * KV_BYTES, first_key[i]);
+                start_keys(kv_tiles + i * PAIR_BYTES, first_key[i]);
+                start_values(kv_tiles + i * PAIR_BYTES + K_BYTES, first_key[i]);
             }
             copy_commit();
         }
@@ -724,7 +731,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
             state.sum[m][half] = 0.0f;
         }
 #pragma unroll
-        for (int n = 0; n < 2 * D_TILES; ++n)
+        for (int n = 0; n < 2 * VALUE_TILES; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) state.out[m][n][i] = 0.0f;
     }
@@ -750,7 +757,9 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
         // warp up until the copy queue has room. With one stage they are this step's V, else a later step's K, then V.
         Copy copy{nullptr, 0, p.head_dim};
         Copy::Passes passes;
-        const unsigned free_slot = slot == 0 ? (STAGES - 1) * 2 * KV_BYTES : slot - 2 * KV_BYTES;
+        ValueCopy value_copy{nullptr, 0, p.value_dim};
+        ValueCopy::Passes value_passes;
+        const unsigned free_slot = slot == 0 ? (STAGES - 1) * PAIR_BYTES : slot - PAIR_BYTES;
         const auto copy_some = [&](int d) {
             constexpr int HALF = D_TILES / 2, PASSES = STEP_KV / Copy::ROWS_PER_PASS;
             static_assert(PASSES >= 1, "a pass of all threads must not be longer than the tile");
@@ -759,13 +768,14 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
                 copy = {kept[thread_place() / 32].k, p.k_stride[2], p.head_dim};
                 passes = copy.passes(kv_tiles + free_slot, first_key[AHEAD], p.seq_kv);
             } else if (d % HALF == 0) {
-                copy = {kept[thread_place() / 32].v, p.v_stride[2], p.head_dim};
-                passes = copy.passes(kv_tiles + (STAGES == 1 ? 0 : free_slot) + KV_BYTES, first_key[STAGES == 1 ? 0 : AHEAD],
-                                     p.seq_kv);
+                value_copy = {kept[thread_place() / 32].v, p.v_stride[2], p.value_dim};
+                value_passes = value_copy.passes(kv_tiles + (STAGES == 1 ? 0 : free_slot) + K_BYTES,
+                                                 first_key[STAGES == 1 ? 0 : AHEAD], p.seq_kv);
             }
 #pragma unroll
             for (int i = d % HALF * PASSES / HALF; i < (d % HALF + 1) * PASSES / HALF; ++i)
-                copy.next(passes, i * Copy::ROWS_PER_PASS);
+                if (STAGES > 1 && d < HALF) copy.next(passes, i * Copy::ROWS_PER_PASS);
+                else value_copy.next(value_passes, i * Copy::ROWS_PER_PASS);
         };
         multiply_queries_keys(scores, queries, Layout::lane_by_rows(kv_tiles + slot, 0, thread_place() % 32), copy_some);
         copy_commit();
@@ -796,12 +806,12 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
         const float to_exponent = exponent_scale();
         raise_maxima(state, scores, to_exponent);
         accumulate_values(state, scores, to_exponent,
-                          Layout::lane_by_columns(kv_tiles + slot + KV_BYTES, 0, thread_place() % 32));
+                          ValueLayout::lane_by_columns(kv_tiles + slot + K_BYTES, 0, thread_place() % 32));
 
 #pragma unroll
         for (int i = 0; i < AHEAD; ++i) first_key[i] = first_key[i + 1];
         first_key[AHEAD] = first_key_of(step + AHEAD + 1);
-        if constexpr (STAGES > 1) slot = slot == (STAGES - 1) * 2 * KV_BYTES ? 0 : slot + 2 * KV_BYTES;
+        if constexpr (STAGES > 1) slot = slot == (STAGES - 1) * PAIR_BYTES ? 0 : slot + PAIR_BYTES;
     }
     copy_wait<0>();
     if (steps == 0) __syncthreads();  // the copies of Q by other warps must have landed before its rows are overwritten

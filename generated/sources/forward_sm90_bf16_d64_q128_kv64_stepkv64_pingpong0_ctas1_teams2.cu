@@ -10,6 +10,7 @@
 
 using T = __nv_bfloat16;
 [[maybe_unused]] constexpr int D = 64;
+[[maybe_unused]] constexpr int D_V = 64;
 [[maybe_unused]] constexpr int BLOCK_Q = 128;
 [[maybe_unused]] constexpr int BLOCK_KV = 64;
 [[maybe_unused]] constexpr int STEP_KV = 64;
@@ -47,12 +48,12 @@ struct Params {
   int head_dim;
   int kv_heads;
   int seq_kv;
+  int value_dim;
   int q_blocks;
   int max_blocks;
   int max_full_blocks;
   int kv_blocks;
   float scale;
-  int padding;
 };
 static_assert(sizeof(Params) == 336, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q) == 0, "q differs from the Rust side");
@@ -81,12 +82,12 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 296, "seq_q differs from the
 static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 300, "head_dim differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 304, "kv_heads differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 308, "seq_kv differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 312, "q_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 316, "max_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 320, "max_full_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 324, "kv_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 328, "scale differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, padding) == 332, "padding differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 312, "value_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 316, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 320, "max_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 324, "max_full_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 328, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 332, "scale differs from the Rust side");
 
 struct ScoreMod {
     unsigned unused;
@@ -480,8 +481,9 @@ __device__ __forceinline__ HeadRow head_row_at(int place, int rows, int heads, i
 }
 
 /// As many query heads, of `heads`, as have the keys and values that they read in the L2 cache together: one at least.
-template <typename T, int D> __device__ __forceinline__ int heads_in_cache(int seq_kv, int heads_per_kv_head, int heads) {
-    constexpr int CACHE = 36 << 20, BYTES = 2 * D * static_cast<int>(sizeof(T));
+/// `COLUMNS`: of a key and its value.
+template <typename T, int COLUMNS> __device__ __forceinline__ int heads_in_cache(int seq_kv, int heads_per_kv_head, int heads) {
+    constexpr int CACHE = 36 << 20, BYTES = COLUMNS * static_cast<int>(sizeof(T));
     return min(max(CACHE / BYTES / seq_kv, 1) * heads_per_kv_head, heads);
 }
 
@@ -697,13 +699,15 @@ static_assert(BLOCK_Q == GROUP_ROWS * GROUPS && STEP_KV == PIECE * PIECES && BLO
 static_assert(THREADS == 128 * (TEAMS * GROUPS + 1), "a warpgroup for every 64 queries and one for the copies");
 
 using QTile = SwizzledTile<GROUP_ROWS, D>;
-using KvTile = SwizzledTile<STEP_KV, D>;
+using KTile = SwizzledTile<STEP_KV, D>;
+using VTile = SwizzledTile<STEP_KV, D_V>;
+static_assert(D_V <= D, "values come into the slots of keys");
 
 // Shared memory of a team, from a multiple of 1024 on: tiles, then rows on their way out, then barriers, then what the
 // copying warp tells the others.
 constexpr unsigned SMEM_BYTES = 1024 * (CTAS * TEAMS == 2 ? 113 : 227);
 constexpr unsigned KV_TILES = GROUPS * QTile::BYTES;
-using Room = RingAndRows<SMEM_BYTES - 1024, KV_TILES, KvTile::BYTES, 4 * GROUPS, D / 8>;
+using Room = RingAndRows<SMEM_BYTES - 1024, KV_TILES, KTile::BYTES, 4 * GROUPS, D_V / 8>;
 constexpr int STAGES = Room::SLOTS;
 constexpr unsigned BARRIERS = Room::END;
 constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
@@ -716,7 +720,7 @@ constexpr int COMPUTE_REGISTERS = TEAMS == 2 ? 112 : GROUPS == 1 ? 232 : 240;
 
 using Scores = float[STEP_KV / 8][4];
 using Weights = unsigned[STEP_KV / 16][4];
-using Output = float[D / 8][4];
+using Output = float[D_V / 8][4];
 using FirstKeys = int[PIECES];  // of a step's pieces; only a warp's first lane knows them
 using Place = RingPlace<STAGES>;
 
@@ -732,7 +736,7 @@ struct Shared {
     unsigned base;
 
     __device__ unsigned q_tile(int group) const { return base + group * QTile::BYTES; }
-    __device__ unsigned kv_tile(const Place& place) const { return base + KV_TILES + place.slot * KvTile::BYTES; }
+    __device__ unsigned kv_tile(const Place& place) const { return base + KV_TILES + place.slot * KTile::BYTES; }
     /// A slot's copies have landed; everybody is done with it.
     __device__ Barrier full(int slot) const { return {base + BARRIERS + slot * Barrier::BYTES}; }
     __device__ Barrier empty(int slot) const { return {base + BARRIERS + (STAGES + slot) * Barrier::BYTES}; }
@@ -755,7 +759,7 @@ __device__ __forceinline__ dim3 row_of(const Params& p, int tile) {
 /// The tile that comes at place `place`: in a head as `row_order` says. Without it the last row comes first: where rows are
 /// uneven for a causal mask's sake, that one is the longest.
 __device__ __forceinline__ int tile_at(const Params& p, int place) {
-    const int heads = p.heads * p.batch, together = heads_in_cache<T, D>(p.seq_kv, p.heads / p.kv_heads, heads);
+    const int heads = p.heads * p.batch, together = heads_in_cache<T, D + D_V>(p.seq_kv, p.heads / p.kv_heads, heads);
     const HeadRow next = head_row_at(place, p.q_blocks, heads, together);
     int q_block = p.q_blocks - 1 - next.row;
     if (p.row_order) {
@@ -803,7 +807,8 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         KeyBlocks blocks;
         // The step's keys come two places before its values: the scores are computed one step ahead.
         int first_key[PIECES] = {}, before[PIECES];
-        const auto copy_step = [&](const TensorMap& map, const int (&first)[PIECES], bool keys) {
+        const auto copy_step = [&](auto tile, const TensorMap& map, const int (&first)[PIECES], bool keys) {
+            using KvTile = decltype(tile);
             shared.empty(place.slot).wait(place.parity ^ 1);
             if (leader) {
 #pragma unroll
@@ -833,9 +838,9 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
                         blocks.move_window(p, counts, piece / PIECES_PER_BLOCK, [&] { return row; });
                     first_key[i] = blocks.at(piece / PIECES_PER_BLOCK) * BLOCK_KV + piece % PIECES_PER_BLOCK * PIECE;
                 }
-                copy_step(maps.k, first_key, true);
+                copy_step(KTile(), maps.k, first_key, true);
             }
-            if (step > 0) copy_step(maps.v, before, false);
+            if (step > 0) copy_step(VTile(), maps.v, before, false);
         }
         __syncwarp();
         tile_place = takers + warp_uniform(next);
@@ -903,7 +908,7 @@ struct Softmax {
 
     __device__ __forceinline__ void rescale(Output& out) const {
 #pragma unroll
-        for (int n = 0; n < D / 8; ++n)
+        for (int n = 0; n < D_V / 8; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) out[n][i] *= factor[i / 2];
     }
@@ -978,9 +983,9 @@ __device__ __forceinline__ void write_rows(const Params& p, const TensorMap& map
     if constexpr (Room::HAS_ROWS) {
         store_rows<T>(out, inverse, staging, map, first_row, place.y, place.z);
     } else {
-        write_sums<T>(reinterpret_cast<const float(&)[1][D / 8][4]>(out),
+        write_sums<T>(reinterpret_cast<const float(&)[1][D_V / 8][4]>(out),
                       p.out + place.z * p.out_stride[0] + place.y * p.out_stride[1] + first_row * p.out_stride[2],
-                      p.out_stride[2], p.seq_q - first_row, p.head_dim, [&](int, int half) { return inverse[half]; });
+                      p.out_stride[2], p.seq_q - first_row, p.value_dim, [&](int, int half) { return inverse[half]; });
     }
 }
 
@@ -1003,14 +1008,14 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
         const unsigned k_tile = warp_uniform(shared.kv_tile(place));
 #pragma unroll
         for (int k = 0; k < D / 16; ++k)
-            Wgmma<T, STEP_KV>::multiply(scores, QTile::along_rows(q_tile, k), KvTile::along_rows(k_tile, k), k > 0);
+            Wgmma<T, STEP_KV>::multiply(scores, QTile::along_rows(q_tile, k), KTile::along_rows(k_tile, k), k > 0);
         wgmma_commit();
     };
     const auto start_values = [&](Output& out, const Weights& weights, const Place& place, bool add) {
         const unsigned v_tile = warp_uniform(shared.kv_tile(place));
 #pragma unroll
         for (int k = 0; k < STEP_KV / 16; ++k)
-            Wgmma<T, D>::multiply_down(out, weights[k], KvTile::down_columns(v_tile, k), k > 0 || add);
+            Wgmma<T, D_V>::multiply_down(out, weights[k], VTile::down_columns(v_tile, k), k > 0 || add);
         wgmma_commit();
     };
     // Notes are read by the lane alone that says when they may change.
@@ -1052,7 +1057,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             softmax.sum[half] = 0.0f;
         }
 #pragma unroll
-        for (int n = 0; n < D / 8; ++n)
+        for (int n = 0; n < D_V / 8; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) out[n][i] = 0.0f;
         if (steps == 0) {

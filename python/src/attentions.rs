@@ -13,8 +13,10 @@ use tilewright::{Attention, BlockSize, DType, Device, HeadDim, Selection, top_k,
 pub(crate) struct Kind {
     /// The GPU; the CPU without one.
     pub(crate) ordinal: Option<usize>,
-    /// The head dimension.
+    /// The head dimension of q and k.
     pub(crate) head_dim: usize,
+    /// Of v and the output.
+    pub(crate) value_dim: usize,
     /// Of q, k and v.
     pub(crate) dtype: DType,
     /// The sparse block.
@@ -95,6 +97,7 @@ fn built(py: Python<'_>, kind: Kind, selection: Option<Selection>) -> PyResult<A
             None => Device::cpu(),
         };
         let mut builder = Attention::builder(HeadDim::new(kind.head_dim)?, kind.dtype)
+            .value_dim(HeadDim::new(kind.value_dim)?)
             .blocks(BlockSize::new(kind.blocks.0, kind.blocks.1)?);
         if let Some(selection) = selection {
             builder = builder.select(selection);

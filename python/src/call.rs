@@ -86,11 +86,33 @@ impl Inputs {
         Ok(())
     }
 
+    /// The last dimension of the output: v's.
+    pub(crate) fn value_dim(&self) -> usize {
+        self.v.as_ref().unwrap_or(&self.q).shape[3]
+    }
+
+    /// A tensor for the output: as `q`, dense, or contiguous where v's last dimension is another. `q` is the tensor that
+    /// [`Inputs::of`] looked at.
+    pub(crate) fn make_out<'py>(
+        &self,
+        q: &Bound<'py, PyAny>,
+        heads_last: bool,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let [batch, heads, seq, d] = self.q.shape;
+        let value_dim = self.value_dim();
+        if value_dim == d {
+            return make::like(self.kind, q);
+        }
+        let shape = if heads_last { [batch, seq, heads, value_dim] } else { [batch, heads, seq, value_dim] };
+        make::beside(self.kind, q, self.q.dtype, &shape)
+    }
+
     /// The attention of the call, on PyTorch's current stream.
     pub(crate) fn attention(&self, py: Python<'_>, options: &Options) -> PyResult<Arc<Attention>> {
         let kind = attentions::Kind {
             ordinal: self.q.ordinal,
             head_dim: self.q.shape[3],
+            value_dim: self.value_dim(),
             dtype: self.q.dtype,
             blocks: (options.block_q, options.block_kv),
             functions: (options.score_mod, options.mask_mod),

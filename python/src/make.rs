@@ -24,9 +24,14 @@ pub(crate) fn beside<'py>(
     match kind {
         Kind::Torch => torch(q.py())?.empty_beside(q, dtype, shape),
         Kind::Numpy => {
-            let name = if dtype == DType::I32 { "int32" } else { "float32" };
             let shape = PyTuple::new(q.py(), shape)?;
-            q.py().import("numpy")?.call_method1("empty", (shape, name))
+            let numpy = q.py().import("numpy")?;
+            match dtype {
+                DType::I32 => numpy.call_method1("empty", (shape, "int32")),
+                DType::F32 => numpy.call_method1("empty", (shape, "float32")),
+                // numpy has no bfloat16 of its own: q's type is whoever's made q.
+                _ => numpy.call_method1("empty", (shape, q.getattr("dtype")?)),
+            }
         }
     }
 }

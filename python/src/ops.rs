@@ -11,7 +11,8 @@ use tilewright::{BlockIndex, BlockMask, DType, Tensor};
 
 type Pair<'py> = (Bound<'py, PyAny>, Option<Bound<'py, PyAny>>);
 
-/// Selects blocks and attends to them: `(out, lse or None)`. `out` has the shape and layout of q, lse is `[batch, heads, seq_q]`.
+/// Selects blocks and attends to them: `(out, lse or None)`. `out` has the shape and layout of q with the last dimension of
+/// v, lse is `[batch, heads, seq_q]`.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "what an operator of PyTorch takes")]
 #[pyo3(signature = (q, k, v, top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, heads_last, want_lse))]
@@ -48,7 +49,7 @@ pub(crate) fn sparse_attention<'py>(
     let (q_view, k_view, v_view) = unsafe { inputs.on_gpu()? };
     let v_view = v_view.unwrap_or_else(|| k_view.clone());
     let bytes = unpanicked(|| attention.scratch_bytes(&q_view, &k_view))?;
-    let out = make::like(inputs.kind, q)?;
+    let out = inputs.make_out(q, heads_last)?;
     let rows = &inputs.q.shape[..3];
     // Without a wish for it, lse lies in front of the scratch.
     let lse_bytes = if want_lse { 0 } else { (rows.iter().product::<usize>() * 4).next_multiple_of(256) };
@@ -183,7 +184,7 @@ pub(crate) fn attention<'py>(
     let ((q_view, k_view, v_view), MaskLists { kv, full_kv, .. }) =
         unsafe { (inputs.on_gpu()?, lists.on_gpu()?) };
     let v_view = v_view.unwrap_or_else(|| k_view.clone());
-    let out = make::like(inputs.kind, q)?;
+    let out = inputs.make_out(q, heads_last)?;
     let lse = make::beside(inputs.kind, q, DType::F32, &inputs.q.shape[..3])?;
     let mut out_view = gpu_view::<4>(inputs.kind, &out, heads_last)?;
     let mut lse_view = gpu_view::<3>(inputs.kind, &lse, false)?;
@@ -346,7 +347,7 @@ fn give<'py>(
     want_lse: bool,
     (out, lse): (Tensor, Tensor),
 ) -> PyResult<Pair<'py>> {
-    let given = make::like(inputs.kind, q)?;
+    let given = inputs.make_out(q, heads_last)?;
     let view = make::view::<4>(inputs.kind, &given)?;
     let view = if heads_last { view.heads_first() } else { view };
     let rows = &inputs.q.shape[..3];

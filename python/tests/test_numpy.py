@@ -45,6 +45,14 @@ def test_selection_and_attention(shape, kv_shape, block_size, top_k, top_p):
     assert np.abs(lse - expected_lse).max() < 1e-3
 
 
+def test_values_of_another_width():
+    q, k, v = noise(1, 1, 2, 300, 64), noise(2, 1, 2, 200, 64), noise(3, 1, 2, 200, 24)
+    out, lse, mask = tilewright.sparse_attention(q, k, v, top_k=0.4, return_lse=True, return_mask=True)
+    expected, expected_lse = attend(q, k, v, expand(mask.to_dense(), (128, 64), (300, 200)))
+    assert out.dtype == np.float16 and out.shape == (1, 2, 300, 24)
+    assert distance(out, expected) < 1e-3 and np.abs(lse - expected_lse).max() < 1e-3
+
+
 def test_bfloat16_of_ml_dtypes():
     bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
     q, k, v = (noise(seed, 1, 2, 200, 64, dtype=np.float32).astype(bfloat16) for seed in (1, 2, 3))

@@ -70,6 +70,38 @@ def test_against_sdpa(device, dtype, dim, heads, kv_heads, seq_q, seq_kv, block_
     check(everything, dense(q, k, v))
 
 
+@pytest.mark.parametrize(("dim", "value_dim"), [(192, 128), (64, 72)])
+@pytest.mark.parametrize("layout", ["BHSD", "BSHD"])
+def test_values_of_another_width(device, dim, value_dim, layout):
+    # Multi-head latent attention: 192 columns of queries and keys, 128 of values.
+    generator = torch.Generator().manual_seed(5)
+    shapes = [(2, 4, 300, dim), (2, 2, 500, dim), (2, 2, 500, value_dim)]
+    q, k, v = (torch.randn(shape, generator=generator).bfloat16().to(device).requires_grad_() for shape in shapes)
+    given = (q, k, v) if layout == "BHSD" else [x.transpose(1, 2) for x in (q, k, v)]
+    options = {"top_k": 0.3, "enable_gqa": True, "layout": layout}
+    out, mask = tilewright.sparse_attention(*given, **options, return_mask=True)
+    out = out if layout == "BHSD" else out.transpose(1, 2)
+    keep = expanded(mask).cpu()
+    check(out.detach(), dense(q, k, v, keep).detach())
+    with torch.no_grad():
+        alone = tilewright.sparse_attention(*given, **options)
+        assert torch.equal(alone if layout == "BHSD" else alone.transpose(1, 2), out)
+        assert torch.equal(tilewright.attention(q, k, v, mask, enable_gqa=True), out)
+    d_out = torch.randn(out.shape, generator=generator).bfloat16().to(device)
+    out.backward(d_out)
+    leaves = [x.detach().double().cpu().requires_grad_() for x in (q, k, v)]
+    repeated = [leaves[0], *(x.repeat_interleave(2, dim=1) for x in leaves[1:])]
+    exact = F.scaled_dot_product_attention(*repeated, attn_mask=keep)
+    exact.backward(d_out.double().cpu())
+    for found, expected in zip((q, k, v), leaves):
+        check(found.grad, expected.grad)
+    with torch._subclasses.FakeTensorMode():
+        shapes = [torch.empty(x.shape, dtype=x.dtype, device=device) for x in (q, k, v)]
+        assert tilewright.sparse_attention(*shapes, top_k=0.3, enable_gqa=True).shape == out.shape
+    with pytest.raises(ValueError, match="seq_kv"):
+        tilewright.sparse_attention(q, k, v[:, :, :400], top_k=0.3, enable_gqa=True)
+
+
 def test_the_selection_is_the_rule(device):
     from oracle import select
 

@@ -40,7 +40,7 @@ def sparse_attention(
             on d, any other strides: nothing is copied. `d` is a multiple of 8 up to 256. A CUDA tensor runs on its GPU, on
             PyTorch's current stream; a CPU tensor or a numpy array on the CPU executor.
         k: `[batch, kv_heads, seq_kv, d]`, the layout, dtype and device of q.
-        v: as k.
+        v: as k, with a last dimension of its own where wanted (192 and 128 of multi-head latent attention).
         top_k: the share of blocks kept at least, in (0, 1]; None for none.
         top_p: the share of the softmax kept at least, in (0, 1]; None for none. With both None nothing is selected and every
             block that the mask function admits is kept.
@@ -57,7 +57,7 @@ def sparse_attention(
         mask_mod: a device function of `tilewright.mask_mod` that says which keys a query sees.
 
     Returns:
-        `out`, with the shape, dtype and layout of q; with `return_lse` and `return_mask` a tuple `(out, lse, mask)` of what
+        `out`, with the shape of q but the last dimension of v, the dtype and layout of q; with `return_lse` and `return_mask` a tuple `(out, lse, mask)` of what
         was asked for. `lse` is float32 `[batch, heads, seq_q]`, natural logarithm. A query with nothing to attend to gets
         `out` 0 and `lse` -inf.
 

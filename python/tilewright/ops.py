@@ -98,9 +98,10 @@ def _rows_are_readable(tensor: Tensor) -> bool:
 # ---- shapes alone --------------------------------------------------------------------------------------------------
 
 
-def _fake_attention(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    """`out` lies in memory as q does; `lse` is contiguous."""
-    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+def _fake_attention(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    """`out` lies in memory as q does, or is contiguous where v has another last dimension; `lse` is contiguous."""
+    out = torch.empty_like(q) if v.shape[3] == q.shape[3] else q.new_empty((*q.shape[:3], v.shape[3]))
+    return out, q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 def _fake_block_mask(

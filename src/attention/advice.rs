@@ -47,7 +47,11 @@ fn tune_command(rule: &Rule, sizes: &Sizes, density: Option<f64>) -> Option<Stri
         let _ = write!(text, ":{seq_kv}");
     }
     let (block_q, block_kv) = (rule.blocks.q(), rule.blocks.kv());
-    let _ = write!(text, "x{head_dim} --dtype {} --block {block_q}x{block_kv}", rule.dtype);
+    let _ = write!(text, "x{head_dim}");
+    if rule.value_dim != rule.head_dim {
+        let _ = write!(text, "/{}", rule.value_dim);
+    }
+    let _ = write!(text, " --dtype {} --block {block_q}x{block_kv}", rule.dtype);
     // Without a selection every block counts as kept where the mask's density is not known.
     let (k, p) = rule.selection.map_or((Some(1.0), None), |selection| (selection.k(), selection.p()));
     for (option, share) in [("--top-k", k), ("--top-p", p), ("--density", density)] {
@@ -67,6 +71,7 @@ mod tests {
     fn the_command_is_for_the_very_call() {
         let mut rule = Rule {
             head_dim: HeadDim::D128,
+            value_dim: HeadDim::D128,
             dtype: DType::Bf16,
             blocks: BlockSize::default(),
             selection: Some(top_k(0.03) | top_p(0.2)),

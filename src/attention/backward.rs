@@ -14,12 +14,12 @@ pub struct Gradients {
     pub dq: Tensor,
     /// `[batch, kv_heads, seq_kv, head_dim]`, summed over the heads that share a key head. Keys nobody attends to have 0.
     pub dk: Tensor,
-    /// As `dk`.
+    /// `[batch, kv_heads, seq_kv, value_dim]`, otherwise as `dk`.
     pub dv: Tensor,
 }
 
 impl Attention {
-    /// The gradients of a loss by q, k and v, from those by `out` (`d_out`, of the shape and dtype of q) and by `lse`
+    /// The gradients of a loss by q, k and v, from those by `out` (`d_out`, of its shape and dtype) and by `lse`
     /// (`d_lse`, f32 `[batch, heads, seq_q]`; 0 when not given), over the blocks of `output.mask`.
     ///
     /// `output` is what [`forward`](Self::forward) made of the same q, k and v; for a mask of one's own, an [`Output`] of it

@@ -11,6 +11,7 @@ use std::sync::Arc;
 #[must_use = "call `.build(&device)`"]
 pub struct AttentionBuilder {
     head_dim: HeadDim,
+    value_dim: Option<HeadDim>,
     dtype: DType,
     blocks: BlockSize,
     selection: Option<Selection>,
@@ -24,6 +25,7 @@ impl AttentionBuilder {
     pub(super) fn new(head_dim: HeadDim, dtype: DType) -> Self {
         AttentionBuilder {
             head_dim,
+            value_dim: None,
             dtype,
             blocks: BlockSize::default(),
             selection: None,
@@ -32,6 +34,12 @@ impl AttentionBuilder {
             mask_mod: None,
             policy: None,
         }
+    }
+
+    /// The last dimension of v and the output, where it is not that of q and k: multi-head latent attention has 192 and 128.
+    pub fn value_dim(mut self, value_dim: HeadDim) -> Self {
+        self.value_dim = Some(value_dim);
+        self
     }
 
     /// Keeps only the blocks this rule selects. Without one, every block the mask function admits is kept.
@@ -84,6 +92,7 @@ impl AttentionBuilder {
         }
         let rule = Rule {
             head_dim: self.head_dim,
+            value_dim: self.value_dim.unwrap_or(self.head_dim),
             dtype: self.dtype,
             blocks: self.blocks,
             selection: self.selection,

@@ -63,7 +63,7 @@ impl Attention {
         Ok(arena.needed())
     }
 
-    /// As [`forward`](Self::forward), into `out` (the shape and dtype of q) and `lse` (f32 `[batch, heads, seq_q]`), which
+    /// As [`forward`](Self::forward), into `out` (`[batch, heads, seq_q, value_dim]` of the dtype of q) and `lse` (f32 `[batch, heads, seq_q]`), which
     /// are dense in any order of their dimensions. `scratch` is a contiguous tensor of at least
     /// [`scratch_bytes`](Self::scratch_bytes).
     ///

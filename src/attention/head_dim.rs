@@ -19,12 +19,22 @@ pub enum HeadDimError {
         /// The dimension.
         found: usize,
     },
-    /// The tensors have another one than the attention.
+    /// q and k have another one than the attention.
     #[error(
         "the tensors have head dimension {found}, this attention was built for {needed}: build one for {found}"
     )]
     Differs {
         /// The tensors'.
+        found: usize,
+        /// The attention's.
+        needed: usize,
+    },
+    /// v has another one than the attention's values.
+    #[error(
+        "v has head dimension {found}, this attention was built for values of {needed}: build one with `.value_dim()` of {found}"
+    )]
+    ValuesDiffer {
+        /// v's.
         found: usize,
         /// The attention's.
         needed: usize,
@@ -43,10 +53,10 @@ impl HeadDim {
     /// 256.
     pub const D256: HeadDim = HeadDim(256);
 
-    /// Widths of the forward's and the mask's tiles, smallest first.
-    const TILES: [usize; 5] = [64, 96, 128, 192, 256];
+    /// Widths of the forward's tiles, of queries and keys and of values, the cheapest first. The mask's are the first of each.
+    const TILES: [[usize; 2]; 6] = [[64; 2], [96; 2], [128; 2], [192, 128], [192; 2], [256; 2]];
     /// Those of the backward.
-    const BACKWARD_TILES: [usize; 4] = [64, 96, 128, 256];
+    const BACKWARD_TILES: [[usize; 2]; 5] = [[64; 2], [96; 2], [128; 2], [256, 128], [256; 2]];
 
     /// Any supported dimension.
     ///
@@ -66,17 +76,23 @@ impl HeadDim {
 
     /// The tile it runs in: the smallest that holds it.
     pub fn tile(self) -> usize {
-        self.smallest_of(&Self::TILES)
+        self.tiles(self)[0]
     }
 
-    /// The tile that the kernels of its gradients run in: the smallest that holds it, without 192.
-    pub fn backward_tile(self) -> usize {
-        self.smallest_of(&Self::BACKWARD_TILES)
+    /// The tiles that queries and keys of this dimension and values of another run in.
+    pub fn tiles(self, values: HeadDim) -> [usize; 2] {
+        self.smallest_of(&Self::TILES, values)
     }
 
-    /// The smallest of the tiles that holds it.
-    fn smallest_of(self, tiles: &[usize]) -> usize {
-        tiles.iter().copied().find(|&tile| tile >= self.0).unwrap_or(256)
+    /// The tiles that the kernels of their gradients run in: there is none of 192.
+    pub fn backward_tiles(self, values: HeadDim) -> [usize; 2] {
+        self.smallest_of(&Self::BACKWARD_TILES, values)
+    }
+
+    /// The smallest of the tiles that hold both.
+    fn smallest_of(self, tiles: &[[usize; 2]], values: HeadDim) -> [usize; 2] {
+        let holds = |tiles: &[usize; 2]| tiles[0] >= self.0 && tiles[1] >= values.0;
+        tiles.iter().copied().find(holds).unwrap_or([256; 2])
     }
 
     /// The usual factor of the scores, `1 / sqrt(d)`.
@@ -109,9 +125,22 @@ mod tests {
             (200, 256),
             (256, 256),
         ] {
-            assert_eq!(HeadDim::new(dim).unwrap().tile(), tile, "{dim}");
+            let dim = HeadDim::new(dim).unwrap();
+            assert_eq!((dim.tile(), dim.tiles(dim)), (tile, [tile; 2]), "{dim}");
             let backward = if tile == 192 { 256 } else { tile };
-            assert_eq!(HeadDim::new(dim).unwrap().backward_tile(), backward, "{dim}");
+            assert_eq!(dim.backward_tiles(dim), [backward; 2], "{dim}");
+        }
+        for (dims, tiles, backward) in [
+            ([192, 128], [192, 128], [256, 128]),
+            ([160, 8], [192, 128], [256, 128]),
+            ([192, 136], [192; 2], [256; 2]),
+            ([200, 128], [256; 2], [256, 128]),
+            ([64, 128], [128; 2], [128; 2]),
+            ([128, 64], [128; 2], [128; 2]),
+            ([64, 192], [192; 2], [256; 2]),
+        ] {
+            let [dim, values] = dims.map(|dim| HeadDim::new(dim).unwrap());
+            assert_eq!((dim.tiles(values), dim.backward_tiles(values)), (tiles, backward), "{dims:?}");
         }
         for dim in [0, 4, 100, 257, 264, usize::MAX] {
             assert_eq!(HeadDim::new(dim), Err(HeadDimError::Unsupported { found: dim }));

@@ -54,6 +54,8 @@ pub struct Attention {
 /// The parts of an attention that do not depend on the device.
 struct Rule {
     head_dim: HeadDim,
+    /// Of v and the output.
+    value_dim: HeadDim,
     dtype: DType,
     blocks: BlockSize,
     selection: Option<Selection>,
@@ -79,7 +81,7 @@ impl Rule {
 /// What [`Attention::forward`] returns.
 #[derive(Debug)]
 pub struct Output {
-    /// `[batch, heads, seq_q, head_dim]`, the dtype of q. Rows with nothing to attend to are 0.
+    /// `[batch, heads, seq_q, value_dim]`, the dtype of q; `value_dim` is v's last dimension. Rows with nothing to attend to are 0.
     pub out: Tensor,
     /// `[batch, heads, seq_q]` f32: the natural logarithm of the sum of exponentials of each row's kept scores; -inf for
     /// a row with nothing to attend to.
@@ -121,8 +123,8 @@ impl Attention {
 
     /// Selects blocks, then attends to them. Nothing is copied to the host.
     ///
-    /// q is `[batch, heads, seq_q, head_dim]`, k and v `[batch, kv_heads, seq_kv, head_dim]`; any strides with unit
-    /// stride on the last dimension, so a `[batch, seq, heads, head_dim]` tensor needs only a
+    /// q is `[batch, heads, seq_q, head_dim]`, k and v `[batch, kv_heads, seq_kv, head_dim]` (v's last dimension is another one
+    /// after [`value_dim`](AttentionBuilder::value_dim)); any strides with unit stride on the last dimension, so a `[batch, seq, heads, head_dim]` tensor needs only a
     /// [`permute`](Tensor::permute). `heads` is a multiple of `kv_heads`.
     ///
     /// NaN and infinities are values: a NaN in a row of q makes that row of `out` and `lse` NaN and lets its query block
@@ -264,8 +266,9 @@ impl Attention {
                 rule.mask_mod.as_deref(),
             );
         };
-        let mut out = Tensor::uninit(&self.device, rule.dtype, q.shape())?;
-        let mut lse = Tensor::uninit(&self.device, DType::F32, &q.shape()[..3])?;
+        let rows = &q.shape()[..3];
+        let mut out = Tensor::uninit(&self.device, rule.dtype, &[rows, &v.shape()[3..]].concat())?;
+        let mut lse = Tensor::uninit(&self.device, DType::F32, rows)?;
         let (density, lists) = (mask.known_density(), (mask.kv(), mask.full_kv()));
         let mut made = None;
         if mask.lacks_row_order() {
@@ -285,6 +288,10 @@ impl Attention {
         }
         let shape = Shape::of(q, k, v)?;
         self.check_sizes(shape.d, [shape.seq_q, shape.seq_kv])?;
+        let (found, needed) = (shape.value_d, rule.value_dim.get());
+        if v.is_some() && found != needed {
+            return Err(HeadDimError::ValuesDiffer { found, needed }.into());
+        }
         for (what, tensor) in [("q", Some(q)), ("k", Some(k)), ("v", v)] {
             let Some(tensor) = tensor else { continue };
             tensor.expect_place(what, &self.device)?;

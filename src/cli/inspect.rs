@@ -143,9 +143,12 @@ fn one(source: &KernelSource, args: &InspectArgs) -> Result<Report, CliError> {
 fn specialised(generator: &Generator, given: &SpecList) -> Result<Arc<KernelSpec>, CliError> {
     let first = generator.shipped_specs()?.into_iter().next();
     let mut values: Vec<(&str, _)> = given.0.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-    for (name, value) in first.iter().flat_map(|spec| spec.values()) {
-        if !values.iter().any(|(known, _)| known == name) {
-            values.push((name, *value));
+    if let Some(spec) = &first {
+        for (name, value) in spec.values() {
+            // A default follows the values given.
+            if !spec.is_default(name) && !values.iter().any(|(known, _)| known == name) {
+                values.push((name, *value));
+            }
         }
     }
     Ok(Arc::new(generator.spec(&values)?))

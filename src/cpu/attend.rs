@@ -15,7 +15,7 @@ use std::f32::consts::LOG2_E;
 /// Memory for keys and values widened to f32: heads are taken in groups that fit, one at least.
 const WIDENED_BYTES: usize = 32 << 20;
 
-/// Attention over the kept blocks of `mask`: `out` (dtype of q, contiguous `[batch, heads, seq_q, d]`) and `lse`
+/// Attention over the kept blocks of `mask`: `out` (dtype of q, contiguous `[batch, heads, seq_q, d]` with the d of v) and `lse`
 /// (f32 `[batch, heads, seq_q]`, natural logarithm).
 ///
 /// `score_mod` changes each scaled score; `mask_mod` is asked in the blocks of [`BlockMask::kv`] and taken for granted in
@@ -55,8 +55,8 @@ fn run<T: Half>(
     scale: f32,
     functions: Functions,
 ) -> Result<(Tensor, Tensor), Error> {
-    let &Shape { batch, heads, kv_heads, seq_q, seq_kv, d } = shape;
-    let mut out = vec![T::narrow(0.0); batch * heads * seq_q * d];
+    let &Shape { batch, heads, kv_heads, seq_q, seq_kv, d, value_d } = shape;
+    let mut out = vec![T::narrow(0.0); batch * heads * seq_q * value_d];
     let mut lse = vec![f32::NEG_INFINITY; batch * heads * seq_q];
     let call = Call {
         shape: *shape,
@@ -69,23 +69,24 @@ fn run<T: Half>(
     };
     if !out.is_empty() && seq_kv > 0 {
         let (k, v) = (Rows::<T>::of(k)?, Rows::<T>::of(v)?);
-        let head_len = seq_kv * d;
+        let head_len = seq_kv * (d + value_d);
         let units = batch * kv_heads;
-        let at_once = (WIDENED_BYTES / (8 * head_len)).clamp(1, units);
-        let mut widened = vec![0.0; at_once * 2 * head_len];
+        let at_once = (WIDENED_BYTES / (4 * head_len)).clamp(1, units);
+        let mut widened = vec![0.0; at_once * head_len];
         let group = at_once * shape.group();
-        let jobs = out.chunks_mut(group * seq_q * d).zip(lse.chunks_mut(group * seq_q)).enumerate();
+        let jobs = out.chunks_mut(group * seq_q * value_d).zip(lse.chunks_mut(group * seq_q)).enumerate();
         for (i, (out, lse)) in jobs {
             let first_unit = i * at_once;
-            let widened = &mut widened[..at_once.min(units - first_unit) * 2 * head_len];
+            let widened = &mut widened[..at_once.min(units - first_unit) * head_len];
             widened.par_chunks_mut(head_len).enumerate().for_each(|(i, to)| {
-                let rows = if i % 2 == 0 { &k } else { &v };
-                rows.widen(first_unit + i / 2, 0, to);
+                let (keys, values) = to.split_at_mut(seq_kv * d);
+                let unit = first_unit + i;
+                rayon::join(|| k.widen(unit, 0, keys), || v.widen(unit, 0, values));
             });
             call.heads(first_unit, widened, out, lse)?;
         }
     }
-    let dims = [batch, heads, seq_q, d];
+    let dims = [batch, heads, seq_q, value_d];
     Ok((Tensor::from_slice(&out, &dims)?, Tensor::from_slice(&lse, &dims[..3])?))
 }
 
@@ -122,14 +123,15 @@ struct Scratch {
 impl<T: Half> Call<'_, T> {
     /// Computes all query blocks of the heads that share the key heads from `first_unit` on.
     fn heads(&self, first_unit: usize, widened: &[f32], out: &mut [T], lse: &mut [f32]) -> Result<(), Error> {
-        let Shape { heads, seq_q, seq_kv, d, .. } = self.shape;
+        let Shape { heads, seq_q, seq_kv, d, value_d, .. } = self.shape;
         let (block_q, group) = (self.blocks.q(), self.shape.group());
-        let per_head = out.chunks_mut(seq_q * d).zip(lse.chunks_mut(seq_q)).enumerate();
+        let head_len = seq_kv * (d + value_d);
+        let per_head = out.chunks_mut(seq_q * value_d).zip(lse.chunks_mut(seq_q)).enumerate();
         let tasks: Vec<Task<T>> = per_head
             .flat_map(|(i, (out, lse))| {
                 let head = first_unit * group + i;
-                let widened = &widened[i / group * 2 * seq_kv * d..][..2 * seq_kv * d];
-                let blocks = out.chunks_mut(block_q * d).zip(lse.chunks_mut(block_q)).enumerate();
+                let widened = &widened[i / group * head_len..][..head_len];
+                let blocks = out.chunks_mut(block_q * value_d).zip(lse.chunks_mut(block_q)).enumerate();
                 blocks.map(move |(block, (out, lse))| Task {
                     b: head / heads,
                     h: head % heads,
@@ -143,7 +145,7 @@ impl<T: Half> Call<'_, T> {
         let scratch = || Scratch {
             q: vec![0.0; block_q * d],
             scores: vec![0.0; block_q * self.blocks.kv()],
-            acc: vec![0.0; block_q * d],
+            acc: vec![0.0; block_q * value_d],
             rows: vec![RowState::NEW; block_q],
         };
         // Rows differ in length under top-p: tasks of one keep the threads busy to the end.
@@ -156,10 +158,10 @@ impl<T: Half> Call<'_, T> {
     }
 
     fn query_block(&self, scratch: &mut Scratch, task: Task<T>) {
-        let d = self.shape.d;
+        let Shape { seq_kv, d, value_d, .. } = self.shape;
         let rows = task.lse.len();
         let q = &mut scratch.q[..rows * d];
-        let acc = &mut scratch.acc[..rows * d];
+        let acc = &mut scratch.acc[..rows * value_d];
         let states = &mut scratch.rows[..rows];
         let head = task.b * self.shape.heads + task.h;
         self.q.widen(head, task.block * self.blocks.q(), q);
@@ -169,17 +171,17 @@ impl<T: Half> Call<'_, T> {
         let plain = self.functions.score_mod.is_some();
         let alpha = if plain { self.scale } else { self.scale * LOG2_E };
 
-        let (keys, values) = task.widened.split_at(task.widened.len() / 2);
+        let (keys, values) = task.widened.split_at(seq_kv * d);
         for (block, masked) in self.lists.row(task.b, task.h, task.block) {
             let first = block * self.blocks.kv();
-            let columns = self.blocks.kv().min(self.shape.seq_kv - first);
+            let columns = self.blocks.kv().min(seq_kv - first);
             let k = Matrix::rows(&keys[first * d..][..columns * d], d);
-            let v = Matrix::rows(&values[first * d..][..columns * d], d);
+            let v = Matrix::rows(&values[first * value_d..][..columns * value_d], value_d);
             let scores = &mut scratch.scores[..rows * columns];
             product(alpha, Matrix::rows(q, d), k.transposed(), 0.0, scores);
             self.apply_functions(&task, first, masked, columns, scores);
             for ((row, state), acc) in
-                scores.chunks_exact_mut(columns).zip(&mut *states).zip(acc.chunks_exact_mut(d))
+                scores.chunks_exact_mut(columns).zip(&mut *states).zip(acc.chunks_exact_mut(value_d))
             {
                 let rescale = state.absorb(row);
                 if rescale != 1.0 {
@@ -188,7 +190,7 @@ impl<T: Half> Call<'_, T> {
             }
             product(1.0, Matrix::rows(scores, columns), v, 1.0, acc);
         }
-        for ((acc, state), lse) in acc.chunks_exact_mut(d).zip(states).zip(task.lse) {
+        for ((acc, state), lse) in acc.chunks_exact_mut(value_d).zip(states).zip(task.lse) {
             let (factor, row_lse) = state.finish();
             *lse = row_lse;
             // 0 · NaN must not make a row that attends to nothing anything but 0.

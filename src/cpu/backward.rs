@@ -67,10 +67,10 @@ fn run<T: Half>(
     scale: f32,
     functions: Functions,
 ) -> Result<Gradients, Error> {
-    let Shape { batch, heads, kv_heads, seq_q, seq_kv, d } = shape;
-    let zeros = |rows: usize| vec![T::narrow(0.0); rows * d];
-    let mut dq = zeros(batch * heads * seq_q);
-    let (mut dk, mut dv) = (zeros(batch * kv_heads * seq_kv), zeros(batch * kv_heads * seq_kv));
+    let Shape { batch, heads, kv_heads, seq_q, seq_kv, d, value_d } = shape;
+    let zeros = |elements: usize| vec![T::narrow(0.0); elements];
+    let mut dq = zeros(batch * heads * seq_q * d);
+    let (mut dk, mut dv) = (zeros(batch * kv_heads * seq_kv * d), zeros(batch * kv_heads * seq_kv * value_d));
     if !dq.is_empty() && !dk.is_empty() {
         let call = Call {
             shape,
@@ -88,11 +88,11 @@ fn run<T: Half>(
         call.by_query(&Lists::of(mask.kv(), mask.full_kv())?, &mut dq)?;
         call.by_key(&Lists::of(mask.q(), mask.full_q())?, &mut dk, &mut dv)?;
     }
-    let (rows, keys) = ([batch, heads, seq_q, d], [batch, kv_heads, seq_kv, d]);
+    let keys = |d| [batch, kv_heads, seq_kv, d];
     Ok(Gradients {
-        dq: Tensor::from_slice(&dq, &rows)?,
-        dk: Tensor::from_slice(&dk, &keys)?,
-        dv: Tensor::from_slice(&dv, &keys)?,
+        dq: Tensor::from_slice(&dq, &[batch, heads, seq_q, d])?,
+        dk: Tensor::from_slice(&dk, &keys(d))?,
+        dv: Tensor::from_slice(&dv, &keys(value_d))?,
     })
 }
 
@@ -103,7 +103,7 @@ fn delta<T: Half>(tensors: &Tensors, shape: &Shape) -> Result<Vec<f32>, Error> {
         None => vec![0.0; shape.batch * shape.heads * shape.seq_q],
     };
     let (out, d_out) = (Rows::<T>::of(tensors.out)?, Rows::<T>::of(tensors.d_out)?);
-    let tiles = || (vec![0.0; shape.d], vec![0.0; shape.d]);
+    let tiles = || (vec![0.0; shape.value_d], vec![0.0; shape.value_d]);
     delta.par_chunks_mut(shape.seq_q).enumerate().for_each_init(tiles, |(a, b), (head, delta)| {
         for (row, delta) in delta.iter_mut().enumerate() {
             out.widen(head, row, a);
@@ -157,17 +157,18 @@ struct Scratch {
 
 impl<T: Half> Call<'_, T> {
     fn scratch(&self) -> Scratch {
-        let (rows, columns, d) = (self.blocks.q(), self.blocks.kv(), self.shape.d);
+        let (rows, columns) = (self.blocks.q(), self.blocks.kv());
+        let Shape { d, value_d, .. } = self.shape;
         let tile = |rows: usize, columns: usize| vec![0.0; rows * columns];
         Scratch {
             q: tile(rows, d),
-            d_out: tile(rows, d),
+            d_out: tile(rows, value_d),
             k: tile(columns, d),
-            v: tile(columns, d),
+            v: tile(columns, value_d),
             p: tile(rows, columns),
             ds: tile(rows, columns),
             products: if self.functions.score_mod.is_some() { tile(rows, columns) } else { Vec::new() },
-            sums: [0, 1].map(|_| tile(rows.max(columns), d)),
+            sums: [tile(rows.max(columns), d), tile(columns, value_d)],
         }
     }
 
@@ -197,37 +198,34 @@ impl<T: Half> Call<'_, T> {
     }
 
     fn by_key(&self, lists: &Lists, dk: &mut [T], dv: &mut [T]) -> Result<(), Error> {
-        let Shape { kv_heads, seq_kv, d, .. } = self.shape;
+        let Shape { kv_heads, seq_kv, d, value_d, .. } = self.shape;
         let tasks: Vec<(usize, usize, &mut [T], &mut [T])> = dk
             .chunks_mut(seq_kv * d)
-            .zip(dv.chunks_mut(seq_kv * d))
+            .zip(dv.chunks_mut(seq_kv * value_d))
             .enumerate()
             .flat_map(|(unit, (dk, dv))| {
-                let block = self.blocks.kv() * d;
-                let blocks = dk.chunks_mut(block).zip(dv.chunks_mut(block)).enumerate();
+                let block = self.blocks.kv();
+                let blocks = dk.chunks_mut(block * d).zip(dv.chunks_mut(block * value_d)).enumerate();
                 blocks.map(move |(block, (dk, dv))| (unit, block, dk, dv))
             })
             .collect();
         self.for_each(tasks, |scratch, (unit, kv_block, dk, dv)| {
             let (b, group) = (unit / kv_heads, self.shape.group());
-            scratch.sums.iter_mut().for_each(|sums| sums[..dk.len()].fill(0.0));
+            scratch.sums[0][..dk.len()].fill(0.0);
+            scratch.sums[1][..dv.len()].fill(0.0);
             self.load_keys(scratch, unit, kv_block);
             for h in unit % kv_heads * group..(unit % kv_heads + 1) * group {
                 for (q_block, masked) in lists.row(b, h, kv_block) {
                     self.load_queries(scratch, b, h, q_block);
                     let [rows, columns] = self.tile(scratch, Place { b, h, q_block, kv_block, masked });
                     let [dk, dv] = &mut scratch.sums;
-                    for (alpha, left, right, to) in
-                        [(self.scale, &scratch.ds, &scratch.q, dk), (1.0, &scratch.p, &scratch.d_out, dv)]
-                    {
+                    for (alpha, left, right, to, d) in [
+                        (self.scale, &scratch.ds, &scratch.q, dk, d),
+                        (1.0, &scratch.p, &scratch.d_out, dv, value_d),
+                    ] {
                         let left = Matrix::rows(&left[..rows * columns], columns).transposed();
-                        product(
-                            alpha,
-                            left,
-                            Matrix::rows(&right[..rows * d], d),
-                            1.0,
-                            &mut to[..columns * d],
-                        );
+                        let right = Matrix::rows(&right[..rows * d], d);
+                        product(alpha, left, right, 1.0, &mut to[..columns * d]);
                     }
                 }
             }
@@ -248,35 +246,37 @@ impl<T: Half> Call<'_, T> {
 
     fn load_keys(&self, scratch: &mut Scratch, unit: usize, block: usize) {
         let first = block * self.blocks.kv();
-        let elements = self.blocks.kv().min(self.shape.seq_kv - first) * self.shape.d;
-        self.k.widen(unit, first, &mut scratch.k[..elements]);
-        self.v.widen(unit, first, &mut scratch.v[..elements]);
+        let Shape { seq_kv, d, value_d, .. } = self.shape;
+        let rows = self.blocks.kv().min(seq_kv - first);
+        self.k.widen(unit, first, &mut scratch.k[..rows * d]);
+        self.v.widen(unit, first, &mut scratch.v[..rows * value_d]);
     }
 
     /// Rows that attend to nothing are read as 0: `0 · NaN` must not make them anything but that for their keys.
     fn load_queries(&self, scratch: &mut Scratch, b: usize, h: usize, block: usize) {
-        let Shape { heads, seq_q, d, .. } = self.shape;
+        let Shape { heads, seq_q, d, value_d, .. } = self.shape;
         let (head, first) = (b * heads + h, block * self.blocks.q());
         let rows = self.blocks.q().min(seq_q - first);
         self.q.widen(head, first, &mut scratch.q[..rows * d]);
-        self.d_out.widen(head, first, &mut scratch.d_out[..rows * d]);
+        self.d_out.widen(head, first, &mut scratch.d_out[..rows * value_d]);
         let lse = &self.lse[head * seq_q + first..][..rows];
         for (row, _) in lse.iter().enumerate().filter(|(_, lse)| **lse == f32::NEG_INFINITY) {
             scratch.q[row * d..][..d].fill(0.0);
-            scratch.d_out[row * d..][..d].fill(0.0);
+            scratch.d_out[row * value_d..][..value_d].fill(0.0);
         }
     }
 
     /// The weights `p` and the gradients `ds` of the products of the loaded block; says how many queries and keys it has.
     fn tile(&self, scratch: &mut Scratch, place: Place) -> [usize; 2] {
-        let Shape { heads, seq_q, seq_kv, d, .. } = self.shape;
+        let Shape { heads, seq_q, seq_kv, d, value_d, .. } = self.shape;
         let (first, first_kv) = (place.q_block * self.blocks.q(), place.kv_block * self.blocks.kv());
         let rows = self.blocks.q().min(seq_q - first);
         let columns = self.blocks.kv().min(seq_kv - first_kv);
         let Scratch { q, d_out, k, v, p, ds, products, .. } = scratch;
         let (p, ds) = (&mut p[..rows * columns], &mut ds[..rows * columns]);
-        let [q, d_out] = [q, d_out].map(|tile| Matrix::rows(&tile[..rows * d], d));
-        let [k, v] = [k, v].map(|tile| Matrix::rows(&tile[..columns * d], d).transposed());
+        let [q, d_out] = [(q, d), (d_out, value_d)].map(|(tile, d)| Matrix::rows(&tile[..rows * d], d));
+        let [k, v] =
+            [(k, d), (v, value_d)].map(|(tile, d)| Matrix::rows(&tile[..columns * d], d).transposed());
         // The weights are powers of 2; the factor rides on the product unless a function wants the plain score.
         let plain = self.functions.score_mod.is_some();
         let alpha = if plain { self.scale } else { self.scale * LOG2_E };

@@ -40,18 +40,19 @@ pub fn attention_backward_f64(
     mask_mod: Option<&dyn MaskMod>,
 ) -> Result<ReferenceGradients, Error> {
     let problem = Problem::new([q, k, v], mask, scale, score_mod, mask_mod)?;
-    let d_out = sized(d_out, problem.queries() * problem.d)?;
+    let d_out = sized(d_out, problem.queries() * problem.value_d)?;
     let d_lse = match d_lse {
         Some(d_lse) => sized(d_lse, problem.queries())?,
         None => vec![0.0; problem.queries()],
     };
-    let keys = problem.seq_kv * problem.d;
     let group = problem.heads / problem.kv_heads.max(1) * problem.seq_q;
+    let zeros = |d: usize| vec![0.0; problem.seq_kv * d];
     // One key head after another: the queries that share it add to the same gradients.
     let one_key_head = |unit: usize| -> ReferenceGradients {
-        let mut found = ReferenceGradients { dq: Vec::new(), dk: vec![0.0; keys], dv: vec![0.0; keys] };
+        let mut found =
+            ReferenceGradients { dq: Vec::new(), dk: zeros(problem.d), dv: zeros(problem.value_d) };
         for (query, &d_lse) in d_lse.iter().enumerate().skip(unit * group).take(group) {
-            let dq = one_query(&problem, query, row(&d_out, query, problem.d), d_lse, unit, &mut found);
+            let dq = one_query(&problem, query, row(&d_out, query, problem.value_d), d_lse, unit, &mut found);
             found.dq.extend(dq);
         }
         found
@@ -75,7 +76,7 @@ fn one_query(
     unit: usize,
     found: &mut ReferenceGradients,
 ) -> Vec<f64> {
-    let d = problem.d;
+    let (d, value_d) = (problem.d, problem.value_d);
     let [b, h, q] = problem.place(query);
     let attended = problem.attended(query);
     let mut dq = vec![0.0; d];
@@ -87,7 +88,7 @@ fn one_query(
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
     let weighted: Vec<(f64, f64)> = attended
         .iter()
-        .map(|at| ((at.score - max).exp() / sum, dot(d_out, row(&problem.v, at.key, d))))
+        .map(|at| ((at.score - max).exp() / sum, dot(d_out, row(&problem.v, at.key, value_d))))
         .collect();
     let mean: f64 = weighted.iter().map(|(p, dp)| p * dp).sum();
     for (at, (p, dp)) in attended.iter().zip(weighted) {
@@ -98,10 +99,10 @@ fn one_query(
             problem.score_mod.map_or(1.0, |f| f64::from(f.gradient(at.product, b, h, q, at.position)));
         let ds = p * (dp - mean + d_lse) * slope * problem.scale;
         let (query_row, key_row) = (row(&problem.q, query, d), row(&problem.k, at.key, d));
-        let own = (at.key - unit * problem.seq_kv) * d;
+        let own = at.key - unit * problem.seq_kv;
         dq.iter_mut().zip(key_row).for_each(|(dq, k)| *dq += ds * k);
-        found.dk[own..][..d].iter_mut().zip(query_row).for_each(|(dk, q)| *dk += ds * q);
-        found.dv[own..][..d].iter_mut().zip(d_out).for_each(|(dv, d_out)| *dv += p * d_out);
+        found.dk[own * d..][..d].iter_mut().zip(query_row).for_each(|(dk, q)| *dk += ds * q);
+        found.dv[own * value_d..][..value_d].iter_mut().zip(d_out).for_each(|(dv, d_out)| *dv += p * d_out);
     }
     dq
 }

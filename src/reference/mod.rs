@@ -15,7 +15,7 @@ use rayon::prelude::*;
 /// What [`attention_f64`] found.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reference {
-    /// `[batch, heads, seq_q, d]`, row-major.
+    /// `[batch, heads, seq_q, d]`, row-major, with the d of v.
     pub out: Vec<f64>,
     /// `[batch, heads, seq_q]`, natural logarithm; -inf for a query that attends to nothing.
     pub lse: Vec<f64>,
@@ -42,7 +42,7 @@ pub fn attention_f64(
     let problem = Problem::new([q, k, v], mask, scale, score_mod, mask_mod)?;
     let one_query = |query: usize| -> (Vec<f64>, f64) {
         let attended = problem.attended(query);
-        let d = problem.d;
+        let d = problem.value_d;
         let mut out = vec![0.0; d];
         let max = attended.iter().map(|at| at.score).fold(f64::NEG_INFINITY, f64::max);
         if max == f64::NEG_INFINITY && !attended.iter().any(|at| at.score.is_nan()) {
@@ -69,6 +69,7 @@ struct Problem<'a> {
     seq_q: usize,
     seq_kv: usize,
     d: usize,
+    value_d: usize,
     batch: usize,
     q: Vec<f64>,
     k: Vec<f64>,
@@ -113,7 +114,6 @@ impl<'a> Problem<'a> {
             ("batch", (kv_batch, v_dimensions[0]), "k", "v"),
             ("kv_heads", (kv_heads, v_dimensions[1]), "k", "v"),
             ("seq_kv", (seq_kv, v_dimensions[2]), "k", "v"),
-            ("d", (kv_d, v_dimensions[3]), "k", "v"),
         ] {
             if sizes.0 != sizes.1 {
                 return Err(TensorError::Dimension { dimension, sizes, first, second }.into());
@@ -129,6 +129,7 @@ impl<'a> Problem<'a> {
             seq_q,
             seq_kv,
             d,
+            value_d: v_dimensions[3],
             batch,
             q: wide(q)?,
             k: wide(k)?,

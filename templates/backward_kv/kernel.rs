@@ -8,8 +8,8 @@ kernel! {
     fn backward_kv(
         #[align(16)] q: Tensor<T, [batch, heads, seq_q, head_dim]>,
         #[align(16)] k: Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
-        #[align(16)] v: Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
-        #[align(16)] d_out: Tensor<T, [batch, heads, seq_q, head_dim]>,
+        #[align(16)] v: Tensor<T, [batch, kv_heads, seq_kv, value_dim]>,
+        #[align(16)] d_out: Tensor<T, [batch, heads, seq_q, value_dim]>,
         lse: Tensor<f32, [batch, heads, seq_q]>,
         delta: Tensor<f32, [batch, heads, seq_q]>,
         q_counts: Tensor<i32, [batch | 1, heads | 1, kv_blocks]>,
@@ -17,16 +17,25 @@ kernel! {
         full_q_counts: Option<Tensor<i32, [batch | 1, heads | 1, kv_blocks]>>,
         full_q_indices: Option<Tensor<i32, [batch | 1, heads | 1, kv_blocks, max_full_blocks]>>,
         #[align(16)] dk: mut Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
-        #[align(16)] dv: mut Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
+        #[align(16)] dv: mut Tensor<T, [batch, kv_heads, seq_kv, value_dim]>,
         scale: f32,
     )
-    specialize { T: [f16, bf16], D: [64, 96, 128, 256], BLOCK_Q: [64, 128], BLOCK_KV: [64, 128] }
+    specialize {
+        T: [f16, bf16],
+        D: [64, 96, 128, 256],
+        D_V: [64, 96, 128, 256] = D,
+        BLOCK_Q: [64, 128],
+        BLOCK_KV: [64, 128],
+    }
     ship { T: [bf16, f16], D: [64, 128], BLOCK_Q: [128], BLOCK_KV: [64] }
     functions { score_mod: ScoreMod + Gradient, mask_mod: MaskMod }
     let q_blocks = ceil_div(seq_q, BLOCK_Q);
     let kv_blocks = ceil_div(seq_kv, BLOCK_KV);
+    require D_V == D || (D == 256 && D_V == 128), "narrower values have a tile of their own for 256 and 128 alone";
     require head_dim <= D, "build for a larger head dimension";
     require head_dim % 8 == 0, "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8";
+    require value_dim <= D_V, "build for larger values";
+    require value_dim % 8 == 0, "rows are read 16 bytes at a time: pad the values to a multiple of 8";
     require heads % kv_heads == 0, "each key head serves the same number of query heads";
 
     body sm80 {
@@ -42,7 +51,7 @@ kernel! {
             D <= 128 || STEP_Q <= 32,
             // A pass of copies fills whole rows.
             STEP_Q % (32 * WARPS / (if D == 96 { 4 } else { 8 })) == 0,
-            smem_bytes = 4 * D * (TILE_KV + 2 * STEP_Q) + 16 * STEP_Q,
+            smem_bytes = 2 * (D + D_V) * (TILE_KV + 2 * STEP_Q) + 16 * STEP_Q,
             registers = min(255, TILE_KV * (min(D, 128) + STEP_Q) / (16 * WARPS) + 56),
             // With 32 rows a warp every operand feeds two products; then, warps that hide each other's barriers.
             prefer = TILE_KV / WARPS + min(CTAS_PER_SM * WARPS, 8),

@@ -18,6 +18,7 @@
 constexpr int TILE_KV = 64;  // keys of a thread block
 constexpr int STEP_Q = 64;   // queries of a slot, computed PART_Q at a time
 constexpr int PARTS = STEP_Q / PART_Q;
+static_assert(D == D_V, "one kind of tile");
 static_assert(STEP_Q == PART_Q * PARTS && THREADS == 256 && BLOCK_KV % TILE_KV == 0 && BLOCK_Q % STEP_Q == 0);
 
 using Tile = SwizzledTile<64, D>;
@@ -318,7 +319,7 @@ __device__ __forceinline__ void compute(const Params& p, const Functions& f, Sha
         return tensor + work.batch * stride[0] + work.kv_head * stride[1] + first_row * stride[2];
     };
     write_sums(dk, begin(p.dk, p.dk_stride), p.dk_stride[2], rows, p.head_dim, [&](int, int) { return p.scale; });
-    write_sums(dv, begin(p.dv, p.dv_stride), p.dv_stride[2], rows, p.head_dim, [](int, int) { return 1.0f; });
+    write_sums(dv, begin(p.dv, p.dv_stride), p.dv_stride[2], rows, p.value_dim, [](int, int) { return 1.0f; });
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, CTAS)

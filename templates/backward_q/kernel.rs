@@ -7,8 +7,8 @@ kernel! {
     fn backward_q(
         #[align(16)] q: Tensor<T, [batch, heads, seq_q, head_dim]>,
         #[align(16)] k: Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
-        #[align(16)] v: Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
-        #[align(16)] d_out: Tensor<T, [batch, heads, seq_q, head_dim]>,
+        #[align(16)] v: Tensor<T, [batch, kv_heads, seq_kv, value_dim]>,
+        #[align(16)] d_out: Tensor<T, [batch, heads, seq_q, value_dim]>,
         lse: Tensor<f32, [batch, heads, seq_q]>,
         delta: Tensor<f32, [batch, heads, seq_q]>,
         kv_counts: Tensor<i32, [batch | 1, heads | 1, q_blocks]>,
@@ -18,13 +18,22 @@ kernel! {
         #[align(16)] dq: mut Tensor<T, [batch, heads, seq_q, head_dim]>,
         scale: f32,
     )
-    specialize { T: [f16, bf16], D: [64, 96, 128, 256], BLOCK_Q: [64, 128], BLOCK_KV: [64, 128] }
+    specialize {
+        T: [f16, bf16],
+        D: [64, 96, 128, 256],
+        D_V: [64, 96, 128, 256] = D,
+        BLOCK_Q: [64, 128],
+        BLOCK_KV: [64, 128],
+    }
     ship { T: [bf16, f16], D: [64, 128], BLOCK_Q: [128], BLOCK_KV: [64] }
     functions { score_mod: ScoreMod + Gradient, mask_mod: MaskMod }
     let q_blocks = ceil_div(seq_q, BLOCK_Q);
     let kv_blocks = ceil_div(seq_kv, BLOCK_KV);
+    require D_V == D || (D == 256 && D_V == 128), "narrower values have a tile of their own for 256 and 128 alone";
     require head_dim <= D, "build for a larger head dimension";
     require head_dim % 8 == 0, "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8";
+    require value_dim <= D_V, "build for larger values";
+    require value_dim % 8 == 0, "rows are read 16 bytes at a time: pad the values to a multiple of 8";
     require heads % kv_heads == 0, "each key head serves the same number of query heads";
 
     body sm80 {
@@ -40,7 +49,7 @@ kernel! {
             D <= 128 || STEP_KV <= 32,
             // A pass of copies fills whole rows.
             STEP_KV % (32 * WARPS / (if D == 96 { 4 } else { 8 })) == 0,
-            smem_bytes = 4 * D * (TILE_Q + 2 * STEP_KV),
+            smem_bytes = 2 * (D + D_V) * (TILE_Q + 2 * STEP_KV),
             registers = min(255, TILE_Q * (D + 2 * STEP_KV) / (32 * WARPS) + 56),
             // With 32 rows a warp every operand feeds two products; then, warps that hide each other's barriers.
             prefer = TILE_Q / WARPS + min(CTAS_PER_SM * WARPS, 8),
@@ -59,7 +68,7 @@ kernel! {
             // Sums, scores, their gradients and the operand made of those, of the 240 registers of a computing thread.
             2 * D + 5 * STEP_KV <= 832,
             // Queries, their d_out and a ring of at least three key or value tiles, in rows of whole 128 bytes.
-            128 * ceil_div(D, 64) * (2 * BLOCK_Q + 3 * STEP_KV) + 1024
+            128 * (ceil_div(D, 64) * (BLOCK_Q + 3 * STEP_KV) + ceil_div(D_V, 64) * BLOCK_Q) + 1024
                 <= 1024 * (if BLOCK_Q == 64 { 113 } else { 227 }),
             // All that a block can have: the ring takes what is left. Blocks of one computing warpgroup share a multiprocessor.
             smem_bytes = 1024 * (if BLOCK_Q == 64 { 113 } else { 227 }),

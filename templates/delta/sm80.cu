@@ -22,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
     const long long head = blockIdx.y, batch = blockIdx.z;
     const int lane = threadIdx.x % LANES;
     const int first = blockIdx.x * (ROWS_AT_ONCE * ROWS) + threadIdx.x / LANES;
-    const int left = lane * 8 < p.head_dim ? p.seq_q - first : 0;
+    const int left = lane * 8 < p.value_dim ? p.seq_q - first : 0;
     const T* out = p.out + batch * p.out_stride[0] + head * p.out_stride[1] + first * p.out_stride[2] + lane * 8;
     const T* d_out = p.d_out + batch * p.d_out_stride[0] + head * p.d_out_stride[1] + first * p.d_out_stride[2] + lane * 8;
 

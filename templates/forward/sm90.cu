@@ -14,7 +14,7 @@
 <% include "lib/tma.cuh" %>
 <% include "lib/tile_queue.cuh" %>
 <% include "lib/head_rows.cuh" %>
-<% set wgmma_widths = [constant.STEP_KV, constant.D] %>
+<% set wgmma_widths = [constant.STEP_KV, constant.D_V] %>
 <% include "lib/wgmma.cuh" %>
 <% include "lib/store_rows.cuh" %>
 <% include "lib/write_sums.cuh" %>
@@ -29,13 +29,15 @@ static_assert(BLOCK_Q == GROUP_ROWS * GROUPS && STEP_KV == PIECE * PIECES && BLO
 static_assert(THREADS == 128 * (TEAMS * GROUPS + 1), "a warpgroup for every 64 queries and one for the copies");
 
 using QTile = SwizzledTile<GROUP_ROWS, D>;
-using KvTile = SwizzledTile<STEP_KV, D>;
+using KTile = SwizzledTile<STEP_KV, D>;
+using VTile = SwizzledTile<STEP_KV, D_V>;
+static_assert(D_V <= D, "values come into the slots of keys");
 
 // Shared memory of a team, from a multiple of 1024 on: tiles, then rows on their way out, then barriers, then what the
 // copying warp tells the others.
 constexpr unsigned SMEM_BYTES = 1024 * (CTAS * TEAMS == 2 ? 113 : 227);
 constexpr unsigned KV_TILES = GROUPS * QTile::BYTES;
-using Room = RingAndRows<SMEM_BYTES - 1024, KV_TILES, KvTile::BYTES, 4 * GROUPS, D / 8>;
+using Room = RingAndRows<SMEM_BYTES - 1024, KV_TILES, KTile::BYTES, 4 * GROUPS, D_V / 8>;
 constexpr int STAGES = Room::SLOTS;
 constexpr unsigned BARRIERS = Room::END;
 constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
@@ -48,7 +50,7 @@ constexpr int COMPUTE_REGISTERS = TEAMS == 2 ? 112 : GROUPS == 1 ? 232 : 240;
 
 using Scores = float[STEP_KV / 8][4];
 using Weights = unsigned[STEP_KV / 16][4];
-using Output = float[D / 8][4];
+using Output = float[D_V / 8][4];
 using FirstKeys = int[PIECES];  // of a step's pieces; only a warp's first lane knows them
 using Place = RingPlace<STAGES>;
 
@@ -128,9 +130,9 @@ __device__ __forceinline__ void write_rows(const Params& p, const TensorMap& map
     if constexpr (Room::HAS_ROWS) {
         store_rows<T>(out, inverse, staging, map, first_row, place.y, place.z);
     } else {
-        write_sums<T>(reinterpret_cast<const float(&)[1][D / 8][4]>(out),
+        write_sums<T>(reinterpret_cast<const float(&)[1][D_V / 8][4]>(out),
                       p.out + place.z * p.out_stride[0] + place.y * p.out_stride[1] + first_row * p.out_stride[2],
-                      p.out_stride[2], p.seq_q - first_row, p.head_dim, [&](int, int half) { return inverse[half]; });
+                      p.out_stride[2], p.seq_q - first_row, p.value_dim, [&](int, int half) { return inverse[half]; });
     }
 }
 
@@ -153,14 +155,14 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
         const unsigned k_tile = warp_uniform(shared.kv_tile(place));
 #pragma unroll
         for (int k = 0; k < D / 16; ++k)
-            Wgmma<T, STEP_KV>::multiply(scores, QTile::along_rows(q_tile, k), KvTile::along_rows(k_tile, k), k > 0);
+            Wgmma<T, STEP_KV>::multiply(scores, QTile::along_rows(q_tile, k), KTile::along_rows(k_tile, k), k > 0);
         wgmma_commit();
     };
     const auto start_values = [&](Output& out, const Weights& weights, const Place& place, bool add) {
         const unsigned v_tile = warp_uniform(shared.kv_tile(place));
 #pragma unroll
         for (int k = 0; k < STEP_KV / 16; ++k)
-            Wgmma<T, D>::multiply_down(out, weights[k], KvTile::down_columns(v_tile, k), k > 0 || add);
+            Wgmma<T, D_V>::multiply_down(out, weights[k], VTile::down_columns(v_tile, k), k > 0 || add);
         wgmma_commit();
     };
     // Notes are read by the lane alone that says when they may change.
@@ -202,7 +204,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             softmax.sum[half] = 0.0f;
         }
 #pragma unroll
-        for (int n = 0; n < D / 8; ++n)
+        for (int n = 0; n < D_V / 8; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) out[n][i] = 0.0f;
         if (steps == 0) {

@@ -5,7 +5,7 @@ struct Shared {
     unsigned base;
 
     __device__ unsigned q_tile(int group) const { return base + group * QTile::BYTES; }
-    __device__ unsigned kv_tile(const Place& place) const { return base + KV_TILES + place.slot * KvTile::BYTES; }
+    __device__ unsigned kv_tile(const Place& place) const { return base + KV_TILES + place.slot * KTile::BYTES; }
     /// A slot's copies have landed; everybody is done with it.
     __device__ Barrier full(int slot) const { return {base + BARRIERS + slot * Barrier::BYTES}; }
     __device__ Barrier empty(int slot) const { return {base + BARRIERS + (STAGES + slot) * Barrier::BYTES}; }
@@ -28,7 +28,7 @@ __device__ __forceinline__ dim3 row_of(const Params& p, int tile) {
 /// The tile that comes at place `place`: in a head as `row_order` says. Without it the last row comes first: where rows are
 /// uneven for a causal mask's sake, that one is the longest.
 __device__ __forceinline__ int tile_at(const Params& p, int place) {
-    const int heads = p.heads * p.batch, together = heads_in_cache<T, D>(p.seq_kv, p.heads / p.kv_heads, heads);
+    const int heads = p.heads * p.batch, together = heads_in_cache<T, D + D_V>(p.seq_kv, p.heads / p.kv_heads, heads);
     const HeadRow next = head_row_at(place, p.q_blocks, heads, together);
     int q_block = p.q_blocks - 1 - next.row;
     if (p.row_order) {
@@ -76,7 +76,8 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         KeyBlocks blocks;
         // The step's keys come two places before its values: the scores are computed one step ahead.
         int first_key[PIECES] = {}, before[PIECES];
-        const auto copy_step = [&](const TensorMap& map, const int (&first)[PIECES], bool keys) {
+        const auto copy_step = [&](auto tile, const TensorMap& map, const int (&first)[PIECES], bool keys) {
+            using KvTile = decltype(tile);
             shared.empty(place.slot).wait(place.parity ^ 1);
             if (leader) {
 #pragma unroll
@@ -106,9 +107,9 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
                         blocks.move_window(p, counts, piece / PIECES_PER_BLOCK, [&] { return row; });
                     first_key[i] = blocks.at(piece / PIECES_PER_BLOCK) * BLOCK_KV + piece % PIECES_PER_BLOCK * PIECE;
                 }
-                copy_step(maps.k, first_key, true);
+                copy_step(KTile(), maps.k, first_key, true);
             }
-            if (step > 0) copy_step(maps.v, before, false);
+            if (step > 0) copy_step(VTile(), maps.v, before, false);
         }
         __syncwarp();
         tile_place = takers + warp_uniform(next);

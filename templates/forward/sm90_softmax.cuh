@@ -54,7 +54,7 @@ struct Softmax {
 
     __device__ __forceinline__ void rescale(Output& out) const {
 #pragma unroll
-        for (int n = 0; n < D / 8; ++n)
+        for (int n = 0; n < D_V / 8; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) out[n][i] *= factor[i / 2];
     }

@@ -16,7 +16,8 @@ __device__ __forceinline__ HeadRow head_row_at(int place, int rows, int heads, i
 }
 
 /// As many query heads, of `heads`, as have the keys and values that they read in the L2 cache together: one at least.
-template <typename T, int D> __device__ __forceinline__ int heads_in_cache(int seq_kv, int heads_per_kv_head, int heads) {
-    constexpr int CACHE = 36 << 20, BYTES = 2 * D * static_cast<int>(sizeof(T));
+/// `COLUMNS`: of a key and its value.
+template <typename T, int COLUMNS> __device__ __forceinline__ int heads_in_cache(int seq_kv, int heads_per_kv_head, int heads) {
+    constexpr int CACHE = 36 << 20, BYTES = COLUMNS * static_cast<int>(sizeof(T));
     return min(max(CACHE / BYTES / seq_kv, 1) * heads_per_kv_head, heads);
 }

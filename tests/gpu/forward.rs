@@ -11,6 +11,7 @@ use tilewright::{BlockMask, BlockSize, DType, Device, HeadDim, Tensor};
 pub const TESTS: &[Test] = &[
     ("forward::ragged_lengths", ragged_lengths),
     ("forward::head_dims_and_blocks", head_dims_and_blocks),
+    ("forward::values_of_another_width", values_of_another_width),
     ("forward::heads_and_groups", heads_and_groups),
     ("forward::cross_lengths", cross_lengths),
     ("forward::bshd_strides", bshd_strides),
@@ -31,6 +32,8 @@ struct Case {
     seq_q: usize,
     seq_kv: usize,
     d: usize,
+    /// The last dimension of v and the output, where it is not `d`.
+    value_d: Option<usize>,
     blocks: (usize, usize),
     /// Share of blocks kept; every eighth row keeps none.
     kept: f64,
@@ -49,6 +52,7 @@ const CASE: Case = Case {
     seq_q: 500,
     seq_kv: 500,
     d: 128,
+    value_d: None,
     blocks: (128, 64),
     kept: 0.5,
     scale: None,
@@ -70,19 +74,21 @@ impl Case {
             .unwrap()
     }
 
-    fn tensor(&self, random: &mut Random, heads: usize, seq: usize) -> Tensor {
+    fn tensor(&self, random: &mut Random, heads: usize, seq: usize, d: usize) -> Tensor {
         if self.bshd {
-            random.tensor(self.dtype, &[self.batch, seq, heads, self.d]).permute(&[0, 2, 1, 3]).unwrap()
+            random.tensor(self.dtype, &[self.batch, seq, heads, d]).permute(&[0, 2, 1, 3]).unwrap()
         } else {
-            random.tensor(self.dtype, &[self.batch, heads, seq, self.d])
+            random.tensor(self.dtype, &[self.batch, heads, seq, d])
         }
     }
 
     fn request(&self) -> Request {
-        let tile = HeadDim::new(self.d).unwrap().tile() as i64;
+        let [dim, values] = [self.d, self.value_d.unwrap_or(self.d)].map(|d| HeadDim::new(d).unwrap());
+        let [d, d_v] = dim.tiles(values).map(|tile| tile as i64);
         Request::new(&forward::SOURCE)
             .value("T", self.dtype)
-            .value("D", tile)
+            .value("D", d)
+            .value("D_V", d_v)
             .value("BLOCK_Q", self.blocks.0 as i64)
             .value("BLOCK_KV", self.blocks.1 as i64)
     }
@@ -95,9 +101,9 @@ impl Case {
     fn check_kernel(&self, device: &Device, kernel: &Kernel) -> Result<(), Failed> {
         let mut random = Random(self.seq_q as u64 * 31 + self.heads as u64 * 7 + self.d as u64);
         let (q, k, v) = (
-            self.tensor(&mut random, self.heads, self.seq_q),
-            self.tensor(&mut random, self.kv_heads, self.seq_kv),
-            self.tensor(&mut random, self.kv_heads, self.seq_kv),
+            self.tensor(&mut random, self.heads, self.seq_q, self.d),
+            self.tensor(&mut random, self.kv_heads, self.seq_kv, self.d),
+            self.tensor(&mut random, self.kv_heads, self.seq_kv, self.value_d.unwrap_or(self.d)),
         );
         let mask = self.mask(&mut random);
         let scale = self.scale.unwrap_or(1.0 / (self.d as f32).sqrt());
@@ -130,7 +136,7 @@ pub fn launch(
 ) -> Result<(Tensor, Tensor), Failed> {
     let cuda = device.as_cuda().unwrap();
     let (q, k, v) = (q.to(device)?, k.to(device)?, v.to(device)?);
-    let mut out = Tensor::uninit(device, q.dtype(), q.shape())?;
+    let mut out = Tensor::uninit(device, q.dtype(), &[&q.shape()[..3], &v.shape()[3..]].concat())?;
     let mut lse = Tensor::uninit(device, DType::F32, &q.shape()[..3])?;
     // 0xFF bytes are NaN in every float type.
     out.fill_bytes(0xFF)?;
@@ -177,6 +183,21 @@ fn head_dims_and_blocks(device: &Device) -> Result<(), Failed> {
     Ok(())
 }
 
+fn values_of_another_width(device: &Device) -> Result<(), Failed> {
+    for (d, value_d) in [(192, 128), (136, 8), (192, 136), (256, 128), (64, 128), (128, 64), (8, 96)] {
+        for blocks in BlockSize::ALL {
+            for dtype in [DType::Bf16, DType::F16] {
+                let (value_d, blocks) = (Some(value_d), (blocks.q(), blocks.kv()));
+                Case { dtype, d, value_d, blocks, heads: 4, seq_q: 300, seq_kv: 300, ..CASE }
+                    .check(device)?;
+            }
+        }
+    }
+    let strided = Case { value_d: Some(128), d: 192, bshd: true, batch: 2, heads: 4, ..CASE };
+    strided.check(device)?;
+    Case { seq_q: 130, seq_kv: 1000, scale: Some(-0.1), ..strided }.check(device)
+}
+
 fn heads_and_groups(device: &Device) -> Result<(), Failed> {
     for (heads, kv_heads) in [(1, 1), (3, 3), (40, 40), (4, 1), (8, 2), (8, 1), (40, 5)] {
         Case { heads, kv_heads, batch: 2, seq_q: 200, seq_kv: 260, ..CASE }.check(device)?;
@@ -216,9 +237,10 @@ fn long_sequence(device: &Device) -> Result<(), Failed> {
 /// Every candidate of the tuning space, not the preferred one alone.
 fn every_schedule(device: &Device) -> Result<(), Failed> {
     let cuda = device.as_cuda().unwrap();
-    for d in [64, 96, 128, 192, 256] {
+    for (d, value_d) in [(64, None), (96, None), (128, None), (192, None), (256, None), (192, Some(128))] {
         for blocks in BlockSize::ALL {
-            let case = Case { d, blocks: (blocks.q(), blocks.kv()), seq_q: 333, seq_kv: 333, ..CASE };
+            let case =
+                Case { d, value_d, blocks: (blocks.q(), blocks.kv()), seq_q: 333, seq_kv: 333, ..CASE };
             for kernel in case.request().load_all(cuda)? {
                 case.check_kernel(device, &kernel).map_err(|error| {
                     format!("{}: {}", kernel.variant().name, error.message().unwrap_or_default())
@@ -233,7 +255,7 @@ fn same_bits(device: &Device) -> Result<(), Failed> {
     let case = Case { heads: 8, kv_heads: 8, seq_q: 2000, seq_kv: 2000, ..CASE };
     let kernel = load(device.as_cuda().unwrap(), &[case.request()])?.remove(0);
     let mut random = Random(5);
-    let [q, k, v] = [(); 3].map(|()| case.tensor(&mut random, 8, 2000));
+    let [q, k, v] = [(); 3].map(|()| case.tensor(&mut random, 8, 2000, case.d));
     let mask = case.mask(&mut random);
     let first = launch(device, &kernel, [&q, &k, &v], &mask, 0.09)?;
     let bits = |tensor: &Tensor| -> Result<Vec<u32>, Failed> {

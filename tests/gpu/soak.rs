@@ -28,14 +28,18 @@ fn cases(device: &Device) -> Result<(), Failed> {
         })
         .collect();
     // All kernels at once: they compile beside each other.
-    let key = |case: &Case| (case.dtype, HeadDim::new(case.d).unwrap().tile() as i64, case.blocks);
+    let key = |case: &Case| {
+        let [dim, values] = [case.d, case.value_d()].map(|d| HeadDim::new(d).unwrap());
+        (case.dtype, dim.tiles(values), case.blocks)
+    };
     let mut wanted: Vec<_> = cases.iter().map(|(case, ..)| key(case)).collect();
     wanted.sort_by_key(|&(dtype, d, blocks)| (dtype.to_string(), d, blocks));
     wanted.dedup();
     let requests: Vec<Request> = wanted
         .iter()
-        .map(|&(dtype, d, (block_q, block_kv))| {
-            let request = Request::new(&forward::SOURCE).value("T", dtype).value("D", d);
+        .map(|&(dtype, [d, d_v], (block_q, block_kv))| {
+            let request = Request::new(&forward::SOURCE).value("T", dtype);
+            let request = request.value("D", d as i64).value("D_V", d_v as i64);
             request.value("BLOCK_Q", block_q as i64).value("BLOCK_KV", block_kv as i64)
         })
         .collect();
@@ -88,6 +92,26 @@ fn draw_case(random: &mut Random) -> Case {
     let seq_q = seq(random);
     let most = (ELEMENTS * 8 / (batch * heads * seq_q)).max(1);
     let blocks = pick(random, &BlockSize::ALL);
+    let (d, value_d) = pick(
+        random,
+        &[
+            (64, None),
+            (64, None),
+            (128, None),
+            (128, None),
+            (96, None),
+            (192, None),
+            (256, None),
+            (8, None),
+            (72, None),
+            (112, None),
+            (192, Some(128)),
+            (192, Some(128)),
+            (168, Some(64)),
+            (64, Some(128)),
+            (96, Some(40)),
+        ],
+    );
     Case {
         dtype: pick(random, &[DType::Bf16, DType::F16]),
         batch,
@@ -95,7 +119,8 @@ fn draw_case(random: &mut Random) -> Case {
         kv_heads,
         seq_q,
         seq_kv: seq(random).min(most),
-        d: pick(random, &[64, 64, 128, 128, 96, 192, 256, 8, 72, 112]),
+        d,
+        value_d,
         blocks: (blocks.q(), blocks.kv()),
     }
 }

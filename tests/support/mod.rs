@@ -106,6 +106,8 @@ pub struct Case {
     pub seq_q: usize,
     pub seq_kv: usize,
     pub d: usize,
+    /// The last dimension of v and the output, where it is not `d`.
+    pub value_d: Option<usize>,
     pub blocks: (usize, usize),
 }
 
@@ -118,16 +120,26 @@ impl Case {
         seq_q: 129,
         seq_kv: 200,
         d: 32,
+        value_d: None,
         blocks: (64, 64),
     };
 
     pub fn qkv(&self, random: &mut Random) -> [Tensor; 3] {
-        let kv = [self.batch, self.kv_heads, self.seq_kv, self.d];
+        let kv = |d| [self.batch, self.kv_heads, self.seq_kv, d];
         [
             random.tensor(self.dtype, &[self.batch, self.heads, self.seq_q, self.d]),
-            random.tensor(self.dtype, &kv),
-            random.tensor(self.dtype, &kv),
+            random.tensor(self.dtype, &kv(self.d)),
+            random.tensor(self.dtype, &kv(self.value_d())),
         ]
+    }
+
+    pub fn value_d(&self) -> usize {
+        self.value_d.unwrap_or(self.d)
+    }
+
+    /// The shape of the output.
+    pub fn out(&self) -> [usize; 4] {
+        [self.batch, self.heads, self.seq_q, self.value_d()]
     }
 
     pub fn grid(&self) -> [usize; 4] {
@@ -158,7 +170,7 @@ pub fn compare(
     let reference = attention_f64(q, k, v, mask, scale, score_mod, mask_mod).unwrap();
     assert_eq!(out.dtype(), case.dtype);
     assert!(out.is_contiguous());
-    assert_eq!(out.shape(), [case.batch, case.heads, case.seq_q, case.d]);
+    assert_eq!(out.shape(), case.out());
     assert_eq!(lse.shape(), [case.batch, case.heads, case.seq_q]);
     let bound = if case.dtype == DType::F16 { 6e-4 } else { 4e-3 };
     let error = relative_error(&out.to_f32_vec().unwrap(), &reference.out);

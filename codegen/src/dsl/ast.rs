@@ -1,9 +1,9 @@
 //! The declaration as data.
 
 use super::Expr;
-use crate::DType;
 use crate::arch::Family;
 use crate::lower::FunctionKind;
+use crate::{DType, Value};
 
 /// A kernel: its arguments, what it is specialised over and how each architecture family runs it.
 #[derive(Debug, Clone)]
@@ -91,6 +91,8 @@ pub struct SpecParam {
     pub name: String,
     /// The values allowed.
     pub values: SpecValues,
+    /// `D_V: [64, 128] = D`: its value where none is given, of the integer parameters above it.
+    pub default: Option<Expr>,
 }
 
 /// Values of a specialisation parameter.
@@ -103,13 +105,17 @@ pub enum SpecValues {
 }
 
 impl SpecValues {
+    /// The values in order.
+    pub(crate) fn all(&self) -> Vec<Value> {
+        match self {
+            SpecValues::DTypes(all) => all.iter().map(|&dtype| dtype.into()).collect(),
+            SpecValues::Ints(all) => all.iter().map(|&int| int.into()).collect(),
+        }
+    }
+
     /// The values for a message: `64, 128`.
     pub(crate) fn list(&self) -> String {
-        let all: Vec<String> = match self {
-            SpecValues::DTypes(all) => all.iter().map(ToString::to_string).collect(),
-            SpecValues::Ints(all) => all.iter().map(ToString::to_string).collect(),
-        };
-        all.join(", ")
+        self.all().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -134,7 +140,7 @@ pub struct Derived {
     pub value: Expr,
 }
 
-/// `require expr, "message";`
+/// `require expr, "message";` One over specialisation parameters alone says which of their values go together.
 #[derive(Debug, Clone)]
 pub struct Require {
     /// What must be true.
@@ -210,6 +216,11 @@ impl Kernel {
     /// The specialisation parameter of that name.
     pub fn spec_param(&self, name: &str) -> Option<&SpecParam> {
         self.specialize.iter().find(|param| param.name == name)
+    }
+
+    /// Whether a requirement is over specialisation parameters alone: a spec meets it, launches meet the others.
+    pub(crate) fn is_of_specs(&self, require: &Require) -> bool {
+        require.condition.names().into_iter().all(|name| self.spec_param(name).is_some())
     }
 
     /// Names of all dimensions in the order `Params` holds them: first appearance in the arguments, then derived ones.

@@ -76,6 +76,13 @@ impl Check<'_> {
                 return self.fail(&param.name, taken_already(&param.name));
             }
         }
+        let (mut above, ints) = (Vec::new(), self.ints());
+        for param in &self.kernel.specialize {
+            if let Some(default) = &param.default {
+                self.known(default, Role::Default, 0, &[&above])?;
+            }
+            above.extend(ints.iter().copied().filter(|name| *name == param.name));
+        }
         for shipped in &self.kernel.ship {
             let Some(param) = self.kernel.spec_param(&shipped.name) else {
                 let message = format!("`ship` names `{}`, which `specialize` does not", shipped.name);

@@ -281,16 +281,27 @@ fn parse_spec_param(input: ParseStream, spans: &mut Spans) -> Result<SpecParam> 
                     })
                 })
                 .collect::<Result<Vec<_>>>()?;
-            return Ok(SpecParam { name, values: SpecValues::DTypes(dtypes) });
+            return Ok(SpecParam { name, values: SpecValues::DTypes(dtypes), default: None });
         }
     }
-    Ok(SpecParam { name, values: SpecValues::Ints(parse_ints(input)?) })
+    let values = SpecValues::Ints(parse_ints(input)?);
+    let default = match input.parse::<Option<Token![=]>>()? {
+        Some(_) => Some(spans.expr(input, Role::Default)?),
+        None => None,
+    };
+    Ok(SpecParam { name, values, default })
 }
 
 /// As in `specialize`, with positions of its own: the names are the same.
 fn parse_shipped(input: ParseStream, spans: &mut Spans) -> Result<SpecParam> {
     let mut shipped = Spans::default();
     let param = parse_spec_param(input, &mut shipped)?;
+    if param.default.is_some() {
+        return Err(syn::Error::new(
+            shipped.of(&param.name),
+            "a default stands in `specialize`: `ship` lists values alone",
+        ));
+    }
     spans.shipped(shipped);
     Ok(param)
 }

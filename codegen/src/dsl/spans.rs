@@ -12,6 +12,7 @@ use syn::{Error, Ident, Result};
 /// What an expression of a declaration is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
+    Default,
     Derived,
     Requirement,
     Constraint,
@@ -25,6 +26,7 @@ pub(super) enum Role {
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Role::Default => "a default",
             Role::Derived => "a derived dimension",
             Role::Requirement => "a requirement",
             Role::Constraint => "a constraint",
@@ -221,8 +223,8 @@ impl Spans {
     }
 
     fn written(&self, expr: &Expr, role: Role, body: usize) -> Option<&Written> {
-        // Derived dimensions and requirements may stand after a body.
-        let anywhere = matches!(role, Role::Derived | Role::Requirement);
+        // Defaults, derived dimensions and requirements may stand after a body.
+        let anywhere = matches!(role, Role::Default | Role::Derived | Role::Requirement);
         self.exprs.iter().find(|written| {
             written.role == role && (anywhere || written.body == body) && written.expr == *expr
         })

@@ -62,18 +62,19 @@ impl Backward {
         mask_mod: Option<&Arc<DeviceFunction>>,
         lazy: &dyn Fn(Request) -> Lazy,
     ) -> Self {
-        let typed = |request: Request| {
-            request.value("T", rule.dtype).value("D", rule.head_dim.backward_tile() as i64)
-        };
+        let [d, d_v] = rule.head_dim.backward_tiles(rule.value_dim).map(|tile| tile as i64);
         let blocked = |request: Request| {
-            typed(request)
+            request
+                .value("T", rule.dtype)
+                .value("D", d)
+                .value("D_V", d_v)
                 .value("BLOCK_Q", rule.blocks.q() as i64)
                 .value("BLOCK_KV", rule.blocks.kv() as i64)
                 .function("score_mod", score_mod)
                 .function("mask_mod", mask_mod)
         };
         Backward {
-            delta: lazy(typed(Request::new(&delta::SOURCE))),
+            delta: lazy(Request::new(&delta::SOURCE).value("T", rule.dtype).value("D", d_v)),
             by_key: lazy(blocked(Request::new(&backward_kv::SOURCE))),
             by_query: lazy(blocked(Request::new(&backward_q::SOURCE))),
             mark: lazy(Request::new(&mark::SOURCE)),

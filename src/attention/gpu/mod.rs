@@ -49,10 +49,12 @@ impl Pipeline {
         let (block_q, block_kv) = (rule.blocks.q() as i64, rule.blocks.kv() as i64);
         let tuned = |request: Request| Tuned::new(cuda, &request, policy);
         let lazy = |request: Request| Lazy::new(cuda, request, policy);
+        let [d, d_v] = rule.head_dim.tiles(rule.value_dim).map(|tile| tile as i64);
         let forward = tuned(
             Request::new(&forward::SOURCE)
                 .value("T", rule.dtype)
-                .value("D", rule.head_dim.tile() as i64)
+                .value("D", d)
+                .value("D_V", d_v)
                 .value("BLOCK_Q", block_q)
                 .value("BLOCK_KV", block_kv)
                 .function("score_mod", score_mod.as_ref())

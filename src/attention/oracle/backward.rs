@@ -2,7 +2,7 @@
 
 use super::forward::mask;
 use super::{Rule, TOKENS, close, equal, noise, verdict};
-use crate::attention::Gradients;
+use crate::attention::{Gradients, HeadDim};
 use crate::device::Device;
 use crate::kernels::{backward_kv, backward_q, delta, mark};
 use crate::launch::{FunctionArgs, Kernel};
@@ -26,13 +26,13 @@ struct Case {
 
 impl Case {
     fn new(rule: &Rule) -> Result<Self, Error> {
-        let d = rule.head_dim.get();
-        let (rows, keys) = ([1, 2, TOKENS, d], [1, 1, TOKENS, d]);
-        let qkv = [noise(rule.dtype, &rows, 1)?, noise(rule.dtype, &keys, 2)?, noise(rule.dtype, &keys, 3)?];
+        let noise = |heads, dim: HeadDim, seed| noise(rule.dtype, &[1, heads, TOKENS, dim.get()], seed);
+        let qkv = [noise(2, rule.head_dim, 1)?, noise(1, rule.head_dim, 2)?, noise(1, rule.value_dim, 3)?];
         let mask = mask(rule)?;
         let (score_mod, mask_mod) = (rule.score_mod.as_deref(), rule.mask_mod.as_deref());
         let (out, lse) = cpu::attend(&qkv[0], &qkv[1], &qkv[2], &mask, rule.scale, score_mod, mask_mod)?;
-        let (d_out, d_lse) = (noise(rule.dtype, &rows, 4)?, noise(DType::F32, &rows[..3], 5)?);
+        let d_out = noise(2, rule.value_dim, 4)?;
+        let d_lse = super::noise(DType::F32, lse.shape(), 5)?;
         Ok(Case { qkv, out, lse, d_out, d_lse, mask })
     }
 

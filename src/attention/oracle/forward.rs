@@ -17,10 +17,10 @@ pub(in crate::attention) fn check_forward(
     functions: &FunctionArgs,
     kernel: &Kernel,
 ) -> Result<(), String> {
-    let shape = [1, 1, TOKENS, rule.head_dim.get()];
+    let [keys, values] = [rule.head_dim, rule.value_dim].map(|dim| [1, 1, TOKENS, dim.get()]);
     verdict(|| {
-        let [q, k, v] = [1, 2, 3].map(|seed| noise(rule.dtype, &shape, seed));
-        let (q, k, v) = (q?, k?, v?);
+        let noise = |shape, seed| noise(rule.dtype, shape, seed);
+        let (q, k, v) = (noise(&keys, 1)?, noise(&keys, 2)?, noise(&values, 3)?);
         let mask = mask(rule)?;
         let (score_mod, mask_mod) = (rule.score_mod.as_deref(), rule.mask_mod.as_deref());
         let expected = cpu::attend(&q, &k, &v, &mask, rule.scale, score_mod, mask_mod)?.0.to_f32_vec()?;
@@ -41,7 +41,7 @@ fn launch(
     scale: f32,
 ) -> Result<Tensor, Error> {
     let (q, k, v, mask) = (q.to(device)?, k.to(device)?, v.to(device)?, mask.to(device)?);
-    let mut out = Tensor::uninit(device, q.dtype(), q.shape())?;
+    let mut out = Tensor::uninit(device, q.dtype(), v.shape())?;
     let mut lse = Tensor::uninit(device, DType::F32, &q.shape()[..3])?;
     out.fill_bytes(0xFF)?;
     let args = forward::Args {

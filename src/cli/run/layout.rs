@@ -22,6 +22,8 @@ pub struct Sizes {
     pub seq_q: usize,
     pub seq_kv: usize,
     pub d: usize,
+    /// Of v and the output.
+    pub value_d: usize,
 }
 
 /// The query heads of one key head in one batch entry: what is computed in one go.
@@ -40,7 +42,7 @@ impl Sizes {
     ) -> Result<Self, TensorError> {
         let [batch, heads, seq_q, d] = layout.dimensions("q", q)?;
         let [k_batch, kv_heads, seq_kv, k_d] = layout.dimensions("k", k)?;
-        let [v_batch, v_heads, v_seq, v_d] = layout.dimensions("v", v)?;
+        let [v_batch, v_heads, v_seq, value_d] = layout.dimensions("v", v)?;
         for (what, tensor) in [("k", k), ("v", v)] {
             if tensor.dtype != q.dtype {
                 let needed = format!("{} as q has", q.dtype);
@@ -53,7 +55,6 @@ impl Sizes {
             ("batch", (k_batch, v_batch), "k", "v"),
             ("kv_heads", (kv_heads, v_heads), "k", "v"),
             ("seq_kv", (seq_kv, v_seq), "k", "v"),
-            ("d", (k_d, v_d), "k", "v"),
         ] {
             if sizes.0 != sizes.1 {
                 return Err(TensorError::Dimension { dimension, sizes, first, second });
@@ -62,7 +63,7 @@ impl Sizes {
         if heads.checked_rem(kv_heads).unwrap_or(heads) != 0 {
             return Err(TensorError::HeadGroups { heads, kv_heads });
         }
-        Ok(Sizes { batch, heads, kv_heads, seq_q, seq_kv, d })
+        Ok(Sizes { batch, heads, kv_heads, seq_q, seq_kv, d, value_d })
     }
 
     /// Query heads that share a key head.

@@ -22,7 +22,7 @@ pub struct RunArgs {
     /// A safetensors file with q, k and v, f16 or bf16.
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// The safetensors file to write: out (as q) and lse [batch, heads, seq_q] f32.
+    /// The safetensors file to write: out (as q, with v's last dimension) and lse [batch, heads, seq_q] f32.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
     /// The order of the dimensions: batch, heads, sequence, head dimension, or sequence before heads.
@@ -53,7 +53,8 @@ pub fn run(args: &RunArgs) -> Result<Report, CliError> {
     let file = TensorFile::read(&args.input)?;
     let (q, k, v) = (file.half("q")?, file.half("k")?, file.half("v")?);
     let sizes = Sizes::of(&q, &k, &v, args.layout)?;
-    let head_dim = HeadDim::new(sizes.d).map_err(tilewright::Error::from)?;
+    let dim = |d| HeadDim::new(d).map_err(tilewright::Error::from);
+    let (head_dim, value_dim) = (dim(sizes.d)?, dim(sizes.value_d)?);
     let selection = args.attention.selection();
     selection.validate().map_err(tilewright::Error::from)?;
     let pending = PendingFile::create(&args.output).map_err(write_error)?;
@@ -66,7 +67,10 @@ pub fn run(args: &RunArgs) -> Result<Report, CliError> {
         device = args.attention.device.without_nvrtc(&device, error)?;
         progress::note(&format!("running on the CPU: {why}"));
     }
-    let mut builder = Attention::builder(head_dim, q.dtype).select(selection).blocks(args.attention.block);
+    let mut builder = Attention::builder(head_dim, q.dtype)
+        .value_dim(value_dim)
+        .select(selection)
+        .blocks(args.attention.block);
     if let Some(scale) = args.scale {
         builder = builder.scale(scale);
     }
@@ -84,7 +88,7 @@ pub fn run(args: &RunArgs) -> Result<Report, CliError> {
     let dtype =
         if q.dtype == tilewright::DType::F16 { safetensors::Dtype::F16 } else { safetensors::Dtype::BF16 };
     let mut tensors = vec![
-        ("out", dtype, q.shape.clone(), results.out),
+        ("out", dtype, out_shape(&q, &sizes), results.out),
         (
             "lse",
             safetensors::Dtype::F32,
@@ -138,6 +142,7 @@ pub fn run(args: &RunArgs) -> Result<Report, CliError> {
         "seq_q": sizes.seq_q,
         "seq_kv": sizes.seq_kv,
         "head_dim": sizes.d,
+        "value_dim": sizes.value_d,
         "dtype": q.dtype,
         "top_k": selection.k(),
         "top_p": selection.p(),
@@ -157,13 +162,15 @@ fn compute(
     layout: Layout,
 ) -> Result<Results, CliError> {
     let device = attention.device();
-    let mut results = Results { out: vec![0; q.bytes.len()], ..Results::default() };
+    let out_shape = out_shape(q, sizes);
+    let out = vec![0; out_shape.iter().product::<usize>() * q.dtype.size()];
+    let mut results = Results { out, ..Results::default() };
     let units = sizes.units();
     let bar = progress::bar(units.len(), "heads");
     for Unit { batch, kv_head } in units {
         let heads = kv_head * sizes.group()..(kv_head + 1) * sizes.group();
         let take = |raw: &RawTensor<'_>, seq, heads: std::ops::Range<usize>| -> Result<Tensor, CliError> {
-            let shape = [1, heads.len(), seq, sizes.d];
+            let shape = [1, heads.len(), seq, raw.shape[3]];
             let bytes = layout.gather(raw, batch, heads);
             Ok(Tensor::from_bytes(raw.dtype, &bytes, &shape)?.to(device)?)
         };
@@ -171,7 +178,7 @@ fn compute(
         let k_unit = take(k, sizes.seq_kv, kv_head..kv_head + 1)?;
         let v_unit = take(v, sizes.seq_kv, kv_head..kv_head + 1)?;
         let Output { out, lse, mask } = attention.forward(&q_unit, &k_unit, &v_unit)?;
-        layout.scatter(&bytes_of(&out)?, &mut results.out, &q.shape, batch, heads);
+        layout.scatter(&bytes_of(&out)?, &mut results.out, &out_shape, batch, heads);
         results.lse.extend(lse.to_vec::<f32>()?);
         results.kv_counts.extend(mask.kv().counts.to_vec::<i32>()?);
         results.kv_indices.extend(mask.kv().indices.to_vec::<i32>()?);
@@ -180,6 +187,11 @@ fn compute(
     }
     bar.finish_and_clear();
     Ok(results)
+}
+
+/// The shape of q with the last dimension of v.
+fn out_shape(q: &RawTensor<'_>, sizes: &Sizes) -> Vec<usize> {
+    [&q.shape[..3], &[sizes.value_d]].concat()
 }
 
 /// The elements of a half-precision tensor, row-major, as a file holds them.

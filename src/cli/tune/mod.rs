@@ -92,6 +92,7 @@ pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
     let mut shapes = Vec::new();
     for shape in &args.shapes {
         let attention = Attention::builder(shape.head_dim, args.dtype)
+            .value_dim(shape.value_dim)
             .blocks(args.attention.block)
             .select(selection)
             .policy(Policy::Tune)
@@ -133,6 +134,7 @@ pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
             "heads": shape.heads,
             "tokens": shape.tokens,
             "head_dim": shape.head_dim.get(),
+            "value_dim": shape.value_dim.get(),
             "density": density,
             "seconds": seconds,
             "kernels": choices.iter().map(to_json).collect::<Vec<_>>(),
@@ -225,5 +227,5 @@ fn inputs(device: &Device, dtype: DType, shape: &Shape) -> Result<[Tensor; 3], C
         };
         Ok(tensor.to(device)?)
     };
-    Ok([tensor(shape.q())?, tensor(shape.kv())?, tensor(shape.kv())?])
+    Ok([tensor(shape.q())?, tensor(shape.k())?, tensor(shape.v())?])
 }

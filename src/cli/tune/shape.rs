@@ -5,7 +5,7 @@ use std::str::FromStr;
 use tilewright::HeadDim;
 use tilewright::tune::Workload;
 
-/// `[BATCHx]HEADS[/KV_HEADS]xTOKENS[:KEYS]xHEAD_DIM`.
+/// `[BATCHx]HEADS[/KV_HEADS]xTOKENS[:KEYS]xHEAD_DIM[/VALUE_DIM]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {
     pub batch: usize,
@@ -14,6 +14,7 @@ pub struct Shape {
     pub tokens: usize,
     pub keys: usize,
     pub head_dim: HeadDim,
+    pub value_dim: HeadDim,
 }
 
 impl Shape {
@@ -21,8 +22,12 @@ impl Shape {
         [self.batch, self.heads, self.tokens, self.head_dim.get()]
     }
 
-    pub fn kv(&self) -> [usize; 4] {
+    pub fn k(&self) -> [usize; 4] {
         [self.batch, self.kv_heads, self.keys, self.head_dim.get()]
+    }
+
+    pub fn v(&self) -> [usize; 4] {
+        [self.batch, self.kv_heads, self.keys, self.value_dim.get()]
     }
 
     pub fn workload(&self, density: f64) -> Workload {
@@ -35,7 +40,7 @@ impl FromStr for Shape {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let usage = "write it as HEADSxTOKENSxHEAD_DIM, such as 12x32760x128, or in full as \
-                     [BATCHx]HEADS[/KV_HEADS]xTOKENS[:KEYS]xHEAD_DIM, such as 2x24/8x4096:512x128";
+                     [BATCHx]HEADS[/KV_HEADS]xTOKENS[:KEYS]xHEAD_DIM[/VALUE_DIM], such as 2x24/8x4096:512x192/128";
         let number = |text: &str| text.parse::<usize>().ok().filter(|&n| n > 0).ok_or(usage);
         // What stands alone counts twice.
         let pair = |text: &str, mark| match text.split_once(mark) {
@@ -52,8 +57,10 @@ impl FromStr for Shape {
         if heads % kv_heads != 0 {
             return Err(format!("{heads} heads are no multiple of {kv_heads} key heads"));
         }
-        let head_dim = HeadDim::new(number(rest[2])?).map_err(|error| error.to_string())?;
-        Ok(Shape { batch, heads, kv_heads, tokens, keys, head_dim })
+        let dim = |dim| HeadDim::new(dim).map_err(|error| error.to_string());
+        let (head_dim, value_dim) = pair(rest[2], '/')?;
+        let (head_dim, value_dim) = (dim(head_dim)?, dim(value_dim)?);
+        Ok(Shape { batch, heads, kv_heads, tokens, keys, head_dim, value_dim })
     }
 }
 
@@ -70,7 +77,11 @@ impl fmt::Display for Shape {
         if self.keys != self.tokens {
             write!(f, " queries × {} keys", self.keys)?;
         }
-        write!(f, " × {}", self.head_dim)
+        write!(f, " × {}", self.head_dim)?;
+        if self.value_dim != self.head_dim {
+            write!(f, "/{}", self.value_dim)?;
+        }
+        Ok(())
     }
 }
 
@@ -90,6 +101,7 @@ mod tests {
                 "2 × 24/8 heads × 4096 queries × 512 keys × 128",
             ),
             ("3×100×64", 1, (3, 3), (100, 100), "3 heads × 100 × 64"),
+            ("3x100x192/128", 1, (3, 3), (100, 100), "3 heads × 100 × 192/128"),
         ] {
             let shape: Shape = text.parse().unwrap();
             assert_eq!((shape.batch, shape.heads, shape.kv_heads), (batch, heads.0, heads.1), "{text}");
@@ -110,6 +122,7 @@ mod tests {
             "12x32760x100000",
             "6/4x100x64",
             "12x1:x64",
+            "12x100x192/100",
         ] {
             assert!(text.parse::<Shape>().is_err(), "{text}");
         }

@@ -5,6 +5,7 @@ use crate::Test;
 use crate::support::{Case, Random};
 use libtest_mimic::Failed;
 use tilewright::attention::MaskLists;
+use tilewright::reference::{attention_f64, relative_error};
 use tilewright::tune::Policy;
 use tilewright::{
     Attention, BlockMask, BlockSize, DType, Device, Gradients, HeadDim, MaskMod, Output, ScoreMod, Tensor,
@@ -23,6 +24,7 @@ pub const TESTS: &[Test] = &[
     ("backward::bshd_strides_and_a_shared_mask", bshd_and_shared),
     ("backward::nothing_to_attend_to", nothing),
     ("backward::in_the_callers_memory", in_the_callers_memory),
+    ("backward::values_of_another_width_through_the_calls", values_of_another_width),
 ];
 
 #[score_mod]
@@ -228,6 +230,53 @@ fn in_the_callers_memory(device: &Device) -> Result<(), Failed> {
         if a.to_f32_vec()? != b.to_f32_vec()? {
             return Err("lists made on the way give other bits than those of the mask".into());
         }
+    }
+    Ok(())
+}
+
+/// Selected and attended to, with functions and without, tuned and first.
+fn values_of_another_width(device: &Device) -> Result<(), Failed> {
+    let mut random = Random(41);
+    for (dtype, d, value_d, policy) in [
+        (DType::Bf16, HeadDim::D192, HeadDim::D128, Policy::Tune),
+        (DType::F16, HeadDim::D64, HeadDim::new(72)?, Policy::FirstValid),
+    ] {
+        let case = Case {
+            dtype,
+            d: d.get(),
+            value_d: Some(value_d.get()),
+            heads: 4,
+            seq_q: 500,
+            seq_kv: 700,
+            ..CASE
+        };
+        let qkv = case.qkv(&mut random);
+        let [q, k, v] = [qkv[0].to(device)?, qkv[1].to(device)?, qkv[2].to(device)?];
+        let attention = Attention::builder(d, dtype)
+            .value_dim(value_d)
+            .select(top_k(0.3) | top_p(0.3))
+            .score_mod(softcap { cap: 3.0 })
+            .mask_mod(causal {})
+            .policy(policy)
+            .build(device)?;
+        let output = attention.forward(&q, &k, &v)?;
+        if output.out.shape() != case.out() {
+            return Err(format!("out has shape {:?}", output.out.shape()).into());
+        }
+        let d_out = random.tensor(dtype, &case.out());
+        let found = attention.backward(&q, &k, &v, &output, &d_out.to(device)?, None)?;
+        let mask = output.mask.to(&Device::cpu())?;
+        let functions: (Option<&dyn ScoreMod>, Option<&dyn MaskMod>) =
+            (Some(&softcap { cap: 3.0 }), Some(&causal {}));
+        let exact =
+            attention_f64(&qkv[0], &qkv[1], &qkv[2], &mask, attention.scale(), functions.0, functions.1)?;
+        let error = relative_error(&output.out.to_f32_vec()?, &exact.out);
+        let bound = if dtype == DType::F16 { 6e-4 } else { 4e-3 };
+        if error.is_nan() || error > bound {
+            return Err(format!("{case:?}: out is off by {error:.1e}").into());
+        }
+        let problem = (&qkv, &mask, attention.scale());
+        compare(&format!("{case:?}"), dtype, &found, problem, (&d_out, None), functions)?;
     }
     Ok(())
 }

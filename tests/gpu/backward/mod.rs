@@ -13,6 +13,7 @@ use tilewright::{BlockMask, BlockSize, DType, Device, Gradients, HeadDim, MaskMo
 pub const TESTS: &[Test] = &[
     ("backward::ragged_lengths", ragged_lengths),
     ("backward::head_dims_and_blocks", head_dims_and_blocks),
+    ("backward::values_of_another_width", values_of_another_width),
     ("backward::heads_and_groups", heads_and_groups),
     ("backward::cross_lengths", cross_lengths),
     ("backward::scales", scales),
@@ -29,6 +30,7 @@ const CASE: Case = Case {
     seq_q: 500,
     seq_kv: 500,
     d: 128,
+    value_d: None,
     blocks: (128, 64),
 };
 
@@ -48,15 +50,17 @@ struct Kernels {
 }
 
 fn requests(case: &Case) -> [Request; 3] {
-    let tile = HeadDim::new(case.d).unwrap().backward_tile() as i64;
+    let [dim, values] = [case.d, case.value_d()].map(|d| HeadDim::new(d).unwrap());
+    let [d, d_v] = dim.backward_tiles(values).map(|tile| tile as i64);
     let blocks = |request: Request| {
         request
             .value("T", case.dtype)
-            .value("D", tile)
+            .value("D", d)
+            .value("D_V", d_v)
             .value("BLOCK_Q", case.blocks.0 as i64)
             .value("BLOCK_KV", case.blocks.1 as i64)
     };
-    let delta = Request::new(&delta::SOURCE).value("T", case.dtype).value("D", tile);
+    let delta = Request::new(&delta::SOURCE).value("T", case.dtype).value("D", d_v);
     [delta, blocks(Request::new(&backward_kv::SOURCE)), blocks(Request::new(&backward_q::SOURCE))]
 }
 
@@ -141,7 +145,7 @@ impl Inputs {
         let qkv = case.qkv(&mut random);
         let mask = holey_mask(case, &mut random, kept);
         let (out, lse) = cpu::attend(&qkv[0], &qkv[1], &qkv[2], &mask, scale, None, None)?;
-        let d_out = random.tensor(case.dtype, qkv[0].shape());
+        let d_out = random.tensor(case.dtype, &case.out());
         let d_lse = random.tensor(DType::F32, &qkv[0].shape()[..3]);
         Ok(Inputs { qkv, out, lse, d_out, d_lse, mask, scale })
     }
@@ -230,6 +234,19 @@ fn head_dims_and_blocks(device: &Device) -> Result<(), Failed> {
     Ok(())
 }
 
+fn values_of_another_width(device: &Device) -> Result<(), Failed> {
+    for (d, value_d) in [(192, 128), (160, 40), (256, 128), (192, 136), (64, 128), (128, 64), (8, 96)] {
+        for (i, blocks) in BlockSize::ALL.into_iter().enumerate() {
+            let dtype = [DType::Bf16, DType::F16][(i + d / 64) % 2];
+            let blocks = (blocks.q(), blocks.kv());
+            let case =
+                Case { dtype, d, value_d: Some(value_d), blocks, heads: 4, seq_q: 300, seq_kv: 300, ..CASE };
+            check(device, case, 0.6)?;
+        }
+    }
+    Ok(())
+}
+
 fn heads_and_groups(device: &Device) -> Result<(), Failed> {
     for (heads, kv_heads) in [(1, 1), (3, 3), (40, 40), (4, 1), (8, 2), (8, 1), (40, 5)] {
         check(device, Case { heads, kv_heads, batch: 2, seq_q: 200, seq_kv: 260, ..CASE }, 0.6)?;
@@ -267,9 +284,10 @@ fn scales(device: &Device) -> Result<(), Failed> {
 /// Every candidate of the tuning spaces, not the preferred ones alone.
 fn every_schedule(device: &Device) -> Result<(), Failed> {
     let cuda = device.as_cuda().unwrap();
-    for d in [64, 96, 128, 256] {
+    for (d, value_d) in [(64, None), (96, None), (128, None), (256, None), (192, Some(128))] {
         for blocks in BlockSize::ALL {
-            let case = Case { d, blocks: (blocks.q(), blocks.kv()), seq_q: 333, seq_kv: 333, ..CASE };
+            let case =
+                Case { d, value_d, blocks: (blocks.q(), blocks.kv()), seq_q: 333, seq_kv: 333, ..CASE };
             let [deltas, by_key, by_query] = requests(&case).map(|request| request.load_all(cuda));
             let (deltas, by_key, by_query) = (deltas?, by_key?, by_query?);
             for i in 0..deltas.len().max(by_key.len()).max(by_query.len()) {
