@@ -21,7 +21,7 @@ pub mod pool;
 pub mod rank;
 #[doc = "Rows in another order: row i of `out` is row `order[i]` of `x`. An entry that is no row gives a row of zeros."]
 pub mod regroup;
-#[doc = "The logit of every pair of blocks: the product of the two means times `scale`, in f32 throughout."]
+#[doc = "The logit of every pair of blocks: the product of the two means times `scale`, nearly as exact as in f32 throughout."]
 pub mod score;
 #[doc = "Picks each row's key blocks: in descending order of probability (ties: lower index first) the shortest"]
 pub mod select;

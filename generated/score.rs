@@ -69,7 +69,7 @@ const _: () = {
 };
 /// The arguments of `score`.
 ///
-/// The logit of every pair of blocks: the product of the two means times `scale`, in f32 throughout.
+/// The logit of every pair of blocks: the product of the two means times `scale`, nearly as exact as in f32 throughout.
 /// A NaN becomes -inf and the rest is clamped to ±3e38.
 #[derive(Debug)]
 pub struct Args<'a> {

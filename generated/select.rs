@@ -53,6 +53,14 @@ pub struct Params {
     pub full_keep: u64,
     /// Strides in elements of all dimensions but the last.
     pub full_keep_stride: [i64; 3],
+    /// Device pointer of `row_order`.
+    pub row_order: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub row_order_stride: [i64; 2],
+    /// Device pointer of `finished`.
+    pub finished: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub finished_stride: [i64; 1],
     /// Dimension `batch`.
     pub batch: i32,
     /// Dimension `heads`.
@@ -71,7 +79,7 @@ pub struct Params {
     pub padding: i32,
 }
 const _: () = {
-    assert!(size_of:: < Params > () == 272);
+    assert!(size_of:: < Params > () == 312);
     assert!(offset_of!(Params, logits) == 0);
     assert!(offset_of!(Params, logits_stride) == 8);
     assert!(offset_of!(Params, classes) == 32);
@@ -88,14 +96,18 @@ const _: () = {
     assert!(offset_of!(Params, keep_stride) == 184);
     assert!(offset_of!(Params, full_keep) == 208);
     assert!(offset_of!(Params, full_keep_stride) == 216);
-    assert!(offset_of!(Params, batch) == 240);
-    assert!(offset_of!(Params, heads) == 244);
-    assert!(offset_of!(Params, q_blocks) == 248);
-    assert!(offset_of!(Params, kv_blocks) == 252);
-    assert!(offset_of!(Params, words) == 256);
-    assert!(offset_of!(Params, top_k) == 260);
-    assert!(offset_of!(Params, top_p) == 264);
-    assert!(offset_of!(Params, padding) == 268);
+    assert!(offset_of!(Params, row_order) == 240);
+    assert!(offset_of!(Params, row_order_stride) == 248);
+    assert!(offset_of!(Params, finished) == 264);
+    assert!(offset_of!(Params, finished_stride) == 272);
+    assert!(offset_of!(Params, batch) == 280);
+    assert!(offset_of!(Params, heads) == 284);
+    assert!(offset_of!(Params, q_blocks) == 288);
+    assert!(offset_of!(Params, kv_blocks) == 292);
+    assert!(offset_of!(Params, words) == 296);
+    assert!(offset_of!(Params, top_k) == 300);
+    assert!(offset_of!(Params, top_p) == 304);
+    assert!(offset_of!(Params, padding) == 308);
 };
 /// The arguments of `select`.
 ///
@@ -109,6 +121,9 @@ const _: () = {
 /// of `full_keep` whether it is in `full_kv_indices`.
 ///
 /// For rows longer than `rank` takes, and for those that nothing ranks. `logits` is the kernel's to overwrite.
+///
+/// `row_order` becomes the query blocks of each head by falling number of key blocks, equal ones in any order, for the
+/// forward; for it `finished` must be 0, and is 0 again afterwards.
 #[derive(Debug)]
 pub struct Args<'a> {
     /// `[batch, heads, q_blocks, kv_blocks]` of f32.
@@ -127,6 +142,10 @@ pub struct Args<'a> {
     pub keep: &'a mut Tensor,
     /// `[batch, heads, q_blocks, words]` of i32.
     pub full_keep: Option<&'a mut Tensor>,
+    /// `[batch, heads, q_blocks]` of i32.
+    pub row_order: Option<&'a mut Tensor>,
+    /// `[batch, heads]` of i32.
+    pub finished: Option<&'a mut Tensor>,
     /// By value.
     pub top_k: f32,
     /// By value.
@@ -243,6 +262,24 @@ unsafe impl KernelArgs for Args<'_> {
                     Dim::exact("words"),
                 ],
             )?;
+        let dtype = DType::I32;
+        let row_order = binder
+            .tensor(
+                "row_order",
+                self.row_order.as_deref(),
+                dtype,
+                1,
+                [Dim::exact("batch"), Dim::exact("heads"), Dim::exact("q_blocks")],
+            )?;
+        let dtype = DType::I32;
+        let finished = binder
+            .tensor(
+                "finished",
+                self.finished.as_deref(),
+                dtype,
+                1,
+                [Dim::exact("batch"), Dim::exact("heads")],
+            )?;
         let batch = binder.dim("batch");
         let heads = binder.dim("heads");
         let q_blocks = binder.dim("q_blocks");
@@ -273,6 +310,10 @@ unsafe impl KernelArgs for Args<'_> {
             keep_stride: keep.strides,
             full_keep: full_keep.pointer,
             full_keep_stride: full_keep.strides,
+            row_order: row_order.pointer,
+            row_order_stride: row_order.strides,
+            finished: finished.pointer,
+            finished_stride: finished.strides,
             batch: binder.int(batch)?,
             heads: binder.int(heads)?,
             q_blocks: binder.int(q_blocks)?,

@@ -423,6 +423,8 @@ fn optional_outputs_may_be_absent() {
         full_kv_indices: None,
         keep: &mut keep,
         full_keep: None,
+        row_order: None,
+        finished: None,
         top_k: 0.5,
         top_p: 0.0,
     };

@@ -71,6 +71,17 @@ __device__ __forceinline__ unsigned sum_before(unsigned x, int lane) {
     return sum - x;
 }
 
+/// Rows of bits turned: bit r of lane b's result is bit b of lane r's word. Halves of ever smaller squares change places.
+__device__ __forceinline__ unsigned turned(unsigned word, int lane) {
+    unsigned low = 0x0000ffffu;  // the left half of each square
+#pragma unroll
+    for (int side = 16; side > 0; side /= 2, low ^= low << side) {
+        const unsigned other = __shfl_xor_sync(WHOLE_WARP, word, side);
+        word = lane & side ? (word & ~low) | (other >> side & low) : (word & low) | (other & low) << side;
+    }
+    return word;
+}
+
 
 static_assert(THREADS == 32 * WARPS);
 // The rows of a head by falling length: whoever works through rows of uneven length begins with the longest.
@@ -110,6 +121,29 @@ __device__ __forceinline__ void order_rows(const int* counts, const int* full_co
     }
     __syncthreads();
     for (int row = threadIdx.x; row < rows; row += THREADS) order[atomicAdd(bins + bin_of(row), 1)] = row;
+}
+
+/// For kernels whose grid has heads and batches as its second and third dimension: the last thread block of a head to come here has all
+/// its counts before it, and orders its rows. `finished` counts the thread blocks of each head, and is 0 again afterwards.
+template <typename Arguments>
+__device__ __forceinline__ void order_when_last(const Arguments& p, int* bins) {
+    const long long head = blockIdx.y, batch = blockIdx.z;
+    int* finished = p.finished + batch * p.finished_stride[0] + head;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) bins[0] = atomicAdd(finished, 1);
+    __syncthreads();
+    const bool last = bins[0] + 1 == gridDim.x;
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    if (threadIdx.x == 0) *finished = 0;
+    const int* counts = p.kv_counts + batch * p.kv_counts_stride[0] + head * p.kv_counts_stride[1];
+    const int* full_counts = nullptr;
+    if (p.full_kv_counts != nullptr)
+        full_counts = p.full_kv_counts + batch * p.full_kv_counts_stride[0] + head * p.full_kv_counts_stride[1];
+    order_rows(counts, full_counts, p.q_blocks, p.kv_blocks, bins,
+               p.row_order + batch * p.row_order_stride[0] + head * p.row_order_stride[1]);
 }
 
 

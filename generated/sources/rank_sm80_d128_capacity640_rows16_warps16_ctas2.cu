@@ -133,6 +133,17 @@ __device__ __forceinline__ unsigned sum_before(unsigned x, int lane) {
     return sum - x;
 }
 
+/// Rows of bits turned: bit r of lane b's result is bit b of lane r's word. Halves of ever smaller squares change places.
+__device__ __forceinline__ unsigned turned(unsigned word, int lane) {
+    unsigned low = 0x0000ffffu;  // the left half of each square
+#pragma unroll
+    for (int side = 16; side > 0; side /= 2, low ^= low << side) {
+        const unsigned other = __shfl_xor_sync(WHOLE_WARP, word, side);
+        word = lane & side ? (word & ~low) | (other >> side & low) : (word & low) | (other & low) << side;
+    }
+    return word;
+}
+
 // What a block's score may be: a NaN counts as -inf, everything else is clamped to a finite range.
 
 __device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
@@ -152,9 +163,9 @@ __device__ __forceinline__ float sanitised(float logit) {
 /// The mass of a probability of 1: masses are probabilities in fixed point.
 constexpr float MASS_UNIT = 1073741824.0f;  // 2^30
 
-// A key is an exponential's bits, compared as an integer. A block that is not admissible is below them all; among the
-// logits a NaN stands for it.
-constexpr int ABSENT = -1;
+// A key is an exponential's bits, compared as an integer. A block that is not admissible is below them all, and as a number
+// a negative 0: it has no mass. Among the logits a NaN stands for it.
+constexpr int ABSENT = 0x80000000;
 constexpr int NOT_ADMISSIBLE = 0x7fffffff;
 
 /// The mass of a key where none reaches 2^23, from where on floats are integers: an addition rounds like a conversion, which
@@ -180,13 +191,6 @@ struct AnyMass {
     }
 };
 
-/// A row of the problem.
-struct Row {
-    int* words;                    // the logits, sanitised, in shared or device memory; they are worked on in place
-    const unsigned char* classes;  // null: every block is admissible
-    int blocks;
-};
-
 /// Where a row's results go.
 struct RowResult {
     int* counts;
@@ -196,6 +200,13 @@ struct RowResult {
     int* full_indices;
     int* full_keep;
 };
+
+/// e^x for x of at most 0; what is below the normal numbers is 0.
+__device__ __forceinline__ float exponential(float x) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * 1.4426950408889634f));
+    return power;
+}
 
 /// What is kept: the blocks with a key of at least `high`, and of those from `low` on below it, the first `taken` in order
 /// of their index.
@@ -219,46 +230,190 @@ __device__ __forceinline__ unsigned blocks_wanted(float top_k, float top_p, unsi
     return min(wanted, n);
 }
 
-/// The words of a row that is padded are there, as if not admissible, up to a multiple of this.
+/// A row's words come this many blocks at a time.
 constexpr int PADDING = 128;
 
-/// Calls visit(item, word) for a lane's words in order, a batch read before any is used; what comes past the row's end is
-/// `otherwise`, or what a padded row has there.
-template <bool PADDED, typename Visit>
-__device__ __forceinline__ void each_word(const Row& row, int otherwise, int lane, Visit visit) {
-    constexpr int BATCH = PADDING / 32;
-    const int* const words = row.words + lane;
-    const int mine = row.blocks - lane;  // item i is a block where 32 i is below this
-    for (int first = 0; 32 * first < row.blocks; first += BATCH) {
-        int word[BATCH];
-#pragma unroll
-        for (int i = 0; i < BATCH; ++i)
-            word[i] = PADDED || 32 * (first + i) < mine ? words[32 * (first + i)] : otherwise;
-#pragma unroll
-        for (int i = 0; i < BATCH; ++i) visit(first + i, word[i]);
-    }
-}
+/// A row of the problem: the logits, sanitised, in shared or device memory. They are worked on in place. Where it is PADDED there is
+/// memory up to a multiple of PADDING.
+///
+/// Rows have functions for a warp, of which a lane has every 32nd word: item i of a lane is word 32 i + lane.
+template <bool PADDED>
+struct RowInMemory {
+    static constexpr bool IS_LONG = true;
+    int* words;
+    const unsigned char* classes;  // null: every block is admissible
+    int blocks;
 
-/// Blocks of 32 items, a word of 32 bits a lane: lane i gets those of item `first + i` for which `test` holds.
-template <bool PADDED, typename Test>
-__device__ __forceinline__ unsigned bits_where(const Row& row, int first, int lane, Test test) {
-    constexpr int BATCH = PADDING / 32;
-    const int* const words = row.words + 32 * first + lane;
-    const int left = row.blocks - 32 * first;
-    unsigned bits = 0;
-    for (int begin = 0; begin < 32 && 32 * begin < left; begin += BATCH) {
-        int word[BATCH];
+    /// Marks what is not admissible, and what is past the row's end. Returns how many are admissible.
+    __device__ __forceinline__ unsigned prepare(int lane) {
+        if constexpr (PADDED) {
+            for (int i = blocks / 32 * 32 + lane; i < (blocks + PADDING - 1) / PADDING * PADDING; i += 32)
+                if (i >= blocks) words[i] = NOT_ADMISSIBLE;
+        }
+        if (classes == nullptr) return blocks;
+        unsigned admissible = 0;
+#pragma unroll 4
+        for (int i = lane; i < blocks; i += 32) {
+            if (classes[i] == EMPTY) words[i] = NOT_ADMISSIBLE;
+            admissible += words[i] != NOT_ADMISSIBLE;
+        }
+        return __reduce_add_sync(WHOLE_WARP, admissible);
+    }
+
+    /// How many words each lane is shown, with those past the row's end.
+    __device__ __forceinline__ int shown() const { return (blocks + PADDING - 1) / PADDING * BATCH; }
+
+    /// Calls visit(word) for a lane's words in order, a batch read before any is used; what comes past the row's end is
+    /// `otherwise`, or what a padded row has there.
+    template <typename Visit>
+    __device__ __forceinline__ void each(int otherwise, int lane, Visit visit) const {
+        for (int first = 0; 32 * first < blocks; first += BATCH) {
+            int word[BATCH];
+            read(word, first, otherwise, lane);
 #pragma unroll
-        for (int i = 0; i < BATCH; ++i)
-            word[i] = PADDED || 32 * (begin + i) + lane < left ? words[32 * (begin + i)] : ABSENT;
-#pragma unroll
-        for (int i = 0; i < BATCH; ++i) {
-            const unsigned lanes = __ballot_sync(WHOLE_WARP, test(word[i]));
-            bits = lane == begin + i ? lanes : bits;
+            for (int i = 0; i < BATCH; ++i) visit(word[i]);
         }
     }
-    return bits;
-}
+
+    /// Puts change(word) in the place of each word.
+    template <typename Change>
+    __device__ __forceinline__ void change(int otherwise, int lane, Change change) {
+        for (int first = 0; 32 * first < blocks; first += BATCH) {
+            int word[BATCH];
+            read(word, first, otherwise, lane);
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i) {
+                const int changed = change(word[i]);
+                if (PADDED || 32 * (first + i) + lane < blocks) words[32 * (first + i) + lane] = changed;
+            }
+        }
+    }
+
+    /// Word `block`, which was changed.
+    template <typename Change>
+    __device__ __forceinline__ int changed(int block, Change) const {
+        return words[block];
+    }
+
+    /// Calls visit(first) for the first of each 32 items.
+    template <typename Visit>
+    __device__ __forceinline__ void each_group(Visit visit) const {
+        for (int first = 0; 32 * first < blocks; first += 32) visit(first);
+    }
+
+    /// A word of 32 bits a lane: lane i gets those of item `first + i` for which `test` holds.
+    template <typename Test>
+    __device__ __forceinline__ unsigned bits_where(int first, int lane, Test test) const {
+        unsigned own = 0;  // bit i of item `first + i`
+        for (int begin = 0; begin < 32 && 32 * (first + begin) < blocks; begin += BATCH) {
+            int word[BATCH];
+            read(word, first + begin, ABSENT, lane);
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i) own |= static_cast<unsigned>(test(word[i])) << (begin + i);
+        }
+        return turned(own, lane);
+    }
+
+   private:
+    static constexpr int BATCH = PADDING / 32;
+
+    __device__ __forceinline__ void read(int (&word)[BATCH], int first, int otherwise, int lane) const {
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i)
+            word[i] = PADDED || 32 * (first + i) + lane < blocks ? words[32 * (first + i) + lane] : otherwise;
+    }
+};
+
+/// The same with a row of at most 32 * ITEMS blocks in registers: it is read once, and changed there alone. There is memory up to a
+/// multiple of PADDING.
+template <int ITEMS>
+struct RowInRegisters {
+    static constexpr bool IS_LONG = ITEMS > 20;
+    const int* words;
+    const unsigned char* classes;
+    int blocks;
+    int held[ITEMS];
+
+    __device__ __forceinline__ unsigned prepare(int lane) {
+#pragma unroll
+        for (int first = 0; first < ITEMS; first += BATCH) {
+            if (32 * first >= blocks) break;
+#pragma unroll
+            for (int i = first; i < first + BATCH; ++i) held[i] = words[32 * i + lane];
+            if (32 * (first + BATCH) <= blocks) continue;
+#pragma unroll
+            for (int i = first; i < first + BATCH; ++i)
+                if (32 * i + lane >= blocks) held[i] = NOT_ADMISSIBLE;
+        }
+        if (classes == nullptr) return blocks;
+        unsigned admissible = 0;
+        each_item([&](int i) {
+            // The last block's class stands for those past the row's end.
+            if (classes[min(32 * i + lane, blocks - 1)] == EMPTY) held[i] = NOT_ADMISSIBLE;
+            admissible += held[i] != NOT_ADMISSIBLE;
+        });
+        return __reduce_add_sync(WHOLE_WARP, admissible);
+    }
+
+    __device__ __forceinline__ int shown() const { return (blocks + PADDING - 1) / PADDING * BATCH; }
+
+    template <typename Visit>
+    __device__ __forceinline__ void each(int, int, Visit visit) const {
+        each_item([&](int i) { visit(held[i]); });
+    }
+
+    template <typename Change>
+    __device__ __forceinline__ void change(int, int, Change change) {
+        each_item([&](int i) { held[i] = change(held[i]); });
+    }
+
+    /// What `change` makes of word `block`.
+    template <typename Change>
+    __device__ __forceinline__ int changed(int block, Change change) const {
+        return change(words[block]);
+    }
+
+    template <typename Visit>
+    __device__ __forceinline__ void each_group(Visit visit) const {
+#pragma unroll
+        for (int first = 0; first < ITEMS; first += 32)
+            if (32 * first < blocks) visit(first);
+    }
+
+    template <typename Test>
+    __device__ __forceinline__ unsigned bits_where(int first, int lane, Test test) const {
+        unsigned own = 0;
+        each_item([&](int i) {
+            if (i >= first && i < first + 32 && test(held[i])) own |= 1u << (i - first);
+        });
+        return turned(own, lane);
+    }
+
+   private:
+    static constexpr int BATCH = PADDING / 32;
+    static_assert(ITEMS % BATCH == 0);
+
+    /// Calls visit(i) for the items that exist, whole batches of them.
+    template <typename Visit>
+    __device__ __forceinline__ void each_item(Visit visit) const {
+#pragma unroll
+        for (int first = 0; first < ITEMS; first += BATCH) {
+            if (32 * first >= blocks) break;
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i) visit(first + i);
+        }
+    }
+};
+
+/// The kind of row of at most MOST blocks, padded, for threads of REGISTERS registers.
+template <int MOST, int REGISTERS, bool FITS = MOST / 32 + 40 <= (REGISTERS < 128 ? REGISTERS : 80)>
+struct RowOf {
+    using Type = RowInRegisters<MOST / 32>;
+};
+template <int MOST, int REGISTERS>
+struct RowOf<MOST, REGISTERS, false> {
+    using Type = RowInMemory<true>;
+};
 
 /// Appends the numbers of the blocks whose bits are set to a list of `listed`: lane i's word has those from
 /// `first + 32 i` on.
@@ -296,20 +451,20 @@ __device__ __forceinline__ void halve(Threshold& kept, int middle, unsigned coun
 }
 
 /// The first cut: what the mass of `top_p` is of shows on the way. Returns that mass.
-template <bool PADDED, typename Mass>
+template <typename Row, typename Mass>
 __device__ __forceinline__ unsigned cut_first(Threshold& kept, const Row& row, Mass mass_of, unsigned wanted, float top_p,
                                               int lane) {
     const int middle = middle_of(kept);
     unsigned whole = 0, count = 0, mass = 0;
-    each_word<PADDED>(row, ABSENT, lane, [&](int, int key) {
-        const unsigned its_mass = mass_of(key) - Mass::excess();
+    row.each(ABSENT, lane, [&](int key) {
+        const unsigned its_mass = mass_of(key);
         const bool reaches = key >= middle;
-        whole += key != ABSENT ? its_mass : 0;
+        whole += its_mass;
         count += reaches;
         mass += reaches ? its_mass : 0;
     });
-    whole = __reduce_add_sync(WHOLE_WARP, whole);
-    mass = __reduce_add_sync(WHOLE_WARP, mass);
+    whole = __reduce_add_sync(WHOLE_WARP, whole - row.shown() * Mass::excess());
+    mass = __reduce_add_sync(WHOLE_WARP, mass - count * Mass::excess());
     count = __reduce_add_sync(WHOLE_WARP, count);
     const unsigned target = static_cast<unsigned>(ceil(static_cast<double>(top_p) * whole));
     halve(kept, middle, count, mass, wanted, target);
@@ -318,13 +473,14 @@ __device__ __forceinline__ unsigned cut_first(Threshold& kept, const Row& row, M
 
 /// Narrows the range until at most a warp's width of blocks is between its ends, or only equal ones: those from `low` on are
 /// enough, those from `high` on are not.
-template <bool PADDED, typename Mass>
+template <typename Row, typename Mass>
 __device__ __forceinline__ void narrow(Threshold& kept, const Row& row, Mass mass_of, unsigned wanted, unsigned target,
                                        int lane) {
     while (kept.between > 32 && kept.high - kept.low > 1) {
         const int middle = middle_of(kept);
         unsigned count = 0, mass = 0;
-        each_word<PADDED>(row, ABSENT, lane, [&](int, int key) {
+        if (Row::IS_LONG) asm volatile("" : "+f"(mass_of.unit));  // masses are made anew each time, not kept: there are too many
+        row.each(ABSENT, lane, [&](int key) {
             const bool reaches = key >= middle;
             count += reaches;
             mass += reaches ? mass_of(key) : 0;
@@ -336,11 +492,11 @@ __device__ __forceinline__ void narrow(Threshold& kept, const Row& row, Mass mas
 }
 
 /// Both, where the rule has a mass; else the second alone.
-template <bool PADDED, typename Mass>
+template <typename Row, typename Mass>
 __device__ __forceinline__ unsigned search(Threshold& kept, const Row& row, Mass mass_of, unsigned wanted, float top_p,
                                            int lane) {
-    const unsigned target = top_p > 0.0f ? cut_first<PADDED>(kept, row, mass_of, wanted, top_p, lane) : 0;
-    narrow<PADDED>(kept, row, mass_of, wanted, target, lane);
+    const unsigned target = top_p > 0.0f ? cut_first(kept, row, mass_of, wanted, top_p, lane) : 0;
+    narrow(kept, row, mass_of, wanted, target, lane);
     return target;
 }
 
@@ -370,15 +526,15 @@ __device__ __forceinline__ void rank_lanes(Threshold& kept, int key, AnyMass mas
 }
 
 /// Lists the blocks that are kept and sets a bit for each.
-template <bool PADDED>
+template <typename Row>
 __device__ __forceinline__ void list_blocks(const Row& row, const RowResult& result, const Threshold& kept, int lane) {
     const bool split = result.full_counts != nullptr && row.classes != nullptr;
     unsigned ties = 0, listed = 0, listed_full = 0;
-    for (int first = 0; 32 * first < row.blocks; first += 32) {
-        unsigned keep = bits_where<PADDED>(row, first, lane, [&](int key) { return key >= kept.low; });
+    row.each_group([&](int first) {
+        unsigned keep = row.bits_where(first, lane, [&](int key) { return key >= kept.low; });
         if (kept.taken < kept.between) {
             // The first of the equal ones.
-            unsigned tie = bits_where<PADDED>(row, first, lane, [&](int key) { return key >= kept.low && key < kept.high; });
+            unsigned tie = row.bits_where(first, lane, [&](int key) { return key >= kept.low && key < kept.high; });
             keep ^= tie;
             const unsigned count = __popc(tie), before = ties + sum_before(count, lane);
             ties = __shfl_sync(WHOLE_WARP, before + count, 31);
@@ -400,7 +556,7 @@ __device__ __forceinline__ void list_blocks(const Row& row, const RowResult& res
             result.keep[first + lane] = keep & ~full;
             if (result.full_counts != nullptr) result.full_keep[first + lane] = full;
         }
-    }
+    });
     for (int i = listed + lane; i < row.blocks; i += 32) result.indices[i] = 0;
     if (lane == 0) *result.counts = listed;
     if (result.full_counts != nullptr) {
@@ -409,44 +565,31 @@ __device__ __forceinline__ void list_blocks(const Row& row, const RowResult& res
     }
 }
 
-/// Selects one row. `scratch`: 32 words of the warp's in shared memory. A lane has every 32nd block; the loops have no
-/// branches within, so that the latencies of a lane's blocks overlap.
-template <bool PADDED>
-__device__ __forceinline__ void select_row(const Row& row, const RowResult& result, float top_k, float top_p,
-                                           int* scratch) {
+/// Selects one row. `scratch`: 32 words of the warp's in shared memory; `result()`: where the results go, made when they are there,
+/// for they are many registers. Loops over words have no branches within, so that the
+/// latencies of a lane's blocks overlap.
+template <typename Row, typename Result>
+__device__ __forceinline__ void select_row(Row& row, Result result, float top_k, float top_p, int* scratch) {
     const int lane = threadIdx.x % 32;
+    const unsigned n = row.prepare(lane);
 
-    if constexpr (PADDED) {
-        for (int i = row.blocks / 32 * 32 + lane; i < (row.blocks + PADDING - 1) / PADDING * PADDING; i += 32)
-            if (i >= row.blocks) row.words[i] = NOT_ADMISSIBLE;
-    }
-    if (row.classes != nullptr) {
-#pragma unroll 4
-        for (int i = lane; i < row.blocks; i += 32)
-            if (row.classes[i] == EMPTY) row.words[i] = NOT_ADMISSIBLE;
-    }
-
-    // The largest logit and the number of admissible blocks. A maximum passes over NaN.
+    // The largest logit. A maximum passes over NaN.
     float peak = minus_infinity();
-    unsigned n = 0;
-    each_word<PADDED>(row, NOT_ADMISSIBLE, lane, [&](int, int word) {
-        peak = fmaxf(peak, __int_as_float(word));
-        n += word != NOT_ADMISSIBLE;
-    });
+    row.each(NOT_ADMISSIBLE, lane, [&](int word) { peak = fmaxf(peak, __int_as_float(word)); });
     peak = warp_max(peak);
-    n = __reduce_add_sync(WHOLE_WARP, n);
 
     // Exponentials. A row of -inf alone has no mass; its blocks are kept in order of their index.
     const float base = peak == minus_infinity() ? 0.0f : peak;
     float sum = 0.0f;
     unsigned bottom = 0xffffffffu;
-    each_word<PADDED>(row, NOT_ADMISSIBLE, lane, [&](int item, int word) {
-        const float e = __expf(__int_as_float(word) - base);
-        const bool present = word != NOT_ADMISSIBLE;
-        const int key = present ? __float_as_int(e) : ABSENT;
-        sum += present ? e : 0.0f;
+    const auto key_of = [base](int word) {
+        return word != NOT_ADMISSIBLE ? __float_as_int(exponential(__int_as_float(word) - base)) : ABSENT;
+    };
+    row.change(NOT_ADMISSIBLE, lane, [&](int word) {
+        const int key = key_of(word);
+        sum += __int_as_float(key);
         bottom = min(bottom, static_cast<unsigned>(key));
-        if (PADDED || 32 * item + lane < row.blocks) row.words[32 * item + lane] = key;
+        return key;
     });
     sum = warp_sum(sum);
     bottom = __reduce_min_sync(WHOLE_WARP, bottom);
@@ -458,8 +601,8 @@ __device__ __forceinline__ void select_row(const Row& row, const RowResult& resu
     const unsigned wanted = blocks_wanted(top_k, top_p, n);
     Threshold kept = {n == 0 ? 0 : static_cast<int>(bottom), __float_as_int(1.0f) + 1, n, n, 0, 0};
     if (wanted < n) {
-        const unsigned target = all_small ? search<PADDED>(kept, row, small, wanted, top_p, lane)
-                                          : search<PADDED>(kept, row, any, wanted, top_p, lane);
+        const unsigned target = all_small ? search(kept, row, small, wanted, top_p, lane)
+                                          : search(kept, row, any, wanted, top_p, lane);
         if (kept.between > 32) {
             // Equal ones.
             const unsigned its_mass = any(kept.low);
@@ -470,17 +613,17 @@ __device__ __forceinline__ void select_row(const Row& row, const RowResult& resu
             kept.taken = min(kept.taken, kept.between);
         } else {
             unsigned found = 0;
-            for (int first = 0; 32 * first < row.blocks; first += 32) {
+            row.each_group([&](int first) {
                 const auto between = [&](int key) { return key >= kept.low && key < kept.high; };
-                append(scratch, found, bits_where<PADDED>(row, first, lane, between), 32 * first, lane);
-            }
+                append(scratch, found, row.bits_where(first, lane, between), 32 * first, lane);
+            });
             __syncwarp();
-            const int key = lane < found ? row.words[scratch[lane]] : ABSENT;
+            const int key = lane < found ? row.changed(scratch[lane], key_of) : ABSENT;
             __syncwarp();
             rank_lanes(kept, key, any, wanted, target, lane);
         }
     }
-    list_blocks<PADDED>(row, result, kept, lane);
+    list_blocks(row, result(), kept, lane);
 }
 
 /// The row and its results' places that `rank` and `select` have arguments for.
@@ -566,6 +709,29 @@ __device__ __forceinline__ void order_rows(const int* counts, const int* full_co
     for (int row = threadIdx.x; row < rows; row += THREADS) order[atomicAdd(bins + bin_of(row), 1)] = row;
 }
 
+/// For kernels whose grid has heads and batches as its second and third dimension: the last thread block of a head to come here has all
+/// its counts before it, and orders its rows. `finished` counts the thread blocks of each head, and is 0 again afterwards.
+template <typename Arguments>
+__device__ __forceinline__ void order_when_last(const Arguments& p, int* bins) {
+    const long long head = blockIdx.y, batch = blockIdx.z;
+    int* finished = p.finished + batch * p.finished_stride[0] + head;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) bins[0] = atomicAdd(finished, 1);
+    __syncthreads();
+    const bool last = bins[0] + 1 == gridDim.x;
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    if (threadIdx.x == 0) *finished = 0;
+    const int* counts = p.kv_counts + batch * p.kv_counts_stride[0] + head * p.kv_counts_stride[1];
+    const int* full_counts = nullptr;
+    if (p.full_kv_counts != nullptr)
+        full_counts = p.full_kv_counts + batch * p.full_kv_counts_stride[0] + head * p.full_kv_counts_stride[1];
+    order_rows(counts, full_counts, p.q_blocks, p.kv_blocks, bins,
+               p.row_order + batch * p.row_order_stride[0] + head * p.row_order_stride[1]);
+}
+
 
 constexpr int TILES = (ROWS + 15) / 16;      // of 16 query blocks
 constexpr int STEPS = D / 8;                 // of 8 columns
@@ -574,6 +740,8 @@ constexpr int PITCH = CAPACITY + 8;          // four rows fall into different ba
 // Columns of the key means on their way at once: in registers, of which there may be few.
 constexpr int CHUNK = WARPS * CTAS > 16 ? 16 : 64;
 constexpr int PARTS = CHUNK / 16;
+
+using Row = RowOf<CAPACITY, 2048 / (WARPS * CTAS)>::Type;
 
 static_assert(THREADS == 32 * WARPS && D % 32 == 0 && CAPACITY % PADDING == 0);
 static_assert(ORDER_WORDS <= ROWS * PITCH);
@@ -700,31 +868,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS) TILEWRIGHT_KERNEL(co
     __syncthreads();
 
     for (int i = warp; i < rows; i += WARPS) {
-        const long long q = first_q + i;
+        const int q = first_q + i;
         Row row;
         row.words = reinterpret_cast<int*>(logits + i * PITCH);
         row.classes = nullptr;
         if (p.classes != nullptr)
-            row.classes = p.classes + batch * p.classes_stride[0] + head * p.classes_stride[1] + q * p.classes_stride[2];
+            row.classes = p.classes + blockIdx.z * p.classes_stride[0] + blockIdx.y * p.classes_stride[1] + q * p.classes_stride[2];
         row.blocks = p.kv_blocks;
-        select_row<true>(row, result_of(p, batch, head, q), p.top_k, p.top_p, scratch + 32 * warp);
+        select_row(row, [&] { return result_of(p, blockIdx.z, blockIdx.y, q); }, p.top_k, p.top_p, scratch + 32 * warp);
     }
 
-    if (p.row_order == nullptr || p.finished == nullptr) return;
-    // The last block of a head to come here has all its counts before it.
-    int* finished = p.finished + batch * p.finished_stride[0] + head;
-    int* bins = reinterpret_cast<int*>(logits);
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) scratch[0] = atomicAdd(finished, 1);
-    __syncthreads();
-    if (scratch[0] + 1 < gridDim.x) return;
-    __threadfence();
-    if (threadIdx.x == 0) *finished = 0;
-    const int* counts = p.kv_counts + batch * p.kv_counts_stride[0] + head * p.kv_counts_stride[1];
-    const int* full_counts = nullptr;
-    if (p.full_kv_counts != nullptr)
-        full_counts = p.full_kv_counts + batch * p.full_kv_counts_stride[0] + head * p.full_kv_counts_stride[1];
-    order_rows(counts, full_counts, p.q_blocks, p.kv_blocks, bins,
-               p.row_order + batch * p.row_order_stride[0] + head * p.row_order_stride[1]);
+    if (p.row_order != nullptr && p.finished != nullptr) order_when_last(p, reinterpret_cast<int*>(logits));
 }

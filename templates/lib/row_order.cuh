@@ -36,3 +36,26 @@ __device__ __forceinline__ void order_rows(const int* counts, const int* full_co
     __syncthreads();
     for (int row = threadIdx.x; row < rows; row += THREADS) order[atomicAdd(bins + bin_of(row), 1)] = row;
 }
+
+/// For kernels whose grid has heads and batches as its second and third dimension: the last thread block of a head to come here has all
+/// its counts before it, and orders its rows. `finished` counts the thread blocks of each head, and is 0 again afterwards.
+template <typename Arguments>
+__device__ __forceinline__ void order_when_last(const Arguments& p, int* bins) {
+    const long long head = blockIdx.y, batch = blockIdx.z;
+    int* finished = p.finished + batch * p.finished_stride[0] + head;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) bins[0] = atomicAdd(finished, 1);
+    __syncthreads();
+    const bool last = bins[0] + 1 == gridDim.x;
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    if (threadIdx.x == 0) *finished = 0;
+    const int* counts = p.kv_counts + batch * p.kv_counts_stride[0] + head * p.kv_counts_stride[1];
+    const int* full_counts = nullptr;
+    if (p.full_kv_counts != nullptr)
+        full_counts = p.full_kv_counts + batch * p.full_kv_counts_stride[0] + head * p.full_kv_counts_stride[1];
+    order_rows(counts, full_counts, p.q_blocks, p.kv_blocks, bins,
+               p.row_order + batch * p.row_order_stride[0] + head * p.row_order_stride[1]);
+}

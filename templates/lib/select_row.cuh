@@ -13,9 +13,9 @@
 /// The mass of a probability of 1: masses are probabilities in fixed point.
 constexpr float MASS_UNIT = 1073741824.0f;  // 2^30
 
-// A key is an exponential's bits, compared as an integer. A block that is not admissible is below them all; among the
-// logits a NaN stands for it.
-constexpr int ABSENT = -1;
+// A key is an exponential's bits, compared as an integer. A block that is not admissible is below them all, and as a number
+// a negative 0: it has no mass. Among the logits a NaN stands for it.
+constexpr int ABSENT = 0x80000000;
 constexpr int NOT_ADMISSIBLE = 0x7fffffff;
 
 /// The mass of a key where none reaches 2^23, from where on floats are integers: an addition rounds like a conversion, which
@@ -41,13 +41,6 @@ struct AnyMass {
     }
 };
 
-/// A row of the problem.
-struct Row {
-    int* words;                    // the logits, sanitised, in shared or device memory; they are worked on in place
-    const unsigned char* classes;  // null: every block is admissible
-    int blocks;
-};
-
 /// Where a row's results go.
 struct RowResult {
     int* counts;
@@ -57,6 +50,13 @@ struct RowResult {
     int* full_indices;
     int* full_keep;
 };
+
+/// e^x for x of at most 0; what is below the normal numbers is 0.
+__device__ __forceinline__ float exponential(float x) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * 1.4426950408889634f));
+    return power;
+}
 
 /// What is kept: the blocks with a key of at least `high`, and of those from `low` on below it, the first `taken` in order
 /// of their index.
@@ -80,46 +80,190 @@ __device__ __forceinline__ unsigned blocks_wanted(float top_k, float top_p, unsi
     return min(wanted, n);
 }
 
-/// The words of a row that is padded are there, as if not admissible, up to a multiple of this.
+/// A row's words come this many blocks at a time.
 constexpr int PADDING = 128;
 
-/// Calls visit(item, word) for a lane's words in order, a batch read before any is used; what comes past the row's end is
-/// `otherwise`, or what a padded row has there.
-template <bool PADDED, typename Visit>
-__device__ __forceinline__ void each_word(const Row& row, int otherwise, int lane, Visit visit) {
-    constexpr int BATCH = PADDING / 32;
-    const int* const words = row.words + lane;
-    const int mine = row.blocks - lane;  // item i is a block where 32 i is below this
-    for (int first = 0; 32 * first < row.blocks; first += BATCH) {
-        int word[BATCH];
-#pragma unroll
-        for (int i = 0; i < BATCH; ++i)
-            word[i] = PADDED || 32 * (first + i) < mine ? words[32 * (first + i)] : otherwise;
-#pragma unroll
-        for (int i = 0; i < BATCH; ++i) visit(first + i, word[i]);
-    }
-}
+/// A row of the problem: the logits, sanitised, in shared or device memory. They are worked on in place. Where it is PADDED there is
+/// memory up to a multiple of PADDING.
+///
+/// Rows have functions for a warp, of which a lane has every 32nd word: item i of a lane is word 32 i + lane.
+template <bool PADDED>
+struct RowInMemory {
+    static constexpr bool IS_LONG = true;
+    int* words;
+    const unsigned char* classes;  // null: every block is admissible
+    int blocks;
 
-/// Blocks of 32 items, a word of 32 bits a lane: lane i gets those of item `first + i` for which `test` holds.
-template <bool PADDED, typename Test>
-__device__ __forceinline__ unsigned bits_where(const Row& row, int first, int lane, Test test) {
-    constexpr int BATCH = PADDING / 32;
-    const int* const words = row.words + 32 * first + lane;
-    const int left = row.blocks - 32 * first;
-    unsigned bits = 0;
-    for (int begin = 0; begin < 32 && 32 * begin < left; begin += BATCH) {
-        int word[BATCH];
+    /// Marks what is not admissible, and what is past the row's end. Returns how many are admissible.
+    __device__ __forceinline__ unsigned prepare(int lane) {
+        if constexpr (PADDED) {
+            for (int i = blocks / 32 * 32 + lane; i < (blocks + PADDING - 1) / PADDING * PADDING; i += 32)
+                if (i >= blocks) words[i] = NOT_ADMISSIBLE;
+        }
+        if (classes == nullptr) return blocks;
+        unsigned admissible = 0;
+#pragma unroll 4
+        for (int i = lane; i < blocks; i += 32) {
+            if (classes[i] == EMPTY) words[i] = NOT_ADMISSIBLE;
+            admissible += words[i] != NOT_ADMISSIBLE;
+        }
+        return __reduce_add_sync(WHOLE_WARP, admissible);
+    }
+
+    /// How many words each lane is shown, with those past the row's end.
+    __device__ __forceinline__ int shown() const { return (blocks + PADDING - 1) / PADDING * BATCH; }
+
+    /// Calls visit(word) for a lane's words in order, a batch read before any is used; what comes past the row's end is
+    /// `otherwise`, or what a padded row has there.
+    template <typename Visit>
+    __device__ __forceinline__ void each(int otherwise, int lane, Visit visit) const {
+        for (int first = 0; 32 * first < blocks; first += BATCH) {
+            int word[BATCH];
+            read(word, first, otherwise, lane);
 #pragma unroll
-        for (int i = 0; i < BATCH; ++i)
-            word[i] = PADDED || 32 * (begin + i) + lane < left ? words[32 * (begin + i)] : ABSENT;
-#pragma unroll
-        for (int i = 0; i < BATCH; ++i) {
-            const unsigned lanes = __ballot_sync(WHOLE_WARP, test(word[i]));
-            bits = lane == begin + i ? lanes : bits;
+            for (int i = 0; i < BATCH; ++i) visit(word[i]);
         }
     }
-    return bits;
-}
+
+    /// Puts change(word) in the place of each word.
+    template <typename Change>
+    __device__ __forceinline__ void change(int otherwise, int lane, Change change) {
+        for (int first = 0; 32 * first < blocks; first += BATCH) {
+            int word[BATCH];
+            read(word, first, otherwise, lane);
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i) {
+                const int changed = change(word[i]);
+                if (PADDED || 32 * (first + i) + lane < blocks) words[32 * (first + i) + lane] = changed;
+            }
+        }
+    }
+
+    /// Word `block`, which was changed.
+    template <typename Change>
+    __device__ __forceinline__ int changed(int block, Change) const {
+        return words[block];
+    }
+
+    /// Calls visit(first) for the first of each 32 items.
+    template <typename Visit>
+    __device__ __forceinline__ void each_group(Visit visit) const {
+        for (int first = 0; 32 * first < blocks; first += 32) visit(first);
+    }
+
+    /// A word of 32 bits a lane: lane i gets those of item `first + i` for which `test` holds.
+    template <typename Test>
+    __device__ __forceinline__ unsigned bits_where(int first, int lane, Test test) const {
+        unsigned own = 0;  // bit i of item `first + i`
+        for (int begin = 0; begin < 32 && 32 * (first + begin) < blocks; begin += BATCH) {
+            int word[BATCH];
+            read(word, first + begin, ABSENT, lane);
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i) own |= static_cast<unsigned>(test(word[i])) << (begin + i);
+        }
+        return turned(own, lane);
+    }
+
+   private:
+    static constexpr int BATCH = PADDING / 32;
+
+    __device__ __forceinline__ void read(int (&word)[BATCH], int first, int otherwise, int lane) const {
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i)
+            word[i] = PADDED || 32 * (first + i) + lane < blocks ? words[32 * (first + i) + lane] : otherwise;
+    }
+};
+
+/// The same with a row of at most 32 * ITEMS blocks in registers: it is read once, and changed there alone. There is memory up to a
+/// multiple of PADDING.
+template <int ITEMS>
+struct RowInRegisters {
+    static constexpr bool IS_LONG = ITEMS > 20;
+    const int* words;
+    const unsigned char* classes;
+    int blocks;
+    int held[ITEMS];
+
+    __device__ __forceinline__ unsigned prepare(int lane) {
+#pragma unroll
+        for (int first = 0; first < ITEMS; first += BATCH) {
+            if (32 * first >= blocks) break;
+#pragma unroll
+            for (int i = first; i < first + BATCH; ++i) held[i] = words[32 * i + lane];
+            if (32 * (first + BATCH) <= blocks) continue;
+#pragma unroll
+            for (int i = first; i < first + BATCH; ++i)
+                if (32 * i + lane >= blocks) held[i] = NOT_ADMISSIBLE;
+        }
+        if (classes == nullptr) return blocks;
+        unsigned admissible = 0;
+        each_item([&](int i) {
+            // The last block's class stands for those past the row's end.
+            if (classes[min(32 * i + lane, blocks - 1)] == EMPTY) held[i] = NOT_ADMISSIBLE;
+            admissible += held[i] != NOT_ADMISSIBLE;
+        });
+        return __reduce_add_sync(WHOLE_WARP, admissible);
+    }
+
+    __device__ __forceinline__ int shown() const { return (blocks + PADDING - 1) / PADDING * BATCH; }
+
+    template <typename Visit>
+    __device__ __forceinline__ void each(int, int, Visit visit) const {
+        each_item([&](int i) { visit(held[i]); });
+    }
+
+    template <typename Change>
+    __device__ __forceinline__ void change(int, int, Change change) {
+        each_item([&](int i) { held[i] = change(held[i]); });
+    }
+
+    /// What `change` makes of word `block`.
+    template <typename Change>
+    __device__ __forceinline__ int changed(int block, Change change) const {
+        return change(words[block]);
+    }
+
+    template <typename Visit>
+    __device__ __forceinline__ void each_group(Visit visit) const {
+#pragma unroll
+        for (int first = 0; first < ITEMS; first += 32)
+            if (32 * first < blocks) visit(first);
+    }
+
+    template <typename Test>
+    __device__ __forceinline__ unsigned bits_where(int first, int lane, Test test) const {
+        unsigned own = 0;
+        each_item([&](int i) {
+            if (i >= first && i < first + 32 && test(held[i])) own |= 1u << (i - first);
+        });
+        return turned(own, lane);
+    }
+
+   private:
+    static constexpr int BATCH = PADDING / 32;
+    static_assert(ITEMS % BATCH == 0);
+
+    /// Calls visit(i) for the items that exist, whole batches of them.
+    template <typename Visit>
+    __device__ __forceinline__ void each_item(Visit visit) const {
+#pragma unroll
+        for (int first = 0; first < ITEMS; first += BATCH) {
+            if (32 * first >= blocks) break;
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i) visit(first + i);
+        }
+    }
+};
+
+/// The kind of row of at most MOST blocks, padded, for threads of REGISTERS registers.
+template <int MOST, int REGISTERS, bool FITS = MOST / 32 + 40 <= (REGISTERS < 128 ? REGISTERS : 80)>
+struct RowOf {
+    using Type = RowInRegisters<MOST / 32>;
+};
+template <int MOST, int REGISTERS>
+struct RowOf<MOST, REGISTERS, false> {
+    using Type = RowInMemory<true>;
+};
 
 /// Appends the numbers of the blocks whose bits are set to a list of `listed`: lane i's word has those from
 /// `first + 32 i` on.
@@ -157,20 +301,20 @@ __device__ __forceinline__ void halve(Threshold& kept, int middle, unsigned coun
 }
 
 /// The first cut: what the mass of `top_p` is of shows on the way. Returns that mass.
-template <bool PADDED, typename Mass>
+template <typename Row, typename Mass>
 __device__ __forceinline__ unsigned cut_first(Threshold& kept, const Row& row, Mass mass_of, unsigned wanted, float top_p,
                                               int lane) {
     const int middle = middle_of(kept);
     unsigned whole = 0, count = 0, mass = 0;
-    each_word<PADDED>(row, ABSENT, lane, [&](int, int key) {
-        const unsigned its_mass = mass_of(key) - Mass::excess();
+    row.each(ABSENT, lane, [&](int key) {
+        const unsigned its_mass = mass_of(key);
         const bool reaches = key >= middle;
-        whole += key != ABSENT ? its_mass : 0;
+        whole += its_mass;
         count += reaches;
         mass += reaches ? its_mass : 0;
     });
-    whole = __reduce_add_sync(WHOLE_WARP, whole);
-    mass = __reduce_add_sync(WHOLE_WARP, mass);
+    whole = __reduce_add_sync(WHOLE_WARP, whole - row.shown() * Mass::excess());
+    mass = __reduce_add_sync(WHOLE_WARP, mass - count * Mass::excess());
     count = __reduce_add_sync(WHOLE_WARP, count);
     const unsigned target = static_cast<unsigned>(ceil(static_cast<double>(top_p) * whole));
     halve(kept, middle, count, mass, wanted, target);
@@ -179,13 +323,14 @@ __device__ __forceinline__ unsigned cut_first(Threshold& kept, const Row& row, M
 
 /// Narrows the range until at most a warp's width of blocks is between its ends, or only equal ones: those from `low` on are
 /// enough, those from `high` on are not.
-template <bool PADDED, typename Mass>
+template <typename Row, typename Mass>
 __device__ __forceinline__ void narrow(Threshold& kept, const Row& row, Mass mass_of, unsigned wanted, unsigned target,
                                        int lane) {
     while (kept.between > 32 && kept.high - kept.low > 1) {
         const int middle = middle_of(kept);
         unsigned count = 0, mass = 0;
-        each_word<PADDED>(row, ABSENT, lane, [&](int, int key) {
+        if (Row::IS_LONG) asm volatile("" : "+f"(mass_of.unit));  // masses are made anew each time, not kept: there are too many
+        row.each(ABSENT, lane, [&](int key) {
             const bool reaches = key >= middle;
             count += reaches;
             mass += reaches ? mass_of(key) : 0;
@@ -197,11 +342,11 @@ __device__ __forceinline__ void narrow(Threshold& kept, const Row& row, Mass mas
 }
 
 /// Both, where the rule has a mass; else the second alone.
-template <bool PADDED, typename Mass>
+template <typename Row, typename Mass>
 __device__ __forceinline__ unsigned search(Threshold& kept, const Row& row, Mass mass_of, unsigned wanted, float top_p,
                                            int lane) {
-    const unsigned target = top_p > 0.0f ? cut_first<PADDED>(kept, row, mass_of, wanted, top_p, lane) : 0;
-    narrow<PADDED>(kept, row, mass_of, wanted, target, lane);
+    const unsigned target = top_p > 0.0f ? cut_first(kept, row, mass_of, wanted, top_p, lane) : 0;
+    narrow(kept, row, mass_of, wanted, target, lane);
     return target;
 }
 
@@ -231,15 +376,15 @@ __device__ __forceinline__ void rank_lanes(Threshold& kept, int key, AnyMass mas
 }
 
 /// Lists the blocks that are kept and sets a bit for each.
-template <bool PADDED>
+template <typename Row>
 __device__ __forceinline__ void list_blocks(const Row& row, const RowResult& result, const Threshold& kept, int lane) {
     const bool split = result.full_counts != nullptr && row.classes != nullptr;
     unsigned ties = 0, listed = 0, listed_full = 0;
-    for (int first = 0; 32 * first < row.blocks; first += 32) {
-        unsigned keep = bits_where<PADDED>(row, first, lane, [&](int key) { return key >= kept.low; });
+    row.each_group([&](int first) {
+        unsigned keep = row.bits_where(first, lane, [&](int key) { return key >= kept.low; });
         if (kept.taken < kept.between) {
             // The first of the equal ones.
-            unsigned tie = bits_where<PADDED>(row, first, lane, [&](int key) { return key >= kept.low && key < kept.high; });
+            unsigned tie = row.bits_where(first, lane, [&](int key) { return key >= kept.low && key < kept.high; });
             keep ^= tie;
             const unsigned count = __popc(tie), before = ties + sum_before(count, lane);
             ties = __shfl_sync(WHOLE_WARP, before + count, 31);
@@ -261,7 +406,7 @@ __device__ __forceinline__ void list_blocks(const Row& row, const RowResult& res
             result.keep[first + lane] = keep & ~full;
             if (result.full_counts != nullptr) result.full_keep[first + lane] = full;
         }
-    }
+    });
     for (int i = listed + lane; i < row.blocks; i += 32) result.indices[i] = 0;
     if (lane == 0) *result.counts = listed;
     if (result.full_counts != nullptr) {
@@ -270,44 +415,31 @@ __device__ __forceinline__ void list_blocks(const Row& row, const RowResult& res
     }
 }
 
-/// Selects one row. `scratch`: 32 words of the warp's in shared memory. A lane has every 32nd block; the loops have no
-/// branches within, so that the latencies of a lane's blocks overlap.
-template <bool PADDED>
-__device__ __forceinline__ void select_row(const Row& row, const RowResult& result, float top_k, float top_p,
-                                           int* scratch) {
+/// Selects one row. `scratch`: 32 words of the warp's in shared memory; `result()`: where the results go, made when they are there,
+/// for they are many registers. Loops over words have no branches within, so that the
+/// latencies of a lane's blocks overlap.
+template <typename Row, typename Result>
+__device__ __forceinline__ void select_row(Row& row, Result result, float top_k, float top_p, int* scratch) {
     const int lane = threadIdx.x % 32;
+    const unsigned n = row.prepare(lane);
 
-    if constexpr (PADDED) {
-        for (int i = row.blocks / 32 * 32 + lane; i < (row.blocks + PADDING - 1) / PADDING * PADDING; i += 32)
-            if (i >= row.blocks) row.words[i] = NOT_ADMISSIBLE;
-    }
-    if (row.classes != nullptr) {
-#pragma unroll 4
-        for (int i = lane; i < row.blocks; i += 32)
-            if (row.classes[i] == EMPTY) row.words[i] = NOT_ADMISSIBLE;
-    }
-
-    // The largest logit and the number of admissible blocks. A maximum passes over NaN.
+    // The largest logit. A maximum passes over NaN.
     float peak = minus_infinity();
-    unsigned n = 0;
-    each_word<PADDED>(row, NOT_ADMISSIBLE, lane, [&](int, int word) {
-        peak = fmaxf(peak, __int_as_float(word));
-        n += word != NOT_ADMISSIBLE;
-    });
+    row.each(NOT_ADMISSIBLE, lane, [&](int word) { peak = fmaxf(peak, __int_as_float(word)); });
     peak = warp_max(peak);
-    n = __reduce_add_sync(WHOLE_WARP, n);
 
     // Exponentials. A row of -inf alone has no mass; its blocks are kept in order of their index.
     const float base = peak == minus_infinity() ? 0.0f : peak;
     float sum = 0.0f;
     unsigned bottom = 0xffffffffu;
-    each_word<PADDED>(row, NOT_ADMISSIBLE, lane, [&](int item, int word) {
-        const float e = __expf(__int_as_float(word) - base);
-        const bool present = word != NOT_ADMISSIBLE;
-        const int key = present ? __float_as_int(e) : ABSENT;
-        sum += present ? e : 0.0f;
+    const auto key_of = [base](int word) {
+        return word != NOT_ADMISSIBLE ? __float_as_int(exponential(__int_as_float(word) - base)) : ABSENT;
+    };
+    row.change(NOT_ADMISSIBLE, lane, [&](int word) {
+        const int key = key_of(word);
+        sum += __int_as_float(key);
         bottom = min(bottom, static_cast<unsigned>(key));
-        if (PADDED || 32 * item + lane < row.blocks) row.words[32 * item + lane] = key;
+        return key;
     });
     sum = warp_sum(sum);
     bottom = __reduce_min_sync(WHOLE_WARP, bottom);
@@ -319,8 +451,8 @@ __device__ __forceinline__ void select_row(const Row& row, const RowResult& resu
     const unsigned wanted = blocks_wanted(top_k, top_p, n);
     Threshold kept = {n == 0 ? 0 : static_cast<int>(bottom), __float_as_int(1.0f) + 1, n, n, 0, 0};
     if (wanted < n) {
-        const unsigned target = all_small ? search<PADDED>(kept, row, small, wanted, top_p, lane)
-                                          : search<PADDED>(kept, row, any, wanted, top_p, lane);
+        const unsigned target = all_small ? search(kept, row, small, wanted, top_p, lane)
+                                          : search(kept, row, any, wanted, top_p, lane);
         if (kept.between > 32) {
             // Equal ones.
             const unsigned its_mass = any(kept.low);
@@ -331,17 +463,17 @@ __device__ __forceinline__ void select_row(const Row& row, const RowResult& resu
             kept.taken = min(kept.taken, kept.between);
         } else {
             unsigned found = 0;
-            for (int first = 0; 32 * first < row.blocks; first += 32) {
+            row.each_group([&](int first) {
                 const auto between = [&](int key) { return key >= kept.low && key < kept.high; };
-                append(scratch, found, bits_where<PADDED>(row, first, lane, between), 32 * first, lane);
-            }
+                append(scratch, found, row.bits_where(first, lane, between), 32 * first, lane);
+            });
             __syncwarp();
-            const int key = lane < found ? row.words[scratch[lane]] : ABSENT;
+            const int key = lane < found ? row.changed(scratch[lane], key_of) : ABSENT;
             __syncwarp();
             rank_lanes(kept, key, any, wanted, target, lane);
         }
     }
-    list_blocks<PADDED>(row, result, kept, lane);
+    list_blocks(row, result(), kept, lane);
 }
 
 /// The row and its results' places that `rank` and `select` have arguments for.

@@ -30,3 +30,14 @@ __device__ __forceinline__ unsigned sum_before(unsigned x, int lane) {
     }
     return sum - x;
 }
+
+/// Rows of bits turned: bit r of lane b's result is bit b of lane r's word. Halves of ever smaller squares change places.
+__device__ __forceinline__ unsigned turned(unsigned word, int lane) {
+    unsigned low = 0x0000ffffu;  // the left half of each square
+#pragma unroll
+    for (int side = 16; side > 0; side /= 2, low ^= low << side) {
+        const unsigned other = __shfl_xor_sync(WHOLE_WARP, word, side);
+        word = lane & side ? (word & ~low) | (other >> side & low) : (word & low) | (other & low) << side;
+    }
+    return word;
+}

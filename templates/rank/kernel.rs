@@ -29,7 +29,7 @@ kernel! {
     require heads % kv_heads == 0, "each key head serves the same number of query heads";
     require kv_blocks <= CAPACITY, "a row of key blocks does not fit: choose a larger CAPACITY, or `score` and `select`";
     body sm80 {
-        tune { ROWS: [16, 24, 32, 40, 8, 4], WARPS: [16, 8, 12, 10], CTAS: [2, 1] }
+        tune { ROWS: [16, 24, 32, 40, 8, 4], WARPS: [16, 24, 20, 8, 12, 10], CTAS: [2, 1] }
         where {
             // Every warp selects from as many rows.
             ROWS % WARPS == 0 || CAPACITY > 1280 && WARPS == 8,

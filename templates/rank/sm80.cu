@@ -17,6 +17,8 @@ constexpr int PITCH = CAPACITY + 8;          // four rows fall into different ba
 constexpr int CHUNK = WARPS * CTAS > 16 ? 16 : 64;
 constexpr int PARTS = CHUNK / 16;
 
+using Row = RowOf<CAPACITY, 2048 / (WARPS * CTAS)>::Type;
+
 static_assert(THREADS == 32 * WARPS && D % 32 == 0 && CAPACITY % PADDING == 0);
 static_assert(ORDER_WORDS <= ROWS * PITCH);
 
@@ -142,31 +144,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS) TILEWRIGHT_KERNEL(co
     __syncthreads();
 
     for (int i = warp; i < rows; i += WARPS) {
-        const long long q = first_q + i;
+        const int q = first_q + i;
         Row row;
         row.words = reinterpret_cast<int*>(logits + i * PITCH);
         row.classes = nullptr;
         if (p.classes != nullptr)
-            row.classes = p.classes + batch * p.classes_stride[0] + head * p.classes_stride[1] + q * p.classes_stride[2];
+            row.classes = p.classes + blockIdx.z * p.classes_stride[0] + blockIdx.y * p.classes_stride[1] + q * p.classes_stride[2];
         row.blocks = p.kv_blocks;
-        select_row<true>(row, result_of(p, batch, head, q), p.top_k, p.top_p, scratch + 32 * warp);
+        select_row(row, [&] { return result_of(p, blockIdx.z, blockIdx.y, q); }, p.top_k, p.top_p, scratch + 32 * warp);
     }
 
-    if (p.row_order == nullptr || p.finished == nullptr) return;
-    // The last block of a head to come here has all its counts before it.
-    int* finished = p.finished + batch * p.finished_stride[0] + head;
-    int* bins = reinterpret_cast<int*>(logits);
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) scratch[0] = atomicAdd(finished, 1);
-    __syncthreads();
-    if (scratch[0] + 1 < gridDim.x) return;
-    __threadfence();
-    if (threadIdx.x == 0) *finished = 0;
-    const int* counts = p.kv_counts + batch * p.kv_counts_stride[0] + head * p.kv_counts_stride[1];
-    const int* full_counts = nullptr;
-    if (p.full_kv_counts != nullptr)
-        full_counts = p.full_kv_counts + batch * p.full_kv_counts_stride[0] + head * p.full_kv_counts_stride[1];
-    order_rows(counts, full_counts, p.q_blocks, p.kv_blocks, bins,
-               p.row_order + batch * p.row_order_stride[0] + head * p.row_order_stride[1]);
+    if (p.row_order != nullptr && p.finished != nullptr) order_when_last(p, reinterpret_cast<int*>(logits));
 }

@@ -1,5 +1,5 @@
 kernel! {
-    /// The logit of every pair of blocks: the product of the two means times `scale`, in f32 throughout.
+    /// The logit of every pair of blocks: the product of the two means times `scale`, nearly as exact as in f32 throughout.
     /// A NaN becomes -inf and the rest is clamped to ±3e38.
     fn score(
         #[align(16)] q_mean: Tensor<f32, [batch, heads, q_blocks, head_dim]>,
@@ -10,11 +10,11 @@ kernel! {
     require heads % kv_heads == 0, "each key head serves the same number of query heads";
     require head_dim % 4 == 0, "means are read 16 bytes at a time: pad the head dimension to a multiple of 4";
     body sm80 {
-        tune { TILE_Q: [64, 32, 128], TILE_KV: [64] }
-        where { smem_bytes = 4 * (TILE_Q + TILE_KV) * 36, registers = 80 + 3 * TILE_Q / 4 }
+        tune { TILE_Q: [128, 64], TILE_KV: [64, 128] }
+        where { smem_bytes = 256 * (TILE_Q + TILE_KV) + 256, registers = 128 }
         launch {
             grid = [ceil_div(q_blocks, TILE_Q) * ceil_div(kv_blocks, TILE_KV), heads, batch],
-            threads = 128,
+            threads = TILE_Q * TILE_KV / 32,
         }
     }
 }

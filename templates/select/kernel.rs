@@ -9,6 +9,9 @@ kernel! {
     /// of `full_keep` whether it is in `full_kv_indices`.
     ///
     /// For rows longer than `rank` takes, and for those that nothing ranks. `logits` is the kernel's to overwrite.
+    ///
+    /// `row_order` becomes the query blocks of each head by falling number of key blocks, equal ones in any order, for the
+    /// forward; for it `finished` must be 0, and is 0 again afterwards.
     fn select(
         logits: mut Tensor<f32, [batch, heads, q_blocks, kv_blocks]>,
         classes: Option<Tensor<u8, [batch | 1, heads | 1, q_blocks, kv_blocks]>>,
@@ -18,13 +21,19 @@ kernel! {
         full_kv_indices: mut Option<Tensor<i32, [batch, heads, q_blocks, kv_blocks]>>,
         keep: mut Tensor<i32, [batch, heads, q_blocks, words]>,
         full_keep: mut Option<Tensor<i32, [batch, heads, q_blocks, words]>>,
+        row_order: mut Option<Tensor<i32, [batch, heads, q_blocks]>>,
+        finished: mut Option<Tensor<i32, [batch, heads]>>,
         top_k: f32,
         top_p: f32,
     )
     let words = ceil_div(kv_blocks, 32);
     body sm80 {
         tune { WARPS: [4, 8, 2] }
-        where { smem_bytes = 128 * WARPS, registers = 64 }
+        where {
+            // Each warp's scratch, or the bins of the rows' order.
+            smem_bytes = max(128 * WARPS, 4224),
+            registers = 64,
+        }
         launch { grid = [ceil_div(q_blocks, WARPS), heads, batch], threads = 32 * WARPS }
     }
 }

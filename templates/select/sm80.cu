@@ -1,5 +1,6 @@
 // Selection: one warp picks the key blocks of one row.
 <% include "lib/select_row.cuh" %>
+<% include "lib/row_order.cuh" %>
 
 static_assert(THREADS == 32 * WARPS);
 
@@ -9,12 +10,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
     const int warp = threadIdx.x / 32;
     int* scratch = reinterpret_cast<int*>(smem) + 32 * warp;
 
-    const long long q = static_cast<long long>(blockIdx.x) * WARPS + warp, head = blockIdx.y, batch = blockIdx.z;
-    if (q >= p.q_blocks) return;
-    const auto at = [&](const long long* stride) { return batch * stride[0] + head * stride[1] + q * stride[2]; };
-    Row row;
-    row.words = reinterpret_cast<int*>(p.logits + at(p.logits_stride));
-    row.classes = p.classes == nullptr ? nullptr : p.classes + at(p.classes_stride);
-    row.blocks = p.kv_blocks;
-    select_row<false>(row, result_of(p, batch, head, q), p.top_k, p.top_p, scratch);
+    const int q = blockIdx.x * WARPS + warp, head = blockIdx.y, batch = blockIdx.z;
+    if (q < p.q_blocks) {
+        const auto at = [&](const long long* stride) -> long long { return batch * stride[0] + head * stride[1] + q * stride[2]; };
+        RowInMemory<false> row;
+        row.words = reinterpret_cast<int*>(p.logits + at(p.logits_stride));
+        row.classes = p.classes == nullptr ? nullptr : p.classes + at(p.classes_stride);
+        row.blocks = p.kv_blocks;
+        select_row(row, [&] { return result_of(p, batch, head, q); }, p.top_k, p.top_p, scratch);
+    }
+    if (p.row_order != nullptr && p.finished != nullptr) order_when_last(p, reinterpret_cast<int*>(smem));
 }

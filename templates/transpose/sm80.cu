@@ -23,17 +23,6 @@ __device__ __forceinline__ unsigned word_of(const Lists& lists, int run, int row
     return row < rows ? __ldg(lists.words + row * lists.stride) : 0;
 }
 
-/// Rows of bits turned: bit r of lane b's result is bit b of lane r's word. Halves of ever smaller squares change places.
-__device__ __forceinline__ unsigned turned(unsigned word, int lane) {
-    unsigned low = 0x0000ffffu;  // the left half of each square
-#pragma unroll
-    for (int side = 16; side > 0; side /= 2, low ^= low << side) {
-        const unsigned other = __shfl_xor_sync(WHOLE_WARP, word, side);
-        word = lane & side ? (word & ~low) | (other >> side & low) : (word & low) | (other & low) << side;
-    }
-    return word;
-}
-
 __device__ __forceinline__ void list_rows(const Params& p, const Lists& lists, int* before) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int first_kv = blockIdx.x * 32;

@@ -35,9 +35,9 @@ pub(in crate::attention) struct Scratch {
     keep: Tensor,
     /// Kept in the list of full blocks.
     full_keep: Option<Tensor>,
-    /// The query blocks of each head by falling length. Absent for long rows.
+    /// The query blocks of each head by falling length. Absent where nothing is ranked.
     row_order: Option<Tensor>,
-    /// In which a head's thread blocks count themselves. Absent for long rows.
+    /// In which a head's thread blocks count themselves. Absent where nothing is ranked.
     finished: Option<Tensor>,
 }
 
@@ -114,17 +114,17 @@ impl Selector {
         let words = [batch, heads, q_blocks, kv_blocks.div_ceil(32)];
         let mut optional =
             |wanted: bool, dtype, shape: &[usize]| wanted.then(|| memory.tensor(dtype, shape)).transpose();
-        let (at_once, split) = (self.rank(sizes).is_some(), self.classify.is_some());
-        let means = of_tensors && self.ranking.is_some();
+        let (ranked, split) = (self.ranking.is_some(), self.classify.is_some());
+        let means = of_tensors && ranked;
         let of_q = optional(means, DType::F32, &[batch, heads, q_blocks, head_dim])?;
         let of_k = optional(means, DType::F32, &[batch, kv_heads, kv_blocks, head_dim])?;
         Ok(Scratch {
             means: of_q.zip(of_k).map(|(q, k)| [q, k]),
-            logits: optional(!at_once, DType::F32, &map)?,
+            logits: optional(self.rank(sizes).is_none(), DType::F32, &map)?,
             classes: optional(split, DType::U8, &map)?,
             full_keep: optional(split, DType::I32, &words)?,
-            row_order: optional(at_once, DType::I32, &[batch, heads, q_blocks])?,
-            finished: optional(at_once, DType::I32, &[batch, heads])?,
+            row_order: optional(ranked, DType::I32, &[batch, heads, q_blocks])?,
+            finished: optional(ranked, DType::I32, &[batch, heads])?,
             keep: memory.tensor(DType::I32, &words)?,
         })
     }
@@ -202,7 +202,9 @@ impl Selector {
             if let (true, Some(ranking), Some(means)) = (again, &self.ranking, means) {
                 ranking.score(call, means, logits)?;
             }
-            let Parts { classes, keep, full_keep, lists, .. } = &mut *parts;
+            let Parts { classes, keep, full_keep, order, lists } = &mut *parts;
+            let (row_order, finished) =
+                order.as_mut().map(|(order, finished)| (&mut **order, &mut **finished)).unzip();
             let (full_kv_counts, full_kv_indices) = parts_of(&mut lists.full_kv);
             let args = select::Args {
                 logits,
@@ -213,6 +215,8 @@ impl Selector {
                 full_kv_indices,
                 keep,
                 full_keep: full_keep.as_mut(),
+                row_order,
+                finished,
                 top_k,
                 top_p,
             };

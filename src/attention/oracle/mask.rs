@@ -75,6 +75,8 @@ pub(in crate::attention) fn check_select(
         let logits = noise(DType::F32, &GRID, 7)?;
         let case = Case::new(rule, device, split, &logits.to_f32_vec()?)?;
         let mut results = Results::new(device)?;
+        let mut row_order = poisoned(device, DType::I32, &GRID[..3])?;
+        let mut finished = Tensor::zeros_on(device, DType::I32, &GRID[..2])?;
         let (top_k, top_p) = rule.thresholds();
         let Results { kv, full, keep, full_keep } = &mut results;
         let args = select::Args {
@@ -86,10 +88,15 @@ pub(in crate::attention) fn check_select(
             full_kv_indices: split.then_some(&mut full.indices),
             keep,
             full_keep: split.then_some(full_keep),
+            row_order: Some(&mut row_order),
+            finished: Some(&mut finished),
             top_k,
             top_p,
         };
         kernel.launch(&args, None)?;
+        if let Err(wrong) = by_falling_length(&row_order.to_vec()?, &results, split)? {
+            return Ok(Err(wrong));
+        }
         results.verdict(rule, split, &case)
     })
 }
