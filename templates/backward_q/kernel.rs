@@ -59,14 +59,18 @@ kernel! {
 
     body sm90 {
         tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64], d_out: [64, 64], dq: [16, 64] }
-        // PING_PONG: warpgroups take turns at the tensor cores.
-        tune { STEP_KV: [128, 64], PING_PONG: [1, 0] }
+        // PING_PONG: warpgroups take turns at the tensor cores. Q_KEPT: queries stay in registers, for products with both
+        // operands in shared memory are bound by reading them.
+        tune { STEP_KV: [128, 64], PING_PONG: [1, 0], Q_KEPT: [1, 0] }
         where {
             // One warpgroup has nobody to take turns with; and who waits for values within its turn needs a slot that does not
             // depend on the other's: of the widest heads the ring has three.
             (BLOCK_Q == 128 && D <= 128) || PING_PONG == 0,
             // Sums, scores, their gradients and the operand made of those, of the 240 registers of a computing thread.
             2 * D + 5 * STEP_KV <= 832,
+            // Elsewhere the products would wait for each other, there being no registers; and where as many are kept as the
+            // operand of the last product has, ptxas 13.0 gives both the same ones.
+            Q_KEPT == 0 || D == 128 || (D == 96 && STEP_KV == 64) || (D == 64 && STEP_KV == 128 && BLOCK_Q == 128),
             // Queries, their d_out and a ring of at least three key or value tiles, in rows of whole 128 bytes.
             128 * (ceil_div(D, 64) * (BLOCK_Q + 3 * STEP_KV) + ceil_div(D_V, 64) * BLOCK_Q) + 1024
                 <= 1024 * (if BLOCK_Q == 64 { 113 } else { 227 }),

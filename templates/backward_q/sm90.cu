@@ -56,6 +56,7 @@ using Operand = unsigned[STEP_KV / 16][4];
 using Sums = float[1][D / 8][4];
 using Place = RingPlace<STAGES>;
 
+
 /// Addresses in shared memory.
 struct Shared {
     unsigned base;
@@ -226,6 +227,8 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
 #pragma unroll
             for (int i = 0; i < 4; ++i) dq[0][n][i] = 0.0f;
         Operand of_gradients;
+        [[maybe_unused]] unsigned queries[D / 16][4];
+        if constexpr (Q_KEPT) QTile::hold_rows(queries, shared.q_tile(group));
         Place before;
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
@@ -248,8 +251,10 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             if (IN_TURN) my_turn.wait();
             wgmma_fence();
 #pragma unroll
-            for (int k = 0; k < D / 16; ++k)
-                Wgmma<T, STEP_KV>::multiply(weights, QTile::along_rows(q_tile, k), KTile::along_rows(k_tile, k), k > 0);
+            for (int k = 0; k < D / 16; ++k) {
+                if constexpr (Q_KEPT) Wgmma<T, STEP_KV>::multiply_held(weights, queries[k], KTile::along_rows(k_tile, k), k > 0);
+                else Wgmma<T, STEP_KV>::multiply(weights, QTile::along_rows(q_tile, k), KTile::along_rows(k_tile, k), k > 0);
+            }
             wgmma_commit();
             // The keys of the step before it must go before these values can come.
             if (step > 0) {

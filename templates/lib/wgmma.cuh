@@ -25,6 +25,16 @@ struct SwizzledTile {
         return descriptor(tile, k * 16 * 128, PANEL_BYTES);
     }
 
+    /// A warpgroup's registers of the tile's first 64 rows, as the first operand of products: each warp has 16 of them. After mma.cuh.
+    static __device__ __forceinline__ void hold_rows(unsigned (&held)[COLS / 16][4], unsigned tile) {
+        const int lane = thread_place() % 32, row = thread_place() / 32 % 4 * 16 + lane % 16;
+#pragma unroll
+        for (int k = 0; k < COLS / 16; ++k) {
+            const int chunk = k % 4 * 2 + lane / 16;
+            load_matrices(held[k], tile + k / 4 * PANEL_BYTES + row * 128 + ((chunk ^ row % 8) << 4));
+        }
+    }
+
    private:
     /// Only the low word is computed, and of it only the sum for each `offset`: a product must not wait for its operands.
     static __device__ __forceinline__ unsigned long long descriptor(unsigned tile, unsigned offset, unsigned leading) {
@@ -82,6 +92,15 @@ struct Wgmma<<% if type == "f16" %>__half<% else %>__nv_bfloat16<% endif %>, $( 
             "%$( n // 2 )$, %$( n // 2 + 1 )$, add, 1, 1, 0, 0;\n}"
             : <% for i in range(end=n // 2) %>"+f"(c[$( i // 4 )$][$( i % 4 )$])<% if not loop.last %>, <% endif %><% endfor %>
             : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+    }
+    /// The same with a in registers: what `SwizzledTile::hold_rows` reads of a tile.
+    static __device__ __forceinline__ void multiply_held(float (&c)[$( n // 8 )$][4], const unsigned (&a)[4],
+                                                         unsigned long long b, bool add) {
+        asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %$( n // 2 + 5 )$, 0;\n"
+            "wgmma.mma_async.sync.aligned.m64n$( n )$k16.f32.$( type )$.$( type )$ {<% for i in range(end=n // 2) %>%$( i )$<% if not loop.last %>, <% endif %><% endfor %>}, "
+            "{%$( n // 2 )$, %$( n // 2 + 1 )$, %$( n // 2 + 2 )$, %$( n // 2 + 3 )$}, %$( n // 2 + 4 )$, add, 1, 1, 0;\n}"
+            : <% for i in range(end=n // 2) %>"+f"(c[$( i // 4 )$][$( i % 4 )$])<% if not loop.last %>, <% endif %><% endfor %>
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
     }
     /// The same with a in registers (the accumulators of a product, packed) and the reduction down b's columns.
     static __device__ __forceinline__ void multiply_down(float (&c)[$( n // 8 )$][4], const unsigned (&a)[4],
