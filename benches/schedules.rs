@@ -2,8 +2,8 @@
 //! `cargo bench --bench schedules [-- FILTER]`.
 //!
 //! bf16, blocks of 128×64. *Burst*: median of 8 launches after 0.15 s of rest. *Sustained*: median of 80, ten of each
-//! schedule in turn. Effective TFLOP/s: 2 · heads · queries · keys of the kept blocks · (d of the keys + d of the values) / time. Uneven: a tenth of the rows, at
-//! random places, keeps ten times as many blocks as the others, as many in all as the even rows.
+//! schedule in turn. Effective TFLOP/s: 2 · heads · queries · keys of the kept blocks · (d of the keys + d of the values) / time.
+//! Uneven: a tenth of the rows, at random places, keeps ten times as many blocks as the others, as many in all as the even rows.
 
 mod support;
 

@@ -19,7 +19,7 @@ pub(crate) struct Shape {
 
 impl Shape {
     /// Checks that the tensors belong together: half types of one kind, four dimensions that agree, but v's last,
-    /// which may be another than q's and k's; unit stride on the last.
+    /// which may be another than q's and k's where neither is 0; unit stride on the last.
     pub(crate) fn of(q: &Tensor, k: &Tensor, v: Option<&Tensor>) -> Result<Self, Error> {
         if !matches!(q.dtype(), DType::F16 | DType::Bf16) {
             return Err(half_dtype_error("q", q));
@@ -45,6 +45,10 @@ impl Shape {
             if sizes.0 != sizes.1 {
                 return Err(TensorError::Dimension { dimension, sizes, first, second }.into());
             }
+        }
+        if (d == 0) != (value_d == 0) {
+            let (dimension, sizes, first, second) = ("d", (d, value_d), "k", "v");
+            return Err(TensorError::Dimension { dimension, sizes, first, second }.into());
         }
         if kv_heads == 0 && heads > 0 || kv_heads > 0 && !heads.is_multiple_of(kv_heads) {
             return Err(TensorError::HeadGroups { heads, kv_heads }.into());

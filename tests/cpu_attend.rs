@@ -234,6 +234,7 @@ fn tensors_that_do_not_belong_together() {
     assert_eq!(dimension(&t(&[2, 2, 64, 8]), &kv), "d");
     assert_eq!(dimension(&kv, &t(&[2, 4, 64, 16])), "kv_heads");
     assert_eq!(dimension(&kv, &t(&[2, 2, 65, 16])), "seq_kv");
+    assert_eq!(dimension(&kv, &t(&[2, 2, 64, 0])), "d");
     let refused = |q: &Tensor, k: &Tensor, v: &Tensor| attend(q, k, v, &mask, 1.0, None, None).unwrap_err();
     let three = t(&[2, 3, 64, 16]);
     assert!(matches!(

@@ -147,7 +147,7 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
         let (value, text) = (derived.value.to_rust(), derived.value.to_string());
         quote!(let #ident = binder.derive(#name, #value, #text)?;)
     });
-    let requires = kernel.requires.iter().filter(|require| !kernel.is_of_specs(require)).map(|require| {
+    let requires = kernel.launch_requires().map(|require| {
         let (condition, text, message) =
             (require.condition.to_rust(), require.condition.to_string(), &require.message);
         let values = require.condition.names().into_iter().map(|name| {
@@ -268,9 +268,8 @@ fn bind_tensor(arg: &Arg) -> Option<TokenStream> {
 
 /// Integer specialisation parameters that dimensions, requirements or a grid mention.
 fn used_constants(kernel: &Kernel) -> Vec<&str> {
-    let at_launch = kernel.requires.iter().filter(|require| !kernel.is_of_specs(require));
     let exprs = (kernel.derived.iter().map(|derived| &derived.value))
-        .chain(at_launch.map(|require| &require.condition))
+        .chain(kernel.launch_requires().map(|require| &require.condition))
         .chain(kernel.bodies.iter().flat_map(|body| &body.launch.grid))
         .chain(kernel.bodies.iter().flat_map(|body| &body.tensor_maps).flat_map(|map| &map.rows_columns));
     let used: Vec<&str> = exprs.flat_map(Expr::names).collect();

@@ -87,9 +87,7 @@ impl KernelSpec {
             }
             chosen.push((param.name.clone(), value));
         }
-        for Require { condition, message } in
-            kernel.requires.iter().filter(|require| kernel.is_of_specs(require))
-        {
+        for Require { condition, message } in kernel.spec_requires() {
             if condition.eval(&|name| int_of(&chosen, name)) != Ok(1) {
                 let found =
                     condition.names().into_iter().filter_map(|name| Some((name, int_of(&chosen, name)?)));
@@ -167,7 +165,7 @@ fn int_of(values: &[(String, Value)], name: &str) -> Option<i64> {
 }
 
 /// The value that a parameter has where none is given, of those above it.
-pub(crate) fn default_of(param: &SpecParam, above: &[(String, Value)]) -> Option<Value> {
+fn default_of(param: &SpecParam, above: &[(String, Value)]) -> Option<Value> {
     let default = param.default.as_ref()?;
     default.eval(&|name| int_of(above, name)).ok().map(Value::Int)
 }

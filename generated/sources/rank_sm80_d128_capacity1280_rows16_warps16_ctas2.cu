@@ -144,6 +144,34 @@ __device__ __forceinline__ unsigned turned(unsigned word, int lane) {
     return word;
 }
 
+// Scalar arithmetic of the softmax.
+#pragma once
+
+[[maybe_unused]] constexpr float LOG2_E = 1.4426950408889634f;
+[[maybe_unused]] constexpr float LN_2 = 0.6931471805599453f;
+
+__device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
+
+/// 2^x in one instruction; 2^-inf is 0 and NaN stays NaN.
+__device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/// Base-2 logarithm and reciprocal in one instruction each, good to a few units in the last place.
+__device__ __forceinline__ float log2_approx(float x) {
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ __forceinline__ float reciprocal_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // What a block's score may be: a NaN counts as -inf, everything else is clamped to a finite range.
 
 __device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
@@ -201,13 +229,6 @@ struct RowResult {
     int* full_keep;
 };
 
-/// e^x for x of at most 0; what is below the normal numbers is 0.
-__device__ __forceinline__ float exponential(float x) {
-    float power;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * 1.4426950408889634f));
-    return power;
-}
-
 /// What is kept: the blocks with a key of at least `high`, and of those from `low` on below it, the first `taken` in order
 /// of their index.
 struct Threshold {
@@ -230,8 +251,11 @@ __device__ __forceinline__ unsigned blocks_wanted(float top_k, float top_p, unsi
     return min(wanted, n);
 }
 
-/// A row's words come this many blocks at a time.
-constexpr int PADDING = 128;
+/// A row's words come this many blocks at a time, BATCH a lane.
+constexpr int PADDING = 128, BATCH = PADDING / 32;
+
+/// How many words of a row of `blocks` each lane is shown, with those past its end.
+__device__ __forceinline__ int words_shown(int blocks) { return (blocks + PADDING - 1) / PADDING * BATCH; }
 
 /// A row of the problem: the logits, sanitised, in shared or device memory. They are worked on in place. Where it is PADDED there is
 /// memory up to a multiple of PADDING.
@@ -259,9 +283,6 @@ struct RowInMemory {
         }
         return __reduce_add_sync(WHOLE_WARP, admissible);
     }
-
-    /// How many words each lane is shown, with those past the row's end.
-    __device__ __forceinline__ int shown() const { return (blocks + PADDING - 1) / PADDING * BATCH; }
 
     /// Calls visit(word) for a lane's words in order, a batch read before any is used; what comes past the row's end is
     /// `otherwise`, or what a padded row has there.
@@ -315,8 +336,6 @@ struct RowInMemory {
     }
 
    private:
-    static constexpr int BATCH = PADDING / 32;
-
     __device__ __forceinline__ void read(int (&word)[BATCH], int first, int otherwise, int lane) const {
 #pragma unroll
         for (int i = 0; i < BATCH; ++i)
@@ -355,8 +374,6 @@ struct RowInRegisters {
         return __reduce_add_sync(WHOLE_WARP, admissible);
     }
 
-    __device__ __forceinline__ int shown() const { return (blocks + PADDING - 1) / PADDING * BATCH; }
-
     template <typename Visit>
     __device__ __forceinline__ void each(int, int, Visit visit) const {
         each_item([&](int i) { visit(held[i]); });
@@ -390,7 +407,6 @@ struct RowInRegisters {
     }
 
    private:
-    static constexpr int BATCH = PADDING / 32;
     static_assert(ITEMS % BATCH == 0);
 
     /// Calls visit(i) for the items that exist, whole batches of them.
@@ -463,7 +479,7 @@ __device__ __forceinline__ unsigned cut_first(Threshold& kept, const Row& row, M
         count += reaches;
         mass += reaches ? its_mass : 0;
     });
-    whole = __reduce_add_sync(WHOLE_WARP, whole - row.shown() * Mass::excess());
+    whole = __reduce_add_sync(WHOLE_WARP, whole - words_shown(row.blocks) * Mass::excess());
     mass = __reduce_add_sync(WHOLE_WARP, mass - count * Mass::excess());
     count = __reduce_add_sync(WHOLE_WARP, count);
     const unsigned target = static_cast<unsigned>(ceil(static_cast<double>(top_p) * whole));
@@ -583,7 +599,7 @@ __device__ __forceinline__ void select_row(Row& row, Result result, float top_k,
     float sum = 0.0f;
     unsigned bottom = 0xffffffffu;
     const auto key_of = [base](int word) {
-        return word != NOT_ADMISSIBLE ? __float_as_int(exponential(__int_as_float(word) - base)) : ABSENT;
+        return word != NOT_ADMISSIBLE ? __float_as_int(exp2_approx((__int_as_float(word) - base) * LOG2_E)) : ABSENT;
     };
     row.change(NOT_ADMISSIBLE, lane, [&](int word) {
         const int key = key_of(word);
@@ -668,6 +684,13 @@ __device__ __forceinline__ void add_tf32(float (&c)[4], const unsigned (&a)[4], 
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/// A product of two rows as plain FMAs: what the split makes of infinities is no answer.
+__device__ __forceinline__ float plain_product(const float* a, const float* b, int width) {
+    float product = 0.0f;
+    for (int d = 0; d < width; ++d) product = fmaf(a[d], b[d], product);
+    return product;
 }
 
 // The rows of a head by falling length: whoever works through rows of uneven length begins with the longest.
@@ -858,10 +881,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS) TILEWRIGHT_KERNEL(co
                 float& logit = logits[i / 16 * PITCH + kv];
                 if (kv >= p.kv_blocks || logit != minus_infinity()) continue;
                 const float* q = q_mean + i / 16 * p.q_mean_stride[2];
-                const float* k = k_mean + kv * p.k_mean_stride[2];
-                float product = 0.0f;
-                for (int d = 0; d < p.head_dim; ++d) product = fmaf(q[d], k[d], product);
-                logit = sanitised(product * p.scale);
+                logit = sanitised(p.scale * plain_product(q, k_mean + kv * p.k_mean_stride[2], p.head_dim));
             }
         }
     }

@@ -132,6 +132,13 @@ __device__ __forceinline__ void add_tf32(float (&c)[4], const unsigned (&a)[4], 
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/// A product of two rows as plain FMAs: what the split makes of infinities is no answer.
+__device__ __forceinline__ float plain_product(const float* a, const float* b, int width) {
+    float product = 0.0f;
+    for (int d = 0; d < width; ++d) product = fmaf(a[d], b[d], product);
+    return product;
+}
+
 
 constexpr int PIECE = 16;    // columns of two products
 constexpr int PIECES = 2;    // in shared memory at once
@@ -251,9 +258,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS) TILEWRIGHT_
         if (q >= p.q_blocks || kv >= p.kv_blocks) continue;
         float* logit = logits + q * p.logits_stride[2] + kv;
         if (__ldcg(logit) != minus_infinity()) continue;
-        float product = 0.0f;
-        for (int d = 0; d < p.head_dim; ++d)
-            product = fmaf(q_mean[q * p.q_mean_stride[2] + d], k_mean[kv * p.k_mean_stride[2] + d], product);
-        *logit = sanitised(product * p.scale);
+        *logit = sanitised(p.scale * plain_product(q_mean + q * p.q_mean_stride[2], k_mean + kv * p.k_mean_stride[2], p.head_dim));
     }
 }

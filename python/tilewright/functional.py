@@ -57,8 +57,8 @@ def sparse_attention(
         mask_mod: a device function of `tilewright.mask_mod` that says which keys a query sees.
 
     Returns:
-        `out`, with the shape of q but the last dimension of v, the dtype and layout of q; with `return_lse` and `return_mask` a tuple `(out, lse, mask)` of what
-        was asked for. `lse` is float32 `[batch, heads, seq_q]`, natural logarithm. A query with nothing to attend to gets
+        `out`, with the shape of q but the last dimension of v, the dtype and layout of q; with `return_lse` and `return_mask` a
+        tuple `(out, lse, mask)` of what was asked for. `lse` is float32 `[batch, heads, seq_q]`, natural logarithm. A query with nothing to attend to gets
         `out` 0 and `lse` -inf.
 
     Raises:

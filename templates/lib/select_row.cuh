@@ -7,6 +7,7 @@
 #pragma once
 
 <% include "lib/warp.cuh" %>
+<% include "lib/math.cuh" %>
 <% include "lib/logit.cuh" %>
 <% include "lib/block_class.cuh" %>
 
@@ -51,13 +52,6 @@ struct RowResult {
     int* full_keep;
 };
 
-/// e^x for x of at most 0; what is below the normal numbers is 0.
-__device__ __forceinline__ float exponential(float x) {
-    float power;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * 1.4426950408889634f));
-    return power;
-}
-
 /// What is kept: the blocks with a key of at least `high`, and of those from `low` on below it, the first `taken` in order
 /// of their index.
 struct Threshold {
@@ -80,8 +74,11 @@ __device__ __forceinline__ unsigned blocks_wanted(float top_k, float top_p, unsi
     return min(wanted, n);
 }
 
-/// A row's words come this many blocks at a time.
-constexpr int PADDING = 128;
+/// A row's words come this many blocks at a time, BATCH a lane.
+constexpr int PADDING = 128, BATCH = PADDING / 32;
+
+/// How many words of a row of `blocks` each lane is shown, with those past its end.
+__device__ __forceinline__ int words_shown(int blocks) { return (blocks + PADDING - 1) / PADDING * BATCH; }
 
 /// A row of the problem: the logits, sanitised, in shared or device memory. They are worked on in place. Where it is PADDED there is
 /// memory up to a multiple of PADDING.
@@ -109,9 +106,6 @@ struct RowInMemory {
         }
         return __reduce_add_sync(WHOLE_WARP, admissible);
     }
-
-    /// How many words each lane is shown, with those past the row's end.
-    __device__ __forceinline__ int shown() const { return (blocks + PADDING - 1) / PADDING * BATCH; }
 
     /// Calls visit(word) for a lane's words in order, a batch read before any is used; what comes past the row's end is
     /// `otherwise`, or what a padded row has there.
@@ -165,8 +159,6 @@ struct RowInMemory {
     }
 
    private:
-    static constexpr int BATCH = PADDING / 32;
-
     __device__ __forceinline__ void read(int (&word)[BATCH], int first, int otherwise, int lane) const {
 #pragma unroll
         for (int i = 0; i < BATCH; ++i)
@@ -205,8 +197,6 @@ struct RowInRegisters {
         return __reduce_add_sync(WHOLE_WARP, admissible);
     }
 
-    __device__ __forceinline__ int shown() const { return (blocks + PADDING - 1) / PADDING * BATCH; }
-
     template <typename Visit>
     __device__ __forceinline__ void each(int, int, Visit visit) const {
         each_item([&](int i) { visit(held[i]); });
@@ -240,7 +230,6 @@ struct RowInRegisters {
     }
 
    private:
-    static constexpr int BATCH = PADDING / 32;
     static_assert(ITEMS % BATCH == 0);
 
     /// Calls visit(i) for the items that exist, whole batches of them.
@@ -313,7 +302,7 @@ __device__ __forceinline__ unsigned cut_first(Threshold& kept, const Row& row, M
         count += reaches;
         mass += reaches ? its_mass : 0;
     });
-    whole = __reduce_add_sync(WHOLE_WARP, whole - row.shown() * Mass::excess());
+    whole = __reduce_add_sync(WHOLE_WARP, whole - words_shown(row.blocks) * Mass::excess());
     mass = __reduce_add_sync(WHOLE_WARP, mass - count * Mass::excess());
     count = __reduce_add_sync(WHOLE_WARP, count);
     const unsigned target = static_cast<unsigned>(ceil(static_cast<double>(top_p) * whole));
@@ -433,7 +422,7 @@ __device__ __forceinline__ void select_row(Row& row, Result result, float top_k,
     float sum = 0.0f;
     unsigned bottom = 0xffffffffu;
     const auto key_of = [base](int word) {
-        return word != NOT_ADMISSIBLE ? __float_as_int(exponential(__int_as_float(word) - base)) : ABSENT;
+        return word != NOT_ADMISSIBLE ? __float_as_int(exp2_approx((__int_as_float(word) - base) * LOG2_E)) : ABSENT;
     };
     row.change(NOT_ADMISSIBLE, lane, [&](int word) {
         const int key = key_of(word);

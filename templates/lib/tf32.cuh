@@ -20,3 +20,10 @@ __device__ __forceinline__ void add_tf32(float (&c)[4], const unsigned (&a)[4], 
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+/// A product of two rows as plain FMAs: what the split makes of infinities is no answer.
+__device__ __forceinline__ float plain_product(const float* a, const float* b, int width) {
+    float product = 0.0f;
+    for (int d = 0; d < width; ++d) product = fmaf(a[d], b[d], product);
+    return product;
+}

@@ -96,20 +96,24 @@ struct Wgmma<<% if type == "f16" %>__half<% else %>__nv_bfloat16<% endif %>, $( 
     /// The same with a in registers: what `SwizzledTile::hold_rows` reads of a tile.
     static __device__ __forceinline__ void multiply_held(float (&c)[$( n // 8 )$][4], const unsigned (&a)[4],
                                                          unsigned long long b, bool add) {
-        asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %$( n // 2 + 5 )$, 0;\n"
-            "wgmma.mma_async.sync.aligned.m64n$( n )$k16.f32.$( type )$.$( type )$ {<% for i in range(end=n // 2) %>%$( i )$<% if not loop.last %>, <% endif %><% endfor %>}, "
-            "{%$( n // 2 )$, %$( n // 2 + 1 )$, %$( n // 2 + 2 )$, %$( n // 2 + 3 )$}, %$( n // 2 + 4 )$, add, 1, 1, 0;\n}"
-            : <% for i in range(end=n // 2) %>"+f"(c[$( i // 4 )$][$( i % 4 )$])<% if not loop.last %>, <% endif %><% endfor %>
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
+        from_registers<0>(c, a, b, add);
     }
     /// The same with a in registers (the accumulators of a product, packed) and the reduction down b's columns.
     static __device__ __forceinline__ void multiply_down(float (&c)[$( n // 8 )$][4], const unsigned (&a)[4],
                                                          unsigned long long b, bool add) {
+        from_registers<1>(c, a, b, add);
+    }
+
+   private:
+    /// DOWN: whether the reduction is down b's columns.
+    template <int DOWN>
+    static __device__ __forceinline__ void from_registers(float (&c)[$( n // 8 )$][4], const unsigned (&a)[4],
+                                                          unsigned long long b, bool add) {
         asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %$( n // 2 + 5 )$, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n$( n )$k16.f32.$( type )$.$( type )$ {<% for i in range(end=n // 2) %>%$( i )$<% if not loop.last %>, <% endif %><% endfor %>}, "
-            "{%$( n // 2 )$, %$( n // 2 + 1 )$, %$( n // 2 + 2 )$, %$( n // 2 + 3 )$}, %$( n // 2 + 4 )$, add, 1, 1, 1;\n}"
+            "{%$( n // 2 )$, %$( n // 2 + 1 )$, %$( n // 2 + 2 )$, %$( n // 2 + 3 )$}, %$( n // 2 + 4 )$, add, 1, 1, %$( n // 2 + 6 )$;\n}"
             : <% for i in range(end=n // 2) %>"+f"(c[$( i // 4 )$][$( i % 4 )$])<% if not loop.last %>, <% endif %><% endfor %>
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)), "n"(DOWN));
     }
 };
 <% endfor %><% endfor %>

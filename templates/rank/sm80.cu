@@ -134,10 +134,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS) TILEWRIGHT_KERNEL(co
                 float& logit = logits[i / 16 * PITCH + kv];
                 if (kv >= p.kv_blocks || logit != minus_infinity()) continue;
                 const float* q = q_mean + i / 16 * p.q_mean_stride[2];
-                const float* k = k_mean + kv * p.k_mean_stride[2];
-                float product = 0.0f;
-                for (int d = 0; d < p.head_dim; ++d) product = fmaf(q[d], k[d], product);
-                logit = sanitised(product * p.scale);
+                logit = sanitised(p.scale * plain_product(q, k_mean + kv * p.k_mean_stride[2], p.head_dim));
             }
         }
     }

@@ -126,9 +126,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS) TILEWRIGHT_
         if (q >= p.q_blocks || kv >= p.kv_blocks) continue;
         float* logit = logits + q * p.logits_stride[2] + kv;
         if (__ldcg(logit) != minus_infinity()) continue;
-        float product = 0.0f;
-        for (int d = 0; d < p.head_dim; ++d)
-            product = fmaf(q_mean[q * p.q_mean_stride[2] + d], k_mean[kv * p.k_mean_stride[2] + d], product);
-        *logit = sanitised(product * p.scale);
+        *logit = sanitised(p.scale * plain_product(q_mean + q * p.q_mean_stride[2], k_mean + kv * p.k_mean_stride[2], p.head_dim));
     }
 }

@@ -61,6 +61,10 @@ const CASE: Case = Case {
 };
 
 impl Case {
+    fn value_d(&self) -> usize {
+        self.value_d.unwrap_or(self.d)
+    }
+
     fn mask(&self, random: &mut Random) -> BlockMask {
         let (rows, columns) = (self.seq_q.div_ceil(self.blocks.0), self.seq_kv.div_ceil(self.blocks.1));
         let (batch, heads) = if self.shared { (1, 1) } else { (self.batch, self.heads) };
@@ -83,7 +87,7 @@ impl Case {
     }
 
     fn request(&self) -> Request {
-        let [dim, values] = [self.d, self.value_d.unwrap_or(self.d)].map(|d| HeadDim::new(d).unwrap());
+        let [dim, values] = [self.d, self.value_d()].map(|d| HeadDim::new(d).unwrap());
         let [d, d_v] = dim.tiles(values).map(|tile| tile as i64);
         Request::new(&forward::SOURCE)
             .value("T", self.dtype)
@@ -103,7 +107,7 @@ impl Case {
         let (q, k, v) = (
             self.tensor(&mut random, self.heads, self.seq_q, self.d),
             self.tensor(&mut random, self.kv_heads, self.seq_kv, self.d),
-            self.tensor(&mut random, self.kv_heads, self.seq_kv, self.value_d.unwrap_or(self.d)),
+            self.tensor(&mut random, self.kv_heads, self.seq_kv, self.value_d()),
         );
         let mask = self.mask(&mut random);
         let scale = self.scale.unwrap_or(1.0 / (self.d as f32).sqrt());

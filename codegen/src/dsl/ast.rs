@@ -218,8 +218,17 @@ impl Kernel {
         self.specialize.iter().find(|param| param.name == name)
     }
 
-    /// Whether a requirement is over specialisation parameters alone: a spec meets it, launches meet the others.
-    pub(crate) fn is_of_specs(&self, require: &Require) -> bool {
+    /// The requirements over specialisation parameters alone: a spec meets them.
+    pub(crate) fn spec_requires(&self) -> impl Iterator<Item = &Require> {
+        self.requires.iter().filter(|require| self.is_of_specs(require))
+    }
+
+    /// The others: a launch meets them.
+    pub(crate) fn launch_requires(&self) -> impl Iterator<Item = &Require> {
+        self.requires.iter().filter(|require| !self.is_of_specs(require))
+    }
+
+    fn is_of_specs(&self, require: &Require) -> bool {
         require.condition.names().into_iter().all(|name| self.spec_param(name).is_some())
     }
 

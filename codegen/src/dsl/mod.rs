@@ -19,6 +19,12 @@
 //! # Ok::<(), tilewright_codegen::Error>(())
 //! ```
 //!
+//! # Parameters that go together
+//!
+//! `specialize { D: [64, 128], D_V: [64, 128] = D }` gives `D_V` the value of `D` where a spec gives none, and variants' names leave
+//! it out then. `require D_V <= D, "values are no wider than keys";` is over parameters alone, so that a spec is asked and no launch:
+//! other combinations do not exist.
+//!
 //! # Device functions
 //!
 //! `functions { score_mod: ScoreMod, mask_mod: MaskMod }` gives the body a struct `Functions f` whose members are called as
