@@ -413,6 +413,8 @@ unsafe impl KernelArgs for Args<'_> {
                 binder.tensor_map("k", self.k, [64, 64])?;
                 binder.tensor_map("v", self.v, [64, 64])?;
                 binder.tensor_map("d_out", self.d_out, [64, 64])?;
+                binder.persistent();
+                binder.queue();
                 [kv_blocks * (block_kv / 64), kv_heads, batch]
             }
             other => return Err(binder.no_body(other)),

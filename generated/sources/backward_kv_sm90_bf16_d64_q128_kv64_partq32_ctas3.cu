@@ -132,10 +132,10 @@ struct TensorMaps {
 
 // Block-sparse attention, backward by keys, for Hopper: copies by the copy engine (TMA), products of a warpgroup (wgmma).
 //
-// One thread block takes 64 keys of one key head, and CTAS blocks share a multiprocessor: one's products run under the others'
-// arithmetic. Its last warpgroup only copies, 64 queries of the lists at a time with their d_out into a slot of a ring, and
-// brings what is known of them. The other computes transposed scores, which are in its registers as the operand of the next
-// product.
+// Thread blocks stay for many tiles of 64 keys of one key head, and CTAS blocks share a multiprocessor: one's products run under the
+// others' arithmetic. Its last warpgroup only copies, 64 queries of the lists at a time with their d_out into a slot of a ring, and
+// brings what is known of them; it goes on with the next tile while the sums of one are written. The other computes transposed
+// scores, which are in its registers as the operand of the next product.
 // Where a thread is, and what it asks the hardware for by number.
 #pragma once
 
@@ -458,6 +458,25 @@ __device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.co
 /// Waits until the shared memory of this thread's stores has been read.
 __device__ __forceinline__ void wait_stores_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 
+// Tiles handed out to the blocks of a persistent grid as they finish.
+#pragma once
+
+/// A launch's counter of tiles, 0 when the launch starts and 0 again when it has ended; null where the launcher has none.
+///
+/// Whoever takes tiles (a block, or each of its parts) has a number of its own from 0 on, and starts with the tile of that
+/// number, if there is one. Then it asks for the next until there is none, and no more. That makes as many questions as
+/// there are tiles, and the last of them brings the counter back to 0 for the launch after this one.
+struct TileQueue {
+    unsigned* asked;
+
+    /// The tile after `tile`, less the number of all takers: none is left where the sum is `tiles` or more. One thread asks,
+    /// and adds late: the answer takes its time.
+    __device__ __forceinline__ int next(int tile, int tiles) const {
+        return asked ? static_cast<int>(atomicInc(asked, tiles - 1)) : tile;
+    }
+};
+static_assert(sizeof(TileQueue) == 8, "TileQueue differs from the Rust side");
+
 // From accumulators to a tensor.
 #pragma once
 
@@ -514,11 +533,13 @@ struct SwizzledTile {
         return descriptor(tile, k * 16 * 128, PANEL_BYTES);
     }
 
-    /// A warpgroup's registers of the tile's first 64 rows, as the first operand of products: each warp has 16 of them. After mma.cuh.
-    static __device__ __forceinline__ void hold_rows(unsigned (&held)[COLS / 16][4], unsigned tile) {
+    /// A warpgroup's registers of the tile's first 64 rows and 16 PIECES columns, as the first operand of products: each warp has 16
+    /// of the rows. After mma.cuh.
+    template <int PIECES>
+    static __device__ __forceinline__ void hold_rows(unsigned (&held)[PIECES][4], unsigned tile) {
         const int lane = thread_place() % 32, row = thread_place() / 32 % 4 * 16 + lane % 16;
 #pragma unroll
-        for (int k = 0; k < COLS / 16; ++k) {
+        for (int k = 0; k < PIECES; ++k) {
             const int chunk = k % 4 * 2 + lane / 16;
             load_matrices(held[k], tile + k / 4 * PANEL_BYTES + row * 128 + ((chunk ^ row % 8) << 4));
         }
@@ -713,11 +734,12 @@ struct Wgmma<__nv_bfloat16, 64> {
 
 
 
-constexpr int TILE_KV = 64;  // keys of a thread block
+constexpr int TILE_KV = 64;  // keys of a tile
+constexpr int TILES_PER_BLOCK = BLOCK_KV / TILE_KV;
 constexpr int STEP_Q = 64;   // queries of a slot, computed PART_Q at a time
 constexpr int PARTS = STEP_Q / PART_Q;
 static_assert(D == D_V, "one kind of tile");
-static_assert(STEP_Q == PART_Q * PARTS && THREADS == 256 && BLOCK_KV % TILE_KV == 0 && BLOCK_Q % STEP_Q == 0);
+static_assert(STEP_Q == PART_Q * PARTS && THREADS == 256 && BLOCK_KV == TILE_KV * TILES_PER_BLOCK && BLOCK_Q % STEP_Q == 0);
 
 using Tile = SwizzledTile<64, D>;
 using Steps = QueryBlocks<STEP_Q, BLOCK_Q / STEP_Q>;
@@ -725,28 +747,33 @@ using Products = float[PART_Q / 8][4];
 using Operand = unsigned[PART_Q / 16][4];
 using Sums = float[1][D / 8][4];
 
-/// What is known of a query: lse in base-2 exponent units, and delta. A query that attends to nothing, or does not exist, has
+/// What is known of a slot's queries: lse in base-2 exponent units, and delta. A query that attends to nothing, or does not exist, has
 /// an lse of +inf: its weights become 0.
 struct Statistics {
-    float lse, delta;
+    float lse[STEP_Q], delta[STEP_Q];
 };
+constexpr unsigned LSE = 0, DELTA = sizeof(Statistics::lse);  // bytes from a slot's Statistics on
 
 // Shared memory, from a multiple of 1024 on: K, V, the ring's tiles of q and d_out, the statistics of each slot's queries,
 // barriers, and what the copying warp tells the others of a slot. The ring has the slots that fit, up to 4.
 constexpr unsigned SMEM_BYTES = 1024 * (CTAS == 3 ? 75 : 113);
 constexpr unsigned SLOT_BYTES = 2 * Tile::BYTES;
-constexpr unsigned STATISTICS_BYTES = STEP_Q * sizeof(Statistics);
 constexpr unsigned NOTE_BYTES = 16;
-constexpr int FITTING = (SMEM_BYTES - 1024 - 2 * Tile::BYTES) / (SLOT_BYTES + STATISTICS_BYTES);
+constexpr int FITTING = (SMEM_BYTES - 1024 - 2 * Tile::BYTES) / (SLOT_BYTES + sizeof(Statistics));
 constexpr int STAGES = FITTING < 4 ? FITTING : 4;
 constexpr unsigned STATISTICS = 2 * Tile::BYTES + STAGES * SLOT_BYTES;
-constexpr unsigned BARRIERS = STATISTICS + STAGES * STATISTICS_BYTES;
+constexpr unsigned BARRIERS = STATISTICS + STAGES * sizeof(Statistics);
 constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
-static_assert(STAGES >= 2 && NOTES % 16 == 0 && NOTES + STAGES * NOTE_BYTES <= SMEM_BYTES);
+static_assert(STAGES >= 2 && NOTES % 16 == 0 && NOTES + (STAGES + 1) * NOTE_BYTES <= SMEM_BYTES);
 using Place = RingPlace<STAGES>;
 
 // Registers are handed out anew among the warpgroups.
-constexpr int COPY_REGISTERS = 32, COMPUTE_REGISTERS = CTAS == 3 ? 128 : 224;
+constexpr int COPY_REGISTERS = 24, COMPUTE_REGISTERS = CTAS == 3 ? 136 : 232;
+// Whether the weights stay beside the operand that was packed of them.
+constexpr bool WEIGHTS_KEPT = D < 128 && !HAS_SCORE_MOD;
+// Of D / 16 pieces of the values, those that stay in registers: as many as there is room for. Products of narrow parts with both
+// operands in shared memory are bound by reading them.
+constexpr int V_KEPT = CTAS == 3 && WEIGHTS_KEPT ? 1 : 0;
 
 /// Addresses in shared memory.
 struct Shared {
@@ -756,88 +783,134 @@ struct Shared {
     __device__ unsigned v_tile() const { return base + Tile::BYTES; }
     __device__ unsigned q_tile(int slot) const { return base + 2 * Tile::BYTES + slot * SLOT_BYTES; }
     __device__ unsigned d_out_tile(int slot) const { return q_tile(slot) + Tile::BYTES; }
-    __device__ Barrier keys_full() const { return {base + BARRIERS}; }
+    __device__ unsigned statistics(int slot) const { return base + STATISTICS + slot * sizeof(Statistics); }
     /// A slot's copies and statistics have landed; everybody is done with it.
-    __device__ Barrier full(int slot) const { return {base + BARRIERS + (1 + slot) * Barrier::BYTES}; }
-    __device__ Barrier empty(int slot) const { return {base + BARRIERS + (1 + STAGES + slot) * Barrier::BYTES}; }
-    /// Head (negative after the last step), first query, flags. Ready with the slot.
+    __device__ Barrier full(int slot) const { return {base + BARRIERS + slot * Barrier::BYTES}; }
+    __device__ Barrier empty(int slot) const { return {base + BARRIERS + (STAGES + slot) * Barrier::BYTES}; }
+    /// The same of the keys and values.
+    __device__ Barrier keys_full() const { return {base + BARRIERS + 2 * STAGES * Barrier::BYTES}; }
+    __device__ Barrier keys_empty() const { return {base + BARRIERS + (2 * STAGES + 1) * Barrier::BYTES}; }
+    /// Head, first query, flags. Ready with the slot.
     __device__ unsigned note(int slot) const { return base + NOTES + slot * NOTE_BYTES; }
+    /// The tile (negative after the last), and LAST where it has no steps. Ready with the keys.
+    __device__ unsigned tile() const { return note(STAGES); }
 };
 constexpr int DECIDED = 1;  // the mask function decides on elements
 constexpr int EMPTY_ROWS = 2;  // some queries attend to nothing
+constexpr int LAST = 4;  // of this tile
 
-/// What a thread block works on.
+/// A tile: one head's run side by side, so that its queries stay in the L2 cache.
 struct Work {
     int first_key, kv_head, batch;
+
+    __device__ __forceinline__ Work(const Params& p, int tile) {
+        const int tiles = p.kv_blocks * TILES_PER_BLOCK, rest = tile / tiles;
+        first_key = (tile - rest * tiles) * TILE_KV;
+        kv_head = rest % p.kv_heads;
+        batch = rest / p.kv_heads;
+    }
 };
 
-/// The work of the copying warp.
-__device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& maps, Shared shared, const Work& work) {
+/// Fills a slot with a step's queries and d_out, and with what is known of them.
+__device__ __forceinline__ void copy_step(const Params& p, const TensorMaps& maps, Shared shared, const Place& place, int batch,
+                                          const Steps::Step& step, bool last) {
     const int lane = thread_place() % 32;
+    const Barrier full = shared.full(place.slot);
+    shared.empty(place.slot).wait(place.parity ^ 1);
     if (lane == 0) {
-        shared.keys_full().arrive_expecting(2 * Tile::BYTES);
+        full.arrive_expecting(SLOT_BYTES);
 #pragma unroll
         for (int panel = 0; panel < Tile::PANELS; ++panel) {
             const int column = panel * Tile::PANEL_COLS;
-            const unsigned offset = panel * Tile::PANEL_BYTES;
-            copy_box(shared.k_tile() + offset, maps.k, column, work.first_key, work.kv_head, work.batch, shared.keys_full());
-            copy_box(shared.v_tile() + offset, maps.v, column, work.first_key, work.kv_head, work.batch, shared.keys_full());
+            const unsigned to = shared.q_tile(place.slot) + panel * Tile::PANEL_BYTES;
+            copy_box(to, maps.q, column, step.first, step.head, batch, full);
+            copy_box(to + Tile::BYTES, maps.d_out, column, step.first, step.head, batch, full);
         }
     }
-    Steps steps(p, work.first_key / BLOCK_KV, work.kv_head, work.batch);
+    bool empty = false;
+#pragma unroll
+    for (int i = 0; i < STEP_Q; i += 32) {
+        const int query = step.first + i + lane;
+        float lse = infinity(), delta = 0.0f;
+        if (query < p.seq_q) {
+            lse = __ldg(p.lse + batch * p.lse_stride[0] + step.head * p.lse_stride[1] + query) * LOG2_E;
+            delta = __ldg(p.delta + batch * p.delta_stride[0] + step.head * p.delta_stride[1] + query);
+            if (lse == -infinity()) {
+                empty = true;
+                lse = infinity();
+            }
+        }
+        const unsigned to = shared.statistics(place.slot) + (i + lane) * sizeof(float);
+        store_shared(to + LSE, __float_as_int(lse));
+        store_shared(to + DELTA, __float_as_int(delta));
+    }
+    const bool any_empty = __any_sync(0xffffffffu, empty);
+    if (lane == 0) {
+        store_shared(shared.note(place.slot), step.head);
+        store_shared(shared.note(place.slot) + 4, step.first);
+        store_shared(shared.note(place.slot) + 8,
+                     (step.decided ? DECIDED : 0) | (any_empty ? EMPTY_ROWS : 0) | (last ? LAST : 0));
+    }
+    full.arrive();
+}
+
+/// The work of the copying warp.
+__device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& maps, TileQueue queue, Shared shared) {
+    const bool leader = thread_place() % 32 == 0;
+    if (leader) {
+        prefetch_map(maps.k);
+        prefetch_map(maps.v);
+        prefetch_map(maps.q);
+        prefetch_map(maps.d_out);
+    }
+    const int tiles = p.kv_blocks * TILES_PER_BLOCK * p.kv_heads * p.batch;
     Place place;
-    while (true) {
-        const typename Steps::Step step = steps.next(p);
-        const Barrier full = shared.full(place.slot);
-        shared.empty(place.slot).wait(place.parity ^ 1);
-        if (lane == 0) {
-            full.arrive_expecting(step.head < 0 ? 0 : SLOT_BYTES);
-            if (step.head >= 0) {
+    unsigned keys_parity = 1;
+    for (int tile = blockIdx.x; tile < tiles;) {
+        const Work work(p, tile);
+        Steps steps(p, work.first_key / BLOCK_KV, work.kv_head, work.batch);
+        Steps::Step step = steps.next(p);
+        if (work.first_key >= p.seq_kv) step.head = -1;  // the half of a block without keys
+        shared.keys_empty().wait(keys_parity);
+        keys_parity ^= 1;
+        if (leader) {
+            store_shared(shared.tile(), tile);
+            store_shared(shared.tile() + 4, step.head < 0 ? LAST : 0);
+            shared.keys_full().arrive_expecting(2 * Tile::BYTES);
 #pragma unroll
-                for (int panel = 0; panel < Tile::PANELS; ++panel) {
-                    const int column = panel * Tile::PANEL_COLS;
-                    const unsigned to = shared.q_tile(place.slot) + panel * Tile::PANEL_BYTES;
-                    copy_box(to, maps.q, column, step.first, step.head, work.batch, full);
-                    copy_box(to + Tile::BYTES, maps.d_out, column, step.first, step.head, work.batch, full);
-                }
+            for (int panel = 0; panel < Tile::PANELS; ++panel) {
+                const int column = panel * Tile::PANEL_COLS;
+                const unsigned to = shared.k_tile() + panel * Tile::PANEL_BYTES;
+                copy_box(to, maps.k, column, work.first_key, work.kv_head, work.batch, shared.keys_full());
+                copy_box(to + Tile::BYTES, maps.v, column, work.first_key, work.kv_head, work.batch, shared.keys_full());
             }
         }
-        bool empty = false;
-        if (step.head >= 0) {
-#pragma unroll
-            for (int i = 0; i < STEP_Q; i += 32) {
-                const int query = step.first + i + lane;
-                float lse = infinity(), delta = 0.0f;
-                if (query < p.seq_q) {
-                    lse = __ldg(p.lse + work.batch * p.lse_stride[0] + step.head * p.lse_stride[1] + query) * LOG2_E;
-                    delta = __ldg(p.delta + work.batch * p.delta_stride[0] + step.head * p.delta_stride[1] + query);
-                    if (lse == -infinity()) {
-                        empty = true;
-                        lse = infinity();
-                    }
-                }
-                const unsigned to = shared.base + STATISTICS + place.slot * STATISTICS_BYTES + (i + lane) * sizeof(Statistics);
-                store_shared(to, __float_as_int(lse));
-                store_shared(to + 4, __float_as_int(delta));
-            }
+        int next = 0;
+        if (leader && step.head < 0) next = queue.next(tile, tiles);
+        while (step.head >= 0) {
+            const Steps::Step following = steps.next(p);
+            const bool last = following.head < 0;
+            // Late, so that who has a long tile has not taken another yet; the answer comes under the last copies.
+            if (leader && last) next = queue.next(tile, tiles);
+            copy_step(p, maps, shared, place, work.batch, step, last);
+            place.advance();
+            step = following;
         }
-        const bool any_empty = __any_sync(0xffffffffu, empty);
-        if (lane == 0) {
-            store_shared(shared.note(place.slot), step.head);
-            store_shared(shared.note(place.slot) + 4, step.first);
-            store_shared(shared.note(place.slot) + 8, (step.decided ? DECIDED : 0) | (any_empty ? EMPTY_ROWS : 0));
-        }
-        full.arrive();
-        if (step.head < 0) break;
-        place.advance();
+        __syncwarp();
+        tile = gridDim.x + warp_uniform(next);
+    }
+    shared.keys_empty().wait(keys_parity);
+    if (leader) {
+        store_shared(shared.tile(), -1);
+        shared.keys_full().arrive();
     }
 }
 
 /// Rows of queries that attend to nothing become 0, whatever they hold: 0 · NaN must not reach their keys.
-__device__ __forceinline__ void clear_empty_rows(unsigned char* slot, const Statistics* statistics) {
+__device__ __forceinline__ void clear_empty_rows(unsigned char* slot, const Statistics& statistics) {
     for (int i = thread_place(); i < STEP_Q * 2 * Tile::PANELS * 8; i += 128) {
         const int row = i / 8 % STEP_Q, panel = i / 8 / STEP_Q;  // of q, then of d_out
-        if (statistics[row].lse == infinity())
+        if (statistics.lse[row] == infinity())
             *reinterpret_cast<uint4*>(slot + panel * Tile::PANEL_BYTES + row * 128 + i % 8 * 16) = make_uint4(0, 0, 0, 0);
     }
     publish_shared();
@@ -865,31 +938,16 @@ __device__ __forceinline__ void pack(Operand& packed, const Products& products) 
 }
 
 /// The work of the computing warpgroup.
-__device__ __forceinline__ void compute(const Params& p, const Functions& f, Shared shared, unsigned char* smem,
-                                        const Work& work) {
-    Sums dk, dv;
-#pragma unroll
-    for (int n = 0; n < D / 8; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) dk[0][n][i] = dv[0][n][i] = 0.0f;
+__device__ __forceinline__ void compute_tiles(const Params& p, const Functions& f, Shared shared, unsigned char* smem) {
     const float to_exponent = HAS_SCORE_MOD ? LOG2_E : LOG2_E * p.scale;
-
-    Operand of_gradients;
-    // Through ordinary registers each product would wait for its descriptor.
-    const auto start_scores = [&](Products& weights, int slot, int part) {
-        const unsigned k_tile = warp_uniform(shared.k_tile()), q_tile = warp_uniform(shared.q_tile(slot) + part * PART_Q * 128);
+    /// The products of keys with queries, or of values with d_out. Of the former `kept` pieces are in registers.
+    const auto start_products = [&](Products& products, unsigned keys, unsigned queries, const unsigned (*held)[4], int kept) {
         wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < D / 16; ++k)
-            Wgmma<T, PART_Q>::multiply(weights, Tile::along_rows(k_tile, k), Tile::along_rows(q_tile, k), k > 0);
-        wgmma_commit();
-    };
-    const auto start_gradients = [&](Products& gradients, int slot, int part) {
-        const unsigned v_tile = warp_uniform(shared.v_tile()), d_out_tile = warp_uniform(shared.d_out_tile(slot) + part * PART_Q * 128);
-        wgmma_fence();
-#pragma unroll
-        for (int k = 0; k < D / 16; ++k)
-            Wgmma<T, PART_Q>::multiply(gradients, Tile::along_rows(v_tile, k), Tile::along_rows(d_out_tile, k), k > 0);
+        for (int k = 0; k < D / 16; ++k) {
+            if (k < kept) Wgmma<T, PART_Q>::multiply_held(products, held[k], Tile::along_rows(queries, k), k > 0);
+            else Wgmma<T, PART_Q>::multiply(products, Tile::along_rows(keys, k), Tile::along_rows(queries, k), k > 0);
+        }
         wgmma_commit();
     };
     /// The sums of keys or values go on with the transposed tile of a slot.
@@ -905,143 +963,164 @@ __device__ __forceinline__ void compute(const Params& p, const Functions& f, Sha
     const auto release = [&](int slot) {
         if (slot >= 0) shared.empty(slot).arrive();
     };
-    const auto statistics_of = [&](int slot) {
-        return reinterpret_cast<const Statistics*>(smem + STATISTICS + slot * STATISTICS_BYTES);
+    const auto statistics_of = [&](int slot) -> const Statistics& {
+        return *reinterpret_cast<const Statistics*>(smem + STATISTICS + slot * sizeof(Statistics));
     };
     // Notes are read by the lane alone that says when they may change.
-    const auto read_note = [&](int slot, int word) {
-        return warp_uniform(thread_place() % 32 == 0 ? load_shared(shared.note(slot) + 4 * word) : 0);
-    };
-    /// Waits for a slot; the head of its queries, negative after the last.
-    const auto open = [&](const Place& place) {
-        shared.full(place.slot).wait(place.parity);
-        const int head = read_note(place.slot, 0);
-        if (head >= 0 && read_note(place.slot, 2) & EMPTY_ROWS)
-            clear_empty_rows(smem + 2 * Tile::BYTES + place.slot * SLOT_BYTES, statistics_of(place.slot));
-        return head;
+    const auto read_note = [&](unsigned address) {
+        return warp_uniform(thread_place() % 32 == 0 ? load_shared(address) : 0);
     };
 
-    shared.keys_full().wait(0);
+    const unsigned char* my_statistics = smem + STATISTICS + thread_place() % 4 * sizeof(float2);
     Place place;
-    int before = -1;  // the slot of the step before
-    int head = 0, part = 0;
-#pragma unroll 1
+    unsigned keys_parity = 0;
     while (true) {
-        if (part == 0) head = open(place);
-        if (head < 0) break;
-        Products weights, gradients;
-        // The scores queue up behind the sums of the part before.
-        start_scores(weights, place.slot, part);
-        wgmma_wait<1>();
-        hold(dv[0]);
-        hold(dk[0]);
-        hold(of_gradients);
-        if (part == 0) release(before);
-        start_gradients(gradients, place.slot, part);
+        shared.keys_full().wait(keys_parity);
+        keys_parity ^= 1;
+        const int tile = read_note(shared.tile());
+        if (tile < 0) break;
+        int flags = read_note(shared.tile() + 4);
+        if (flags & LAST) shared.keys_empty().arrive();
+        [[maybe_unused]] unsigned values[V_KEPT > 0 ? V_KEPT : 1][4];
+        if constexpr (V_KEPT > 0) Tile::hold_rows(values, shared.v_tile());
+        Sums dk, dv;
+#pragma unroll
+        for (int n = 0; n < D / 8; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) dk[0][n][i] = dv[0][n][i] = 0.0f;
+        Operand of_gradients;
+        int before = -1;  // the slot of the step before
+        // By a vote, so that the compiler sees a warp leave the loop as one: what it counts can live in uniform registers.
+#pragma unroll 1
+        while (!__any_sync(0xffffffffu, flags & LAST)) {
+            shared.full(place.slot).wait(place.parity);
+            flags = read_note(shared.note(place.slot) + 8);
+            if (flags & EMPTY_ROWS)
+                clear_empty_rows(smem + 2 * Tile::BYTES + place.slot * SLOT_BYTES, statistics_of(place.slot));
+#pragma unroll
+            for (int part = 0; part < PARTS; ++part) {
+                // Through ordinary registers each product would wait for its descriptor.
+                const unsigned k_tile = warp_uniform(shared.k_tile()), v_tile = k_tile + Tile::BYTES;
+                const unsigned q_tile = warp_uniform(shared.q_tile(place.slot) + part * PART_Q * 128), d_out_tile = q_tile + Tile::BYTES;
+                Products weights, gradients;
+                // The scores queue up behind the sums of the part before.
+                start_products(weights, k_tile, q_tile, nullptr, 0);
+                wgmma_wait<1>();
+                hold(dv[0]);
+                hold(dk[0]);
+                hold(of_gradients);
+                if (part == 0) release(before);
 
-        const int flags = HAS_MASK_MOD ? read_note(place.slot, 2) : 0;
-        const int first_query = HAS_SCORE_MOD || HAS_MASK_MOD ? read_note(place.slot, 1) + part * PART_Q : 0;
-        [[maybe_unused]] Products scores = {};  // before the score function, where there is one
-        // lse and delta of this thread's columns, two a piece.
-        const auto of_columns = [&](int n) {
-            return reinterpret_cast<const float4*>(statistics_of(place.slot) + part * PART_Q)[n * 4 + thread_place() % 4];
-        };
-        // Makes a gradient of d_out · v.
-        const auto finish = [&](float& gradient, float weight, float delta, int n, int i) {
-            gradient = weight * (gradient - delta);
-            if constexpr (HAS_SCORE_MOD) {
-                const int key = thread_place() / 32 * 16 + thread_place() % 32 / 4 + i / 2 * 8;
-                const int query = n * 8 + thread_place() % 4 * 2 + i % 2;
-                gradient *= f.score_mod.gradient(scores[n][i], work.batch, head, first_query + query, work.first_key + key);
+                constexpr bool HAS_MODS = HAS_SCORE_MOD || HAS_MASK_MOD;
+                const int head = HAS_MODS ? read_note(shared.note(place.slot)) : 0;
+                const int first_query = HAS_MODS ? read_note(shared.note(place.slot) + 4) + part * PART_Q : 0;
+                const Work work(p, HAS_MODS ? tile : 0);
+                [[maybe_unused]] Products scores = {};  // before the score function, where there is one
+                // Of this thread's two columns of a piece.
+                const auto of_columns = [&](unsigned member, int n) {
+                    return *reinterpret_cast<const float2*>(my_statistics + place.slot * sizeof(Statistics) + member +
+                                                            (part * PART_Q + n * 8) * sizeof(float));
+                };
+                // Makes a gradient of d_out · v.
+                const auto finish = [&](float& gradient, float weight, float delta, int n, int i) {
+                    gradient = weight * (gradient - delta);
+                    if constexpr (HAS_SCORE_MOD) {
+                        const int key = thread_place() / 32 * 16 + thread_place() % 32 / 4 + i / 2 * 8;
+                        const int query = n * 8 + thread_place() % 4 * 2 + i % 2;
+                        gradient *= f.score_mod.gradient(scores[n][i], work.batch, head, first_query + query, work.first_key + key);
+                    }
+                    // What has no weight has no gradient, be its d_out · v or its derivative what it may.
+                    if (HAS_SCORE_MOD || HAS_MASK_MOD) gradient = weight == 0.0f ? 0.0f : gradient;
+                };
+                wgmma_wait<0>();
+                hold(weights);
+                if constexpr (HAS_SCORE_MOD) {
+                    each_product(weights, [&](float& weight, int n, int i, int key, int query) {
+                        scores[n][i] = weight * p.scale;
+                        weight = f.score_mod(scores[n][i], work.batch, head, first_query + query, work.first_key + key);
+                    });
+                }
+                // Scores become exponents of two, and only then -inf: it would not survive a scale of 0 or less.
+#pragma unroll
+                for (int n = 0; n < PART_Q / 8; ++n) {
+                    const float2 lse = of_columns(LSE, n);
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) weights[n][i] = fmaf(weights[n][i], to_exponent, i % 2 ? -lse.y : -lse.x);
+                }
+                if (HAS_MASK_MOD && (flags & DECIDED)) {
+                    each_product(weights, [&](float& weight, int, int, int key, int query) {
+                        if (!f.mask_mod(work.batch, head, first_query + query, work.first_key + key)) weight = -infinity();
+                    });
+                }
+                each_product(weights, [](float& weight, int, int, int, int) { weight = exp2_approx(weight); });
+                Operand of_weights;
+                pack(of_weights, weights);
+                // Late: beside the scores the gradients would take registers, and the other blocks keep the tensor cores busy.
+                start_products(gradients, v_tile, d_out_tile, values, V_KEPT);
+                start_sums(dv, of_weights, d_out_tile);
+                wgmma_wait<1>();
+                hold(gradients);
+                // The next tile's keys and values can come.
+                if ((flags & LAST) && part == PARTS - 1) shared.keys_empty().arrive();
+                // Weights that are not kept are taken as the product takes them, rounded.
+#pragma unroll
+                for (int n = 0; n < PART_Q / 8; ++n) {
+                    const float2 delta = of_columns(DELTA, n);
+#pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+                        const float2 weight = WEIGHTS_KEPT ? make_float2(weights[n][2 * half], weights[n][2 * half + 1])
+                                                           : Mma<T>::unpack(of_weights[n / 2][n % 2 * 2 + half]);
+                        finish(gradients[n][2 * half], weight.x, delta.x, n, 2 * half);
+                        finish(gradients[n][2 * half + 1], weight.y, delta.y, n, 2 * half + 1);
+                    }
+                }
+                pack(of_gradients, gradients);
+                start_sums(dk, of_gradients, q_tile);
+                // Registers are scarce: the weights go before the next scores come.
+                wgmma_wait<1>();
+                hold(dv[0]);
+                hold(of_weights);
             }
-            // What has no weight has no gradient, be its d_out · v or its derivative what it may.
-            if (HAS_SCORE_MOD || HAS_MASK_MOD) gradient = weight == 0.0f ? 0.0f : gradient;
-        };
-        wgmma_wait<1>();
-        hold(weights);
-        if constexpr (HAS_SCORE_MOD) {
-            each_product(weights, [&](float& weight, int n, int i, int key, int query) {
-                scores[n][i] = weight * p.scale;
-                weight = f.score_mod(scores[n][i], work.batch, head, first_query + query, work.first_key + key);
-            });
-        }
-        // Scores become exponents of two, and only then -inf: it would not survive a scale of 0 or less.
-#pragma unroll
-        for (int n = 0; n < PART_Q / 8; ++n) {
-            const float4 columns = of_columns(n);
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                weights[n][i] = fmaf(weights[n][i], to_exponent, i % 2 ? -columns.z : -columns.x);
-        }
-        if (HAS_MASK_MOD && (flags & DECIDED)) {
-            each_product(weights, [&](float& weight, int, int, int key, int query) {
-                if (!f.mask_mod(work.batch, head, first_query + query, work.first_key + key)) weight = -infinity();
-            });
-        }
-        each_product(weights, [](float& weight, int, int, int, int) { weight = exp2_approx(weight); });
-        Operand of_weights;
-        pack(of_weights, weights);
-        start_sums(dv, of_weights, warp_uniform(shared.d_out_tile(place.slot) + part * PART_Q * 128));
-        wgmma_wait<1>();
-        hold(gradients);
-        // Weights are taken as the product takes them, rounded: no register holds them otherwise any more.
-#pragma unroll
-        for (int n = 0; n < PART_Q / 8; ++n) {
-            const float4 columns = of_columns(n);
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const float2 weight = Mma<T>::unpack(of_weights[n / 2][n % 2 * 2 + half]);
-                finish(gradients[n][2 * half], weight.x, columns.y, n, 2 * half);
-                finish(gradients[n][2 * half + 1], weight.y, columns.w, n, 2 * half + 1);
-            }
-        }
-        pack(of_gradients, gradients);
-        start_sums(dk, of_gradients, warp_uniform(shared.q_tile(place.slot) + part * PART_Q * 128));
-        // Registers are scarce: the weights go before the next scores come.
-        wgmma_wait<1>();
-        hold(dv[0]);
-        hold(of_weights);
-        if (++part == PARTS) {
-            part = 0;
             before = place.slot;
             place.advance();
         }
-    }
-    wgmma_wait<0>();
-    hold(dv[0]);
-    hold(dk[0]);
-    hold(of_gradients);
+        wgmma_wait<0>();
+        hold(dv[0]);
+        hold(dk[0]);
+        hold(of_gradients);
+        release(before);
 
-    const int first_row = work.first_key + thread_place() / 32 * 16, rows = p.seq_kv - first_row;
-    const auto begin = [&](T* tensor, const long long* stride) {
-        return tensor + work.batch * stride[0] + work.kv_head * stride[1] + first_row * stride[2];
-    };
-    write_sums(dk, begin(p.dk, p.dk_stride), p.dk_stride[2], rows, p.head_dim, [&](int, int) { return p.scale; });
-    write_sums(dv, begin(p.dv, p.dv_stride), p.dv_stride[2], rows, p.value_dim, [](int, int) { return 1.0f; });
+        const Work work(p, tile);
+        const int first_row = work.first_key + thread_place() / 32 * 16, rows = p.seq_kv - first_row;
+        const auto begin = [&](T* tensor, const long long* stride) {
+            return tensor + work.batch * stride[0] + work.kv_head * stride[1] + first_row * stride[2];
+        };
+        write_sums(dk, begin(p.dk, p.dk_stride), p.dk_stride[2], rows, p.head_dim, [&](int, int) { return p.scale; });
+        write_sums(dv, begin(p.dv, p.dv_stride), p.dv_stride[2], rows, p.value_dim, [](int, int) { return 1.0f; });
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, CTAS)
 TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Functions f,
-                  const __grid_constant__ TensorMaps maps) {
+                  const __grid_constant__ TensorMaps maps, const TileQueue queue) {
     extern __shared__ __align__(1024) unsigned char smem[];
     const Shared shared{shared_address(smem)};
-    const Work work{static_cast<int>(blockIdx.x) * TILE_KV, static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z)};
-    if (work.first_key >= p.seq_kv) return;
     if (threadIdx.x == 0) {
-        shared.keys_full().init(1);
 #pragma unroll
         for (int slot = 0; slot < STAGES; ++slot) {
             shared.full(slot).init(33);  // every lane of the copying warp, and the copies
             shared.empty(slot).init(128);
         }
+        shared.keys_full().init(1);
+        shared.keys_empty().init(128);
         publish_barriers();
     }
     __syncthreads();
     if (warp_uniform(threadIdx.x / 128) == 1) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COPY_REGISTERS));
-        if (threadIdx.x / 32 == 4) copy_tiles(p, maps, shared, work);
+        if (threadIdx.x / 32 == 4) copy_tiles(p, maps, queue, shared);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COMPUTE_REGISTERS));
-        compute(p, f, shared, smem, work);
+        compute_tiles(p, f, shared, smem);
     }
 }

@@ -76,6 +76,6 @@ kernel! {
             registers = if CTAS == 3 { 80 } else { 128 },
             prefer = CTAS,
         }
-        launch { grid = [kv_blocks * (BLOCK_KV / 64), kv_heads, batch], threads = 256 }
+        launch { grid = [kv_blocks * (BLOCK_KV / 64), kv_heads, batch], threads = 256, persistent, queue }
     }
 }
