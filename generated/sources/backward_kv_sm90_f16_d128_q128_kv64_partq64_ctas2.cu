@@ -736,28 +736,34 @@ struct Wgmma<__nv_bfloat16, 128> {
 
 constexpr int TILE_KV = 64;  // keys of a tile
 constexpr int TILES_PER_BLOCK = BLOCK_KV / TILE_KV;
-constexpr int STEP_Q = 64;   // queries of a slot, computed PART_Q at a time
+// Queries of a slot, computed PART_Q at a time. Where there is room for more the copying warp has less to do.
+constexpr int STEP_Q = D == 64 && CTAS == 2 ? BLOCK_Q : 64;
 constexpr int PARTS = STEP_Q / PART_Q;
 static_assert(D == D_V, "one kind of tile");
 static_assert(STEP_Q == PART_Q * PARTS && THREADS == 256 && BLOCK_KV == TILE_KV * TILES_PER_BLOCK && BLOCK_Q % STEP_Q == 0);
 
-using Tile = SwizzledTile<64, D>;
+using Tile = SwizzledTile<TILE_KV, D>;
+using QTile = SwizzledTile<STEP_Q, D>;
 using Steps = QueryBlocks<STEP_Q, BLOCK_Q / STEP_Q>;
 using Products = float[PART_Q / 8][4];
 using Operand = unsigned[PART_Q / 16][4];
 using Sums = float[1][D / 8][4];
 
 /// What is known of a slot's queries: lse in base-2 exponent units, and delta. A query that attends to nothing, or does not exist, has
-/// an lse of +inf: its weights become 0.
+/// an lse of +inf: its weights become 0. In an order that gives a thread its two columns of two neighbouring pieces in one load.
 struct Statistics {
     float lse[STEP_Q], delta[STEP_Q];
+
+    static __device__ __forceinline__ int place(int query) {
+        return query / 16 * 16 + query % 8 / 2 * 4 + query % 16 / 8 * 2 + query % 2;
+    }
 };
 constexpr unsigned LSE = 0, DELTA = sizeof(Statistics::lse);  // bytes from a slot's Statistics on
 
 // Shared memory, from a multiple of 1024 on: K, V, the ring's tiles of q and d_out, the statistics of each slot's queries,
 // barriers, and what the copying warp tells the others of a slot. The ring has the slots that fit, up to 4.
 constexpr unsigned SMEM_BYTES = 1024 * (CTAS == 3 ? 75 : 113);
-constexpr unsigned SLOT_BYTES = 2 * Tile::BYTES;
+constexpr unsigned SLOT_BYTES = 2 * QTile::BYTES;
 constexpr unsigned NOTE_BYTES = 16;
 constexpr int FITTING = (SMEM_BYTES - 1024 - 2 * Tile::BYTES) / (SLOT_BYTES + sizeof(Statistics));
 constexpr int STAGES = FITTING < 4 ? FITTING : 4;
@@ -768,7 +774,9 @@ static_assert(STAGES >= 2 && NOTES % 16 == 0 && NOTES + (STAGES + 1) * NOTE_BYTE
 using Place = RingPlace<STAGES>;
 
 // Registers are handed out anew among the warpgroups.
-constexpr int COPY_REGISTERS = 24, COMPUTE_REGISTERS = CTAS == 3 ? 136 : 232;
+constexpr int COPY_REGISTERS = STEP_Q == 64 ? 24 : 40, COMPUTE_REGISTERS = (CTAS == 3 ? 160 : 256) - COPY_REGISTERS;
+// Whether the statistics are read while products are under way: what holds few registers gains by it, what holds many loses.
+constexpr bool READ_EARLY = D == 64;
 // Whether the weights stay beside the operand that was packed of them.
 constexpr bool WEIGHTS_KEPT = D < 128 && !HAS_SCORE_MOD;
 // Of D / 16 pieces of the values, those that stay in registers: as many as there is room for. Products of narrow parts with both
@@ -782,7 +790,7 @@ struct Shared {
     __device__ unsigned k_tile() const { return base; }
     __device__ unsigned v_tile() const { return base + Tile::BYTES; }
     __device__ unsigned q_tile(int slot) const { return base + 2 * Tile::BYTES + slot * SLOT_BYTES; }
-    __device__ unsigned d_out_tile(int slot) const { return q_tile(slot) + Tile::BYTES; }
+    __device__ unsigned d_out_tile(int slot) const { return q_tile(slot) + QTile::BYTES; }
     __device__ unsigned statistics(int slot) const { return base + STATISTICS + slot * sizeof(Statistics); }
     /// A slot's copies and statistics have landed; everybody is done with it.
     __device__ Barrier full(int slot) const { return {base + BARRIERS + slot * Barrier::BYTES}; }
@@ -811,40 +819,54 @@ struct Work {
     }
 };
 
+/// What a lane of the copying warp knows of every 32nd query of a step, as it is in memory.
+struct LaneStatistics {
+    float lse[STEP_Q / 32], delta[STEP_Q / 32];
+
+    /// Starts the loads. A query past the end reads the last one.
+    __device__ __forceinline__ void load(const Params& p, int batch, const Steps::Step& step) {
+        const float* all_lse = p.lse + batch * p.lse_stride[0] + step.head * p.lse_stride[1];
+        const float* all_delta = p.delta + batch * p.delta_stride[0] + step.head * p.delta_stride[1];
+#pragma unroll
+        for (int i = 0; i < STEP_Q / 32; ++i) {
+            const int query = min(step.first + i * 32 + thread_place() % 32, p.seq_q - 1);
+            lse[i] = __ldg(all_lse + query);
+            delta[i] = __ldg(all_delta + query);
+        }
+    }
+    /// Writes what is known of the first `queries` queries, and of others that there are none. Whether one attends to nothing.
+    __device__ __forceinline__ bool store(unsigned statistics, int queries) const {
+        bool any_empty = false;
+#pragma unroll
+        for (int i = 0; i < STEP_Q / 32; ++i) {
+            const int query = i * 32 + thread_place() % 32;
+            const bool exists = query < queries, empty = lse[i] == -infinity();
+            const unsigned to = statistics + Statistics::place(query) * sizeof(float);
+            store_shared(to + LSE, __float_as_int(exists && !empty ? lse[i] * LOG2_E : infinity()));
+            store_shared(to + DELTA, __float_as_int(exists ? delta[i] : 0.0f));
+            any_empty |= exists && empty;
+        }
+        return __any_sync(0xffffffffu, any_empty);
+    }
+};
+
 /// Fills a slot with a step's queries and d_out, and with what is known of them.
 __device__ __forceinline__ void copy_step(const Params& p, const TensorMaps& maps, Shared shared, const Place& place, int batch,
-                                          const Steps::Step& step, bool last) {
+                                          const Steps::Step& step, const LaneStatistics& statistics, bool last) {
     const int lane = thread_place() % 32;
     const Barrier full = shared.full(place.slot);
     shared.empty(place.slot).wait(place.parity ^ 1);
     if (lane == 0) {
         full.arrive_expecting(SLOT_BYTES);
 #pragma unroll
-        for (int panel = 0; panel < Tile::PANELS; ++panel) {
-            const int column = panel * Tile::PANEL_COLS;
-            const unsigned to = shared.q_tile(place.slot) + panel * Tile::PANEL_BYTES;
-            copy_box(to, maps.q, column, step.first, step.head, batch, full);
-            copy_box(to + Tile::BYTES, maps.d_out, column, step.first, step.head, batch, full);
+        for (int i = 0; i < QTile::PANELS * (STEP_Q / 64); ++i) {
+            const int panel = i % QTile::PANELS, below = i / QTile::PANELS * 64, column = panel * QTile::PANEL_COLS;
+            const unsigned to = shared.q_tile(place.slot) + panel * QTile::PANEL_BYTES + below * 128;
+            copy_box(to, maps.q, column, step.first + below, step.head, batch, full);
+            copy_box(to + QTile::BYTES, maps.d_out, column, step.first + below, step.head, batch, full);
         }
     }
-    bool empty = false;
-#pragma unroll
-    for (int i = 0; i < STEP_Q; i += 32) {
-        const int query = step.first + i + lane;
-        float lse = infinity(), delta = 0.0f;
-        if (query < p.seq_q) {
-            lse = __ldg(p.lse + batch * p.lse_stride[0] + step.head * p.lse_stride[1] + query) * LOG2_E;
-            delta = __ldg(p.delta + batch * p.delta_stride[0] + step.head * p.delta_stride[1] + query);
-            if (lse == -infinity()) {
-                empty = true;
-                lse = infinity();
-            }
-        }
-        const unsigned to = shared.statistics(place.slot) + (i + lane) * sizeof(float);
-        store_shared(to + LSE, __float_as_int(lse));
-        store_shared(to + DELTA, __float_as_int(delta));
-    }
-    const bool any_empty = __any_sync(0xffffffffu, empty);
+    const bool any_empty = statistics.store(shared.statistics(place.slot), p.seq_q - step.first);
     if (lane == 0) {
         store_shared(shared.note(place.slot), step.head);
         store_shared(shared.note(place.slot) + 4, step.first);
@@ -887,14 +909,20 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         }
         int next = 0;
         if (leader && step.head < 0) next = queue.next(tile, tiles);
+        LaneStatistics statistics;
+        if (step.head >= 0) statistics.load(p, work.batch, step);
         while (step.head >= 0) {
+            // A step ahead, or this warp would be the slowest, waiting for its own loads.
             const Steps::Step following = steps.next(p);
             const bool last = following.head < 0;
+            LaneStatistics coming;
+            if (!last) coming.load(p, work.batch, following);
             // Late, so that who has a long tile has not taken another yet; the answer comes under the last copies.
             if (leader && last) next = queue.next(tile, tiles);
-            copy_step(p, maps, shared, place, work.batch, step, last);
+            copy_step(p, maps, shared, place, work.batch, step, statistics, last);
             place.advance();
             step = following;
+            statistics = coming;
         }
         __syncwarp();
         tile = gridDim.x + warp_uniform(next);
@@ -908,10 +936,10 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
 
 /// Rows of queries that attend to nothing become 0, whatever they hold: 0 · NaN must not reach their keys.
 __device__ __forceinline__ void clear_empty_rows(unsigned char* slot, const Statistics& statistics) {
-    for (int i = thread_place(); i < STEP_Q * 2 * Tile::PANELS * 8; i += 128) {
+    for (int i = thread_place(); i < STEP_Q * 2 * QTile::PANELS * 8; i += 128) {
         const int row = i / 8 % STEP_Q, panel = i / 8 / STEP_Q;  // of q, then of d_out
-        if (statistics.lse[row] == infinity())
-            *reinterpret_cast<uint4*>(slot + panel * Tile::PANEL_BYTES + row * 128 + i % 8 * 16) = make_uint4(0, 0, 0, 0);
+        if (statistics.lse[Statistics::place(row)] == infinity())
+            *reinterpret_cast<uint4*>(slot + panel * QTile::PANEL_BYTES + row * 128 + i % 8 * 16) = make_uint4(0, 0, 0, 0);
     }
     publish_shared();
     NamedBarrier{1, 128}.wait();
@@ -945,8 +973,8 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < D / 16; ++k) {
-            if (k < kept) Wgmma<T, PART_Q>::multiply_held(products, held[k], Tile::along_rows(queries, k), k > 0);
-            else Wgmma<T, PART_Q>::multiply(products, Tile::along_rows(keys, k), Tile::along_rows(queries, k), k > 0);
+            if (k < kept) Wgmma<T, PART_Q>::multiply_held(products, held[k], QTile::along_rows(queries, k), k > 0);
+            else Wgmma<T, PART_Q>::multiply(products, Tile::along_rows(keys, k), QTile::along_rows(queries, k), k > 0);
         }
         wgmma_commit();
     };
@@ -956,7 +984,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < PART_Q / 16; ++k)
-            Wgmma<T, D>::multiply_down(sums[0], operand[k], Tile::down_columns(tile, k), true);
+            Wgmma<T, D>::multiply_down(sums[0], operand[k], QTile::down_columns(tile, k), true);
         wgmma_commit();
     };
     // Every lane for itself, for each has read the statistics: no product of it is under way any more.
@@ -971,7 +999,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
         return warp_uniform(thread_place() % 32 == 0 ? load_shared(address) : 0);
     };
 
-    const unsigned char* my_statistics = smem + STATISTICS + thread_place() % 4 * sizeof(float2);
+    const unsigned char* my_statistics = smem + STATISTICS + thread_place() % 4 * sizeof(float4);
     Place place;
     unsigned keys_parity = 0;
     while (true) {
@@ -994,14 +1022,14 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
 #pragma unroll 1
         while (!__any_sync(0xffffffffu, flags & LAST)) {
             shared.full(place.slot).wait(place.parity);
-            flags = read_note(shared.note(place.slot) + 8);
+            flags = load_shared(shared.note(place.slot) + 8);
             if (flags & EMPTY_ROWS)
                 clear_empty_rows(smem + 2 * Tile::BYTES + place.slot * SLOT_BYTES, statistics_of(place.slot));
 #pragma unroll
             for (int part = 0; part < PARTS; ++part) {
                 // Through ordinary registers each product would wait for its descriptor.
                 const unsigned k_tile = warp_uniform(shared.k_tile()), v_tile = k_tile + Tile::BYTES;
-                const unsigned q_tile = warp_uniform(shared.q_tile(place.slot) + part * PART_Q * 128), d_out_tile = q_tile + Tile::BYTES;
+                const unsigned q_tile = warp_uniform(shared.q_tile(place.slot) + part * PART_Q * 128), d_out_tile = q_tile + QTile::BYTES;
                 Products weights, gradients;
                 // The scores queue up behind the sums of the part before.
                 start_products(weights, k_tile, q_tile, nullptr, 0);
@@ -1016,10 +1044,20 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 const int first_query = HAS_MODS ? read_note(shared.note(place.slot) + 4) + part * PART_Q : 0;
                 const Work work(p, HAS_MODS ? tile : 0);
                 [[maybe_unused]] Products scores = {};  // before the score function, where there is one
-                // Of this thread's two columns of a piece.
-                const auto of_columns = [&](unsigned member, int n) {
-                    return *reinterpret_cast<const float2*>(my_statistics + place.slot * sizeof(Statistics) + member +
-                                                            (part * PART_Q + n * 8) * sizeof(float));
+                // lse or delta of this thread's columns: two of each of two neighbouring pieces.
+                const auto columns_of = [&](unsigned member, int n) {
+                    return reinterpret_cast<const float4*>(my_statistics + place.slot * sizeof(Statistics) + member)[part * (PART_Q / 4) + n * 4];
+                };
+                [[maybe_unused]] float4 early[PART_Q / 16];
+                const auto read_early = [&](unsigned member) {
+                    if constexpr (READ_EARLY) {
+#pragma unroll
+                        for (int n = 0; n < PART_Q / 16; ++n) early[n] = columns_of(member, n);
+                    }
+                };
+                const auto of_piece = [&](unsigned member, int n) {
+                    const float4 both = READ_EARLY ? early[n / 2] : columns_of(member, n / 2);
+                    return n % 2 ? make_float2(both.z, both.w) : make_float2(both.x, both.y);
                 };
                 // Makes a gradient of d_out · v.
                 const auto finish = [&](float& gradient, float weight, float delta, int n, int i) {
@@ -1032,6 +1070,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                     // What has no weight has no gradient, be its d_out · v or its derivative what it may.
                     if (HAS_SCORE_MOD || HAS_MASK_MOD) gradient = weight == 0.0f ? 0.0f : gradient;
                 };
+                read_early(LSE);
                 wgmma_wait<0>();
                 hold(weights);
                 if constexpr (HAS_SCORE_MOD) {
@@ -1043,7 +1082,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 // Scores become exponents of two, and only then -inf: it would not survive a scale of 0 or less.
 #pragma unroll
                 for (int n = 0; n < PART_Q / 8; ++n) {
-                    const float2 lse = of_columns(LSE, n);
+                    const float2 lse = of_piece(LSE, n);
 #pragma unroll
                     for (int i = 0; i < 4; ++i) weights[n][i] = fmaf(weights[n][i], to_exponent, i % 2 ? -lse.y : -lse.x);
                 }
@@ -1058,6 +1097,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 // Late: beside the scores the gradients would take registers, and the other blocks keep the tensor cores busy.
                 start_products(gradients, v_tile, d_out_tile, values, V_KEPT);
                 start_sums(dv, of_weights, d_out_tile);
+                read_early(DELTA);
                 wgmma_wait<1>();
                 hold(gradients);
                 // The next tile's keys and values can come.
@@ -1065,7 +1105,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 // Weights that are not kept are taken as the product takes them, rounded.
 #pragma unroll
                 for (int n = 0; n < PART_Q / 8; ++n) {
-                    const float2 delta = of_columns(DELTA, n);
+                    const float2 delta = of_piece(DELTA, n);
 #pragma unroll
                     for (int half = 0; half < 2; ++half) {
                         const float2 weight = WEIGHTS_KEPT ? make_float2(weights[n][2 * half], weights[n][2 * half + 1])

@@ -794,20 +794,32 @@ using KTile = SwizzledTile<STEP_KV, D>;
 using VTile = SwizzledTile<STEP_KV, D_V>;
 static_assert(D_V <= D, "values come into the slots of keys");
 
-// Shared memory, from a multiple of 1024 on: q and d_out of each warpgroup, the ring's tiles, rows on their way
-// out, then barriers, then what the copying warp tells the others.
+/// What is known of a tile's queries: lse in base-2 exponent units, and delta. A query that attends to nothing, or does not exist, has
+/// an lse of +inf: its weights become 0.
+struct Statistics {
+    float lse[BLOCK_Q], delta[BLOCK_Q];
+};
+
+// Shared memory, from a multiple of 1024 on: q and d_out of each warpgroup, of two tiles where there is room for them beside eight
+// slots, the ring's tiles, rows on their way out, then the statistics of each tile, barriers, and what the copying warp tells the
+// others.
 constexpr unsigned SMEM_BYTES = 1024 * (BLOCK_Q == 64 ? 113 : 227);
 constexpr unsigned GROUP_BYTES = QTile::BYTES + DOutTile::BYTES;
-constexpr unsigned KV_TILES = GROUPS * GROUP_BYTES;
-using Room = RingAndRows<SMEM_BYTES - 1024, KV_TILES, KTile::BYTES, 4 * GROUPS, D / 8>;
+constexpr unsigned TILE_BYTES = GROUPS * GROUP_BYTES;
+template <int TILES>
+using RoomFor = RingAndRows<SMEM_BYTES - 512 - TILES * sizeof(Statistics), TILES * TILE_BYTES, KTile::BYTES, 4 * GROUPS, D / 8>;
+constexpr int TILES = RoomFor<2>::SLOTS == 8 && RoomFor<2>::HAS_ROWS ? 2 : 1;
+constexpr unsigned KV_TILES = TILES * TILE_BYTES;
+using Room = RoomFor<TILES>;
 constexpr int STAGES = Room::SLOTS;
-constexpr unsigned BARRIERS = Room::END;
-constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
+constexpr unsigned STATISTICS = Room::END;
+constexpr unsigned BARRIERS = STATISTICS + TILES * sizeof(Statistics);
+constexpr unsigned NOTES = BARRIERS + 2 * (STAGES + TILES) * Barrier::BYTES;
 static_assert(STAGES >= 3, "a step's keys are in the ring together with the next one's keys and values");
 // Within a turn a warpgroup waits for values. They must not wait for the keys of the step before, which the other warpgroup
 // holds until its own turn.
 static_assert(!PING_PONG || STAGES >= 4, "turns need a fourth slot");
-static_assert(NOTES + 4 * (STAGES * PIECES + 3) <= SMEM_BYTES);
+static_assert(NOTES + 4 * (STAGES * PIECES + 3 * TILES) <= SMEM_BYTES);
 
 // Registers are handed out anew among the warpgroups.
 constexpr int COPY_REGISTERS = GROUPS == 1 ? 32 : 24;
@@ -817,26 +829,26 @@ using Products = float[STEP_KV / 8][4];
 using Operand = unsigned[STEP_KV / 16][4];
 using Sums = float[1][D / 8][4];
 using Place = RingPlace<STAGES>;
-
+using TilePlace = RingPlace<TILES>;
 
 /// Addresses in shared memory.
 struct Shared {
     unsigned base;
 
-    __device__ unsigned q_tile(int group) const { return base + group * GROUP_BYTES; }
-    __device__ unsigned d_out_tile(int group) const { return q_tile(group) + QTile::BYTES; }
+    __device__ unsigned q_tile(int slot, int group) const { return base + slot * TILE_BYTES + group * GROUP_BYTES; }
+    __device__ unsigned statistics(int slot) const { return base + STATISTICS + slot * sizeof(Statistics); }
     __device__ unsigned kv_tile(const Place& place) const { return base + KV_TILES + place.slot * KTile::BYTES; }
     /// A slot's copies have landed; everybody is done with it.
     __device__ Barrier full(int slot) const { return {base + BARRIERS + slot * Barrier::BYTES}; }
     __device__ Barrier empty(int slot) const { return {base + BARRIERS + (STAGES + slot) * Barrier::BYTES}; }
-    /// The same of the queries.
-    __device__ Barrier q_full() const { return {base + BARRIERS + 2 * STAGES * Barrier::BYTES}; }
-    __device__ Barrier q_empty() const { return {base + BARRIERS + (2 * STAGES + 1) * Barrier::BYTES}; }
+    /// The same of a tile's queries and their statistics.
+    __device__ Barrier q_full(int slot) const { return {base + BARRIERS + (2 * STAGES + slot) * Barrier::BYTES}; }
+    __device__ Barrier q_empty(int slot) const { return {base + BARRIERS + (2 * STAGES + TILES + slot) * Barrier::BYTES}; }
     /// The tile (negative after the last), its steps and how many of its pieces the mask function decides. Ready with the
     /// queries.
-    __device__ unsigned tile() const { return base + NOTES; }
+    __device__ unsigned tile(int slot) const { return base + NOTES + 4 * 3 * slot; }
     /// The first key of each piece in a slot. Ready with the slot.
-    __device__ unsigned first_keys(int slot) const { return base + NOTES + 4 * (3 + slot * PIECES); }
+    __device__ unsigned first_keys(int slot) const { return base + NOTES + 4 * (3 * TILES + slot * PIECES); }
 };
 
 /// Tile number `tile` as (q_block, head, batch): one head's tiles run side by side, so that its keys stay in the L2 cache.
@@ -844,6 +856,33 @@ __device__ __forceinline__ dim3 row_of(const Params& p, int tile) {
     const int rest = tile / p.q_blocks;
     return dim3(tile - rest * p.q_blocks, rest % p.heads, rest / p.heads);
 }
+
+/// What a lane of the copying warp knows of every 32nd query of a tile, as it is in memory.
+struct LaneStatistics {
+    float lse[BLOCK_Q / 32], delta[BLOCK_Q / 32];
+
+    /// All loads are under way at once: a query past the end reads the last one.
+    __device__ __forceinline__ LaneStatistics(const Params& p, dim3 row) {
+        const float* all_lse = p.lse + row.z * p.lse_stride[0] + row.y * p.lse_stride[1];
+        const float* all_delta = p.delta + row.z * p.delta_stride[0] + row.y * p.delta_stride[1];
+#pragma unroll
+        for (int i = 0; i < BLOCK_Q / 32; ++i) {
+            const int query = min(static_cast<int>(row.x) * BLOCK_Q + i * 32 + thread_place() % 32, p.seq_q - 1);
+            lse[i] = __ldg(all_lse + query);
+            delta[i] = __ldg(all_delta + query);
+        }
+    }
+    __device__ __forceinline__ void store(unsigned statistics, int queries) const {
+#pragma unroll
+        for (int i = 0; i < BLOCK_Q / 32; ++i) {
+            const int query = i * 32 + thread_place() % 32;
+            const bool attends = query < queries && lse[i] != -infinity();
+            const unsigned to = statistics + query * sizeof(float);
+            store_shared(to, __float_as_int(attends ? lse[i] * LOG2_E : infinity()));
+            store_shared(to + sizeof(Statistics::lse), __float_as_int(query < queries ? delta[i] : 0.0f));
+        }
+    }
+};
 
 /// The work of the copying warp.
 __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& maps, TileQueue queue, Shared shared) {
@@ -856,7 +895,7 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
     }
     const int tiles = p.q_blocks * p.heads * p.batch;
     Place place;
-    unsigned q_parity = 1;
+    TilePlace at;
     for (int tile_place = blockIdx.x; tile_place < tiles;) {
         dim3 row = row_of(p, tile_place);
         row.x = p.q_blocks - 1 - row.x;  // of a causal mask the longest first
@@ -864,24 +903,28 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         const KeyBlocks::Counts counts = KeyBlocks::counts(p, row);
         const int pieces = counts.all * PIECES_PER_BLOCK;
         const int steps = (pieces + PIECES - 1) / PIECES;
-        shared.q_empty().wait(q_parity);
-        q_parity ^= 1;
+        const LaneStatistics statistics(p, row);  // on their way while the slot becomes free
+        const Barrier q_full = shared.q_full(at.slot);
+        shared.q_empty(at.slot).wait(at.parity ^ 1);
         if (leader) {
-            store_shared(shared.tile(), tile_place - row_of(p, tile_place).x + row.x);
-            store_shared(shared.tile() + 4, steps);
-            store_shared(shared.tile() + 8, counts.partial * PIECES_PER_BLOCK);
-            shared.q_full().arrive_expecting(GROUPS * GROUP_BYTES);
+            store_shared(shared.tile(at.slot), tile_place - row_of(p, tile_place).x + row.x);
+            store_shared(shared.tile(at.slot) + 4, steps);
+            store_shared(shared.tile(at.slot) + 8, counts.partial * PIECES_PER_BLOCK);
+            q_full.arrive_expecting(TILE_BYTES);
 #pragma unroll
             for (int group = 0; group < GROUPS; ++group)
 #pragma unroll
                 for (int panel = 0; panel < QTile::PANELS; ++panel) {
-                    const unsigned to = shared.q_tile(group) + panel * QTile::PANEL_BYTES;
+                    const unsigned to = shared.q_tile(at.slot, group) + panel * QTile::PANEL_BYTES;
                     const int column = panel * QTile::PANEL_COLS, query = row.x * BLOCK_Q + group * GROUP_ROWS;
-                    copy_box(to, maps.q, column, query, row.y, row.z, shared.q_full());
+                    copy_box(to, maps.q, column, query, row.y, row.z, q_full);
                     if (panel < DOutTile::PANELS)
-                        copy_box(to + QTile::BYTES, maps.d_out, column, query, row.y, row.z, shared.q_full());
+                        copy_box(to + QTile::BYTES, maps.d_out, column, query, row.y, row.z, q_full);
                 }
         }
+        statistics.store(shared.statistics(at.slot), p.seq_q - row.x * BLOCK_Q);
+        q_full.arrive();
+        at.advance();
         KeyBlocks blocks;
         int first_key[PIECES];
         const auto copy_step = [&](auto tile, const TensorMap& map) {
@@ -918,11 +961,12 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         __syncwarp();
         tile_place = gridDim.x + warp_uniform(next);
     }
-    shared.q_empty().wait(q_parity);
+    shared.q_empty(at.slot).wait(at.parity ^ 1);
     if (leader) {
-        store_shared(shared.tile(), -1);
-        shared.q_full().arrive();
+        store_shared(shared.tile(at.slot), -1);
+        shared.q_full(at.slot).arrive();
     }
+    shared.q_full(at.slot).arrive();
 }
 
 /// Calls `change(product, index, row, key)` for each product of this thread in piece `piece`, row and key counted from the
@@ -938,28 +982,9 @@ __device__ __forceinline__ void each_product(Products& products, int piece, Chan
                    n * 8 + lane % 4 * 2 + i % 2);
 }
 
-/// What is known of this thread's two queries: lse in base-2 exponent units, and delta. A query that attends to nothing, or
-/// does not exist, has an lse of +inf: its weights become 0.
-struct Statistics {
-    float lse[2], delta[2];
-
-    __device__ __forceinline__ Statistics(const Params& p, dim3 row) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int query = row.x * BLOCK_Q + thread_place() / 32 * 16 + half * 8 + thread_place() % 32 / 4;
-            lse[half] = infinity();
-            delta[half] = 0.0f;
-            if (query >= p.seq_q) continue;
-            const float found = __ldg(p.lse + row.z * p.lse_stride[0] + row.y * p.lse_stride[1] + query) * LOG2_E;
-            if (found != -infinity()) lse[half] = found;
-            delta[half] = __ldg(p.delta + row.z * p.delta_stride[0] + row.y * p.delta_stride[1] + query);
-        }
-    }
-};
-
 /// The work of a computing warpgroup.
 __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& f, const TensorMap& map, Shared shared,
-                                              int group) {
+                                              unsigned char* smem, int group) {
     const bool speaker = thread_place() % 32 == 0;
     const float to_exponent = HAS_SCORE_MOD ? LOG2_E : LOG2_E * p.scale;
     const auto release = [&](Barrier barrier) {
@@ -974,23 +999,31 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
     if (IN_TURN && group == 1) your_turn.arrive();
 
     Place place;
-    unsigned q_parity = 0;
+    TilePlace at;
     while (true) {
-        shared.q_full().wait(q_parity);
-        q_parity ^= 1;
-        const int tile = read_note(shared.tile());
-        if (tile < 0) break;
-        const int steps = read_note(shared.tile() + 4);
-        int decided = read_note(shared.tile() + 8);  // pieces from this step on that the mask function decides
-        const Statistics statistics(p, row_of(p, tile));
+        shared.q_full(at.slot).wait(at.parity);
+        const int tile = read_note(shared.tile(at.slot));
+        if (__any_sync(0xffffffffu, tile < 0)) break;
+        const int steps = read_note(shared.tile(at.slot) + 4);
+        int decided = read_note(shared.tile(at.slot) + 8);  // pieces from this step on that the mask function decides
+        // Of this thread's two queries.
+        const Statistics& of_tile = *reinterpret_cast<const Statistics*>(smem + STATISTICS + at.slot * sizeof(Statistics));
+        float lse[2], delta[2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int query = thread_place() / 32 * 16 + half * 8 + thread_place() % 32 / 4;
+            lse[half] = of_tile.lse[query];
+            delta[half] = of_tile.delta[query];
+        }
         Sums dq;
 #pragma unroll
         for (int n = 0; n < D / 8; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) dq[0][n][i] = 0.0f;
+        hold(dq[0]);  // zeros moved in between the products would make these wait for each other
         Operand of_gradients;
         [[maybe_unused]] unsigned queries[D / 16][4];
-        if constexpr (Q_KEPT) QTile::hold_rows(queries, shared.q_tile(group));
+        if constexpr (Q_KEPT) QTile::hold_rows(queries, shared.q_tile(at.slot, group));
         Place before;
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
@@ -999,7 +1032,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             const Place values = place;
             place.advance();
             // Through ordinary registers each product would wait for its descriptor.
-            const unsigned q_tile = warp_uniform(shared.q_tile(group)), d_out_tile = q_tile + QTile::BYTES;
+            const unsigned q_tile = warp_uniform(shared.q_tile(at.slot, group)), d_out_tile = q_tile + QTile::BYTES;
             const unsigned k_tile = warp_uniform(shared.kv_tile(keys)), v_tile = warp_uniform(shared.kv_tile(values));
             Products weights, gradients;
             shared.full(keys.slot).wait(keys.parity);
@@ -1051,7 +1084,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
 #pragma unroll
             for (int n = 0; n < STEP_KV / 8; ++n)
 #pragma unroll
-                for (int i = 0; i < 4; ++i) weights[n][i] = fmaf(weights[n][i], to_exponent, -statistics.lse[i / 2]);
+                for (int i = 0; i < 4; ++i) weights[n][i] = fmaf(weights[n][i], to_exponent, -lse[i / 2]);
             // A key past the end has a score of 0, whose power of 2 can be infinite.
             if (edge) {
 #pragma unroll
@@ -1076,12 +1109,12 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             wgmma_wait<0>();
             hold(gradients);
             release(shared.empty(values.slot));
-            if (step + 1 == steps) release(shared.q_empty());
+            if (step + 1 == steps) release(shared.q_empty(at.slot));
 #pragma unroll
             for (int n = 0; n < STEP_KV / 8; ++n)
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                    float gradient = weights[n][i] * (gradients[n][i] - statistics.delta[i / 2]);
+                    float gradient = weights[n][i] * (gradients[n][i] - delta[i / 2]);
                     if constexpr (HAS_SCORE_MOD) gradient *= slopes[n * 4 + i];
                     // What has no weight has no gradient, be its d_out · v or its derivative what it may.
                     if constexpr (HAS_SCORE_MOD || HAS_MASK_MOD) gradient = weights[n][i] == 0.0f ? 0.0f : gradient;
@@ -1105,7 +1138,8 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
         wgmma_wait<0>();
         hold(dq[0]);
         hold(of_gradients);
-        release(steps > 0 ? shared.empty(before.slot) : shared.q_empty());
+        release(steps > 0 ? shared.empty(before.slot) : shared.q_empty(at.slot));
+        at.advance();
 
         const dim3 row = row_of(p, tile);
         const int first_row = row.x * BLOCK_Q + thread_place() / 32 * 16;
@@ -1131,8 +1165,11 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
             shared.full(slot).init(1);
             shared.empty(slot).init(4 * GROUPS);
         }
-        shared.q_full().init(1);
-        shared.q_empty().init(4 * GROUPS);
+#pragma unroll
+        for (int slot = 0; slot < TILES; ++slot) {
+            shared.q_full(slot).init(33);  // every lane of the copying warp, and the copies
+            shared.q_empty(slot).init(4 * GROUPS);
+        }
         publish_barriers();
     }
     __syncthreads();
@@ -1142,6 +1179,6 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
         if (threadIdx.x / 32 == 4 * GROUPS) copy_tiles(p, maps, queue, shared);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COMPUTE_REGISTERS));
-        compute_tiles(p, f, maps.dq, shared, group);
+        compute_tiles(p, f, maps.dq, shared, smem, group);
     }
 }

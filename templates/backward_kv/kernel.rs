@@ -66,7 +66,7 @@ kernel! {
         tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64], d_out: [64, 64] }
         // PART_Q: queries computed at a time. CTAS: blocks that share a multiprocessor: one's products run under the others'
         // arithmetic.
-        tune { PART_Q: [32, 64], CTAS: [3, 2] }
+        tune { PART_Q: [64, 32], CTAS: [2, 3] }
         where {
             // Two sums of 64 keys and what is made of the queries, of the 224 or 128 registers of a computing thread.
             D <= 128,
@@ -74,7 +74,7 @@ kernel! {
             CTAS == 2 || D == 64,
             smem_bytes = 1024 * (if CTAS == 3 { 75 } else { 113 }),
             registers = if CTAS == 3 { 80 } else { 128 },
-            prefer = CTAS,
+            prefer = PART_Q,
         }
         launch { grid = [kv_blocks * (BLOCK_KV / 64), kv_heads, batch], threads = 256, persistent, queue }
     }
