@@ -64,17 +64,17 @@ kernel! {
 
     body sm90 {
         tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64], d_out: [64, 64] }
-        // PART_Q: queries computed at a time. CTAS: blocks that share a multiprocessor: one's products run under the others'
-        // arithmetic.
-        tune { PART_Q: [64, 32], CTAS: [2, 3] }
+        // STEP_Q: queries of a slot. The more there are, the less often has the copying warp to ask for the next.
+        tune { STEP_Q: [128, 64] }
         where {
-            // Two sums of 64 keys and what is made of the queries, of the 224 or 128 registers of a computing thread.
+            // Two sums of 64 keys and what is made of the queries, of the 232 registers of a computing thread.
             D <= 128,
-            (PART_Q == 32) == (CTAS == 3),
-            CTAS == 2 || D == 64,
-            smem_bytes = 1024 * (if CTAS == 3 { 75 } else { 113 }),
-            registers = if CTAS == 3 { 80 } else { 128 },
-            prefer = PART_Q,
+            // Keys, values and at least two slots.
+            STEP_Q == 64 || (D == 64 && BLOCK_Q == 128),
+            // Two blocks share a multiprocessor.
+            smem_bytes = 1024 * 113,
+            registers = 128,
+            prefer = STEP_Q,
         }
         launch { grid = [kv_blocks * (BLOCK_KV / 64), kv_heads, batch], threads = 256, persistent, queue }
     }

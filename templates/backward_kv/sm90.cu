@@ -1,8 +1,8 @@
 // Block-sparse attention, backward by keys, for Hopper: copies by the copy engine (TMA), products of a warpgroup (wgmma).
 //
-// Thread blocks stay for many tiles of 64 keys of one key head, and CTAS blocks share a multiprocessor: one's products run under the
-// others' arithmetic. Its last warpgroup only copies, 64 queries of the lists at a time with their d_out into a slot of a ring, and
-// brings what is known of them; it goes on with the next tile while the sums of one are written. The other computes transposed
+// Thread blocks stay for many tiles of 64 keys of one key head, and two blocks share a multiprocessor: one's products run under the
+// other's arithmetic. Its last warpgroup only copies, STEP_Q queries of the lists at a time with their d_out into a slot of a ring,
+// and brings what is known of them; it goes on with the next tile while the sums of one are written. The other computes transposed
 // scores, which are in its registers as the operand of the next product.
 <% include "lib/thread.cuh" %>
 <% include "lib/math.cuh" %>
@@ -13,13 +13,12 @@
 <% include "lib/tma.cuh" %>
 <% include "lib/tile_queue.cuh" %>
 <% include "lib/write_sums.cuh" %>
-<% set wgmma_widths = [constant.PART_Q, constant.D] %>
+<% set wgmma_widths = [64, constant.D] %>
 <% include "lib/wgmma.cuh" %>
 
 constexpr int TILE_KV = 64;  // keys of a tile
 constexpr int TILES_PER_BLOCK = BLOCK_KV / TILE_KV;
-// Queries of a slot, computed PART_Q at a time. Where there is room for more the copying warp has less to do.
-constexpr int STEP_Q = D == 64 && CTAS == 2 ? BLOCK_Q : 64;
+constexpr int PART_Q = 64;   // queries computed at a time, of the STEP_Q of a slot
 constexpr int PARTS = STEP_Q / PART_Q;
 static_assert(D == D_V, "one kind of tile");
 static_assert(STEP_Q == PART_Q * PARTS && THREADS == 256 && BLOCK_KV == TILE_KV * TILES_PER_BLOCK && BLOCK_Q % STEP_Q == 0);
@@ -44,7 +43,7 @@ constexpr unsigned LSE = 0, DELTA = sizeof(Statistics::lse);  // bytes from a sl
 
 // Shared memory, from a multiple of 1024 on: K, V, the ring's tiles of q and d_out, the statistics of each slot's queries,
 // barriers, and what the copying warp tells the others of a slot. The ring has the slots that fit, up to 4.
-constexpr unsigned SMEM_BYTES = 1024 * (CTAS == 3 ? 75 : 113);
+constexpr unsigned SMEM_BYTES = 1024 * 113;
 constexpr unsigned SLOT_BYTES = 2 * QTile::BYTES;
 constexpr unsigned NOTE_BYTES = 16;
 constexpr int FITTING = (SMEM_BYTES - 1024 - 2 * Tile::BYTES) / (SLOT_BYTES + sizeof(Statistics));
@@ -56,14 +55,11 @@ static_assert(STAGES >= 2 && NOTES % 16 == 0 && NOTES + (STAGES + 1) * NOTE_BYTE
 using Place = RingPlace<STAGES>;
 
 // Registers are handed out anew among the warpgroups.
-constexpr int COPY_REGISTERS = STEP_Q == 64 ? 24 : 40, COMPUTE_REGISTERS = (CTAS == 3 ? 160 : 256) - COPY_REGISTERS;
-// Whether the statistics are read while products are under way: what holds few registers gains by it, what holds many loses.
-constexpr bool READ_EARLY = D == 64;
+constexpr int COPY_REGISTERS = STEP_Q == 64 ? 24 : 40, COMPUTE_REGISTERS = 256 - COPY_REGISTERS;
 // Whether the weights stay beside the operand that was packed of them.
 constexpr bool WEIGHTS_KEPT = D < 128 && !HAS_SCORE_MOD;
-// Of D / 16 pieces of the values, those that stay in registers: as many as there is room for. Products of narrow parts with both
-// operands in shared memory are bound by reading them.
-constexpr int V_KEPT = CTAS == 3 && WEIGHTS_KEPT ? 1 : 0;
+// Whether the statistics are read while products are under way: what holds few registers gains by it, what holds many loses.
+constexpr bool READ_EARLY = D == 64;
 
 /// Addresses in shared memory.
 struct Shared {
@@ -250,14 +246,12 @@ __device__ __forceinline__ void pack(Operand& packed, const Products& products) 
 /// The work of the computing warpgroup.
 __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& f, Shared shared, unsigned char* smem) {
     const float to_exponent = HAS_SCORE_MOD ? LOG2_E : LOG2_E * p.scale;
-    /// The products of keys with queries, or of values with d_out. Of the former `kept` pieces are in registers.
-    const auto start_products = [&](Products& products, unsigned keys, unsigned queries, const unsigned (*held)[4], int kept) {
+    /// The products of keys with queries, or of values with d_out.
+    const auto start_products = [&](Products& products, unsigned keys, unsigned queries) {
         wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < D / 16; ++k) {
-            if (k < kept) Wgmma<T, PART_Q>::multiply_held(products, held[k], QTile::along_rows(queries, k), k > 0);
-            else Wgmma<T, PART_Q>::multiply(products, Tile::along_rows(keys, k), QTile::along_rows(queries, k), k > 0);
-        }
+        for (int k = 0; k < D / 16; ++k)
+            Wgmma<T, PART_Q>::multiply(products, Tile::along_rows(keys, k), QTile::along_rows(queries, k), k > 0);
         wgmma_commit();
     };
     /// The sums of keys or values go on with the transposed tile of a slot.
@@ -291,8 +285,6 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
         if (tile < 0) break;
         int flags = read_note(shared.tile() + 4);
         if (flags & LAST) shared.keys_empty().arrive();
-        [[maybe_unused]] unsigned values[V_KEPT > 0 ? V_KEPT : 1][4];
-        if constexpr (V_KEPT > 0) Tile::hold_rows(values, shared.v_tile());
         Sums dk, dv;
 #pragma unroll
         for (int n = 0; n < D / 8; ++n)
@@ -314,7 +306,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 const unsigned q_tile = warp_uniform(shared.q_tile(place.slot) + part * PART_Q * 128), d_out_tile = q_tile + QTile::BYTES;
                 Products weights, gradients;
                 // The scores queue up behind the sums of the part before.
-                start_products(weights, k_tile, q_tile, nullptr, 0);
+                start_products(weights, k_tile, q_tile);
                 wgmma_wait<1>();
                 hold(dv[0]);
                 hold(dk[0]);
@@ -376,8 +368,8 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 each_product(weights, [](float& weight, int, int, int, int) { weight = exp2_approx(weight); });
                 Operand of_weights;
                 pack(of_weights, weights);
-                // Late: beside the scores the gradients would take registers, and the other blocks keep the tensor cores busy.
-                start_products(gradients, v_tile, d_out_tile, values, V_KEPT);
+                // Late: beside the scores the gradients would take registers, and the other block keeps the tensor cores busy.
+                start_products(gradients, v_tile, d_out_tile);
                 start_sums(dv, of_weights, d_out_tile);
                 read_early(DELTA);
                 wgmma_wait<1>();
@@ -422,7 +414,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, CTAS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
 TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Functions f,
                   const __grid_constant__ TensorMaps maps, const TileQueue queue) {
     extern __shared__ __align__(1024) unsigned char smem[];
