@@ -3,6 +3,7 @@
 use super::args::SpecList;
 use super::compile::kernel;
 use super::error::CliError;
+use super::progress;
 use super::report::Report;
 use super::table::{number, table};
 use super::variants::{self, Job};
@@ -121,7 +122,12 @@ fn one(source: &KernelSource, args: &InspectArgs) -> Result<Report, CliError> {
             }
         };
     }
-    let ok = report.is_none_or(|one| one.error.is_none());
+    let failure = report.and_then(|one| one.error.as_deref());
+    if let (true, Some(error)) = (args.source, failure) {
+        // The source alone goes to standard output.
+        progress::note(&format!("error: {error}"));
+    }
+    let ok = failure.is_none();
     let json = json!({
         "kernel": source.name,
         "arch": args.arch,
