@@ -476,6 +476,53 @@ struct TileQueue {
 };
 static_assert(sizeof(TileQueue) == 8, "TileQueue differs from the Rust side");
 
+// What the backward kernels for Hopper know of queries, brought to shared memory by the warp that copies. After thread.cuh and
+// math.cuh.
+#pragma once
+
+/// lse in base-2 exponent units, and delta. A query that attends to nothing, or does not exist, has an lse of +inf: its weights
+/// become 0.
+template <int QUERIES>
+struct Statistics {
+    float lse[QUERIES], delta[QUERIES];
+};
+
+/// What a lane of the copying warp knows of every 32nd query, as it is in memory.
+template <int QUERIES>
+struct LaneStatistics {
+    float lse[QUERIES / 32], delta[QUERIES / 32];
+
+    /// Starts all the loads, of queries `first` on. One past the end reads the last.
+    template <typename Index>
+    __device__ __forceinline__ void load(const Params& p, Index batch, Index head, int first) {
+        const float* all_lse = p.lse + batch * p.lse_stride[0] + head * p.lse_stride[1];
+        const float* all_delta = p.delta + batch * p.delta_stride[0] + head * p.delta_stride[1];
+#pragma unroll
+        for (int i = 0; i < QUERIES / 32; ++i) {
+            const int query = min(first + i * 32 + thread_place() % 32, p.seq_q - 1);
+            lse[i] = __ldg(all_lse + query);
+            delta[i] = __ldg(all_delta + query);
+        }
+    }
+
+    /// Writes to the Statistics at `to`, at `place(query)`, what is known of the first `queries`, and of others that there are none.
+    /// Whether one of this lane's attends to nothing.
+    template <typename Place>
+    __device__ __forceinline__ bool store(unsigned to, int queries, Place place) const {
+        bool any_empty = false;
+#pragma unroll
+        for (int i = 0; i < QUERIES / 32; ++i) {
+            const int query = i * 32 + thread_place() % 32;
+            const bool exists = query < queries, empty = lse[i] == -infinity();
+            const unsigned at = to + place(query) * sizeof(float);
+            store_shared(at, __float_as_int(exists && !empty ? lse[i] * LOG2_E : infinity()));
+            store_shared(at + sizeof(Statistics<QUERIES>::lse), __float_as_int(exists ? delta[i] : 0.0f));
+            any_empty |= exists && empty;
+        }
+        return any_empty;
+    }
+};
+
 // From accumulators to a tensor.
 #pragma once
 
@@ -675,26 +722,23 @@ using Products = float[PART_Q / 8][4];
 using Operand = unsigned[PART_Q / 16][4];
 using Sums = float[1][D / 8][4];
 
-/// What is known of a slot's queries: lse in base-2 exponent units, and delta. A query that attends to nothing, or does not exist, has
-/// an lse of +inf: its weights become 0. In an order that gives a thread its two columns of two neighbouring pieces in one load.
-struct Statistics {
-    float lse[STEP_Q], delta[STEP_Q];
+using SlotStatistics = Statistics<STEP_Q>;
+constexpr unsigned LSE = 0, DELTA = sizeof(SlotStatistics::lse);  // bytes from a slot's statistics on
 
-    static __device__ __forceinline__ int place(int query) {
-        return query / 16 * 16 + query % 8 / 2 * 4 + query % 16 / 8 * 2 + query % 2;
-    }
-};
-constexpr unsigned LSE = 0, DELTA = sizeof(Statistics::lse);  // bytes from a slot's Statistics on
+/// Where a query's are: in an order that gives a thread its two columns of two neighbouring pieces in one load.
+__device__ __forceinline__ int statistics_place(int query) {
+    return query / 16 * 16 + query % 8 / 2 * 4 + query % 16 / 8 * 2 + query % 2;
+}
 
 // Shared memory, from a multiple of 1024 on: K, V, the ring's tiles of q and d_out, the statistics of each slot's queries,
 // barriers, and what the copying warp tells the others of a slot. The ring has the slots that fit, up to 4.
 constexpr unsigned SMEM_BYTES = 1024 * 113;
 constexpr unsigned SLOT_BYTES = 2 * QTile::BYTES;
 constexpr unsigned NOTE_BYTES = 16;
-constexpr int FITTING = (SMEM_BYTES - 1024 - 2 * Tile::BYTES) / (SLOT_BYTES + sizeof(Statistics));
+constexpr int FITTING = (SMEM_BYTES - 1024 - 2 * Tile::BYTES) / (SLOT_BYTES + sizeof(SlotStatistics));
 constexpr int STAGES = FITTING < 4 ? FITTING : 4;
 constexpr unsigned STATISTICS = 2 * Tile::BYTES + STAGES * SLOT_BYTES;
-constexpr unsigned BARRIERS = STATISTICS + STAGES * sizeof(Statistics);
+constexpr unsigned BARRIERS = STATISTICS + STAGES * sizeof(SlotStatistics);
 constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
 static_assert(STAGES >= 2 && NOTES % 16 == 0 && NOTES + (STAGES + 1) * NOTE_BYTES <= SMEM_BYTES);
 using Place = RingPlace<STAGES>;
@@ -714,7 +758,7 @@ struct Shared {
     __device__ unsigned v_tile() const { return base + Tile::BYTES; }
     __device__ unsigned q_tile(int slot) const { return base + 2 * Tile::BYTES + slot * SLOT_BYTES; }
     __device__ unsigned d_out_tile(int slot) const { return q_tile(slot) + QTile::BYTES; }
-    __device__ unsigned statistics(int slot) const { return base + STATISTICS + slot * sizeof(Statistics); }
+    __device__ unsigned statistics(int slot) const { return base + STATISTICS + slot * sizeof(SlotStatistics); }
     /// A slot's copies and statistics have landed; everybody is done with it.
     __device__ Barrier full(int slot) const { return {base + BARRIERS + slot * Barrier::BYTES}; }
     __device__ Barrier empty(int slot) const { return {base + BARRIERS + (STAGES + slot) * Barrier::BYTES}; }
@@ -742,40 +786,9 @@ struct Work {
     }
 };
 
-/// What a lane of the copying warp knows of every 32nd query of a step, as it is in memory.
-struct LaneStatistics {
-    float lse[STEP_Q / 32], delta[STEP_Q / 32];
-
-    /// Starts the loads. A query past the end reads the last one.
-    __device__ __forceinline__ void load(const Params& p, int batch, const Steps::Step& step) {
-        const float* all_lse = p.lse + batch * p.lse_stride[0] + step.head * p.lse_stride[1];
-        const float* all_delta = p.delta + batch * p.delta_stride[0] + step.head * p.delta_stride[1];
-#pragma unroll
-        for (int i = 0; i < STEP_Q / 32; ++i) {
-            const int query = min(step.first + i * 32 + thread_place() % 32, p.seq_q - 1);
-            lse[i] = __ldg(all_lse + query);
-            delta[i] = __ldg(all_delta + query);
-        }
-    }
-    /// Writes what is known of the first `queries` queries, and of others that there are none. Whether one attends to nothing.
-    __device__ __forceinline__ bool store(unsigned statistics, int queries) const {
-        bool any_empty = false;
-#pragma unroll
-        for (int i = 0; i < STEP_Q / 32; ++i) {
-            const int query = i * 32 + thread_place() % 32;
-            const bool exists = query < queries, empty = lse[i] == -infinity();
-            const unsigned to = statistics + Statistics::place(query) * sizeof(float);
-            store_shared(to + LSE, __float_as_int(exists && !empty ? lse[i] * LOG2_E : infinity()));
-            store_shared(to + DELTA, __float_as_int(exists ? delta[i] : 0.0f));
-            any_empty |= exists && empty;
-        }
-        return __any_sync(0xffffffffu, any_empty);
-    }
-};
-
 /// Fills a slot with a step's queries and d_out, and with what is known of them.
 __device__ __forceinline__ void copy_step(const Params& p, const TensorMaps& maps, Shared shared, const Place& place, int batch,
-                                          const Steps::Step& step, const LaneStatistics& statistics, bool last) {
+                                          const Steps::Step& step, const LaneStatistics<STEP_Q>& statistics, bool last) {
     const int lane = thread_place() % 32;
     const Barrier full = shared.full(place.slot);
     shared.empty(place.slot).wait(place.parity ^ 1);
@@ -789,7 +802,8 @@ __device__ __forceinline__ void copy_step(const Params& p, const TensorMaps& map
             copy_box(to + QTile::BYTES, maps.d_out, column, step.first + below, step.head, batch, full);
         }
     }
-    const bool any_empty = statistics.store(shared.statistics(place.slot), p.seq_q - step.first);
+    const bool empty = statistics.store(shared.statistics(place.slot), p.seq_q - step.first, statistics_place);
+    const bool any_empty = __any_sync(0xffffffffu, empty);
     if (lane == 0) {
         store_shared(shared.note(place.slot), step.head);
         store_shared(shared.note(place.slot) + 4, step.first);
@@ -832,14 +846,14 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         }
         int next = 0;
         if (leader && step.head < 0) next = queue.next(tile, tiles);
-        LaneStatistics statistics;
-        if (step.head >= 0) statistics.load(p, work.batch, step);
+        LaneStatistics<STEP_Q> statistics;
+        if (step.head >= 0) statistics.load(p, work.batch, step.head, step.first);
         while (step.head >= 0) {
             // A step ahead, or this warp would be the slowest, waiting for its own loads.
             const Steps::Step following = steps.next(p);
             const bool last = following.head < 0;
-            LaneStatistics coming;
-            if (!last) coming.load(p, work.batch, following);
+            LaneStatistics<STEP_Q> coming;
+            if (!last) coming.load(p, work.batch, following.head, following.first);
             // Late, so that who has a long tile has not taken another yet; the answer comes under the last copies.
             if (leader && last) next = queue.next(tile, tiles);
             copy_step(p, maps, shared, place, work.batch, step, statistics, last);
@@ -858,10 +872,10 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
 }
 
 /// Rows of queries that attend to nothing become 0, whatever they hold: 0 · NaN must not reach their keys.
-__device__ __forceinline__ void clear_empty_rows(unsigned char* slot, const Statistics& statistics) {
+__device__ __forceinline__ void clear_empty_rows(unsigned char* slot, const SlotStatistics& statistics) {
     for (int i = thread_place(); i < STEP_Q * 2 * QTile::PANELS * 8; i += 128) {
         const int row = i / 8 % STEP_Q, panel = i / 8 / STEP_Q;  // of q, then of d_out
-        if (statistics.lse[Statistics::place(row)] == infinity())
+        if (statistics.lse[statistics_place(row)] == infinity())
             *reinterpret_cast<uint4*>(slot + panel * QTile::PANEL_BYTES + row * 128 + i % 8 * 16) = make_uint4(0, 0, 0, 0);
     }
     publish_shared();
@@ -912,8 +926,8 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
     const auto release = [&](int slot) {
         if (slot >= 0) shared.empty(slot).arrive();
     };
-    const auto statistics_of = [&](int slot) -> const Statistics& {
-        return *reinterpret_cast<const Statistics*>(smem + STATISTICS + slot * sizeof(Statistics));
+    const auto statistics_of = [&](int slot) -> const SlotStatistics& {
+        return *reinterpret_cast<const SlotStatistics*>(smem + STATISTICS + slot * sizeof(SlotStatistics));
     };
     // Notes are read by the lane alone that says when they may change.
     const auto read_note = [&](unsigned address) {
@@ -948,7 +962,8 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             for (int part = 0; part < PARTS; ++part) {
                 // Through ordinary registers each product would wait for its descriptor.
                 const unsigned k_tile = warp_uniform(shared.k_tile()), v_tile = k_tile + Tile::BYTES;
-                const unsigned q_tile = warp_uniform(shared.q_tile(place.slot) + part * PART_Q * 128), d_out_tile = q_tile + QTile::BYTES;
+                const unsigned q_tile = warp_uniform(shared.q_tile(place.slot) + part * PART_Q * 128);
+                const unsigned d_out_tile = q_tile + QTile::BYTES;
                 Products weights, gradients;
                 // The scores queue up behind the sums of the part before.
                 start_products(weights, k_tile, q_tile);
@@ -965,7 +980,8 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 [[maybe_unused]] Products scores = {};  // before the score function, where there is one
                 // lse or delta of this thread's columns: two of each of two neighbouring pieces.
                 const auto columns_of = [&](unsigned member, int n) {
-                    return reinterpret_cast<const float4*>(my_statistics + place.slot * sizeof(Statistics) + member)[part * (PART_Q / 4) + n * 4];
+                    const unsigned char* of_slot = my_statistics + place.slot * sizeof(SlotStatistics) + member;
+                    return reinterpret_cast<const float4*>(of_slot)[part * (PART_Q / 4) + n * 4];
                 };
                 [[maybe_unused]] float4 early[PART_Q / 16];
                 const auto read_early = [&](unsigned member) {

@@ -469,6 +469,53 @@ struct TileQueue {
 };
 static_assert(sizeof(TileQueue) == 8, "TileQueue differs from the Rust side");
 
+// What the backward kernels for Hopper know of queries, brought to shared memory by the warp that copies. After thread.cuh and
+// math.cuh.
+#pragma once
+
+/// lse in base-2 exponent units, and delta. A query that attends to nothing, or does not exist, has an lse of +inf: its weights
+/// become 0.
+template <int QUERIES>
+struct Statistics {
+    float lse[QUERIES], delta[QUERIES];
+};
+
+/// What a lane of the copying warp knows of every 32nd query, as it is in memory.
+template <int QUERIES>
+struct LaneStatistics {
+    float lse[QUERIES / 32], delta[QUERIES / 32];
+
+    /// Starts all the loads, of queries `first` on. One past the end reads the last.
+    template <typename Index>
+    __device__ __forceinline__ void load(const Params& p, Index batch, Index head, int first) {
+        const float* all_lse = p.lse + batch * p.lse_stride[0] + head * p.lse_stride[1];
+        const float* all_delta = p.delta + batch * p.delta_stride[0] + head * p.delta_stride[1];
+#pragma unroll
+        for (int i = 0; i < QUERIES / 32; ++i) {
+            const int query = min(first + i * 32 + thread_place() % 32, p.seq_q - 1);
+            lse[i] = __ldg(all_lse + query);
+            delta[i] = __ldg(all_delta + query);
+        }
+    }
+
+    /// Writes to the Statistics at `to`, at `place(query)`, what is known of the first `queries`, and of others that there are none.
+    /// Whether one of this lane's attends to nothing.
+    template <typename Place>
+    __device__ __forceinline__ bool store(unsigned to, int queries, Place place) const {
+        bool any_empty = false;
+#pragma unroll
+        for (int i = 0; i < QUERIES / 32; ++i) {
+            const int query = i * 32 + thread_place() % 32;
+            const bool exists = query < queries, empty = lse[i] == -infinity();
+            const unsigned at = to + place(query) * sizeof(float);
+            store_shared(at, __float_as_int(exists && !empty ? lse[i] * LOG2_E : infinity()));
+            store_shared(at + sizeof(Statistics<QUERIES>::lse), __float_as_int(exists ? delta[i] : 0.0f));
+            any_empty |= exists && empty;
+        }
+        return any_empty;
+    }
+};
+
 // From accumulators to a tensor.
 #pragma once
 
@@ -792,11 +839,7 @@ using KTile = SwizzledTile<STEP_KV, D>;
 using VTile = SwizzledTile<STEP_KV, D_V>;
 static_assert(D_V <= D, "values come into the slots of keys");
 
-/// What is known of a tile's queries: lse in base-2 exponent units, and delta. A query that attends to nothing, or does not exist, has
-/// an lse of +inf: its weights become 0.
-struct Statistics {
-    float lse[BLOCK_Q], delta[BLOCK_Q];
-};
+using TileStatistics = Statistics<BLOCK_Q>;
 
 // Shared memory, from a multiple of 1024 on: q and d_out of each warpgroup, of two tiles where there is room for them beside eight
 // slots, the ring's tiles, rows on their way out, then the statistics of each tile, barriers, and what the copying warp tells the
@@ -805,13 +848,13 @@ constexpr unsigned SMEM_BYTES = 1024 * (BLOCK_Q == 64 ? 113 : 227);
 constexpr unsigned GROUP_BYTES = QTile::BYTES + DOutTile::BYTES;
 constexpr unsigned TILE_BYTES = GROUPS * GROUP_BYTES;
 template <int TILES>
-using RoomFor = RingAndRows<SMEM_BYTES - 512 - TILES * sizeof(Statistics), TILES * TILE_BYTES, KTile::BYTES, 4 * GROUPS, D / 8>;
+using RoomFor = RingAndRows<SMEM_BYTES - 512 - TILES * sizeof(TileStatistics), TILES * TILE_BYTES, KTile::BYTES, 4 * GROUPS, D / 8>;
 constexpr int TILES = RoomFor<2>::SLOTS == 8 && RoomFor<2>::HAS_ROWS ? 2 : 1;
 constexpr unsigned KV_TILES = TILES * TILE_BYTES;
 using Room = RoomFor<TILES>;
 constexpr int STAGES = Room::SLOTS;
 constexpr unsigned STATISTICS = Room::END;
-constexpr unsigned BARRIERS = STATISTICS + TILES * sizeof(Statistics);
+constexpr unsigned BARRIERS = STATISTICS + TILES * sizeof(TileStatistics);
 constexpr unsigned NOTES = BARRIERS + 2 * (STAGES + TILES) * Barrier::BYTES;
 static_assert(STAGES >= 3, "a step's keys are in the ring together with the next one's keys and values");
 // Within a turn a warpgroup waits for values. They must not wait for the keys of the step before, which the other warpgroup
@@ -834,7 +877,7 @@ struct Shared {
     unsigned base;
 
     __device__ unsigned q_tile(int slot, int group) const { return base + slot * TILE_BYTES + group * GROUP_BYTES; }
-    __device__ unsigned statistics(int slot) const { return base + STATISTICS + slot * sizeof(Statistics); }
+    __device__ unsigned statistics(int slot) const { return base + STATISTICS + slot * sizeof(TileStatistics); }
     __device__ unsigned kv_tile(const Place& place) const { return base + KV_TILES + place.slot * KTile::BYTES; }
     /// A slot's copies have landed; everybody is done with it.
     __device__ Barrier full(int slot) const { return {base + BARRIERS + slot * Barrier::BYTES}; }
@@ -855,33 +898,6 @@ __device__ __forceinline__ dim3 row_of(const Params& p, int tile) {
     return dim3(tile - rest * p.q_blocks, rest % p.heads, rest / p.heads);
 }
 
-/// What a lane of the copying warp knows of every 32nd query of a tile, as it is in memory.
-struct LaneStatistics {
-    float lse[BLOCK_Q / 32], delta[BLOCK_Q / 32];
-
-    /// All loads are under way at once: a query past the end reads the last one.
-    __device__ __forceinline__ LaneStatistics(const Params& p, dim3 row) {
-        const float* all_lse = p.lse + row.z * p.lse_stride[0] + row.y * p.lse_stride[1];
-        const float* all_delta = p.delta + row.z * p.delta_stride[0] + row.y * p.delta_stride[1];
-#pragma unroll
-        for (int i = 0; i < BLOCK_Q / 32; ++i) {
-            const int query = min(static_cast<int>(row.x) * BLOCK_Q + i * 32 + thread_place() % 32, p.seq_q - 1);
-            lse[i] = __ldg(all_lse + query);
-            delta[i] = __ldg(all_delta + query);
-        }
-    }
-    __device__ __forceinline__ void store(unsigned statistics, int queries) const {
-#pragma unroll
-        for (int i = 0; i < BLOCK_Q / 32; ++i) {
-            const int query = i * 32 + thread_place() % 32;
-            const bool attends = query < queries && lse[i] != -infinity();
-            const unsigned to = statistics + query * sizeof(float);
-            store_shared(to, __float_as_int(attends ? lse[i] * LOG2_E : infinity()));
-            store_shared(to + sizeof(Statistics::lse), __float_as_int(query < queries ? delta[i] : 0.0f));
-        }
-    }
-};
-
 /// The work of the copying warp.
 __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& maps, TileQueue queue, Shared shared) {
     const bool leader = thread_place() % 32 == 0;
@@ -901,7 +917,8 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         const KeyBlocks::Counts counts = KeyBlocks::counts(p, row);
         const int pieces = counts.all * PIECES_PER_BLOCK;
         const int steps = (pieces + PIECES - 1) / PIECES;
-        const LaneStatistics statistics(p, row);  // on their way while the slot becomes free
+        LaneStatistics<BLOCK_Q> statistics;
+        statistics.load(p, row.z, row.y, row.x * BLOCK_Q);  // on their way while the slot becomes free
         const Barrier q_full = shared.q_full(at.slot);
         shared.q_empty(at.slot).wait(at.parity ^ 1);
         if (leader) {
@@ -920,7 +937,7 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
                         copy_box(to + QTile::BYTES, maps.d_out, column, query, row.y, row.z, q_full);
                 }
         }
-        statistics.store(shared.statistics(at.slot), p.seq_q - row.x * BLOCK_Q);
+        statistics.store(shared.statistics(at.slot), p.seq_q - row.x * BLOCK_Q, [](int query) { return query; });
         q_full.arrive();
         at.advance();
         KeyBlocks blocks;
@@ -1005,7 +1022,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
         const int steps = read_note(shared.tile(at.slot) + 4);
         int decided = read_note(shared.tile(at.slot) + 8);  // pieces from this step on that the mask function decides
         // Of this thread's two queries.
-        const Statistics& of_tile = *reinterpret_cast<const Statistics*>(smem + STATISTICS + at.slot * sizeof(Statistics));
+        const TileStatistics& of_tile = *reinterpret_cast<const TileStatistics*>(smem + STATISTICS + at.slot * sizeof(TileStatistics));
         float lse[2], delta[2];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
