@@ -96,6 +96,7 @@ fn one(source: &KernelSource, args: &InspectArgs) -> Result<Report, CliError> {
     let compiled =
         Toolchain::find().map(|toolchain| variants::compile(&toolchain, std::slice::from_ref(&job)));
     let report = compiled.as_ref().ok().and_then(|reports| reports.first()?.compiled.first());
+    let failure = report.and_then(|one| one.error.as_deref());
 
     let mut text = if args.source { job.variant.source.clone() } else { describe(&spec, &candidates, args) };
     if !args.source {
@@ -117,12 +118,9 @@ fn one(source: &KernelSource, args: &InspectArgs) -> Result<Report, CliError> {
             (Err(_), _) => {
                 writeln!(text, "  ptxas: no NVRTC to ask; `tilewright toolchain install` gets one")
             }
-            _ => {
-                writeln!(text, "  ptxas: {}", report.and_then(|one| one.error.as_deref()).unwrap_or_default())
-            }
+            _ => writeln!(text, "  ptxas: {}", failure.unwrap_or_default()),
         };
     }
-    let failure = report.and_then(|one| one.error.as_deref());
     if let (true, Some(error)) = (args.source, failure) {
         // The source alone goes to standard output.
         progress::note(&format!("error: {error}"));

@@ -69,7 +69,7 @@ kernel! {
         where {
             // Two sums of 64 keys and what is made of the queries, of the 232 registers of a computing thread.
             D <= 128,
-            // Keys, values and at least two slots.
+            // Beside keys and values there must be room for two slots.
             STEP_Q == 64 || (D == 64 && BLOCK_Q == 128),
             // Two blocks share a multiprocessor.
             smem_bytes = 1024 * 113,

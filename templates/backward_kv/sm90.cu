@@ -63,10 +63,10 @@ constexpr bool READ_EARLY = D == 64;
 struct Shared {
     unsigned base;
 
+    /// Keys, then values.
     __device__ unsigned k_tile() const { return base; }
-    __device__ unsigned v_tile() const { return base + Tile::BYTES; }
+    /// Queries, then their d_out.
     __device__ unsigned q_tile(int slot) const { return base + 2 * Tile::BYTES + slot * SLOT_BYTES; }
-    __device__ unsigned d_out_tile(int slot) const { return q_tile(slot) + QTile::BYTES; }
     __device__ unsigned statistics(int slot) const { return base + STATISTICS + slot * sizeof(SlotStatistics); }
     /// A slot's copies and statistics have landed; everybody is done with it.
     __device__ Barrier full(int slot) const { return {base + BARRIERS + slot * Barrier::BYTES}; }
@@ -235,9 +235,6 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
     const auto release = [&](int slot) {
         if (slot >= 0) shared.empty(slot).arrive();
     };
-    const auto statistics_of = [&](int slot) -> const SlotStatistics& {
-        return *reinterpret_cast<const SlotStatistics*>(smem + STATISTICS + slot * sizeof(SlotStatistics));
-    };
     // Notes are read by the lane alone that says when they may change.
     const auto read_note = [&](unsigned address) {
         return warp_uniform(thread_place() % 32 == 0 ? load_shared(address) : 0);
@@ -266,7 +263,8 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             shared.full(place.slot).wait(place.parity);
             flags = load_shared(shared.note(place.slot) + 8);
             if (flags & EMPTY_ROWS)
-                clear_empty_rows(smem + 2 * Tile::BYTES + place.slot * SLOT_BYTES, statistics_of(place.slot));
+                clear_empty_rows(smem + 2 * Tile::BYTES + place.slot * SLOT_BYTES,
+                                 *reinterpret_cast<const SlotStatistics*>(smem + STATISTICS + place.slot * sizeof(SlotStatistics)));
 #pragma unroll
             for (int part = 0; part < PARTS; ++part) {
                 // Through ordinary registers each product would wait for its descriptor.
