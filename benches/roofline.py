@@ -19,7 +19,7 @@ import sys
 
 # Products of seq × seq × d that a kernel computes for each head, of 2 FLOP an element.
 PRODUCTS = {"forward": 2, "backward_kv": 4, "backward_q": 3}
-KERNELS = ["pool", "rank", "transpose", "order", "forward", "delta", "backward_kv", "backward_q"]
+KERNELS = ["pool", "rank", "transpose", "order", "forward", "backward_q", "backward_kv"]
 KEPT = 0.05
 SECTIONS = ["SpeedOfLight", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis", "WarpStateStats"]
 METRICS = "gpu__time_duration.sum,dram__bytes.sum,lts__t_bytes.sum,lts__t_sector_hit_rate.pct,smsp__inst_executed.sum"

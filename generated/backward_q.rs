@@ -37,6 +37,10 @@ pub struct Params {
     pub v: u64,
     /// Strides in elements of all dimensions but the last.
     pub v_stride: [i64; 3],
+    /// Device pointer of `out`.
+    pub out: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub out_stride: [i64; 3],
     /// Device pointer of `d_out`.
     pub d_out: u64,
     /// Strides in elements of all dimensions but the last.
@@ -45,10 +49,10 @@ pub struct Params {
     pub lse: u64,
     /// Strides in elements of all dimensions but the last.
     pub lse_stride: [i64; 2],
-    /// Device pointer of `delta`.
-    pub delta: u64,
+    /// Device pointer of `d_lse`.
+    pub d_lse: u64,
     /// Strides in elements of all dimensions but the last.
-    pub delta_stride: [i64; 2],
+    pub d_lse_stride: [i64; 2],
     /// Device pointer of `kv_counts`.
     pub kv_counts: u64,
     /// Strides in elements of all dimensions but the last.
@@ -69,6 +73,10 @@ pub struct Params {
     pub dq: u64,
     /// Strides in elements of all dimensions but the last.
     pub dq_stride: [i64; 3],
+    /// Device pointer of `delta`.
+    pub delta: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub delta_stride: [i64; 2],
     /// Dimension `batch`.
     pub batch: i32,
     /// Dimension `heads`.
@@ -95,49 +103,54 @@ pub struct Params {
     pub scale: f32,
 }
 const _: () = {
-    assert!(size_of:: < Params > () == 368);
+    assert!(size_of:: < Params > () == 424);
     assert!(offset_of!(Params, q) == 0);
     assert!(offset_of!(Params, q_stride) == 8);
     assert!(offset_of!(Params, k) == 32);
     assert!(offset_of!(Params, k_stride) == 40);
     assert!(offset_of!(Params, v) == 64);
     assert!(offset_of!(Params, v_stride) == 72);
-    assert!(offset_of!(Params, d_out) == 96);
-    assert!(offset_of!(Params, d_out_stride) == 104);
-    assert!(offset_of!(Params, lse) == 128);
-    assert!(offset_of!(Params, lse_stride) == 136);
-    assert!(offset_of!(Params, delta) == 152);
-    assert!(offset_of!(Params, delta_stride) == 160);
-    assert!(offset_of!(Params, kv_counts) == 176);
-    assert!(offset_of!(Params, kv_counts_stride) == 184);
-    assert!(offset_of!(Params, kv_indices) == 200);
-    assert!(offset_of!(Params, kv_indices_stride) == 208);
-    assert!(offset_of!(Params, full_kv_counts) == 232);
-    assert!(offset_of!(Params, full_kv_counts_stride) == 240);
-    assert!(offset_of!(Params, full_kv_indices) == 256);
-    assert!(offset_of!(Params, full_kv_indices_stride) == 264);
-    assert!(offset_of!(Params, dq) == 288);
-    assert!(offset_of!(Params, dq_stride) == 296);
-    assert!(offset_of!(Params, batch) == 320);
-    assert!(offset_of!(Params, heads) == 324);
-    assert!(offset_of!(Params, seq_q) == 328);
-    assert!(offset_of!(Params, head_dim) == 332);
-    assert!(offset_of!(Params, kv_heads) == 336);
-    assert!(offset_of!(Params, seq_kv) == 340);
-    assert!(offset_of!(Params, value_dim) == 344);
-    assert!(offset_of!(Params, q_blocks) == 348);
-    assert!(offset_of!(Params, max_blocks) == 352);
-    assert!(offset_of!(Params, max_full_blocks) == 356);
-    assert!(offset_of!(Params, kv_blocks) == 360);
-    assert!(offset_of!(Params, scale) == 364);
+    assert!(offset_of!(Params, out) == 96);
+    assert!(offset_of!(Params, out_stride) == 104);
+    assert!(offset_of!(Params, d_out) == 128);
+    assert!(offset_of!(Params, d_out_stride) == 136);
+    assert!(offset_of!(Params, lse) == 160);
+    assert!(offset_of!(Params, lse_stride) == 168);
+    assert!(offset_of!(Params, d_lse) == 184);
+    assert!(offset_of!(Params, d_lse_stride) == 192);
+    assert!(offset_of!(Params, kv_counts) == 208);
+    assert!(offset_of!(Params, kv_counts_stride) == 216);
+    assert!(offset_of!(Params, kv_indices) == 232);
+    assert!(offset_of!(Params, kv_indices_stride) == 240);
+    assert!(offset_of!(Params, full_kv_counts) == 264);
+    assert!(offset_of!(Params, full_kv_counts_stride) == 272);
+    assert!(offset_of!(Params, full_kv_indices) == 288);
+    assert!(offset_of!(Params, full_kv_indices_stride) == 296);
+    assert!(offset_of!(Params, dq) == 320);
+    assert!(offset_of!(Params, dq_stride) == 328);
+    assert!(offset_of!(Params, delta) == 352);
+    assert!(offset_of!(Params, delta_stride) == 360);
+    assert!(offset_of!(Params, batch) == 376);
+    assert!(offset_of!(Params, heads) == 380);
+    assert!(offset_of!(Params, seq_q) == 384);
+    assert!(offset_of!(Params, head_dim) == 388);
+    assert!(offset_of!(Params, kv_heads) == 392);
+    assert!(offset_of!(Params, seq_kv) == 396);
+    assert!(offset_of!(Params, value_dim) == 400);
+    assert!(offset_of!(Params, q_blocks) == 404);
+    assert!(offset_of!(Params, max_blocks) == 408);
+    assert!(offset_of!(Params, max_full_blocks) == 412);
+    assert!(offset_of!(Params, kv_blocks) == 416);
+    assert!(offset_of!(Params, scale) == 420);
 };
 /// The arguments of `backward_q`.
 ///
-/// Block-sparse attention, backward by queries: `dq = scale · dS k`, with the weights P made anew from `lse` and
-/// `dS = P (d_out vᵀ - delta) score_mod'` (Dao et al., FlashAttention, arXiv 2205.14135, appendix B.2).
+/// Block-sparse attention, backward by queries: `dq = scale · dS k`, with the weights P made anew from `lse`,
+/// `dS = P (d_out vᵀ - delta) score_mod'` and `delta = rowsum(d_out · out) - d_lse` (Dao et al., FlashAttention, arXiv
+/// 2205.14135, appendix B.2, with the gradient of lse). `backward_kv` needs delta too, and runs after.
 ///
 /// Lists are those of `forward`. Every sum is one thread's, in the order of the lists: equal calls give equal bits.
-/// A query that attends to nothing gets 0.
+/// A query that attends to nothing gets a dq and a delta of 0, whatever it holds.
 #[derive(Debug)]
 pub struct Args<'a> {
     /// `[batch, heads, seq_q, head_dim]` of the spec's `T`.
@@ -147,11 +160,13 @@ pub struct Args<'a> {
     /// `[batch, kv_heads, seq_kv, value_dim]` of the spec's `T`.
     pub v: &'a Tensor,
     /// `[batch, heads, seq_q, value_dim]` of the spec's `T`.
+    pub out: &'a Tensor,
+    /// `[batch, heads, seq_q, value_dim]` of the spec's `T`.
     pub d_out: &'a Tensor,
     /// `[batch, heads, seq_q]` of f32.
     pub lse: &'a Tensor,
     /// `[batch, heads, seq_q]` of f32.
-    pub delta: &'a Tensor,
+    pub d_lse: Option<&'a Tensor>,
     /// `[batch or 1, heads or 1, q_blocks]` of i32.
     pub kv_counts: &'a Tensor,
     /// `[batch or 1, heads or 1, q_blocks, max_blocks]` of i32.
@@ -162,6 +177,8 @@ pub struct Args<'a> {
     pub full_kv_indices: Option<&'a Tensor>,
     /// `[batch, heads, seq_q, head_dim]` of the spec's `T`.
     pub dq: &'a mut Tensor,
+    /// `[batch, heads, seq_q]` of f32.
+    pub delta: &'a mut Tensor,
     /// By value.
     pub scale: f32,
 }
@@ -217,6 +234,20 @@ unsafe impl KernelArgs for Args<'_> {
                 ],
             )?;
         let dtype = binder.dtype(candidate, "T")?;
+        let out = binder
+            .tensor(
+                "out",
+                Some(self.out),
+                dtype,
+                16,
+                [
+                    Dim::exact("batch"),
+                    Dim::exact("heads"),
+                    Dim::exact("seq_q"),
+                    Dim::exact("value_dim"),
+                ],
+            )?;
+        let dtype = binder.dtype(candidate, "T")?;
         let d_out = binder
             .tensor(
                 "d_out",
@@ -240,10 +271,10 @@ unsafe impl KernelArgs for Args<'_> {
                 [Dim::exact("batch"), Dim::exact("heads"), Dim::exact("seq_q")],
             )?;
         let dtype = DType::F32;
-        let delta = binder
+        let d_lse = binder
             .tensor(
-                "delta",
-                Some(self.delta),
+                "d_lse",
+                self.d_lse,
                 dtype,
                 1,
                 [Dim::exact("batch"), Dim::exact("heads"), Dim::exact("seq_q")],
@@ -316,6 +347,15 @@ unsafe impl KernelArgs for Args<'_> {
                     Dim::exact("head_dim"),
                 ],
             )?;
+        let dtype = DType::F32;
+        let delta = binder
+            .tensor(
+                "delta",
+                Some(&*self.delta),
+                dtype,
+                1,
+                [Dim::exact("batch"), Dim::exact("heads"), Dim::exact("seq_q")],
+            )?;
         let d = binder.constant(candidate, "D")?;
         let d_v = binder.constant(candidate, "D_V")?;
         let block_q = binder.constant(candidate, "BLOCK_Q")?;
@@ -385,6 +425,7 @@ unsafe impl KernelArgs for Args<'_> {
                 binder.tensor_map("q", self.q, [64, 64])?;
                 binder.tensor_map("k", self.k, [64, 64])?;
                 binder.tensor_map("v", self.v, [64, 64])?;
+                binder.tensor_map("out", self.out, [64, 64])?;
                 binder.tensor_map("d_out", self.d_out, [64, 64])?;
                 binder.tensor_map("dq", &*self.dq, [16, 64])?;
                 binder.persistent();
@@ -400,12 +441,14 @@ unsafe impl KernelArgs for Args<'_> {
             k_stride: k.strides,
             v: v.pointer,
             v_stride: v.strides,
+            out: out.pointer,
+            out_stride: out.strides,
             d_out: d_out.pointer,
             d_out_stride: d_out.strides,
             lse: lse.pointer,
             lse_stride: lse.strides,
-            delta: delta.pointer,
-            delta_stride: delta.strides,
+            d_lse: d_lse.pointer,
+            d_lse_stride: d_lse.strides,
             kv_counts: kv_counts.pointer,
             kv_counts_stride: kv_counts.strides,
             kv_indices: kv_indices.pointer,
@@ -416,6 +459,8 @@ unsafe impl KernelArgs for Args<'_> {
             full_kv_indices_stride: full_kv_indices.strides,
             dq: dq.pointer,
             dq_stride: dq.strides,
+            delta: delta.pointer,
+            delta_stride: delta.strides,
             batch: binder.int(batch)?,
             heads: binder.int(heads)?,
             seq_q: binder.int(seq_q)?,

@@ -3,12 +3,10 @@
 
 #[doc = "Block-sparse attention, backward by keys: `dv = Pᵀ d_out` and `dk = scale · dSᵀ q`, with the weights P made anew from"]
 pub mod backward_kv;
-#[doc = "Block-sparse attention, backward by queries: `dq = scale · dS k`, with the weights P made anew from `lse` and"]
+#[doc = "Block-sparse attention, backward by queries: `dq = scale · dS k`, with the weights P made anew from `lse`,"]
 pub mod backward_q;
 #[doc = "What a mask function makes of each block of queries and keys: 0 nothing is kept, 1 some of it, 2 all of"]
 pub mod classify;
-#[doc = "What the gradients of a row's scores have in common: `rowsum(d_out · out) - d_lse` (Dao et al., FlashAttention, arXiv"]
-pub mod delta;
 #[doc = "Block-sparse attention, forward: `softmax(score_mod(q kᵀ · scale)) v` over the key blocks that each query block"]
 pub mod forward;
 #[doc = "The bits that `transpose` reads, from lists by query block: bit `block % 32` of word `block / 32` of a row of `keep`"]
@@ -33,7 +31,6 @@ pub static ALL: &[&::tilewright::codegen::KernelSource] = &[
     &backward_kv::SOURCE,
     &backward_q::SOURCE,
     &classify::SOURCE,
-    &delta::SOURCE,
     &forward::SOURCE,
     &mark::SOURCE,
     &order::SOURCE,

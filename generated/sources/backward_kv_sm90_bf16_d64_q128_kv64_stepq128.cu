@@ -480,28 +480,26 @@ static_assert(sizeof(TileQueue) == 8, "TileQueue differs from the Rust side");
 // math.cuh.
 #pragma once
 
-/// lse in base-2 exponent units, and delta. A query that attends to nothing, or does not exist, has an lse of +inf: its weights
-/// become 0.
+/// lse in base-2 exponent units, and what a score's gradient is less: delta, or the gradient of lse where delta is still to be made.
+/// A query that attends to nothing, or does not exist, has an lse of +inf: its weights become 0.
 template <int QUERIES>
 struct Statistics {
-    float lse[QUERIES], delta[QUERIES];
+    float lse[QUERIES], less[QUERIES];
 };
 
 /// What a lane of the copying warp knows of every 32nd query, as it is in memory.
 template <int QUERIES>
 struct LaneStatistics {
-    float lse[QUERIES / 32], delta[QUERIES / 32];
+    float lse[QUERIES / 32], less[QUERIES / 32];
 
-    /// Starts all the loads, of queries `first` on. One past the end reads the last.
-    template <typename Index>
-    __device__ __forceinline__ void load(const Params& p, Index batch, Index head, int first) {
-        const float* all_lse = p.lse + batch * p.lse_stride[0] + head * p.lse_stride[1];
-        const float* all_delta = p.delta + batch * p.delta_stride[0] + head * p.delta_stride[1];
+    /// Starts all the loads, of queries `first` on of the `queries` of two rows; a second that is null reads as zeros. A query past
+    /// the end reads the last.
+    __device__ __forceinline__ void load(const float* of_lse, const float* of_less, int queries, int first) {
 #pragma unroll
         for (int i = 0; i < QUERIES / 32; ++i) {
-            const int query = min(first + i * 32 + thread_place() % 32, p.seq_q - 1);
-            lse[i] = __ldg(all_lse + query);
-            delta[i] = __ldg(all_delta + query);
+            const int query = min(first + i * 32 + thread_place() % 32, queries - 1);
+            lse[i] = __ldg(of_lse + query);
+            less[i] = of_less ? __ldg(of_less + query) : 0.0f;
         }
     }
 
@@ -516,7 +514,7 @@ struct LaneStatistics {
             const bool exists = query < queries, empty = lse[i] == -infinity();
             const unsigned at = to + place(query) * sizeof(float);
             store_shared(at, __float_as_int(exists && !empty ? lse[i] * LOG2_E : infinity()));
-            store_shared(at + sizeof(Statistics<QUERIES>::lse), __float_as_int(exists ? delta[i] : 0.0f));
+            store_shared(at + sizeof(Statistics<QUERIES>::lse), __float_as_int(exists ? less[i] : 0.0f));
             any_empty |= exists && empty;
         }
         return any_empty;
@@ -846,14 +844,18 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         }
         int next = 0;
         if (leader && step.head < 0) next = queue.next(tile, tiles);
+        const auto load = [&](LaneStatistics<STEP_Q>& statistics, const Steps::Step& of) {
+            statistics.load(p.lse + work.batch * p.lse_stride[0] + of.head * p.lse_stride[1],
+                            p.delta + work.batch * p.delta_stride[0] + of.head * p.delta_stride[1], p.seq_q, of.first);
+        };
         LaneStatistics<STEP_Q> statistics;
-        if (step.head >= 0) statistics.load(p, work.batch, step.head, step.first);
+        if (step.head >= 0) load(statistics, step);
         while (step.head >= 0) {
             // A step ahead, or this warp would be the slowest, waiting for its own loads.
             const Steps::Step following = steps.next(p);
             const bool last = following.head < 0;
             LaneStatistics<STEP_Q> coming;
-            if (!last) coming.load(p, work.batch, following.head, following.first);
+            if (!last) load(coming, following);
             // Late, so that who has a long tile has not taken another yet; the answer comes under the last copies.
             if (leader && last) next = queue.next(tile, tiles);
             copy_step(p, maps, shared, place, work.batch, step, statistics, last);

@@ -27,12 +27,14 @@ struct Params {
   long long k_stride[3];
   const T* v;
   long long v_stride[3];
+  const T* out;
+  long long out_stride[3];
   const T* d_out;
   long long d_out_stride[3];
   const float* lse;
   long long lse_stride[2];
-  const float* delta;
-  long long delta_stride[2];
+  const float* d_lse;
+  long long d_lse_stride[2];
   const int* kv_counts;
   long long kv_counts_stride[2];
   const int* kv_indices;
@@ -43,6 +45,8 @@ struct Params {
   long long full_kv_indices_stride[3];
   T* dq;
   long long dq_stride[3];
+  float* delta;
+  long long delta_stride[2];
   int batch;
   int heads;
   int seq_q;
@@ -56,41 +60,45 @@ struct Params {
   int kv_blocks;
   float scale;
 };
-static_assert(sizeof(Params) == 368, "Params differs from the Rust side");
+static_assert(sizeof(Params) == 424, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q) == 0, "q differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q_stride) == 8, "q_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, k) == 32, "k differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, k_stride) == 40, "k_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, v) == 64, "v differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, v_stride) == 72, "v_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, d_out) == 96, "d_out differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, d_out_stride) == 104, "d_out_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, lse) == 128, "lse differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, lse_stride) == 136, "lse_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, delta) == 152, "delta differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, delta_stride) == 160, "delta_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_counts) == 176, "kv_counts differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_counts_stride) == 184, "kv_counts_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_indices) == 200, "kv_indices differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_indices_stride) == 208, "kv_indices_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_counts) == 232, "full_kv_counts differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_counts_stride) == 240, "full_kv_counts_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices) == 256, "full_kv_indices differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices_stride) == 264, "full_kv_indices_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, dq) == 288, "dq differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, dq_stride) == 296, "dq_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 320, "batch differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 324, "heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 328, "seq_q differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 332, "head_dim differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 336, "kv_heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 340, "seq_kv differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 344, "value_dim differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 348, "q_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 352, "max_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 356, "max_full_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 360, "kv_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 364, "scale differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, out) == 96, "out differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, out_stride) == 104, "out_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, d_out) == 128, "d_out differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, d_out_stride) == 136, "d_out_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, lse) == 160, "lse differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, lse_stride) == 168, "lse_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, d_lse) == 184, "d_lse differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, d_lse_stride) == 192, "d_lse_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_counts) == 208, "kv_counts differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_counts_stride) == 216, "kv_counts_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_indices) == 232, "kv_indices differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_indices_stride) == 240, "kv_indices_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_counts) == 264, "full_kv_counts differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_counts_stride) == 272, "full_kv_counts_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices) == 288, "full_kv_indices differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices_stride) == 296, "full_kv_indices_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dq) == 320, "dq differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dq_stride) == 328, "dq_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, delta) == 352, "delta differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, delta_stride) == 360, "delta_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 376, "batch differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 380, "heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 384, "seq_q differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 388, "head_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 392, "kv_heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 396, "seq_kv differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 400, "value_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 404, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 408, "max_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 412, "max_full_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 416, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 420, "scale differs from the Rust side");
 
 struct ScoreMod {
     unsigned unused;
@@ -601,6 +609,29 @@ constexpr unsigned K_BYTES = STEP_KV * Layout::ROW_BYTES;
 constexpr unsigned SLOT_BYTES = K_BYTES + STEP_KV * ValueLayout::ROW_BYTES;
 constexpr unsigned SLOTS = Q_BYTES + TILE_Q * ValueLayout::ROW_BYTES;
 
+/// A query's d_out times its out, of which each lane of a quad reads 16 bytes of 64; 0 where there is no such query.
+__device__ __forceinline__ float product_of_rows(const Params& p, dim3 row, int query) {
+    float sum = 0.0f;
+    if (query < p.seq_q) {
+        const auto row_of = [&](const T* tensor, const long long* stride) {
+            return tensor + row.z * stride[0] + row.y * stride[1] + query * stride[2];
+        };
+        const T *out = row_of(p.out, p.out_stride), *d_out = row_of(p.d_out, p.d_out_stride);
+#pragma unroll
+        for (int i = 0; i < D_V / 32; ++i) {
+            const int column = i * 32 + thread_place() % 4 * 8;
+            if (column >= p.value_dim) break;
+            const uint4 a = __ldg(reinterpret_cast<const uint4*>(out + column));
+            const uint4 b = __ldg(reinterpret_cast<const uint4*>(d_out + column));
+            const T *x = reinterpret_cast<const T*>(&a), *y = reinterpret_cast<const T*>(&b);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) sum = fmaf(static_cast<float>(x[j]), static_cast<float>(y[j]), sum);
+        }
+    }
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    return sum + __shfl_xor_sync(0xffffffffu, sum, 2);
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Functions f) {
     extern __shared__ __align__(128) unsigned char smem[];
@@ -622,7 +653,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
             .template start<STEP_KV>(to + K_BYTES, first, p.seq_kv);
     };
 
-    // What is known of this lane's rows: lse in base-2 exponent units, and delta. A query that attends to nothing, or does
+    // What is known of this quad's rows: lse in base-2 exponent units, and delta. A query that attends to nothing, or does
     // not exist, has an lse of +inf: its weights become 0.
     float lse[M_TILES][2], delta[M_TILES][2];
 #pragma unroll
@@ -630,13 +661,19 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int query = first_query + thread_place() / 32 * WARP_ROWS + m * 16 + half * 8 + thread_place() % 32 / 4;
+            const float product = product_of_rows(p, row, query);
+            const auto of_query = [&](auto* tensor, const long long* stride) {
+                return tensor + row.z * stride[0] + row.y * stride[1] + query;
+            };
             lse[m][half] = infinity();
             delta[m][half] = 0.0f;
             if (query >= p.seq_q) continue;
-            const float found = __ldg(p.lse + row.z * p.lse_stride[0] + row.y * p.lse_stride[1] + query);
-            if (found == -infinity()) continue;
-            lse[m][half] = found * LOG2_E;
-            delta[m][half] = __ldg(p.delta + row.z * p.delta_stride[0] + row.y * p.delta_stride[1] + query);
+            const float found = __ldg(of_query(p.lse, p.lse_stride));
+            if (found != -infinity()) {
+                lse[m][half] = found * LOG2_E;
+                delta[m][half] = product - (p.d_lse ? __ldg(of_query(p.d_lse, p.d_lse_stride)) : 0.0f);
+            }
+            if (thread_place() % 4 == 0) *of_query(p.delta, p.delta_stride) = delta[m][half];
         }
 
     Sums dq;

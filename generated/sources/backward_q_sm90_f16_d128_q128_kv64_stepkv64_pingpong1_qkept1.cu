@@ -27,12 +27,14 @@ struct Params {
   long long k_stride[3];
   const T* v;
   long long v_stride[3];
+  const T* out;
+  long long out_stride[3];
   const T* d_out;
   long long d_out_stride[3];
   const float* lse;
   long long lse_stride[2];
-  const float* delta;
-  long long delta_stride[2];
+  const float* d_lse;
+  long long d_lse_stride[2];
   const int* kv_counts;
   long long kv_counts_stride[2];
   const int* kv_indices;
@@ -43,6 +45,8 @@ struct Params {
   long long full_kv_indices_stride[3];
   T* dq;
   long long dq_stride[3];
+  float* delta;
+  long long delta_stride[2];
   int batch;
   int heads;
   int seq_q;
@@ -56,41 +60,45 @@ struct Params {
   int kv_blocks;
   float scale;
 };
-static_assert(sizeof(Params) == 368, "Params differs from the Rust side");
+static_assert(sizeof(Params) == 424, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q) == 0, "q differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q_stride) == 8, "q_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, k) == 32, "k differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, k_stride) == 40, "k_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, v) == 64, "v differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, v_stride) == 72, "v_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, d_out) == 96, "d_out differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, d_out_stride) == 104, "d_out_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, lse) == 128, "lse differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, lse_stride) == 136, "lse_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, delta) == 152, "delta differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, delta_stride) == 160, "delta_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_counts) == 176, "kv_counts differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_counts_stride) == 184, "kv_counts_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_indices) == 200, "kv_indices differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_indices_stride) == 208, "kv_indices_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_counts) == 232, "full_kv_counts differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_counts_stride) == 240, "full_kv_counts_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices) == 256, "full_kv_indices differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices_stride) == 264, "full_kv_indices_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, dq) == 288, "dq differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, dq_stride) == 296, "dq_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 320, "batch differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 324, "heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 328, "seq_q differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 332, "head_dim differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 336, "kv_heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 340, "seq_kv differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 344, "value_dim differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 348, "q_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 352, "max_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 356, "max_full_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 360, "kv_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 364, "scale differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, out) == 96, "out differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, out_stride) == 104, "out_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, d_out) == 128, "d_out differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, d_out_stride) == 136, "d_out_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, lse) == 160, "lse differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, lse_stride) == 168, "lse_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, d_lse) == 184, "d_lse differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, d_lse_stride) == 192, "d_lse_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_counts) == 208, "kv_counts differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_counts_stride) == 216, "kv_counts_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_indices) == 232, "kv_indices differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_indices_stride) == 240, "kv_indices_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_counts) == 264, "full_kv_counts differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_counts_stride) == 272, "full_kv_counts_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices) == 288, "full_kv_indices differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices_stride) == 296, "full_kv_indices_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dq) == 320, "dq differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dq_stride) == 328, "dq_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, delta) == 352, "delta differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, delta_stride) == 360, "delta_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 376, "batch differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 380, "heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 384, "seq_q differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 388, "head_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 392, "kv_heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 396, "seq_kv differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 400, "value_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 404, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 408, "max_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 412, "max_full_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 416, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 420, "scale differs from the Rust side");
 
 struct ScoreMod {
     unsigned unused;
@@ -122,6 +130,7 @@ struct TensorMaps {
   TensorMap q;
   TensorMap k;
   TensorMap v;
+  TensorMap out;
   TensorMap d_out;
   TensorMap dq;
 };
@@ -130,8 +139,8 @@ struct TensorMaps {
 
 // Block-sparse attention, backward by queries, for Hopper: copies by the copy engine (TMA), products of warpgroups (wgmma).
 //
-// Thread blocks stay for many tiles of BLOCK_Q queries. Their last warpgroup only copies: the tile's queries and d_out, then
-// per step the STEP_KV keys and values of one or more key blocks, gathered side by side into slots of a ring. Each other
+// Thread blocks stay for many tiles of BLOCK_Q queries. Their last warpgroup only copies: the tile's queries and d_out, into slots of a
+// ring first its rows of out, then per step the STEP_KV keys and values of one or more key blocks, gathered side by side. Each other
 // warpgroup owns 64 queries. Under the arithmetic of one step run the product of the step before it and those of the other
 // warpgroup.
 // Where a thread is, and what it asks the hardware for by number.
@@ -473,28 +482,26 @@ static_assert(sizeof(TileQueue) == 8, "TileQueue differs from the Rust side");
 // math.cuh.
 #pragma once
 
-/// lse in base-2 exponent units, and delta. A query that attends to nothing, or does not exist, has an lse of +inf: its weights
-/// become 0.
+/// lse in base-2 exponent units, and what a score's gradient is less: delta, or the gradient of lse where delta is still to be made.
+/// A query that attends to nothing, or does not exist, has an lse of +inf: its weights become 0.
 template <int QUERIES>
 struct Statistics {
-    float lse[QUERIES], delta[QUERIES];
+    float lse[QUERIES], less[QUERIES];
 };
 
 /// What a lane of the copying warp knows of every 32nd query, as it is in memory.
 template <int QUERIES>
 struct LaneStatistics {
-    float lse[QUERIES / 32], delta[QUERIES / 32];
+    float lse[QUERIES / 32], less[QUERIES / 32];
 
-    /// Starts all the loads, of queries `first` on. One past the end reads the last.
-    template <typename Index>
-    __device__ __forceinline__ void load(const Params& p, Index batch, Index head, int first) {
-        const float* all_lse = p.lse + batch * p.lse_stride[0] + head * p.lse_stride[1];
-        const float* all_delta = p.delta + batch * p.delta_stride[0] + head * p.delta_stride[1];
+    /// Starts all the loads, of queries `first` on of the `queries` of two rows; a second that is null reads as zeros. A query past
+    /// the end reads the last.
+    __device__ __forceinline__ void load(const float* of_lse, const float* of_less, int queries, int first) {
 #pragma unroll
         for (int i = 0; i < QUERIES / 32; ++i) {
-            const int query = min(first + i * 32 + thread_place() % 32, p.seq_q - 1);
-            lse[i] = __ldg(all_lse + query);
-            delta[i] = __ldg(all_delta + query);
+            const int query = min(first + i * 32 + thread_place() % 32, queries - 1);
+            lse[i] = __ldg(of_lse + query);
+            less[i] = of_less ? __ldg(of_less + query) : 0.0f;
         }
     }
 
@@ -509,7 +516,7 @@ struct LaneStatistics {
             const bool exists = query < queries, empty = lse[i] == -infinity();
             const unsigned at = to + place(query) * sizeof(float);
             store_shared(at, __float_as_int(exists && !empty ? lse[i] * LOG2_E : infinity()));
-            store_shared(at + sizeof(Statistics<QUERIES>::lse), __float_as_int(exists ? delta[i] : 0.0f));
+            store_shared(at + sizeof(Statistics<QUERIES>::lse), __float_as_int(exists ? less[i] : 0.0f));
             any_empty |= exists && empty;
         }
         return any_empty;
@@ -838,6 +845,7 @@ using DOutTile = SwizzledTile<GROUP_ROWS, D_V>;
 using KTile = SwizzledTile<STEP_KV, D>;
 using VTile = SwizzledTile<STEP_KV, D_V>;
 static_assert(D_V <= D, "values come into the slots of keys");
+constexpr int OUT_SLOTS = (BLOCK_Q + STEP_KV - 1) / STEP_KV;  // that a tile's rows of out take
 
 using TileStatistics = Statistics<BLOCK_Q>;
 
@@ -903,6 +911,7 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
     const bool leader = thread_place() % 32 == 0;
     if (leader) {
         prefetch_map(maps.q);
+        prefetch_map(maps.out);
         prefetch_map(maps.d_out);
         prefetch_map(maps.k);
         prefetch_map(maps.v);
@@ -917,8 +926,26 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         const KeyBlocks::Counts counts = KeyBlocks::counts(p, row);
         const int pieces = counts.all * PIECES_PER_BLOCK;
         const int steps = (pieces + PIECES - 1) / PIECES;
-        LaneStatistics<BLOCK_Q> statistics;
-        statistics.load(p, row.z, row.y, row.x * BLOCK_Q);  // on their way while the slot becomes free
+        const auto of_row = [&](const float* tensor, const long long* stride) {
+            return tensor ? tensor + row.z * stride[0] + row.y * stride[1] : nullptr;
+        };
+        LaneStatistics<BLOCK_Q> statistics;  // on their way while slots become free
+        statistics.load(of_row(p.lse, p.lse_stride), of_row(p.d_lse, p.d_lse_stride), p.seq_q, row.x * BLOCK_Q);
+#pragma unroll
+        for (int i = 0; i < OUT_SLOTS; ++i) {
+            constexpr int BOXES = BLOCK_Q / OUT_SLOTS / 64;  // of 64 rows
+            shared.empty(place.slot).wait(place.parity ^ 1);
+            if (leader) {
+                shared.full(place.slot).arrive_expecting(BOXES * VTile::PANELS * 64 * 128);
+#pragma unroll
+                for (int j = 0; j < BOXES * VTile::PANELS; ++j) {
+                    const int panel = j % VTile::PANELS, below = j / VTile::PANELS * 64;
+                    copy_box(shared.kv_tile(place) + panel * VTile::PANEL_BYTES + below * 128, maps.out, panel * VTile::PANEL_COLS,
+                             row.x * BLOCK_Q + i * STEP_KV + below, row.y, row.z, shared.full(place.slot));
+                }
+            }
+            place.advance();
+        }
         const Barrier q_full = shared.q_full(at.slot);
         shared.q_empty(at.slot).wait(at.parity ^ 1);
         if (leader) {
@@ -997,6 +1024,40 @@ __device__ __forceinline__ void each_product(Products& products, int piece, Chan
                    n * 8 + lane % 4 * 2 + i % 2);
 }
 
+/// Writes delta of this thread's two queries.
+__device__ __forceinline__ void write_delta(const Params& p, dim3 row, const float (&delta)[2]) {
+    float* to = p.delta + row.z * p.delta_stride[0] + row.y * p.delta_stride[1];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int query = row.x * BLOCK_Q + thread_place() / 32 * 16 + half * 8 + thread_place() % 32 / 4;
+        if (thread_place() % 4 == 0 && query < p.seq_q) to[query] = delta[half];
+    }
+}
+
+/// Starts the products of a warpgroup's rows of d_out with the same of out. Those of a row with itself are on the diagonal.
+__device__ __forceinline__ void start_products_of_rows(float (&products)[GROUP_ROWS / 8][4], unsigned d_out_tile, unsigned out_tile) {
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < D_V / 16; ++k)
+        Wgmma<T, GROUP_ROWS>::multiply(products, DOutTile::along_rows(d_out_tile, k), VTile::along_rows(out_tile, k), k > 0);
+    wgmma_commit();
+}
+
+/// What is on the diagonal in this thread's rows.
+__device__ __forceinline__ void read_diagonal(float (&found)[2], const float (&products)[GROUP_ROWS / 8][4]) {
+    const int lane = thread_place() % 32, warp = thread_place() / 32 % 4;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        float of_quad = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float(&columns)[4] = products[2 * i + half];
+            if (i == warp) of_quad = lane / 4 % 2 ? columns[half * 2 + 1] : columns[half * 2];
+        }
+        found[half] = __shfl_sync(0xffffffffu, of_quad, lane / 8, 4);
+    }
+}
+
 /// The work of a computing warpgroup.
 __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& f, const TensorMap& map, Shared shared,
                                               unsigned char* smem, int group) {
@@ -1021,15 +1082,18 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
         if (__any_sync(0xffffffffu, tile < 0)) break;
         const int steps = read_note(shared.tile(at.slot) + 4);
         int decided = read_note(shared.tile(at.slot) + 8);  // pieces from this step on that the mask function decides
-        // Of this thread's two queries.
         const TileStatistics& of_tile = *reinterpret_cast<const TileStatistics*>(smem + STATISTICS + at.slot * sizeof(TileStatistics));
-        float lse[2], delta[2];
+        // First delta, from slots that both warpgroups give back.
+        float of_rows[GROUP_ROWS / 8][4];
+        Place of_out = place, mine = place;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int query = thread_place() / 32 * 16 + half * 8 + thread_place() % 32 / 4;
-            lse[half] = of_tile.lse[query];
-            delta[half] = of_tile.delta[query];
+        for (int i = 0; i < OUT_SLOTS; ++i) {
+            shared.full(of_out.slot).wait(of_out.parity);
+            if (group * GROUP_ROWS / STEP_KV == i) mine = of_out;
+            of_out.advance();
         }
+        start_products_of_rows(of_rows, warp_uniform(shared.q_tile(at.slot, group)) + QTile::BYTES,
+                               warp_uniform(shared.kv_tile(mine)) + group * GROUP_ROWS % STEP_KV * 128);
         Sums dq;
 #pragma unroll
         for (int n = 0; n < D / 8; ++n)
@@ -1039,6 +1103,22 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
         Operand of_gradients;
         [[maybe_unused]] unsigned queries[D / 16][4];
         if constexpr (Q_KEPT) QTile::hold_rows(queries, shared.q_tile(at.slot, group));
+        // Of this thread's two queries.
+        const int my_query = thread_place() / 32 * 16 + thread_place() % 32 / 4;
+        const float lse[2] = {of_tile.lse[my_query], of_tile.lse[my_query + 8]};
+        wgmma_wait<0>();
+        hold(of_rows);
+#pragma unroll
+        for (int i = 0; i < OUT_SLOTS; ++i) {
+            release(shared.empty(place.slot));
+            place.advance();
+        }
+        float delta[2];
+        read_diagonal(delta, of_rows);
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+            delta[half] = lse[half] == infinity() ? 0.0f : delta[half] - of_tile.less[my_query + half * 8];
+        write_delta(p, row_of(p, tile), delta);
         Place before;
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {

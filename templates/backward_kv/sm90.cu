@@ -155,14 +155,18 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         }
         int next = 0;
         if (leader && step.head < 0) next = queue.next(tile, tiles);
+        const auto load = [&](LaneStatistics<STEP_Q>& statistics, const Steps::Step& of) {
+            statistics.load(p.lse + work.batch * p.lse_stride[0] + of.head * p.lse_stride[1],
+                            p.delta + work.batch * p.delta_stride[0] + of.head * p.delta_stride[1], p.seq_q, of.first);
+        };
         LaneStatistics<STEP_Q> statistics;
-        if (step.head >= 0) statistics.load(p, work.batch, step.head, step.first);
+        if (step.head >= 0) load(statistics, step);
         while (step.head >= 0) {
             // A step ahead, or this warp would be the slowest, waiting for its own loads.
             const Steps::Step following = steps.next(p);
             const bool last = following.head < 0;
             LaneStatistics<STEP_Q> coming;
-            if (!last) coming.load(p, work.batch, following.head, following.first);
+            if (!last) load(coming, following);
             // Late, so that who has a long tile has not taken another yet; the answer comes under the last copies.
             if (leader && last) next = queue.next(tile, tiles);
             copy_step(p, maps, shared, place, work.batch, step, statistics, last);

@@ -1,21 +1,24 @@
 kernel! {
-    /// Block-sparse attention, backward by queries: `dq = scale · dS k`, with the weights P made anew from `lse` and
-    /// `dS = P (d_out vᵀ - delta) score_mod'` (Dao et al., FlashAttention, arXiv 2205.14135, appendix B.2).
+    /// Block-sparse attention, backward by queries: `dq = scale · dS k`, with the weights P made anew from `lse`,
+    /// `dS = P (d_out vᵀ - delta) score_mod'` and `delta = rowsum(d_out · out) - d_lse` (Dao et al., FlashAttention, arXiv
+    /// 2205.14135, appendix B.2, with the gradient of lse). `backward_kv` needs delta too, and runs after.
     ///
     /// Lists are those of `forward`. Every sum is one thread's, in the order of the lists: equal calls give equal bits.
-    /// A query that attends to nothing gets 0.
+    /// A query that attends to nothing gets a dq and a delta of 0, whatever it holds.
     fn backward_q(
         #[align(16)] q: Tensor<T, [batch, heads, seq_q, head_dim]>,
         #[align(16)] k: Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
         #[align(16)] v: Tensor<T, [batch, kv_heads, seq_kv, value_dim]>,
+        #[align(16)] out: Tensor<T, [batch, heads, seq_q, value_dim]>,
         #[align(16)] d_out: Tensor<T, [batch, heads, seq_q, value_dim]>,
         lse: Tensor<f32, [batch, heads, seq_q]>,
-        delta: Tensor<f32, [batch, heads, seq_q]>,
+        d_lse: Option<Tensor<f32, [batch, heads, seq_q]>>,
         kv_counts: Tensor<i32, [batch | 1, heads | 1, q_blocks]>,
         kv_indices: Tensor<i32, [batch | 1, heads | 1, q_blocks, max_blocks]>,
         full_kv_counts: Option<Tensor<i32, [batch | 1, heads | 1, q_blocks]>>,
         full_kv_indices: Option<Tensor<i32, [batch | 1, heads | 1, q_blocks, max_full_blocks]>>,
         #[align(16)] dq: mut Tensor<T, [batch, heads, seq_q, head_dim]>,
+        delta: mut Tensor<f32, [batch, heads, seq_q]>,
         scale: f32,
     )
     specialize {
@@ -58,7 +61,7 @@ kernel! {
     }
 
     body sm90 {
-        tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64], d_out: [64, 64], dq: [16, 64] }
+        tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64], out: [64, 64], d_out: [64, 64], dq: [16, 64] }
         // PING_PONG: warpgroups take turns at the tensor cores. Q_KEPT: queries stay in registers, for products with both
         // operands in shared memory are bound by reading them.
         tune { STEP_KV: [128, 64], PING_PONG: [1, 0], Q_KEPT: [1, 0] }

@@ -38,6 +38,29 @@ constexpr unsigned K_BYTES = STEP_KV * Layout::ROW_BYTES;
 constexpr unsigned SLOT_BYTES = K_BYTES + STEP_KV * ValueLayout::ROW_BYTES;
 constexpr unsigned SLOTS = Q_BYTES + TILE_Q * ValueLayout::ROW_BYTES;
 
+/// A query's d_out times its out, of which each lane of a quad reads 16 bytes of 64; 0 where there is no such query.
+__device__ __forceinline__ float product_of_rows(const Params& p, dim3 row, int query) {
+    float sum = 0.0f;
+    if (query < p.seq_q) {
+        const auto row_of = [&](const T* tensor, const long long* stride) {
+            return tensor + row.z * stride[0] + row.y * stride[1] + query * stride[2];
+        };
+        const T *out = row_of(p.out, p.out_stride), *d_out = row_of(p.d_out, p.d_out_stride);
+#pragma unroll
+        for (int i = 0; i < D_V / 32; ++i) {
+            const int column = i * 32 + thread_place() % 4 * 8;
+            if (column >= p.value_dim) break;
+            const uint4 a = __ldg(reinterpret_cast<const uint4*>(out + column));
+            const uint4 b = __ldg(reinterpret_cast<const uint4*>(d_out + column));
+            const T *x = reinterpret_cast<const T*>(&a), *y = reinterpret_cast<const T*>(&b);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) sum = fmaf(static_cast<float>(x[j]), static_cast<float>(y[j]), sum);
+        }
+    }
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    return sum + __shfl_xor_sync(0xffffffffu, sum, 2);
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Functions f) {
     extern __shared__ __align__(128) unsigned char smem[];
@@ -59,7 +82,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
             .template start<STEP_KV>(to + K_BYTES, first, p.seq_kv);
     };
 
-    // What is known of this lane's rows: lse in base-2 exponent units, and delta. A query that attends to nothing, or does
+    // What is known of this quad's rows: lse in base-2 exponent units, and delta. A query that attends to nothing, or does
     // not exist, has an lse of +inf: its weights become 0.
     float lse[M_TILES][2], delta[M_TILES][2];
 #pragma unroll
@@ -67,13 +90,19 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int query = first_query + thread_place() / 32 * WARP_ROWS + m * 16 + half * 8 + thread_place() % 32 / 4;
+            const float product = product_of_rows(p, row, query);
+            const auto of_query = [&](auto* tensor, const long long* stride) {
+                return tensor + row.z * stride[0] + row.y * stride[1] + query;
+            };
             lse[m][half] = infinity();
             delta[m][half] = 0.0f;
             if (query >= p.seq_q) continue;
-            const float found = __ldg(p.lse + row.z * p.lse_stride[0] + row.y * p.lse_stride[1] + query);
-            if (found == -infinity()) continue;
-            lse[m][half] = found * LOG2_E;
-            delta[m][half] = __ldg(p.delta + row.z * p.delta_stride[0] + row.y * p.delta_stride[1] + query);
+            const float found = __ldg(of_query(p.lse, p.lse_stride));
+            if (found != -infinity()) {
+                lse[m][half] = found * LOG2_E;
+                delta[m][half] = product - (p.d_lse ? __ldg(of_query(p.d_lse, p.d_lse_stride)) : 0.0f);
+            }
+            if (thread_place() % 4 == 0) *of_query(p.delta, p.delta_stride) = delta[m][half];
         }
 
     Sums dq;

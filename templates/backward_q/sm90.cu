@@ -1,7 +1,7 @@
 // Block-sparse attention, backward by queries, for Hopper: copies by the copy engine (TMA), products of warpgroups (wgmma).
 //
-// Thread blocks stay for many tiles of BLOCK_Q queries. Their last warpgroup only copies: the tile's queries and d_out, then
-// per step the STEP_KV keys and values of one or more key blocks, gathered side by side into slots of a ring. Each other
+// Thread blocks stay for many tiles of BLOCK_Q queries. Their last warpgroup only copies: the tile's queries and d_out, into slots of a
+// ring first its rows of out, then per step the STEP_KV keys and values of one or more key blocks, gathered side by side. Each other
 // warpgroup owns 64 queries. Under the arithmetic of one step run the product of the step before it and those of the other
 // warpgroup.
 <% include "lib/thread.cuh" %>
@@ -14,7 +14,7 @@
 <% include "lib/tile_queue.cuh" %>
 <% include "lib/query_statistics.cuh" %>
 <% include "lib/write_sums.cuh" %>
-<% set wgmma_widths = [constant.STEP_KV, constant.D] %>
+<% set wgmma_widths = [64, constant.STEP_KV, constant.D] %>
 <% include "lib/wgmma.cuh" %>
 <% include "lib/store_rows.cuh" %>
 
@@ -32,6 +32,7 @@ using DOutTile = SwizzledTile<GROUP_ROWS, D_V>;
 using KTile = SwizzledTile<STEP_KV, D>;
 using VTile = SwizzledTile<STEP_KV, D_V>;
 static_assert(D_V <= D, "values come into the slots of keys");
+constexpr int OUT_SLOTS = (BLOCK_Q + STEP_KV - 1) / STEP_KV;  // that a tile's rows of out take
 
 using TileStatistics = Statistics<BLOCK_Q>;
 
@@ -97,6 +98,7 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
     const bool leader = thread_place() % 32 == 0;
     if (leader) {
         prefetch_map(maps.q);
+        prefetch_map(maps.out);
         prefetch_map(maps.d_out);
         prefetch_map(maps.k);
         prefetch_map(maps.v);
@@ -111,8 +113,26 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         const KeyBlocks::Counts counts = KeyBlocks::counts(p, row);
         const int pieces = counts.all * PIECES_PER_BLOCK;
         const int steps = (pieces + PIECES - 1) / PIECES;
-        LaneStatistics<BLOCK_Q> statistics;
-        statistics.load(p, row.z, row.y, row.x * BLOCK_Q);  // on their way while the slot becomes free
+        const auto of_row = [&](const float* tensor, const long long* stride) {
+            return tensor ? tensor + row.z * stride[0] + row.y * stride[1] : nullptr;
+        };
+        LaneStatistics<BLOCK_Q> statistics;  // on their way while slots become free
+        statistics.load(of_row(p.lse, p.lse_stride), of_row(p.d_lse, p.d_lse_stride), p.seq_q, row.x * BLOCK_Q);
+#pragma unroll
+        for (int i = 0; i < OUT_SLOTS; ++i) {
+            constexpr int BOXES = BLOCK_Q / OUT_SLOTS / 64;  // of 64 rows
+            shared.empty(place.slot).wait(place.parity ^ 1);
+            if (leader) {
+                shared.full(place.slot).arrive_expecting(BOXES * VTile::PANELS * 64 * 128);
+#pragma unroll
+                for (int j = 0; j < BOXES * VTile::PANELS; ++j) {
+                    const int panel = j % VTile::PANELS, below = j / VTile::PANELS * 64;
+                    copy_box(shared.kv_tile(place) + panel * VTile::PANEL_BYTES + below * 128, maps.out, panel * VTile::PANEL_COLS,
+                             row.x * BLOCK_Q + i * STEP_KV + below, row.y, row.z, shared.full(place.slot));
+                }
+            }
+            place.advance();
+        }
         const Barrier q_full = shared.q_full(at.slot);
         shared.q_empty(at.slot).wait(at.parity ^ 1);
         if (leader) {
@@ -191,6 +211,40 @@ __device__ __forceinline__ void each_product(Products& products, int piece, Chan
                    n * 8 + lane % 4 * 2 + i % 2);
 }
 
+/// Writes delta of this thread's two queries.
+__device__ __forceinline__ void write_delta(const Params& p, dim3 row, const float (&delta)[2]) {
+    float* to = p.delta + row.z * p.delta_stride[0] + row.y * p.delta_stride[1];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int query = row.x * BLOCK_Q + thread_place() / 32 * 16 + half * 8 + thread_place() % 32 / 4;
+        if (thread_place() % 4 == 0 && query < p.seq_q) to[query] = delta[half];
+    }
+}
+
+/// Starts the products of a warpgroup's rows of d_out with the same of out. Those of a row with itself are on the diagonal.
+__device__ __forceinline__ void start_products_of_rows(float (&products)[GROUP_ROWS / 8][4], unsigned d_out_tile, unsigned out_tile) {
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < D_V / 16; ++k)
+        Wgmma<T, GROUP_ROWS>::multiply(products, DOutTile::along_rows(d_out_tile, k), VTile::along_rows(out_tile, k), k > 0);
+    wgmma_commit();
+}
+
+/// What is on the diagonal in this thread's rows.
+__device__ __forceinline__ void read_diagonal(float (&found)[2], const float (&products)[GROUP_ROWS / 8][4]) {
+    const int lane = thread_place() % 32, warp = thread_place() / 32 % 4;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        float of_quad = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float(&columns)[4] = products[2 * i + half];
+            if (i == warp) of_quad = lane / 4 % 2 ? columns[half * 2 + 1] : columns[half * 2];
+        }
+        found[half] = __shfl_sync(0xffffffffu, of_quad, lane / 8, 4);
+    }
+}
+
 /// The work of a computing warpgroup.
 __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& f, const TensorMap& map, Shared shared,
                                               unsigned char* smem, int group) {
@@ -215,15 +269,18 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
         if (__any_sync(0xffffffffu, tile < 0)) break;
         const int steps = read_note(shared.tile(at.slot) + 4);
         int decided = read_note(shared.tile(at.slot) + 8);  // pieces from this step on that the mask function decides
-        // Of this thread's two queries.
         const TileStatistics& of_tile = *reinterpret_cast<const TileStatistics*>(smem + STATISTICS + at.slot * sizeof(TileStatistics));
-        float lse[2], delta[2];
+        // First delta, from slots that both warpgroups give back.
+        float of_rows[GROUP_ROWS / 8][4];
+        Place of_out = place, mine = place;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int query = thread_place() / 32 * 16 + half * 8 + thread_place() % 32 / 4;
-            lse[half] = of_tile.lse[query];
-            delta[half] = of_tile.delta[query];
+        for (int i = 0; i < OUT_SLOTS; ++i) {
+            shared.full(of_out.slot).wait(of_out.parity);
+            if (group * GROUP_ROWS / STEP_KV == i) mine = of_out;
+            of_out.advance();
         }
+        start_products_of_rows(of_rows, warp_uniform(shared.q_tile(at.slot, group)) + QTile::BYTES,
+                               warp_uniform(shared.kv_tile(mine)) + group * GROUP_ROWS % STEP_KV * 128);
         Sums dq;
 #pragma unroll
         for (int n = 0; n < D / 8; ++n)
@@ -233,6 +290,22 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
         Operand of_gradients;
         [[maybe_unused]] unsigned queries[D / 16][4];
         if constexpr (Q_KEPT) QTile::hold_rows(queries, shared.q_tile(at.slot, group));
+        // Of this thread's two queries.
+        const int my_query = thread_place() / 32 * 16 + thread_place() % 32 / 4;
+        const float lse[2] = {of_tile.lse[my_query], of_tile.lse[my_query + 8]};
+        wgmma_wait<0>();
+        hold(of_rows);
+#pragma unroll
+        for (int i = 0; i < OUT_SLOTS; ++i) {
+            release(shared.empty(place.slot));
+            place.advance();
+        }
+        float delta[2];
+        read_diagonal(delta, of_rows);
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+            delta[half] = lse[half] == infinity() ? 0.0f : delta[half] - of_tile.less[my_query + half * 8];
+        write_delta(p, row_of(p, tile), delta);
         Place before;
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {

@@ -1,13 +1,13 @@
-//! The kernels of the backward on a GPU: delta → by key → by query, and before them the lists by key where a caller has none.
+//! The kernels of the backward on a GPU: by query → by key, and before them the lists by key where a caller has none.
 
 use super::selection::{Call, transpose_bits};
-use super::{Pipeline, SUMS, tuning};
+use super::{Pipeline, tuning};
 use crate::attention::advice::advise_backward;
 use crate::attention::memory::Memory;
 use crate::attention::{Gradients, MaskLists, Rule, Sizes, oracle};
 use crate::codegen::lower::DeviceFunction;
 use crate::device::CudaDevice;
-use crate::kernels::{backward_kv, backward_q, delta, mark, transpose};
+use crate::kernels::{backward_kv, backward_q, mark, transpose};
 use crate::launch::{Lazy, Outputs, Request, Tolerance, Tuned};
 use crate::tune::Bucket;
 use crate::{BlockIndex, DType, Error, Tensor};
@@ -16,9 +16,8 @@ use std::sync::Arc;
 /// The kernels, each with its tuning space.
 #[derive(Clone)]
 pub(super) struct Backward {
-    delta: Lazy,
-    by_key: Lazy,
     by_query: Lazy,
+    by_key: Lazy,
     mark: Lazy,
     transpose: Lazy,
 }
@@ -28,7 +27,7 @@ const TOLERANCE: Tolerance = Tolerance::Close(1e-2);
 
 /// What a backward works in.
 pub(in crate::attention) struct BackwardScratch {
-    /// Of each query.
+    /// Of each query, from the kernel by query to the one by key.
     delta: Tensor,
     /// Where the caller has no lists by key.
     transposed: Option<Transposed>,
@@ -74,9 +73,8 @@ impl Backward {
                 .function("mask_mod", mask_mod)
         };
         Backward {
-            delta: lazy(Request::new(&delta::SOURCE).value("T", rule.dtype).value("D", d_v)),
-            by_key: lazy(blocked(Request::new(&backward_kv::SOURCE))),
             by_query: lazy(blocked(Request::new(&backward_q::SOURCE))),
+            by_key: lazy(blocked(Request::new(&backward_kv::SOURCE))),
             mark: lazy(Request::new(&mark::SOURCE)),
             transpose: lazy(Request::new(&transpose::SOURCE)),
         }
@@ -84,15 +82,15 @@ impl Backward {
 
     /// The stages in the order they run.
     pub(super) fn stages(&self) -> impl Iterator<Item = &Tuned> {
-        let kernels = [&self.mark, &self.transpose, &self.delta, &self.by_key, &self.by_query];
+        let kernels = [&self.mark, &self.transpose, &self.by_query, &self.by_key];
         kernels.into_iter().filter_map(Lazy::known)
     }
 
     pub(super) fn on(&self, cuda: &CudaDevice) -> Self {
-        let Backward { delta, by_key, by_query, mark, transpose } = self;
-        let [delta, by_key, by_query, mark, transpose] =
-            [delta, by_key, by_query, mark, transpose].map(|kernel| kernel.on(cuda));
-        Backward { delta, by_key, by_query, mark, transpose }
+        let Backward { by_query, by_key, mark, transpose } = self;
+        let [by_query, by_key, mark, transpose] =
+            [by_query, by_key, mark, transpose].map(|kernel| kernel.on(cuda));
+        Backward { by_query, by_key, mark, transpose }
     }
 }
 
@@ -100,9 +98,9 @@ impl Pipeline {
     /// Whether every kernel of the backward is chosen for these sizes. The lists by key do not count.
     pub(in crate::attention) fn is_warm_for_backward(&self, rule: &Rule, sizes: &Sizes) -> bool {
         let bucket = sizes.bucket(rule, None);
-        let Backward { delta, by_key, by_query, .. } = &self.backward;
+        let Backward { by_query, by_key, .. } = &self.backward;
         let knows = |kernel: &Lazy| kernel.known().is_some_and(|kernel| kernel.knows(bucket));
-        [delta, by_key, by_query].into_iter().all(knows)
+        [by_query, by_key].into_iter().all(knows)
     }
 
     /// Room for what a backward over these lists works in.
@@ -182,10 +180,9 @@ impl Run<'_> {
             (None, Some(q)) => (q, lists.full_q.as_ref()),
             (None, None) => unreachable!("the scratch has lists by key where the caller has none"),
         };
-        self.delta(kernels, delta)?;
         let Gradients { dq, dk, dv } = gradients;
-        self.by_key(kernels, by_key, delta, [dk, dv])?;
-        self.by_query(kernels, (&lists.kv, lists.full_kv.as_ref()), delta, dq)
+        self.by_query(kernels, (&lists.kv, lists.full_kv.as_ref()), dq, delta)?;
+        self.by_key(kernels, by_key, delta, [dk, dv])
     }
 
     fn outputs<'b>(
@@ -226,16 +223,41 @@ impl Run<'_> {
         transpose_bits(kernels.transpose.get()?, &call, self.bucket, bits, q, full_q)
     }
 
-    fn delta(&self, kernels: &Backward, delta: &mut Tensor) -> Result<(), Error> {
-        let (rule, device, kernel) = (self.rule, &self.pipeline.device, kernels.delta.get()?);
-        let outputs =
-            self.outputs(kernel, &[delta], SUMS, |kernel| oracle::check_delta(rule, device, kernel));
-        let Upstream { out, lse, d_out, d_lse, .. } = self.upstream;
+    /// dq and delta.
+    fn by_query(
+        &self,
+        kernels: &Backward,
+        (kv, full): Lists<'_>,
+        dq: &mut Tensor,
+        delta: &mut Tensor,
+    ) -> Result<(), Error> {
+        let (rule, device, functions) = (self.rule, &self.pipeline.device, &self.pipeline.functions);
+        let kernel = kernels.by_query.get()?;
+        let outputs = self.outputs(kernel, &[dq, delta], TOLERANCE, |kernel| {
+            oracle::check_backward_q(rule, device, functions, kernel)
+        });
+        let Upstream { qkv: [q, k, v], out, lse, d_out, d_lse } = self.upstream;
         kernel.run(self.bucket, outputs, &mut |kernel| {
-            kernel.launch(&delta::Args { out, d_out, lse, d_lse, delta }, None)
+            let args = backward_q::Args {
+                q,
+                k,
+                v,
+                out,
+                d_out,
+                lse,
+                d_lse,
+                kv_counts: &kv.counts,
+                kv_indices: &kv.indices,
+                full_kv_counts: full.map(|full| &full.counts),
+                full_kv_indices: full.map(|full| &full.indices),
+                dq,
+                delta,
+                scale: rule.scale,
+            };
+            kernel.launch(&args, Some(functions))
         })
     }
-
+    /// dk and dv, from the delta of [`Run::by_query`].
     fn by_key(
         &self,
         kernels: &Backward,
@@ -263,38 +285,6 @@ impl Run<'_> {
                 full_q_indices: full.map(|full| &full.indices),
                 dk,
                 dv,
-                scale: rule.scale,
-            };
-            kernel.launch(&args, Some(functions))
-        })
-    }
-
-    fn by_query(
-        &self,
-        kernels: &Backward,
-        (kv, full): Lists<'_>,
-        delta: &Tensor,
-        dq: &mut Tensor,
-    ) -> Result<(), Error> {
-        let (rule, device, functions) = (self.rule, &self.pipeline.device, &self.pipeline.functions);
-        let kernel = kernels.by_query.get()?;
-        let outputs = self.outputs(kernel, &[dq], TOLERANCE, |kernel| {
-            oracle::check_backward_q(rule, device, functions, kernel)
-        });
-        let Upstream { qkv: [q, k, v], lse, d_out, .. } = self.upstream;
-        kernel.run(self.bucket, outputs, &mut |kernel| {
-            let args = backward_q::Args {
-                q,
-                k,
-                v,
-                d_out,
-                lse,
-                delta,
-                kv_counts: &kv.counts,
-                kv_indices: &kv.indices,
-                full_kv_counts: full.map(|full| &full.counts),
-                full_kv_indices: full.map(|full| &full.indices),
-                dq,
                 scale: rule.scale,
             };
             kernel.launch(&args, Some(functions))

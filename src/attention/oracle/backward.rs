@@ -4,7 +4,7 @@ use super::forward::mask;
 use super::{Rule, TOKENS, close, equal, noise, verdict};
 use crate::attention::{Gradients, HeadDim};
 use crate::device::Device;
-use crate::kernels::{backward_kv, backward_q, delta, mark};
+use crate::kernels::{backward_kv, backward_q, mark};
 use crate::launch::{FunctionArgs, Kernel};
 use crate::{BlockMask, DType, Error, Tensor, cpu};
 
@@ -91,21 +91,6 @@ fn compare(pairs: &[(&Tensor, &Tensor)]) -> Result<Result<(), String>, Error> {
 }
 
 /// Says what is wrong with a kernel.
-pub(in crate::attention) fn check_delta(rule: &Rule, device: &Device, kernel: &Kernel) -> Result<(), String> {
-    verdict(|| {
-        let case = Case::new(rule)?;
-        let expected = case.delta()?;
-        let Case { out, lse, d_out, d_lse, .. } = &case.to(device)?;
-        let mut delta = poisoned(device, DType::F32, lse)?;
-        kernel.launch(&delta::Args { out, d_out, lse, d_lse: Some(d_lse), delta: &mut delta }, None)?;
-        if !expected.iter().all(|x| x.is_finite()) {
-            return Ok(Ok(()));
-        }
-        Ok(close(&delta.to_f32_vec()?, &expected, SUM_BOUND))
-    })
-}
-
-/// As [`check_delta`].
 pub(in crate::attention) fn check_backward_kv(
     rule: &Rule,
     device: &Device,
@@ -138,7 +123,7 @@ pub(in crate::attention) fn check_backward_kv(
     })
 }
 
-/// As [`check_delta`].
+/// As [`check_backward_kv`].
 pub(in crate::attention) fn check_backward_q(
     rule: &Rule,
     device: &Device,
@@ -147,30 +132,37 @@ pub(in crate::attention) fn check_backward_q(
 ) -> Result<(), String> {
     verdict(|| {
         let case = Case::new(rule)?;
-        let expected = case.gradients(rule)?;
-        let delta = &case.delta_on(device)?;
-        let Case { qkv: [q, k, v], lse, d_out, mask, .. } = &case.to(device)?;
-        let mut dq = poisoned(device, q.dtype(), q)?;
+        let (expected, expected_delta) = (case.gradients(rule)?, case.delta()?);
+        let Case { qkv: [q, k, v], out, lse, d_out, d_lse, mask } = &case.to(device)?;
+        let (mut dq, mut delta) = (poisoned(device, q.dtype(), q)?, poisoned(device, DType::F32, lse)?);
         let args = backward_q::Args {
             q,
             k,
             v,
+            out,
             d_out,
             lse,
-            delta,
+            d_lse: Some(d_lse),
             kv_counts: &mask.kv().counts,
             kv_indices: &mask.kv().indices,
             full_kv_counts: None,
             full_kv_indices: None,
             dq: &mut dq,
+            delta: &mut delta,
             scale: rule.scale,
         };
         kernel.launch(&args, Some(functions))?;
+        if !expected_delta.iter().all(|x| x.is_finite()) {
+            return Ok(Ok(()));
+        }
+        if let Err(wrong) = close(&delta.to_f32_vec()?, &expected_delta, SUM_BOUND) {
+            return Ok(Err(format!("delta: {wrong}")));
+        }
         compare(&[(&dq, &expected.dq)])
     })
 }
 
-/// As [`check_delta`]. Lists with a count past their width, and with numbers that are no block.
+/// As [`check_backward_kv`]. Lists with a count past their width, and with numbers that are no block.
 pub(in crate::attention) fn check_mark(device: &Device, kernel: &Kernel) -> Result<(), String> {
     const BLOCKS: usize = 70;
     let rows: [(i32, [i32; 4]); 5] =

@@ -4,7 +4,7 @@ mod backward;
 mod forward;
 mod mask;
 
-pub(super) use backward::{check_backward_kv, check_backward_q, check_delta, check_mark};
+pub(super) use backward::{check_backward_kv, check_backward_q, check_mark};
 pub(super) use forward::check_forward;
 pub(super) use mask::{
     check_classify, check_order, check_pool, check_rank, check_score, check_select, check_transpose,

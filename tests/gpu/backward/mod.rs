@@ -5,7 +5,7 @@ pub mod calls;
 use super::Test;
 use super::support::{Case, Random};
 use libtest_mimic::Failed;
-use tilewright::kernels::{backward_kv, backward_q, delta};
+use tilewright::kernels::{backward_kv, backward_q};
 use tilewright::launch::{FunctionArgs, Kernel, Request, load};
 use tilewright::reference::{attention_backward_f64, relative_error};
 use tilewright::{BlockMask, BlockSize, DType, Device, Gradients, HeadDim, MaskMod, ScoreMod, Tensor, cpu};
@@ -42,14 +42,13 @@ fn holey_mask(case: &Case, random: &mut Random, kept: f64) -> BlockMask {
     BlockMask::from_dense(&map, case.grid(), case.blocks, (case.seq_q, case.seq_kv)).unwrap()
 }
 
-/// The three kernels.
+/// The two kernels.
 struct Kernels {
-    delta: Kernel,
-    by_key: Kernel,
     by_query: Kernel,
+    by_key: Kernel,
 }
 
-fn requests(case: &Case) -> [Request; 3] {
+fn requests(case: &Case) -> [Request; 2] {
     let [dim, values] = [case.d, case.value_d()].map(|d| HeadDim::new(d).unwrap());
     let [d, d_v] = dim.backward_tiles(values).map(|tile| tile as i64);
     let blocks = |request: Request| {
@@ -60,15 +59,14 @@ fn requests(case: &Case) -> [Request; 3] {
             .value("BLOCK_Q", case.blocks.0 as i64)
             .value("BLOCK_KV", case.blocks.1 as i64)
     };
-    let delta = Request::new(&delta::SOURCE).value("T", case.dtype).value("D", d_v);
-    [delta, blocks(Request::new(&backward_kv::SOURCE)), blocks(Request::new(&backward_q::SOURCE))]
+    [blocks(Request::new(&backward_q::SOURCE)), blocks(Request::new(&backward_kv::SOURCE))]
 }
 
 impl Kernels {
     fn of(device: &Device, case: &Case) -> Result<Self, Failed> {
         let mut loaded = load(device.as_cuda().unwrap(), &requests(case))?.into_iter();
         let mut next = || loaded.next().expect("one was asked for");
-        Ok(Kernels { delta: next(), by_key: next(), by_query: next() })
+        Ok(Kernels { by_query: next(), by_key: next() })
     }
 
     /// Launches into poisoned outputs.
@@ -88,10 +86,24 @@ impl Kernels {
         let mut delta = poisoned(&lse, DType::F32)?;
         let dtype = q.dtype();
         let (mut dq, mut dk, mut dv) = (poisoned(&q, dtype)?, poisoned(&k, dtype)?, poisoned(&v, dtype)?);
-        let args =
-            delta::Args { out: &out, d_out: &d_out, lse: &lse, d_lse: d_lse.as_ref(), delta: &mut delta };
-        self.delta.launch(&args, None)?;
         let functions = FunctionArgs::new(cuda, &self.by_key.variant().candidate.spec, &[None, None])?;
+        let args = backward_q::Args {
+            q: &q,
+            k: &k,
+            v: &v,
+            out: &out,
+            d_out: &d_out,
+            lse: &lse,
+            d_lse: d_lse.as_ref(),
+            kv_counts: &mask.kv().counts,
+            kv_indices: &mask.kv().indices,
+            full_kv_counts: mask.full_kv().map(|full| &full.counts),
+            full_kv_indices: mask.full_kv().map(|full| &full.indices),
+            dq: &mut dq,
+            delta: &mut delta,
+            scale: inputs.scale,
+        };
+        self.by_query.launch(&args, Some(&functions))?;
         let args = backward_kv::Args {
             q: &q,
             k: &k,
@@ -108,21 +120,6 @@ impl Kernels {
             scale: inputs.scale,
         };
         self.by_key.launch(&args, Some(&functions))?;
-        let args = backward_q::Args {
-            q: &q,
-            k: &k,
-            v: &v,
-            d_out: &d_out,
-            lse: &lse,
-            delta: &delta,
-            kv_counts: &mask.kv().counts,
-            kv_indices: &mask.kv().indices,
-            full_kv_counts: mask.full_kv().map(|full| &full.counts),
-            full_kv_indices: mask.full_kv().map(|full| &full.indices),
-            dq: &mut dq,
-            scale: inputs.scale,
-        };
-        self.by_query.launch(&args, Some(&functions))?;
         cuda.synchronize()?;
         Ok(Gradients { dq, dk, dv })
     }
@@ -288,14 +285,14 @@ fn every_schedule(device: &Device) -> Result<(), Failed> {
         for blocks in BlockSize::ALL {
             let case =
                 Case { d, value_d, blocks: (blocks.q(), blocks.kv()), seq_q: 333, seq_kv: 333, ..CASE };
-            let [deltas, by_key, by_query] = requests(&case).map(|request| request.load_all(cuda));
-            let (deltas, by_key, by_query) = (deltas?, by_key?, by_query?);
-            for i in 0..deltas.len().max(by_key.len()).max(by_query.len()) {
+            let [by_query, by_key] = requests(&case).map(|request| request.load_all(cuda));
+            let (by_query, by_key) = (by_query?, by_key?);
+            for i in 0..by_query.len().max(by_key.len()) {
                 let nth = |kernels: &[Kernel]| kernels[i % kernels.len()].clone();
-                let kernels = Kernels { delta: nth(&deltas), by_key: nth(&by_key), by_query: nth(&by_query) };
+                let kernels = Kernels { by_query: nth(&by_query), by_key: nth(&by_key) };
                 check_kernels(device, &kernels, &case, 0.6, case.scale()).map_err(|error| {
-                    let names = [&kernels.delta, &kernels.by_key, &kernels.by_query]
-                        .map(|kernel| kernel.variant().name.as_str());
+                    let names =
+                        [&kernels.by_query, &kernels.by_key].map(|kernel| kernel.variant().name.as_str());
                     format!("{}: {}", names.join(", "), error.message().unwrap_or_default())
                 })?;
             }
