@@ -18,8 +18,7 @@ pub(crate) enum Tolerance {
 
 /// What a launch writes, sharing the storage of its arguments.
 pub(crate) struct Outputs<'a> {
-    tensors: Vec<Tensor>,
-    tolerance: Tolerance,
+    tensors: Vec<(Tensor, Tolerance)>,
     /// Compares a candidate with the oracle on a small case.
     oracle: Option<Oracle<'a>>,
     /// The launch's dimensions, by their names in the declaration: what the model ranks by.
@@ -31,7 +30,14 @@ type Oracle<'a> = Box<dyn Fn(&Kernel) -> Result<(), String> + 'a>;
 
 impl<'a> Outputs<'a> {
     pub(crate) fn new(tensors: Vec<Tensor>, tolerance: Tolerance) -> Self {
-        Outputs { tensors, tolerance, oracle: None, dims: Vec::new() }
+        let tensors = tensors.into_iter().map(|tensor| (tensor, tolerance)).collect();
+        Outputs { tensors, oracle: None, dims: Vec::new() }
+    }
+
+    /// The same and one more, with a tolerance of its own.
+    pub(crate) fn and(mut self, tensor: Tensor, tolerance: Tolerance) -> Self {
+        self.tensors.push((tensor, tolerance));
+        self
     }
 
     /// The same for a launch of these dimensions.
@@ -52,7 +58,7 @@ impl<'a> Outputs<'a> {
     /// Whether the bytes of an element are all `poison`.
     fn has(&self, poison: u8) -> Result<bool, Error> {
         let (word, half) = (u32::from_ne_bytes([poison; 4]), u16::from_ne_bytes([poison; 2]));
-        for tensor in &self.tensors {
+        for (tensor, _) in &self.tensors {
             let left = match tensor.dtype() {
                 DType::F32 => tensor.to_vec::<f32>()?.iter().any(|x| x.to_bits() == word),
                 DType::I32 => tensor.to_vec::<i32>()?.contains(&word.cast_signed()),
@@ -72,7 +78,7 @@ impl<'a> Outputs<'a> {
     fn read(&self) -> Result<Vec<Vec<f32>>, Error> {
         self.tensors
             .iter()
-            .map(|tensor| match tensor.dtype() {
+            .map(|(tensor, _)| match tensor.dtype() {
                 DType::I32 => Ok(tensor.to_vec::<i32>()?.into_iter().map(|x| x as f32).collect()),
                 DType::U8 => Ok(tensor.to_vec::<u8>()?.into_iter().map(f32::from).collect()),
                 _ => tensor.to_f32_vec(),
@@ -81,12 +87,12 @@ impl<'a> Outputs<'a> {
     }
 
     fn agree(&self, found: &[Vec<f32>], first: &[Vec<f32>]) -> Result<(), String> {
-        for (found, first) in found.iter().zip(first) {
-            let distance = match self.tolerance {
+        for ((found, first), &(_, tolerance)) in found.iter().zip(first).zip(&self.tensors) {
+            let distance = match tolerance {
                 Tolerance::Close(_) => relative_distance(found, first),
                 _ => different_share(found, first),
             };
-            let bound = match self.tolerance {
+            let bound = match tolerance {
                 Tolerance::Exact => 0.0,
                 Tolerance::Close(bound) | Tolerance::Mostly(bound) => bound,
             };
@@ -143,7 +149,7 @@ impl<'a> Trial<'a> {
     /// Launches a candidate over outputs whose bytes are all `poison`: what it does not write must not look right because the
     /// one before wrote it.
     fn launch_over(&mut self, poison: u8, i: usize) -> Result<(), Error> {
-        for tensor in &self.outputs.tensors {
+        for (tensor, _) in &self.outputs.tensors {
             tensor.set_bytes(self.device, poison)?;
         }
         (self.launch)(&self.kernels[i])?;
@@ -210,5 +216,23 @@ impl Bench for Trial<'_> {
             Some(error) => Err(error.to_string()),
             None => Ok(1e3 * f64::from(ms.map_err(|error| error.to_string())?) / f64::from(launches)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_output_goes_by_its_own_tolerance() {
+        let tensor = || Tensor::from_slice(&[1.0f32, 1.0], &[2]).unwrap();
+        let outputs =
+            Outputs::new(vec![tensor()], Tolerance::Close(1e-2)).and(tensor(), Tolerance::Close(1e-5));
+        let (first, off) = (vec![1.0, 1.0], vec![1.001, 1.001]);
+        let agree =
+            |found: [&Vec<f32>; 2]| outputs.agree(&found.map(Vec::clone), &[first.clone(), first.clone()]);
+        assert_eq!(agree([&off, &first]), Ok(()));
+        let refused = agree([&first, &off]).unwrap_err();
+        assert!(refused.contains("off by 1.0e-3") && refused.contains("bound 1e-5"), "{refused}");
     }
 }

@@ -1,7 +1,7 @@
 //! The kernels of the backward on a GPU: by query → by key, and before them the lists by key where a caller has none.
 
 use super::selection::{Call, transpose_bits};
-use super::{Pipeline, tuning};
+use super::{Pipeline, SUMS, tuning};
 use crate::attention::advice::advise_backward;
 use crate::attention::memory::Memory;
 use crate::attention::{Gradients, MaskLists, Rule, Sizes, oracle};
@@ -233,9 +233,10 @@ impl Run<'_> {
     ) -> Result<(), Error> {
         let (rule, device, functions) = (self.rule, &self.pipeline.device, &self.pipeline.functions);
         let kernel = kernels.by_query.get()?;
-        let outputs = self.outputs(kernel, &[dq, delta], TOLERANCE, |kernel| {
+        let outputs = self.outputs(kernel, &[dq], TOLERANCE, |kernel| {
             oracle::check_backward_q(rule, device, functions, kernel)
         });
+        let outputs = outputs.map(|outputs| outputs.and(delta.clone(), SUMS));
         let Upstream { qkv: [q, k, v], out, lse, d_out, d_lse } = self.upstream;
         kernel.run(self.bucket, outputs, &mut |kernel| {
             let args = backward_q::Args {
@@ -257,6 +258,7 @@ impl Run<'_> {
             kernel.launch(&args, Some(functions))
         })
     }
+
     /// dk and dv, from the delta of [`Run::by_query`].
     fn by_key(
         &self,
