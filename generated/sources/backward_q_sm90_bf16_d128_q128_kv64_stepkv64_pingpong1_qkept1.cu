@@ -1034,16 +1034,17 @@ __device__ __forceinline__ void write_delta(const Params& p, dim3 row, const flo
     }
 }
 
-/// Starts the products of a warpgroup's rows of d_out with the same of out. Those of a row with itself are on the diagonal.
-__device__ __forceinline__ void start_products_of_rows(float (&products)[GROUP_ROWS / 8][4], unsigned d_out_tile, unsigned out_tile) {
+/// Starts the products of a warpgroup's rows of d_out with the N rows from `tile` on, of values or of out.
+template <int N>
+__device__ __forceinline__ void start_products_of_d_out(float (&products)[N / 8][4], unsigned d_out_tile, unsigned tile) {
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < D_V / 16; ++k)
-        Wgmma<T, GROUP_ROWS>::multiply(products, DOutTile::along_rows(d_out_tile, k), VTile::along_rows(out_tile, k), k > 0);
+        Wgmma<T, N>::multiply(products, DOutTile::along_rows(d_out_tile, k), VTile::along_rows(tile, k), k > 0);
     wgmma_commit();
 }
 
-/// What is on the diagonal in this thread's rows.
+/// What is on the diagonal in this thread's rows: the products of d_out and out, row by row.
 __device__ __forceinline__ void read_diagonal(float (&found)[2], const float (&products)[GROUP_ROWS / 8][4]) {
     const int lane = thread_place() % 32, warp = thread_place() / 32 % 4;
 #pragma unroll
@@ -1092,8 +1093,8 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             if (group * GROUP_ROWS / STEP_KV == i) mine = of_out;
             of_out.advance();
         }
-        start_products_of_rows(of_rows, warp_uniform(shared.q_tile(at.slot, group)) + QTile::BYTES,
-                               warp_uniform(shared.kv_tile(mine)) + group * GROUP_ROWS % STEP_KV * 128);
+        start_products_of_d_out<GROUP_ROWS>(of_rows, warp_uniform(shared.q_tile(at.slot, group)) + QTile::BYTES,
+                                            warp_uniform(shared.kv_tile(mine)) + group * GROUP_ROWS % STEP_KV * 128);
         Sums dq;
 #pragma unroll
         for (int n = 0; n < D / 8; ++n)
@@ -1154,11 +1155,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             hold(dq[0]);
             hold(of_gradients);
             shared.full(values.slot).wait(values.parity);
-            wgmma_fence();
-#pragma unroll
-            for (int k = 0; k < D_V / 16; ++k)
-                Wgmma<T, STEP_KV>::multiply(gradients, DOutTile::along_rows(d_out_tile, k), VTile::along_rows(v_tile, k), k > 0);
-            wgmma_commit();
+            start_products_of_d_out<STEP_KV>(gradients, d_out_tile, v_tile);
             if (IN_TURN) your_turn.arrive();
             wgmma_wait<1>();
             hold(weights);
