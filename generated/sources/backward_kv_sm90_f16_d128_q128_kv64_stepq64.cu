@@ -132,9 +132,9 @@ struct TensorMaps {
 // Block-sparse attention, backward by keys, for Hopper: copies by the copy engine (TMA), products of a warpgroup (wgmma).
 //
 // Thread blocks stay for many tiles of 64 keys of one key head, and two blocks share a multiprocessor: one's products run under the
-// other's arithmetic. Its last warpgroup only copies, STEP_Q queries of the lists at a time with their d_out into a slot of a ring,
-// and brings what is known of them; it goes on with the next tile while the sums of one are written. The other computes transposed
-// scores, which are in its registers as the operand of the next product.
+// other's arithmetic. Of its last warpgroup one warp copies, STEP_Q queries of the lists at a time with their d_out into a slot of a
+// ring, and one brings what is known of them; they go on with the next tile while the sums of one are written. The other warpgroup
+// computes transposed scores, which are in its registers as the operand of the next product.
 // Where a thread is, and what it asks the hardware for by number.
 #pragma once
 
@@ -217,6 +217,7 @@ struct Mma;
 
 template <>
 struct Mma<__half> {
+    static constexpr bool RANGE_OF_F32 = false;
     static __device__ __forceinline__ void add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
         asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -231,10 +232,16 @@ struct Mma<__half> {
     static __device__ __forceinline__ float2 unpack(unsigned pair) {
         return __half22float2(*reinterpret_cast<const __half2*>(&pair));
     }
+    static __device__ __forceinline__ unsigned multiply(unsigned a, unsigned b) {
+        unsigned pair;
+        asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
+        return pair;
+    }
 };
 
 template <>
 struct Mma<__nv_bfloat16> {
+    static constexpr bool RANGE_OF_F32 = true;
     static __device__ __forceinline__ void add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
         asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -247,6 +254,12 @@ struct Mma<__nv_bfloat16> {
     }
     static __device__ __forceinline__ float2 unpack(unsigned pair) {
         return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+    }
+    /// The products of two pairs, element by element, rounded. (sm_90)
+    static __device__ __forceinline__ unsigned multiply(unsigned a, unsigned b) {
+        unsigned pair;
+        asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
+        return pair;
     }
 };
 
@@ -577,11 +590,14 @@ struct SwizzledTile {
         return descriptor(tile, k * 16 * 128, PANEL_BYTES);
     }
 
-    /// A warpgroup's registers of the tile's first 64 rows, as the first operand of products: each warp has 16 of them. After mma.cuh.
-    static __device__ __forceinline__ void hold_rows(unsigned (&held)[COLS / 16][4], unsigned tile) {
+    /// A warpgroup's registers of the tile's first 64 rows, the first PIECES * 16 columns of them, as the first operand of products: each
+    /// warp has 16 rows. After mma.cuh.
+    template <int PIECES>
+    static __device__ __forceinline__ void hold_rows(unsigned (&held)[PIECES][4], unsigned tile) {
+        static_assert(PIECES * 16 <= COLS);
         const int lane = thread_place() % 32, row = thread_place() / 32 % 4 * 16 + lane % 16;
 #pragma unroll
-        for (int k = 0; k < COLS / 16; ++k) {
+        for (int k = 0; k < PIECES; ++k) {
             const int chunk = k % 4 * 2 + lane / 16;
             load_matrices(held[k], tile + k / 4 * PANEL_BYTES + row * 128 + ((chunk ^ row % 8) << 4));
         }
@@ -789,6 +805,8 @@ using Steps = QueryBlocks<STEP_Q, BLOCK_Q / STEP_Q>;
 using Products = float[PART_Q / 8][4];
 using Operand = unsigned[PART_Q / 16][4];
 using Sums = float[1][D / 8][4];
+template <int PIECES>
+using Held = unsigned[PIECES > 0 ? PIECES : 1][4];
 
 using SlotStatistics = Statistics<STEP_Q>;
 constexpr unsigned LSE = 0, DELTA = sizeof(SlotStatistics::lse);  // bytes from a slot's statistics on
@@ -799,24 +817,31 @@ __device__ __forceinline__ int statistics_place(int query) {
 }
 
 // Shared memory, from a multiple of 1024 on: K, V, the ring's tiles of q and d_out, the statistics of each slot's queries,
-// barriers, and what the copying warp tells the others of a slot. The ring has the slots that fit, up to 4.
+// barriers, and what the copying warps tell the others of a slot. The ring has the slots that fit, up to 4.
 constexpr unsigned SMEM_BYTES = 1024 * 113;
 constexpr unsigned SLOT_BYTES = 2 * QTile::BYTES;
 constexpr unsigned NOTE_BYTES = 16;
+constexpr int MAILS = 2;
 constexpr int FITTING = (SMEM_BYTES - 1024 - 2 * Tile::BYTES) / (SLOT_BYTES + sizeof(SlotStatistics));
 constexpr int STAGES = FITTING < 4 ? FITTING : 4;
 constexpr unsigned STATISTICS = 2 * Tile::BYTES + STAGES * SLOT_BYTES;
 constexpr unsigned BARRIERS = STATISTICS + STAGES * sizeof(SlotStatistics);
-constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
-static_assert(STAGES >= 2 && NOTES % 16 == 0 && NOTES + (STAGES + 1) * NOTE_BYTES <= SMEM_BYTES);
+constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2 + 2 * MAILS) * Barrier::BYTES;
+static_assert(STAGES >= 2 && NOTES % 16 == 0 && 4 * MAILS <= NOTE_BYTES && NOTES + (STAGES + 2) * NOTE_BYTES <= SMEM_BYTES);
 using Place = RingPlace<STAGES>;
+using MailPlace = RingPlace<MAILS>;
 
 // Registers are handed out anew among the warpgroups.
-constexpr int COPY_REGISTERS = STEP_Q == 64 ? 24 : 40, COMPUTE_REGISTERS = 256 - COPY_REGISTERS;
-// Whether the weights stay beside the operand that was packed of them.
-constexpr bool WEIGHTS_KEPT = D < 128 && !HAS_SCORE_MOD;
+constexpr int COPY_REGISTERS = STEP_Q == 64 ? 24 : 32, COMPUTE_REGISTERS = 256 - COPY_REGISTERS;
+// Pieces of 16 columns of keys and of values that stay in registers, as many as there is room for: shared memory gives 128 bytes a
+// cycle, and that is what a product with both operands there takes, beside the copies and the statistics.
+constexpr int KEYS_HELD = D == 64 && !HAS_SCORE_MOD ? D / 16 : 0;
+constexpr int VALUES_HELD = HAS_SCORE_MOD ? 0 : D == 64 ? D / 16 : 2;
+constexpr bool ALL_HELD = KEYS_HELD == D / 16 && VALUES_HELD == D / 16;
 // Whether the statistics are read while products are under way: what holds few registers gains by it, what holds many loses.
 constexpr bool READ_EARLY = D == 64;
+// Whether gradients are made of pairs: their type must have the range of what comes before the weights are multiplied in.
+constexpr bool IN_PAIRS = Mma<T>::RANGE_OF_F32 && !HAS_SCORE_MOD && !HAS_MASK_MOD;
 
 /// Addresses in shared memory.
 struct Shared {
@@ -833,14 +858,18 @@ struct Shared {
     /// The same of the keys and values.
     __device__ Barrier keys_full() const { return {base + BARRIERS + 2 * STAGES * Barrier::BYTES}; }
     __device__ Barrier keys_empty() const { return {base + BARRIERS + (2 * STAGES + 1) * Barrier::BYTES}; }
-    /// Head, first query, flags. Ready with the slot.
+    /// A tile's number is there, for the warp that brings the statistics; it has been read.
+    __device__ Barrier mail_full(int slot) const { return {base + BARRIERS + (2 * STAGES + 2 + slot) * Barrier::BYTES}; }
+    __device__ Barrier mail_empty(int slot) const { return {base + BARRIERS + (2 * STAGES + 2 + MAILS + slot) * Barrier::BYTES}; }
+    /// Head, first query, flags, and whether some queries attend to nothing. Ready with the slot.
     __device__ unsigned note(int slot) const { return base + NOTES + slot * NOTE_BYTES; }
+    /// A tile (negative after the last), for the warp that brings the statistics.
+    __device__ unsigned mail(int slot) const { return note(STAGES + 1) + 4 * slot; }
     /// The tile (negative after the last), and LAST where it has no steps. Ready with the keys.
     __device__ unsigned tile() const { return note(STAGES); }
 };
 constexpr int DECIDED = 1;  // the mask function decides on elements
-constexpr int EMPTY_ROWS = 2;  // some queries attend to nothing
-constexpr int LAST = 4;  // of this tile
+constexpr int LAST = 2;  // of this tile
 
 /// A tile: one head's run side by side, so that its queries stay in the L2 cache.
 struct Work {
@@ -854,31 +883,23 @@ struct Work {
     }
 };
 
-/// Fills a slot with a step's queries and d_out, and with what is known of them.
-__device__ __forceinline__ void copy_step(const Params& p, const TensorMaps& maps, Shared shared, const Place& place, int batch,
-                                          const Steps::Step& step, const LaneStatistics<STEP_Q>& statistics, bool last) {
-    const int lane = thread_place() % 32;
+/// Fills a slot with a step's queries and d_out.
+__device__ __forceinline__ void copy_step(const TensorMaps& maps, Shared shared, const Place& place, int batch, const Steps::Step& step,
+                                          bool last) {
     const Barrier full = shared.full(place.slot);
     shared.empty(place.slot).wait(place.parity ^ 1);
-    if (lane == 0) {
-        full.arrive_expecting(SLOT_BYTES);
+    if (thread_place() % 32 != 0) return;
+    store_shared(shared.note(place.slot), step.head);
+    store_shared(shared.note(place.slot) + 4, step.first);
+    store_shared(shared.note(place.slot) + 8, (step.decided ? DECIDED : 0) | (last ? LAST : 0));
+    full.arrive_expecting(SLOT_BYTES);
 #pragma unroll
-        for (int i = 0; i < QTile::PANELS * (STEP_Q / 64); ++i) {
-            const int panel = i % QTile::PANELS, below = i / QTile::PANELS * 64, column = panel * QTile::PANEL_COLS;
-            const unsigned to = shared.q_tile(place.slot) + panel * QTile::PANEL_BYTES + below * 128;
-            copy_box(to, maps.q, column, step.first + below, step.head, batch, full);
-            copy_box(to + QTile::BYTES, maps.d_out, column, step.first + below, step.head, batch, full);
-        }
+    for (int i = 0; i < QTile::PANELS * (STEP_Q / 64); ++i) {
+        const int panel = i % QTile::PANELS, below = i / QTile::PANELS * 64, column = panel * QTile::PANEL_COLS;
+        const unsigned to = shared.q_tile(place.slot) + panel * QTile::PANEL_BYTES + below * 128;
+        copy_box(to, maps.q, column, step.first + below, step.head, batch, full);
+        copy_box(to + QTile::BYTES, maps.d_out, column, step.first + below, step.head, batch, full);
     }
-    const bool empty = statistics.store(shared.statistics(place.slot), p.seq_q - step.first, statistics_place);
-    const bool any_empty = __any_sync(0xffffffffu, empty);
-    if (lane == 0) {
-        store_shared(shared.note(place.slot), step.head);
-        store_shared(shared.note(place.slot) + 4, step.first);
-        store_shared(shared.note(place.slot) + 8,
-                     (step.decided ? DECIDED : 0) | (any_empty ? EMPTY_ROWS : 0) | (last ? LAST : 0));
-    }
-    full.arrive();
 }
 
 /// The work of the copying warp.
@@ -892,8 +913,18 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
     }
     const int tiles = p.kv_blocks * TILES_PER_BLOCK * p.kv_heads * p.batch;
     Place place;
+    MailPlace mail;
+    const auto send = [&](int tile) {
+        shared.mail_empty(mail.slot).wait(mail.parity ^ 1);
+        if (leader) {
+            store_shared(shared.mail(mail.slot), tile);
+            shared.mail_full(mail.slot).arrive();
+        }
+        mail.advance();
+    };
     unsigned keys_parity = 1;
     for (int tile = blockIdx.x; tile < tiles;) {
+        send(tile);
         const Work work(p, tile);
         Steps steps(p, work.first_key / BLOCK_KV, work.kv_head, work.batch);
         Steps::Step step = steps.next(p);
@@ -914,32 +945,57 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         }
         int next = 0;
         if (leader && step.head < 0) next = queue.next(tile, tiles);
-        const auto load = [&](LaneStatistics<STEP_Q>& statistics, const Steps::Step& of) {
-            statistics.load(p.lse + work.batch * p.lse_stride[0] + of.head * p.lse_stride[1],
-                            p.delta + work.batch * p.delta_stride[0] + of.head * p.delta_stride[1], p.seq_q, of.first);
-        };
-        LaneStatistics<STEP_Q> statistics;
-        if (step.head >= 0) load(statistics, step);
         while (step.head >= 0) {
-            // A step ahead, or this warp would be the slowest, waiting for its own loads.
             const Steps::Step following = steps.next(p);
             const bool last = following.head < 0;
-            LaneStatistics<STEP_Q> coming;
-            if (!last) load(coming, following);
             // Late, so that who has a long tile has not taken another yet; the answer comes under the last copies.
             if (leader && last) next = queue.next(tile, tiles);
-            copy_step(p, maps, shared, place, work.batch, step, statistics, last);
+            copy_step(maps, shared, place, work.batch, step, last);
             place.advance();
             step = following;
-            statistics = coming;
         }
         __syncwarp();
         tile = gridDim.x + warp_uniform(next);
     }
+    send(-1);
     shared.keys_empty().wait(keys_parity);
     if (leader) {
         store_shared(shared.tile(), -1);
         shared.keys_full().arrive();
+    }
+}
+
+/// The work of the warp that brings what is known of the queries. It walks through the same steps as the one that copies, for that has
+/// enough to do.
+__device__ __forceinline__ void bring_statistics(const Params& p, Shared shared) {
+    Place place;
+    MailPlace mail;
+    while (true) {
+        shared.mail_full(mail.slot).wait(mail.parity);
+        const int tile = warp_uniform(load_shared(shared.mail(mail.slot)));
+        if (thread_place() % 32 == 0) shared.mail_empty(mail.slot).arrive();
+        mail.advance();
+        if (tile < 0) break;
+        const Work work(p, tile);
+        Steps steps(p, work.first_key / BLOCK_KV, work.kv_head, work.batch);
+        Steps::Step step = steps.next(p);
+        if (work.first_key >= p.seq_kv) step.head = -1;
+        LaneStatistics<STEP_Q> statistics;
+        const auto load = [&] {
+            statistics.load(p.lse + work.batch * p.lse_stride[0] + step.head * p.lse_stride[1],
+                            p.delta + work.batch * p.delta_stride[0] + step.head * p.delta_stride[1], p.seq_q, step.first);
+        };
+        if (step.head >= 0) load();
+        while (step.head >= 0) {
+            shared.empty(place.slot).wait(place.parity ^ 1);
+            const bool empty = statistics.store(shared.statistics(place.slot), p.seq_q - step.first, statistics_place);
+            const bool any_empty = __any_sync(0xffffffffu, empty);
+            if (thread_place() % 32 == 0) store_shared(shared.note(place.slot) + 12, any_empty);
+            shared.full(place.slot).arrive();
+            place.advance();
+            step = steps.next(p);
+            if (step.head >= 0) load();
+        }
     }
 }
 
@@ -974,17 +1030,21 @@ __device__ __forceinline__ void pack(Operand& packed, const Products& products) 
             packed[k][i] = Mma<T>::pack(products[2 * k + i / 2][i % 2 * 2], products[2 * k + i / 2][i % 2 * 2 + 1]);
 }
 
+/// Starts the products of keys with queries, or of values with d_out.
+template <int HELD>
+__device__ __forceinline__ void start_products(Products& products, const Held<HELD>& held, unsigned keys, unsigned queries) {
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k) {
+        if (k < HELD) Wgmma<T, PART_Q>::multiply_held(products, held[k], QTile::along_rows(queries, k), k > 0);
+        else Wgmma<T, PART_Q>::multiply(products, Tile::along_rows(keys, k), QTile::along_rows(queries, k), k > 0);
+    }
+    wgmma_commit();
+}
+
 /// The work of the computing warpgroup.
 __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& f, Shared shared, unsigned char* smem) {
     const float to_exponent = HAS_SCORE_MOD ? LOG2_E : LOG2_E * p.scale;
-    /// The products of keys with queries, or of values with d_out.
-    const auto start_products = [&](Products& products, unsigned keys, unsigned queries) {
-        wgmma_fence();
-#pragma unroll
-        for (int k = 0; k < D / 16; ++k)
-            Wgmma<T, PART_Q>::multiply(products, Tile::along_rows(keys, k), QTile::along_rows(queries, k), k > 0);
-        wgmma_commit();
-    };
     /// The sums of keys or values go on with the transposed tile of a slot.
     const auto start_sums = [&](Sums& sums, const Operand& operand, unsigned tile) {
         hold(sums[0]);
@@ -1012,12 +1072,16 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
         const int tile = read_note(shared.tile());
         if (tile < 0) break;
         int flags = read_note(shared.tile() + 4);
-        if (flags & LAST) shared.keys_empty().arrive();
         Sums dk, dv;
 #pragma unroll
         for (int n = 0; n < D / 8; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) dk[0][n][i] = dv[0][n][i] = 0.0f;
+        [[maybe_unused]] Held<KEYS_HELD> keys;
+        [[maybe_unused]] Held<VALUES_HELD> values;
+        if constexpr (KEYS_HELD > 0) Tile::hold_rows(keys, shared.k_tile());
+        if constexpr (VALUES_HELD > 0) Tile::hold_rows(values, shared.k_tile() + Tile::BYTES);
+        if (ALL_HELD || flags & LAST) shared.keys_empty().arrive();
         Operand of_gradients;
         int before = -1;  // the slot of the step before
         // By a vote, so that the compiler sees a warp leave the loop as one: what it counts can live in uniform registers.
@@ -1025,7 +1089,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
         while (!__any_sync(0xffffffffu, flags & LAST)) {
             shared.full(place.slot).wait(place.parity);
             flags = load_shared(shared.note(place.slot) + 8);
-            if (flags & EMPTY_ROWS)
+            if (load_shared(shared.note(place.slot) + 12))
                 clear_empty_rows(smem + 2 * Tile::BYTES + place.slot * SLOT_BYTES,
                                  *reinterpret_cast<const SlotStatistics*>(smem + STATISTICS + place.slot * sizeof(SlotStatistics)));
 #pragma unroll
@@ -1036,7 +1100,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 const unsigned d_out_tile = q_tile + QTile::BYTES;
                 Products weights, gradients;
                 // The scores queue up behind the sums of the part before.
-                start_products(weights, k_tile, q_tile);
+                start_products<KEYS_HELD>(weights, keys, k_tile, q_tile);
                 wgmma_wait<1>();
                 hold(dv[0]);
                 hold(dk[0]);
@@ -1100,26 +1164,33 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 Operand of_weights;
                 pack(of_weights, weights);
                 // Late: beside the scores the gradients would take registers, and the other block keeps the tensor cores busy.
-                start_products(gradients, v_tile, d_out_tile);
+                start_products<VALUES_HELD>(gradients, values, v_tile, d_out_tile);
                 start_sums(dv, of_weights, d_out_tile);
                 read_early(DELTA);
                 wgmma_wait<1>();
                 hold(gradients);
                 // The next tile's keys and values can come.
-                if ((flags & LAST) && part == PARTS - 1) shared.keys_empty().arrive();
-                // Weights that are not kept are taken as the product takes them, rounded.
+                if (!ALL_HELD && (flags & LAST) && part == PARTS - 1) shared.keys_empty().arrive();
+                // The weights are taken as the product takes them, rounded: there are no registers for both.
 #pragma unroll
                 for (int n = 0; n < PART_Q / 8; ++n) {
                     const float2 delta = of_piece(DELTA, n);
 #pragma unroll
                     for (int half = 0; half < 2; ++half) {
-                        const float2 weight = WEIGHTS_KEPT ? make_float2(weights[n][2 * half], weights[n][2 * half + 1])
-                                                           : Mma<T>::unpack(of_weights[n / 2][n % 2 * 2 + half]);
-                        finish(gradients[n][2 * half], weight.x, delta.x, n, 2 * half);
-                        finish(gradients[n][2 * half + 1], weight.y, delta.y, n, 2 * half + 1);
+                        float& first = gradients[n][2 * half];
+                        float& second = gradients[n][2 * half + 1];
+                        const unsigned pair = of_weights[n / 2][n % 2 * 2 + half];
+                        if constexpr (IN_PAIRS) {
+                            of_gradients[n / 2][n % 2 * 2 + half] =
+                                Mma<T>::multiply(pair, Mma<T>::pack(first - delta.x, second - delta.y));
+                        } else {
+                            const float2 weight = Mma<T>::unpack(pair);
+                            finish(first, weight.x, delta.x, n, 2 * half);
+                            finish(second, weight.y, delta.y, n, 2 * half + 1);
+                        }
                     }
                 }
-                pack(of_gradients, gradients);
+                if constexpr (!IN_PAIRS) pack(of_gradients, gradients);
                 start_sums(dk, of_gradients, q_tile);
                 // Registers are scarce: the weights go before the next scores come.
                 wgmma_wait<1>();
@@ -1153,17 +1224,24 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
     if (threadIdx.x == 0) {
 #pragma unroll
         for (int slot = 0; slot < STAGES; ++slot) {
-            shared.full(slot).init(33);  // every lane of the copying warp, and the copies
+            shared.full(slot).init(33);  // every lane of the warp that brings the statistics, and the copies
             shared.empty(slot).init(128);
         }
         shared.keys_full().init(1);
+#pragma unroll
+        for (int slot = 0; slot < MAILS; ++slot) {
+            shared.mail_full(slot).init(1);
+            shared.mail_empty(slot).init(1);
+        }
         shared.keys_empty().init(128);
         publish_barriers();
     }
     __syncthreads();
     if (warp_uniform(threadIdx.x / 128) == 1) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COPY_REGISTERS));
-        if (threadIdx.x / 32 == 4) copy_tiles(p, maps, queue, shared);
+        const int warp = warp_uniform(threadIdx.x / 32);
+        if (warp == 4) copy_tiles(p, maps, queue, shared);
+        else if (warp == 5) bring_statistics(p, shared);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COMPUTE_REGISTERS));
         compute_tiles(p, f, shared, smem);

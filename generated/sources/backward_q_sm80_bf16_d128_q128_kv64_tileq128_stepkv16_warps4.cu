@@ -319,6 +319,7 @@ struct Mma;
 
 template <>
 struct Mma<__half> {
+    static constexpr bool RANGE_OF_F32 = false;
     static __device__ __forceinline__ void add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
         asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -333,10 +334,16 @@ struct Mma<__half> {
     static __device__ __forceinline__ float2 unpack(unsigned pair) {
         return __half22float2(*reinterpret_cast<const __half2*>(&pair));
     }
+    static __device__ __forceinline__ unsigned multiply(unsigned a, unsigned b) {
+        unsigned pair;
+        asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
+        return pair;
+    }
 };
 
 template <>
 struct Mma<__nv_bfloat16> {
+    static constexpr bool RANGE_OF_F32 = true;
     static __device__ __forceinline__ void add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
         asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -349,6 +356,12 @@ struct Mma<__nv_bfloat16> {
     }
     static __device__ __forceinline__ float2 unpack(unsigned pair) {
         return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+    }
+    /// The products of two pairs, element by element, rounded. (sm_90)
+    static __device__ __forceinline__ unsigned multiply(unsigned a, unsigned b) {
+        unsigned pair;
+        asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
+        return pair;
     }
 };
 

@@ -225,6 +225,7 @@ struct Mma;
 
 template <>
 struct Mma<__half> {
+    static constexpr bool RANGE_OF_F32 = false;
     static __device__ __forceinline__ void add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
         asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -239,10 +240,16 @@ struct Mma<__half> {
     static __device__ __forceinline__ float2 unpack(unsigned pair) {
         return __half22float2(*reinterpret_cast<const __half2*>(&pair));
     }
+    static __device__ __forceinline__ unsigned multiply(unsigned a, unsigned b) {
+        unsigned pair;
+        asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
+        return pair;
+    }
 };
 
 template <>
 struct Mma<__nv_bfloat16> {
+    static constexpr bool RANGE_OF_F32 = true;
     static __device__ __forceinline__ void add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
         asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -255,6 +262,12 @@ struct Mma<__nv_bfloat16> {
     }
     static __device__ __forceinline__ float2 unpack(unsigned pair) {
         return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+    }
+    /// The products of two pairs, element by element, rounded. (sm_90)
+    static __device__ __forceinline__ unsigned multiply(unsigned a, unsigned b) {
+        unsigned pair;
+        asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
+        return pair;
     }
 };
 
@@ -579,11 +592,14 @@ struct SwizzledTile {
         return descriptor(tile, k * 16 * 128, PANEL_BYTES);
     }
 
-    /// A warpgroup's registers of the tile's first 64 rows, as the first operand of products: each warp has 16 of them. After mma.cuh.
-    static __device__ __forceinline__ void hold_rows(unsigned (&held)[COLS / 16][4], unsigned tile) {
+    /// A warpgroup's registers of the tile's first 64 rows, the first PIECES * 16 columns of them, as the first operand of products: each
+    /// warp has 16 rows. After mma.cuh.
+    template <int PIECES>
+    static __device__ __forceinline__ void hold_rows(unsigned (&held)[PIECES][4], unsigned tile) {
+        static_assert(PIECES * 16 <= COLS);
         const int lane = thread_place() % 32, row = thread_place() / 32 % 4 * 16 + lane % 16;
 #pragma unroll
-        for (int k = 0; k < COLS / 16; ++k) {
+        for (int k = 0; k < PIECES; ++k) {
             const int chunk = k % 4 * 2 + lane / 16;
             load_matrices(held[k], tile + k / 4 * PANEL_BYTES + row * 128 + ((chunk ^ row % 8) << 4));
         }

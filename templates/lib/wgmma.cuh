@@ -25,11 +25,14 @@ struct SwizzledTile {
         return descriptor(tile, k * 16 * 128, PANEL_BYTES);
     }
 
-    /// A warpgroup's registers of the tile's first 64 rows, as the first operand of products: each warp has 16 of them. After mma.cuh.
-    static __device__ __forceinline__ void hold_rows(unsigned (&held)[COLS / 16][4], unsigned tile) {
+    /// A warpgroup's registers of the tile's first 64 rows, the first PIECES * 16 columns of them, as the first operand of products: each
+    /// warp has 16 rows. After mma.cuh.
+    template <int PIECES>
+    static __device__ __forceinline__ void hold_rows(unsigned (&held)[PIECES][4], unsigned tile) {
+        static_assert(PIECES * 16 <= COLS);
         const int lane = thread_place() % 32, row = thread_place() / 32 % 4 * 16 + lane % 16;
 #pragma unroll
-        for (int k = 0; k < COLS / 16; ++k) {
+        for (int k = 0; k < PIECES; ++k) {
             const int chunk = k % 4 * 2 + lane / 16;
             load_matrices(held[k], tile + k / 4 * PANEL_BYTES + row * 128 + ((chunk ^ row % 8) << 4));
         }
