@@ -34,6 +34,8 @@ fn main() -> Result<(), Error> {
             q_indices: &mut q_indices,
             full_q_counts: None,
             full_q_indices: None,
+            key_order: None,
+            finished: None,
         };
         kernel.launch(&args, None)
     })?;

@@ -65,6 +65,10 @@ pub struct Params {
     pub full_q_indices: u64,
     /// Strides in elements of all dimensions but the last.
     pub full_q_indices_stride: [i64; 3],
+    /// Device pointer of `key_order`.
+    pub key_order: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub key_order_stride: [i64; 2],
     /// Device pointer of `dk`.
     pub dk: u64,
     /// Strides in elements of all dimensions but the last.
@@ -99,7 +103,7 @@ pub struct Params {
     pub scale: f32,
 }
 const _: () = {
-    assert!(size_of:: < Params > () == 400);
+    assert!(size_of:: < Params > () == 424);
     assert!(offset_of!(Params, q) == 0);
     assert!(offset_of!(Params, q_stride) == 8);
     assert!(offset_of!(Params, k) == 32);
@@ -120,22 +124,24 @@ const _: () = {
     assert!(offset_of!(Params, full_q_counts_stride) == 240);
     assert!(offset_of!(Params, full_q_indices) == 256);
     assert!(offset_of!(Params, full_q_indices_stride) == 264);
-    assert!(offset_of!(Params, dk) == 288);
-    assert!(offset_of!(Params, dk_stride) == 296);
-    assert!(offset_of!(Params, dv) == 320);
-    assert!(offset_of!(Params, dv_stride) == 328);
-    assert!(offset_of!(Params, batch) == 352);
-    assert!(offset_of!(Params, heads) == 356);
-    assert!(offset_of!(Params, seq_q) == 360);
-    assert!(offset_of!(Params, head_dim) == 364);
-    assert!(offset_of!(Params, kv_heads) == 368);
-    assert!(offset_of!(Params, seq_kv) == 372);
-    assert!(offset_of!(Params, value_dim) == 376);
-    assert!(offset_of!(Params, kv_blocks) == 380);
-    assert!(offset_of!(Params, max_blocks) == 384);
-    assert!(offset_of!(Params, max_full_blocks) == 388);
-    assert!(offset_of!(Params, q_blocks) == 392);
-    assert!(offset_of!(Params, scale) == 396);
+    assert!(offset_of!(Params, key_order) == 288);
+    assert!(offset_of!(Params, key_order_stride) == 296);
+    assert!(offset_of!(Params, dk) == 312);
+    assert!(offset_of!(Params, dk_stride) == 320);
+    assert!(offset_of!(Params, dv) == 344);
+    assert!(offset_of!(Params, dv_stride) == 352);
+    assert!(offset_of!(Params, batch) == 376);
+    assert!(offset_of!(Params, heads) == 380);
+    assert!(offset_of!(Params, seq_q) == 384);
+    assert!(offset_of!(Params, head_dim) == 388);
+    assert!(offset_of!(Params, kv_heads) == 392);
+    assert!(offset_of!(Params, seq_kv) == 396);
+    assert!(offset_of!(Params, value_dim) == 400);
+    assert!(offset_of!(Params, kv_blocks) == 404);
+    assert!(offset_of!(Params, max_blocks) == 408);
+    assert!(offset_of!(Params, max_full_blocks) == 412);
+    assert!(offset_of!(Params, q_blocks) == 416);
+    assert!(offset_of!(Params, scale) == 420);
 };
 /// The arguments of `backward_kv`.
 ///
@@ -145,6 +151,9 @@ const _: () = {
 /// The transposed lists of a block mask name the query blocks of each key block: `q_indices` those whose elements
 /// `mask_mod` still decides, `full_q_indices` those it keeps as a whole. The query heads that share a key head are summed
 /// one after another by the same thread, so that equal calls give equal bits. Keys in no list get 0.
+///
+/// `key_order` is the order in which a head's key blocks are started, each of them once: those with the most queries first, so
+/// that none of them is still at work when the rest of the GPU is done.
 #[derive(Debug)]
 pub struct Args<'a> {
     /// `[batch, heads, seq_q, head_dim]` of the spec's `T`.
@@ -167,6 +176,8 @@ pub struct Args<'a> {
     pub full_q_counts: Option<&'a Tensor>,
     /// `[batch or 1, heads or 1, kv_blocks, max_full_blocks]` of i32.
     pub full_q_indices: Option<&'a Tensor>,
+    /// `[batch or 1, kv_heads or 1, kv_blocks]` of i32.
+    pub key_order: Option<&'a Tensor>,
     /// `[batch, kv_heads, seq_kv, head_dim]` of the spec's `T`.
     pub dk: &'a mut Tensor,
     /// `[batch, kv_heads, seq_kv, value_dim]` of the spec's `T`.
@@ -311,6 +322,19 @@ unsafe impl KernelArgs for Args<'_> {
                     Dim::exact("max_full_blocks"),
                 ],
             )?;
+        let dtype = DType::I32;
+        let key_order = binder
+            .tensor(
+                "key_order",
+                self.key_order,
+                dtype,
+                1,
+                [
+                    Dim::broadcast("batch"),
+                    Dim::broadcast("kv_heads"),
+                    Dim::exact("kv_blocks"),
+                ],
+            )?;
         let dtype = binder.dtype(candidate, "T")?;
         let dk = binder
             .tensor(
@@ -440,6 +464,8 @@ unsafe impl KernelArgs for Args<'_> {
             full_q_counts_stride: full_q_counts.strides,
             full_q_indices: full_q_indices.pointer,
             full_q_indices_stride: full_q_indices.strides,
+            key_order: key_order.pointer,
+            key_order_stride: key_order.strides,
             dk: dk.pointer,
             dk_stride: dk.strides,
             dv: dv.pointer,

@@ -33,6 +33,10 @@ pub struct Params {
     pub keep: u64,
     /// Strides in elements of all dimensions but the last.
     pub keep_stride: [i64; 3],
+    /// Device pointer of `finished`.
+    pub finished: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub finished_stride: [i64; 1],
     /// Dimension `batch`.
     pub batch: i32,
     /// Dimension `heads`.
@@ -47,25 +51,27 @@ pub struct Params {
     pub kv_blocks: i32,
 }
 const _: () = {
-    assert!(size_of:: < Params > () == 112);
+    assert!(size_of:: < Params > () == 128);
     assert!(offset_of!(Params, kv_counts) == 0);
     assert!(offset_of!(Params, kv_counts_stride) == 8);
     assert!(offset_of!(Params, kv_indices) == 24);
     assert!(offset_of!(Params, kv_indices_stride) == 32);
     assert!(offset_of!(Params, keep) == 56);
     assert!(offset_of!(Params, keep_stride) == 64);
-    assert!(offset_of!(Params, batch) == 88);
-    assert!(offset_of!(Params, heads) == 92);
-    assert!(offset_of!(Params, q_blocks) == 96);
-    assert!(offset_of!(Params, max_blocks) == 100);
-    assert!(offset_of!(Params, words) == 104);
-    assert!(offset_of!(Params, kv_blocks) == 108);
+    assert!(offset_of!(Params, finished) == 88);
+    assert!(offset_of!(Params, finished_stride) == 96);
+    assert!(offset_of!(Params, batch) == 104);
+    assert!(offset_of!(Params, heads) == 108);
+    assert!(offset_of!(Params, q_blocks) == 112);
+    assert!(offset_of!(Params, max_blocks) == 116);
+    assert!(offset_of!(Params, words) == 120);
+    assert!(offset_of!(Params, kv_blocks) == 124);
 };
 /// The arguments of `mark`.
 ///
 /// The bits that `transpose` reads, from lists by query block: bit `block % 32` of word `block / 32` of a row of `keep`
 /// says whether the row's list names the block. The lists may be a caller's: a count past its list is cut, a number that
-/// is no block is skipped.
+/// is no block is skipped. `finished` becomes 0, for `transpose`.
 #[derive(Debug)]
 pub struct Args<'a> {
     /// `[batch, heads, q_blocks]` of i32.
@@ -74,6 +80,8 @@ pub struct Args<'a> {
     pub kv_indices: &'a Tensor,
     /// `[batch, heads, q_blocks, words]` of i32.
     pub keep: &'a mut Tensor,
+    /// `[batch, heads]` of i32.
+    pub finished: Option<&'a mut Tensor>,
     /// By value.
     pub kv_blocks: i32,
 }
@@ -123,6 +131,15 @@ unsafe impl KernelArgs for Args<'_> {
                     Dim::exact("words"),
                 ],
             )?;
+        let dtype = DType::I32;
+        let finished = binder
+            .tensor(
+                "finished",
+                self.finished.as_deref(),
+                dtype,
+                1,
+                [Dim::exact("batch"), Dim::exact("heads")],
+            )?;
         let batch = binder.dim("batch");
         let heads = binder.dim("heads");
         let q_blocks = binder.dim("q_blocks");
@@ -142,6 +159,8 @@ unsafe impl KernelArgs for Args<'_> {
             kv_indices_stride: kv_indices.strides,
             keep: keep.pointer,
             keep_stride: keep.strides,
+            finished: finished.pointer,
+            finished_stride: finished.strides,
             batch: binder.int(batch)?,
             heads: binder.int(heads)?,
             q_blocks: binder.int(q_blocks)?,

@@ -45,6 +45,14 @@ pub struct Params {
     pub full_q_indices: u64,
     /// Strides in elements of all dimensions but the last.
     pub full_q_indices_stride: [i64; 3],
+    /// Device pointer of `key_order`.
+    pub key_order: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub key_order_stride: [i64; 2],
+    /// Device pointer of `finished`.
+    pub finished: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub finished_stride: [i64; 1],
     /// Dimension `batch`.
     pub batch: i32,
     /// Dimension `heads`.
@@ -59,7 +67,7 @@ pub struct Params {
     pub padding: i32,
 }
 const _: () = {
-    assert!(size_of:: < Params > () == 200);
+    assert!(size_of:: < Params > () == 240);
     assert!(offset_of!(Params, keep) == 0);
     assert!(offset_of!(Params, keep_stride) == 8);
     assert!(offset_of!(Params, full_keep) == 32);
@@ -72,17 +80,24 @@ const _: () = {
     assert!(offset_of!(Params, full_q_counts_stride) == 128);
     assert!(offset_of!(Params, full_q_indices) == 144);
     assert!(offset_of!(Params, full_q_indices_stride) == 152);
-    assert!(offset_of!(Params, batch) == 176);
-    assert!(offset_of!(Params, heads) == 180);
-    assert!(offset_of!(Params, q_blocks) == 184);
-    assert!(offset_of!(Params, words) == 188);
-    assert!(offset_of!(Params, kv_blocks) == 192);
-    assert!(offset_of!(Params, padding) == 196);
+    assert!(offset_of!(Params, key_order) == 176);
+    assert!(offset_of!(Params, key_order_stride) == 184);
+    assert!(offset_of!(Params, finished) == 200);
+    assert!(offset_of!(Params, finished_stride) == 208);
+    assert!(offset_of!(Params, batch) == 216);
+    assert!(offset_of!(Params, heads) == 220);
+    assert!(offset_of!(Params, q_blocks) == 224);
+    assert!(offset_of!(Params, words) == 228);
+    assert!(offset_of!(Params, kv_blocks) == 232);
+    assert!(offset_of!(Params, padding) == 236);
 };
 /// The arguments of `transpose`.
 ///
 /// The lists of query blocks by key block, from the bits of `rank` and `select`: those of `keep` go to `q_indices`,
 /// those of `full_keep` to `full_q_indices` where they are given. Lists are ascending and filled up with 0.
+///
+/// `key_order` becomes the key blocks of each head by falling number of query blocks, equal ones in any order, for the
+/// backward by keys; for it `finished` must be 0, and is 0 again afterwards.
 #[derive(Debug)]
 pub struct Args<'a> {
     /// `[batch, heads, q_blocks, words]` of i32.
@@ -97,6 +112,10 @@ pub struct Args<'a> {
     pub full_q_counts: Option<&'a mut Tensor>,
     /// `[batch, heads, kv_blocks, q_blocks]` of i32.
     pub full_q_indices: Option<&'a mut Tensor>,
+    /// `[batch, heads, kv_blocks]` of i32.
+    pub key_order: Option<&'a mut Tensor>,
+    /// `[batch, heads]` of i32.
+    pub finished: Option<&'a mut Tensor>,
 }
 #[allow(
     clippy::undocumented_unsafe_blocks,
@@ -181,6 +200,24 @@ unsafe impl KernelArgs for Args<'_> {
                     Dim::exact("q_blocks"),
                 ],
             )?;
+        let dtype = DType::I32;
+        let key_order = binder
+            .tensor(
+                "key_order",
+                self.key_order.as_deref(),
+                dtype,
+                1,
+                [Dim::exact("batch"), Dim::exact("heads"), Dim::exact("kv_blocks")],
+            )?;
+        let dtype = DType::I32;
+        let finished = binder
+            .tensor(
+                "finished",
+                self.finished.as_deref(),
+                dtype,
+                1,
+                [Dim::exact("batch"), Dim::exact("heads")],
+            )?;
         let batch = binder.dim("batch");
         let heads = binder.dim("heads");
         let q_blocks = binder.dim("q_blocks");
@@ -204,6 +241,10 @@ unsafe impl KernelArgs for Args<'_> {
             full_q_counts_stride: full_q_counts.strides,
             full_q_indices: full_q_indices.pointer,
             full_q_indices_stride: full_q_indices.strides,
+            key_order: key_order.pointer,
+            key_order_stride: key_order.strides,
+            finished: finished.pointer,
+            finished_stride: finished.strides,
             batch: binder.int(batch)?,
             heads: binder.int(heads)?,
             q_blocks: binder.int(q_blocks)?,

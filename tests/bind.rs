@@ -231,6 +231,8 @@ fn a_grid_over_cuda_s_limits_is_refused() {
             q_indices: &mut q_indices,
             full_q_counts: None,
             full_q_indices: None,
+            key_order: None,
+            finished: None,
         };
         args.bind(&candidate).map(|bound| bound.grid)
     };

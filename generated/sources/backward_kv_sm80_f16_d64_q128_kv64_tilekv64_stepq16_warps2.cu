@@ -41,6 +41,8 @@ struct Params {
   long long full_q_counts_stride[2];
   const int* full_q_indices;
   long long full_q_indices_stride[3];
+  const int* key_order;
+  long long key_order_stride[2];
   T* dk;
   long long dk_stride[3];
   T* dv;
@@ -58,7 +60,7 @@ struct Params {
   int q_blocks;
   float scale;
 };
-static_assert(sizeof(Params) == 400, "Params differs from the Rust side");
+static_assert(sizeof(Params) == 424, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q) == 0, "q differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q_stride) == 8, "q_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, k) == 32, "k differs from the Rust side");
@@ -79,22 +81,24 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_counts) == 232, "full_q_counts 
 static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_counts_stride) == 240, "full_q_counts_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_indices) == 256, "full_q_indices differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_indices_stride) == 264, "full_q_indices_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, dk) == 288, "dk differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, dk_stride) == 296, "dk_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, dv) == 320, "dv differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, dv_stride) == 328, "dv_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 352, "batch differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 356, "heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 360, "seq_q differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 364, "head_dim differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 368, "kv_heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 372, "seq_kv differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 376, "value_dim differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 380, "kv_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 384, "max_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 388, "max_full_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 392, "q_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 396, "scale differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, key_order) == 288, "key_order differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, key_order_stride) == 296, "key_order_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dk) == 312, "dk differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dk_stride) == 320, "dk_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dv) == 344, "dv differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dv_stride) == 352, "dv_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 376, "batch differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 380, "heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 384, "seq_q differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 388, "head_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 392, "kv_heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 396, "seq_kv differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 400, "value_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 404, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 408, "max_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 412, "max_full_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 416, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 420, "scale differs from the Rust side");
 
 struct ScoreMod {
     unsigned unused;
@@ -425,6 +429,14 @@ __device__ __forceinline__ uint4 transpose_quad(unsigned (&x)[4]) {
 // The query blocks of one key block, as the transposed lists of a block mask name them.
 #pragma once
 
+/// The key block that comes at place `place` of a head's.
+__device__ __forceinline__ int key_block_at(const Params& p, int place, int kv_head, int batch) {
+    if (p.key_order == nullptr) return place;
+    const int block = __ldg(p.key_order + batch * p.key_order_stride[0] + kv_head * p.key_order_stride[1] + place);
+    // The order is a caller's: a number that is no block must not become an address.
+    return min(max(block, 0), p.kv_blocks - 1);
+}
+
 /// Walks through the lists of every query head that shares a key head, one head after another: blocks whose elements the
 /// mask function still decides first, whole blocks after them, STEPS steps of STEP queries each. Every warp walks by itself;
 /// each lane holds one number of a window of 32 places of a list.
@@ -660,9 +672,10 @@ __device__ __forceinline__ void clear_empty_rows(unsigned char* slot, const Stat
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Functions f) {
     extern __shared__ __align__(128) unsigned char smem[];
-    const int part = blockIdx.x % (TILES_PER_BLOCK * HALVES), kv_block = blockIdx.x / (TILES_PER_BLOCK * HALVES);
-    const int first_key = kv_block * BLOCK_KV + part / HALVES * TILE_KV, half = part % HALVES;
     const int kv_head = blockIdx.y, batch = blockIdx.z;
+    const int part = blockIdx.x % (TILES_PER_BLOCK * HALVES), half = part % HALVES;
+    const int kv_block = key_block_at(p, blockIdx.x / (TILES_PER_BLOCK * HALVES), kv_head, batch);
+    const int first_key = kv_block * BLOCK_KV + part / HALVES * TILE_KV;
     if (first_key >= p.seq_kv) return;
 
     const unsigned k_tile = shared_address(smem);

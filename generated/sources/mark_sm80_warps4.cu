@@ -18,6 +18,8 @@ struct Params {
   long long kv_indices_stride[3];
   int* keep;
   long long keep_stride[3];
+  int* finished;
+  long long finished_stride[1];
   int batch;
   int heads;
   int q_blocks;
@@ -25,19 +27,21 @@ struct Params {
   int words;
   int kv_blocks;
 };
-static_assert(sizeof(Params) == 112, "Params differs from the Rust side");
+static_assert(sizeof(Params) == 128, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, kv_counts) == 0, "kv_counts differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, kv_counts_stride) == 8, "kv_counts_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, kv_indices) == 24, "kv_indices differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, kv_indices_stride) == 32, "kv_indices_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, keep) == 56, "keep differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, keep_stride) == 64, "keep_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 88, "batch differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 92, "heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 96, "q_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 100, "max_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, words) == 104, "words differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 108, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, finished) == 88, "finished differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, finished_stride) == 96, "finished_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 104, "batch differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 108, "heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 112, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 116, "max_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, words) == 120, "words differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 124, "kv_blocks differs from the Rust side");
 
 #define TILEWRIGHT_KERNEL mark_sm80_warps4
 
@@ -50,11 +54,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __
     extern __shared__ __align__(128) unsigned char smem[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int row = blockIdx.x * WARPS + warp;
-    if (row >= p.q_blocks) return;
-    unsigned* bits = reinterpret_cast<unsigned*>(smem) + warp * WORDS;
-
     const long long head = blockIdx.y, batch = blockIdx.z;
     const auto at = [&](const long long* stride) { return batch * stride[0] + head * stride[1]; };
+    if (p.finished != nullptr && blockIdx.x == 0 && threadIdx.x == 0) p.finished[batch * p.finished_stride[0] + head] = 0;
+    if (row >= p.q_blocks) return;
+    unsigned* bits = reinterpret_cast<unsigned*>(smem) + warp * WORDS;
     const int count = min(max(__ldg(p.kv_counts + at(p.kv_counts_stride) + row), 0), p.max_blocks);
     const int* list = p.kv_indices + at(p.kv_indices_stride) + row * p.kv_indices_stride[2];
     int* keep = p.keep + at(p.keep_stride) + row * p.keep_stride[2];

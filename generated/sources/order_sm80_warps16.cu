@@ -123,12 +123,10 @@ __device__ __forceinline__ void order_rows(const int* counts, const int* full_co
     for (int row = threadIdx.x; row < rows; row += THREADS) order[atomicAdd(bins + bin_of(row), 1)] = row;
 }
 
-/// For kernels whose grid has heads and batches as its second and third dimension: the last thread block of a head to come here has all
-/// its counts before it, and orders its rows. `finished` counts the thread blocks of each head, and is 0 again afterwards.
-template <typename Arguments>
-__device__ __forceinline__ void order_when_last(const Arguments& p, int* bins) {
-    const long long head = blockIdx.y, batch = blockIdx.z;
-    int* finished = p.finished + batch * p.finished_stride[0] + head;
+/// As `order_rows`, for kernels whose grid has heads as its second dimension: the last thread block of a head to come here has all its
+/// counts before it, and orders its rows. `finished` counts the head's thread blocks, and is 0 again afterwards.
+__device__ __forceinline__ void order_when_last(int* finished, const int* counts, const int* full_counts, int rows, int longest,
+                                                int* bins, int* order) {
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) bins[0] = atomicAdd(finished, 1);
@@ -138,12 +136,17 @@ __device__ __forceinline__ void order_when_last(const Arguments& p, int* bins) {
     if (!last) return;
     __threadfence();
     if (threadIdx.x == 0) *finished = 0;
-    const int* counts = p.kv_counts + batch * p.kv_counts_stride[0] + head * p.kv_counts_stride[1];
-    const int* full_counts = nullptr;
-    if (p.full_kv_counts != nullptr)
-        full_counts = p.full_kv_counts + batch * p.full_kv_counts_stride[0] + head * p.full_kv_counts_stride[1];
-    order_rows(counts, full_counts, p.q_blocks, p.kv_blocks, bins,
-               p.row_order + batch * p.row_order_stride[0] + head * p.row_order_stride[1]);
+    order_rows(counts, full_counts, rows, longest, bins, order);
+}
+
+/// The same for kernels that make the lists of query blocks.
+template <typename Arguments>
+__device__ __forceinline__ void order_query_blocks_when_last(const Arguments& p, int* bins) {
+    const long long head = blockIdx.y, batch = blockIdx.z;
+    const auto at = [&](const long long* stride) { return batch * stride[0] + head * stride[1]; };
+    const int* full_counts = p.full_kv_counts == nullptr ? nullptr : p.full_kv_counts + at(p.full_kv_counts_stride);
+    order_when_last(p.finished + batch * p.finished_stride[0] + head, p.kv_counts + at(p.kv_counts_stride), full_counts, p.q_blocks, p.kv_blocks, bins,
+                    p.row_order + at(p.row_order_stride));
 }
 
 

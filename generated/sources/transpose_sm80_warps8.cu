@@ -24,6 +24,10 @@ struct Params {
   long long full_q_counts_stride[2];
   int* full_q_indices;
   long long full_q_indices_stride[3];
+  int* key_order;
+  long long key_order_stride[2];
+  int* finished;
+  long long finished_stride[1];
   int batch;
   int heads;
   int q_blocks;
@@ -31,7 +35,7 @@ struct Params {
   int kv_blocks;
   int padding;
 };
-static_assert(sizeof(Params) == 200, "Params differs from the Rust side");
+static_assert(sizeof(Params) == 240, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, keep) == 0, "keep differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, keep_stride) == 8, "keep_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, full_keep) == 32, "full_keep differs from the Rust side");
@@ -44,12 +48,16 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_counts) == 120, "full_q_counts 
 static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_counts_stride) == 128, "full_q_counts_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_indices) == 144, "full_q_indices differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_indices_stride) == 152, "full_q_indices_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 176, "batch differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 180, "heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 184, "q_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, words) == 188, "words differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 192, "kv_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, padding) == 196, "padding differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, key_order) == 176, "key_order differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, key_order_stride) == 184, "key_order_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, finished) == 200, "finished differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, finished_stride) == 208, "finished_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 216, "batch differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 220, "heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 224, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, words) == 228, "words differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 232, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, padding) == 236, "padding differs from the Rust side");
 
 #define TILEWRIGHT_KERNEL transpose_sm80_warps8
 
@@ -104,6 +112,71 @@ __device__ __forceinline__ unsigned turned(unsigned word, int lane) {
 
 
 static_assert(THREADS == 32 * WARPS);
+// The rows of a head by falling length: whoever works through rows of uneven length begins with the longest.
+// Needs warp.cuh.
+#pragma once
+
+constexpr int ORDER_BINS = 1024;
+constexpr int ORDER_WORDS = ORDER_BINS + ORDER_BINS / 32;  // a lane's bins lie one word off those of its neighbour
+
+/// Writes the numbers of `rows` rows to `order`, those with more blocks first. Lengths that share one of the bins, as equal
+/// ones do, come in any order. The whole thread block calls it; `bins`: ORDER_WORDS words of shared memory.
+__device__ __forceinline__ void order_rows(const int* counts, const int* full_counts, int rows, int longest, int* bins,
+                                           int* order) {
+    const auto bin_of = [&](int row) {
+        // Past the L1: other thread blocks have written them.
+        const int length = max(__ldcg(counts + row), 0);
+        const int full = full_counts == nullptr ? 0 : max(__ldcg(full_counts + row), 0);
+        const long long bin = (static_cast<long long>(length) + full) * ORDER_BINS / (longest + 1ll);
+        const int place = ORDER_BINS - 1 - static_cast<int>(min(bin, ORDER_BINS - 1ll));
+        return place + place / 32;
+    };
+    for (int i = threadIdx.x; i < ORDER_WORDS; i += THREADS) bins[i] = 0;
+    __syncthreads();
+    for (int row = threadIdx.x; row < rows; row += THREADS) atomicAdd(bins + bin_of(row), 1);
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        constexpr int OF_LANE = ORDER_BINS / 32;
+        int* mine = bins + threadIdx.x * (OF_LANE + OF_LANE / 32);
+        int count = 0;
+        for (int i = 0; i < OF_LANE; ++i) count += mine[i];
+        int place = sum_before(count, threadIdx.x);
+        for (int i = 0; i < OF_LANE; ++i) {
+            const int here = mine[i];
+            mine[i] = place;
+            place += here;
+        }
+    }
+    __syncthreads();
+    for (int row = threadIdx.x; row < rows; row += THREADS) order[atomicAdd(bins + bin_of(row), 1)] = row;
+}
+
+/// As `order_rows`, for kernels whose grid has heads as its second dimension: the last thread block of a head to come here has all its
+/// counts before it, and orders its rows. `finished` counts the head's thread blocks, and is 0 again afterwards.
+__device__ __forceinline__ void order_when_last(int* finished, const int* counts, const int* full_counts, int rows, int longest,
+                                                int* bins, int* order) {
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) bins[0] = atomicAdd(finished, 1);
+    __syncthreads();
+    const bool last = bins[0] + 1 == gridDim.x;
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    if (threadIdx.x == 0) *finished = 0;
+    order_rows(counts, full_counts, rows, longest, bins, order);
+}
+
+/// The same for kernels that make the lists of query blocks.
+template <typename Arguments>
+__device__ __forceinline__ void order_query_blocks_when_last(const Arguments& p, int* bins) {
+    const long long head = blockIdx.y, batch = blockIdx.z;
+    const auto at = [&](const long long* stride) { return batch * stride[0] + head * stride[1]; };
+    const int* full_counts = p.full_kv_counts == nullptr ? nullptr : p.full_kv_counts + at(p.full_kv_counts_stride);
+    order_when_last(p.finished + batch * p.finished_stride[0] + head, p.kv_counts + at(p.kv_counts_stride), full_counts, p.q_blocks, p.kv_blocks, bins,
+                    p.row_order + at(p.row_order_stride));
+}
+
 
 struct Lists {
     const int* words;  // this word of row 0
@@ -184,7 +257,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __
 #pragma unroll 1
     for (int pass = 0;; ++pass) {
         list_rows(p, lists, before);
-        if (pass == 1 || !split) return;
+        if (pass == 1 || !split) break;
         __syncthreads();
         lists.words = p.full_keep + at(p.full_keep_stride) + blockIdx.x;
         lists.stride = p.full_keep_stride[2];
@@ -192,4 +265,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __
         lists.indices = p.full_q_indices + at(p.full_q_indices_stride);
         lists.indices_stride = p.full_q_indices_stride[2];
     }
+    if (p.key_order == nullptr || p.finished == nullptr) return;
+    order_when_last(p.finished + batch * p.finished_stride[0] + head, p.q_counts + at(p.q_counts_stride),
+                    split ? p.full_q_counts + at(p.full_q_counts_stride) : nullptr, p.kv_blocks, p.q_blocks, reinterpret_cast<int*>(smem),
+                    p.key_order + at(p.key_order_stride));
 }

@@ -5,6 +5,9 @@ kernel! {
     /// The transposed lists of a block mask name the query blocks of each key block: `q_indices` those whose elements
     /// `mask_mod` still decides, `full_q_indices` those it keeps as a whole. The query heads that share a key head are summed
     /// one after another by the same thread, so that equal calls give equal bits. Keys in no list get 0.
+    ///
+    /// `key_order` is the order in which a head's key blocks are started, each of them once: those with the most queries first, so
+    /// that none of them is still at work when the rest of the GPU is done.
     fn backward_kv(
         #[align(16)] q: Tensor<T, [batch, heads, seq_q, head_dim]>,
         #[align(16)] k: Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
@@ -16,6 +19,7 @@ kernel! {
         q_indices: Tensor<i32, [batch | 1, heads | 1, kv_blocks, max_blocks]>,
         full_q_counts: Option<Tensor<i32, [batch | 1, heads | 1, kv_blocks]>>,
         full_q_indices: Option<Tensor<i32, [batch | 1, heads | 1, kv_blocks, max_full_blocks]>>,
+        key_order: Option<Tensor<i32, [batch | 1, kv_heads | 1, kv_blocks]>>,
         #[align(16)] dk: mut Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
         #[align(16)] dv: mut Tensor<T, [batch, kv_heads, seq_kv, value_dim]>,
         scale: f32,

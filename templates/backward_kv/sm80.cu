@@ -74,9 +74,10 @@ __device__ __forceinline__ void clear_empty_rows(unsigned char* slot, const Stat
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Functions f) {
     extern __shared__ __align__(128) unsigned char smem[];
-    const int part = blockIdx.x % (TILES_PER_BLOCK * HALVES), kv_block = blockIdx.x / (TILES_PER_BLOCK * HALVES);
-    const int first_key = kv_block * BLOCK_KV + part / HALVES * TILE_KV, half = part % HALVES;
     const int kv_head = blockIdx.y, batch = blockIdx.z;
+    const int part = blockIdx.x % (TILES_PER_BLOCK * HALVES), half = part % HALVES;
+    const int kv_block = key_block_at(p, blockIdx.x / (TILES_PER_BLOCK * HALVES), kv_head, batch);
+    const int first_key = kv_block * BLOCK_KV + part / HALVES * TILE_KV;
     if (first_key >= p.seq_kv) return;
 
     const unsigned k_tile = shared_address(smem);

@@ -14,12 +14,14 @@
 <% include "lib/tile_queue.cuh" %>
 <% include "lib/query_statistics.cuh" %>
 <% include "lib/write_sums.cuh" %>
-<% set wgmma_widths = [64, constant.D] %>
+<% set wgmma_widths = [64, constant.STEP_Q, constant.D] %>
 <% include "lib/wgmma.cuh" %>
 
 constexpr int TILE_KV = 64;  // keys of a tile
 constexpr int TILES_PER_BLOCK = BLOCK_KV / TILE_KV;
-constexpr int PART_Q = 64;   // queries computed at a time, of the STEP_Q of a slot
+// Queries computed at a time, of the STEP_Q of a slot, all where registers allow it: products of 64 × 128 read 96 bytes of shared memory a
+// cycle, those of 64 × 64 all 128 that it has.
+constexpr int PART_Q = HAS_SCORE_MOD || !Mma<T>::RANGE_OF_F32 ? 64 : STEP_Q;
 constexpr int PARTS = STEP_Q / PART_Q;
 static_assert(D == D_V, "one kind of tile");
 static_assert(STEP_Q == PART_Q * PARTS && THREADS == 256 && BLOCK_KV == TILE_KV * TILES_PER_BLOCK && BLOCK_Q % STEP_Q == 0);
@@ -30,8 +32,6 @@ using Steps = QueryBlocks<STEP_Q, BLOCK_Q / STEP_Q>;
 using Products = float[PART_Q / 8][4];
 using Operand = unsigned[PART_Q / 16][4];
 using Sums = float[1][D / 8][4];
-template <int PIECES>
-using Held = unsigned[PIECES > 0 ? PIECES : 1][4];
 
 using SlotStatistics = Statistics<STEP_Q>;
 constexpr unsigned LSE = 0, DELTA = sizeof(SlotStatistics::lse);  // bytes from a slot's statistics on
@@ -58,11 +58,9 @@ using MailPlace = RingPlace<MAILS>;
 
 // Registers are handed out anew among the warpgroups.
 constexpr int COPY_REGISTERS = STEP_Q == 64 ? 24 : 32, COMPUTE_REGISTERS = 256 - COPY_REGISTERS;
-// Pieces of 16 columns of keys and of values that stay in registers, as many as there is room for: shared memory gives 128 bytes a
-// cycle, and that is what a product with both operands there takes, beside the copies and the statistics.
-constexpr int KEYS_HELD = D == 64 && !HAS_SCORE_MOD ? D / 16 : 0;
-constexpr int VALUES_HELD = HAS_SCORE_MOD ? 0 : D == 64 ? D / 16 : 2;
-constexpr bool ALL_HELD = KEYS_HELD == D / 16 && VALUES_HELD == D / 16;
+// Pieces of 16 columns of the values that stay in registers, for the same reason, as many as there is room for. (As many as an Operand
+// has must not be: ptxas 13.0 gives both the same registers.)
+constexpr int VALUES_HELD = D > 64 && !HAS_SCORE_MOD ? 2 : 0;
 // Whether the statistics are read while products are under way: what holds few registers gains by it, what holds many loses.
 constexpr bool READ_EARLY = D == 64;
 // Whether gradients are made of pairs: their type must have the range of what comes before the weights are multiplied in.
@@ -96,7 +94,7 @@ struct Shared {
 constexpr int DECIDED = 1;  // the mask function decides on elements
 constexpr int LAST = 2;  // of this tile
 
-/// A tile: one head's run side by side, so that its queries stay in the L2 cache.
+/// A tile.
 struct Work {
     int first_key, kv_head, batch;
 
@@ -107,6 +105,13 @@ struct Work {
         batch = rest / p.kv_heads;
     }
 };
+
+/// The tile that comes at place `place`: one head's run side by side, so that its queries stay in the L2 cache.
+__device__ __forceinline__ int tile_at(const Params& p, int place) {
+    const Work next(p, place);
+    const int block = next.first_key / BLOCK_KV;
+    return place + (key_block_at(p, block, next.kv_head, next.batch) - block) * TILES_PER_BLOCK;
+}
 
 /// Fills a slot with a step's queries and d_out.
 __device__ __forceinline__ void copy_step(const TensorMaps& maps, Shared shared, const Place& place, int batch, const Steps::Step& step,
@@ -148,7 +153,8 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         mail.advance();
     };
     unsigned keys_parity = 1;
-    for (int tile = blockIdx.x; tile < tiles;) {
+    for (int tile_place = blockIdx.x; tile_place < tiles;) {
+        const int tile = tile_at(p, tile_place);
         send(tile);
         const Work work(p, tile);
         Steps steps(p, work.first_key / BLOCK_KV, work.kv_head, work.batch);
@@ -169,18 +175,18 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
             }
         }
         int next = 0;
-        if (leader && step.head < 0) next = queue.next(tile, tiles);
+        if (leader && step.head < 0) next = queue.next(tile_place, tiles);
         while (step.head >= 0) {
             const Steps::Step following = steps.next(p);
             const bool last = following.head < 0;
             // Late, so that who has a long tile has not taken another yet; the answer comes under the last copies.
-            if (leader && last) next = queue.next(tile, tiles);
+            if (leader && last) next = queue.next(tile_place, tiles);
             copy_step(maps, shared, place, work.batch, step, last);
             place.advance();
             step = following;
         }
         __syncwarp();
-        tile = gridDim.x + warp_uniform(next);
+        tile_place = gridDim.x + warp_uniform(next);
     }
     send(-1);
     shared.keys_empty().wait(keys_parity);
@@ -255,9 +261,11 @@ __device__ __forceinline__ void pack(Operand& packed, const Products& products) 
             packed[k][i] = Mma<T>::pack(products[2 * k + i / 2][i % 2 * 2], products[2 * k + i / 2][i % 2 * 2 + 1]);
 }
 
-/// Starts the products of keys with queries, or of values with d_out.
+using HeldValues = unsigned[VALUES_HELD > 0 ? VALUES_HELD : 1][4];
+
+/// Starts the products of keys with queries, or of values with d_out, the first HELD pieces of the values in registers.
 template <int HELD>
-__device__ __forceinline__ void start_products(Products& products, const Held<HELD>& held, unsigned keys, unsigned queries) {
+__device__ __forceinline__ void start_products(Products& products, const HeldValues& held, unsigned keys, unsigned queries) {
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < D / 16; ++k) {
@@ -302,11 +310,9 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
         for (int n = 0; n < D / 8; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) dk[0][n][i] = dv[0][n][i] = 0.0f;
-        [[maybe_unused]] Held<KEYS_HELD> keys;
-        [[maybe_unused]] Held<VALUES_HELD> values;
-        if constexpr (KEYS_HELD > 0) Tile::hold_rows(keys, shared.k_tile());
+        HeldValues values;
         if constexpr (VALUES_HELD > 0) Tile::hold_rows(values, shared.k_tile() + Tile::BYTES);
-        if (ALL_HELD || flags & LAST) shared.keys_empty().arrive();
+        if (flags & LAST) shared.keys_empty().arrive();
         Operand of_gradients;
         int before = -1;  // the slot of the step before
         // By a vote, so that the compiler sees a warp leave the loop as one: what it counts can live in uniform registers.
@@ -325,7 +331,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 const unsigned d_out_tile = q_tile + QTile::BYTES;
                 Products weights, gradients;
                 // The scores queue up behind the sums of the part before.
-                start_products<KEYS_HELD>(weights, keys, k_tile, q_tile);
+                start_products<0>(weights, values, k_tile, q_tile);
                 wgmma_wait<1>();
                 hold(dv[0]);
                 hold(dk[0]);
@@ -395,7 +401,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 wgmma_wait<1>();
                 hold(gradients);
                 // The next tile's keys and values can come.
-                if (!ALL_HELD && (flags & LAST) && part == PARTS - 1) shared.keys_empty().arrive();
+                if ((flags & LAST) && part == PARTS - 1) shared.keys_empty().arrive();
                 // The weights are taken as the product takes them, rounded: there are no registers for both.
 #pragma unroll
                 for (int n = 0; n < PART_Q / 8; ++n) {

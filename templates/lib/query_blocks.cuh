@@ -1,6 +1,14 @@
 // The query blocks of one key block, as the transposed lists of a block mask name them.
 #pragma once
 
+/// The key block that comes at place `place` of a head's.
+__device__ __forceinline__ int key_block_at(const Params& p, int place, int kv_head, int batch) {
+    if (p.key_order == nullptr) return place;
+    const int block = __ldg(p.key_order + batch * p.key_order_stride[0] + kv_head * p.key_order_stride[1] + place);
+    // The order is a caller's: a number that is no block must not become an address.
+    return min(max(block, 0), p.kv_blocks - 1);
+}
+
 /// Walks through the lists of every query head that shares a key head, one head after another: blocks whose elements the
 /// mask function still decides first, whole blocks after them, STEPS steps of STEP queries each. Every warp walks by itself;
 /// each lane holds one number of a window of 32 places of a list.

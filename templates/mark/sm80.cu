@@ -7,11 +7,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __
     extern __shared__ __align__(128) unsigned char smem[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int row = blockIdx.x * WARPS + warp;
-    if (row >= p.q_blocks) return;
-    unsigned* bits = reinterpret_cast<unsigned*>(smem) + warp * WORDS;
-
     const long long head = blockIdx.y, batch = blockIdx.z;
     const auto at = [&](const long long* stride) { return batch * stride[0] + head * stride[1]; };
+    if (p.finished != nullptr && blockIdx.x == 0 && threadIdx.x == 0) p.finished[batch * p.finished_stride[0] + head] = 0;
+    if (row >= p.q_blocks) return;
+    unsigned* bits = reinterpret_cast<unsigned*>(smem) + warp * WORDS;
     const int count = min(max(__ldg(p.kv_counts + at(p.kv_counts_stride) + row), 0), p.max_blocks);
     const int* list = p.kv_indices + at(p.kv_indices_stride) + row * p.kv_indices_stride[2];
     int* keep = p.keep + at(p.keep_stride) + row * p.keep_stride[2];

@@ -151,5 +151,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS) TILEWRIGHT_KERNEL(co
         select_row(row, [&] { return result_of(p, blockIdx.z, blockIdx.y, q); }, p.top_k, p.top_p, scratch + 32 * warp);
     }
 
-    if (p.row_order != nullptr && p.finished != nullptr) order_when_last(p, reinterpret_cast<int*>(logits));
+    if (p.row_order != nullptr && p.finished != nullptr) order_query_blocks_when_last(p, reinterpret_cast<int*>(logits));
 }

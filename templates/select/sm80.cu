@@ -19,5 +19,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
         row.blocks = p.kv_blocks;
         select_row(row, [&] { return result_of(p, batch, head, q); }, p.top_k, p.top_p, scratch);
     }
-    if (p.row_order != nullptr && p.finished != nullptr) order_when_last(p, reinterpret_cast<int*>(smem));
+    if (p.row_order != nullptr && p.finished != nullptr) order_query_blocks_when_last(p, reinterpret_cast<int*>(smem));
 }

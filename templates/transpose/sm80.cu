@@ -6,6 +6,7 @@
 <% include "lib/warp.cuh" %>
 
 static_assert(THREADS == 32 * WARPS);
+<% include "lib/row_order.cuh" %>
 
 struct Lists {
     const int* words;  // this word of row 0
@@ -86,7 +87,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __
 #pragma unroll 1
     for (int pass = 0;; ++pass) {
         list_rows(p, lists, before);
-        if (pass == 1 || !split) return;
+        if (pass == 1 || !split) break;
         __syncthreads();
         lists.words = p.full_keep + at(p.full_keep_stride) + blockIdx.x;
         lists.stride = p.full_keep_stride[2];
@@ -94,4 +95,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __
         lists.indices = p.full_q_indices + at(p.full_q_indices_stride);
         lists.indices_stride = p.full_q_indices_stride[2];
     }
+    if (p.key_order == nullptr || p.finished == nullptr) return;
+    order_when_last(p.finished + batch * p.finished_stride[0] + head, p.q_counts + at(p.q_counts_stride),
+                    split ? p.full_q_counts + at(p.full_q_counts_stride) : nullptr, p.kv_blocks, p.q_blocks, reinterpret_cast<int*>(smem),
+                    p.key_order + at(p.key_order_stride));
 }

@@ -234,20 +234,21 @@ impl Selector {
             call,
             call.sizes.bucket(call.rule, None),
             bits,
-            by_kv,
-            &mut lists.full_q,
+            (by_kv, &mut lists.full_q),
+            None,
         )
     }
 }
 
-/// The lists by key block of the bits of the main lists and of those of full blocks.
+/// The lists by key block of the bits of the main lists and of those of full blocks. `order`: of the key blocks, and the heads'
+/// counters.
 pub(super) fn transpose_bits(
     kernel: &Tuned,
     call: &Call<'_>,
     bucket: Bucket,
     (keep, full_keep): (&Tensor, Option<&Tensor>),
-    by_kv: &mut BlockIndex,
-    full_by_kv: &mut Option<BlockIndex>,
+    (by_kv, full_by_kv): (&mut BlockIndex, &mut Option<BlockIndex>),
+    mut order: Option<(&mut Tensor, &mut Tensor)>,
 ) -> Result<(), Error> {
     let &Call { rule, sizes, device, split } = call;
     let outputs = tuning(kernel, sizes, bucket, || {
@@ -258,6 +259,8 @@ pub(super) fn transpose_bits(
     });
     kernel.run(bucket, outputs, &mut |kernel| {
         let (full_q_counts, full_q_indices) = parts_of(full_by_kv);
+        let (key_order, finished) =
+            order.as_mut().map(|(order, finished)| (&mut **order, &mut **finished)).unzip();
         let args = transpose::Args {
             keep,
             full_keep,
@@ -265,6 +268,8 @@ pub(super) fn transpose_bits(
             q_indices: &mut by_kv.indices,
             full_q_counts,
             full_q_indices,
+            key_order,
+            finished,
         };
         kernel.launch(&args, None)
     })

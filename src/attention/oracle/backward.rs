@@ -101,6 +101,12 @@ pub(in crate::attention) fn check_backward_kv(
         let delta = &case.delta()?.to(device)?;
         let Case { qkv: [q, k, v], lse, d_out, mask, .. } = &case.to(device)?;
         let (mut dk, mut dv) = (poisoned(device, k.dtype(), k)?, poisoned(device, v.dtype(), v)?);
+        // Some order: the last first.
+        let &[.., key_blocks] = mask.q().counts.shape() else {
+            unreachable!("a mask's counts have three dimensions")
+        };
+        let backwards: Vec<i32> = (0..key_blocks as i32).rev().collect();
+        let key_order = Tensor::from_slice(&backwards, &[1, 1, key_blocks])?.to(device)?;
         let args = backward_kv::Args {
             q,
             k,
@@ -112,6 +118,7 @@ pub(in crate::attention) fn check_backward_kv(
             q_indices: &mask.q().indices,
             full_q_counts: None,
             full_q_indices: None,
+            key_order: Some(&key_order),
             dk: &mut dk,
             dv: &mut dv,
             scale: rule.scale,
@@ -176,13 +183,18 @@ pub(in crate::attention) fn check_mark(device: &Device, kernel: &Kernel) -> Resu
         let indices = Tensor::from_slice(&indices, &[1, 1, rows.len(), 4])?.to(device)?;
         let mut keep = Tensor::uninit(device, DType::I32, &[1, 1, rows.len(), words])?;
         keep.fill_bytes(0xFF)?;
+        let mut finished = Tensor::from_slice(&[-1], &[1, 1])?.to(device)?;
         let args = mark::Args {
             kv_counts: &counts,
             kv_indices: &indices,
             keep: &mut keep,
+            finished: Some(&mut finished),
             kv_blocks: BLOCKS as i32,
         };
         kernel.launch(&args, None)?;
+        if finished.to_vec::<i32>()? != [0] {
+            return Ok(Err("it leaves the counter as it is".to_owned()));
+        }
         Ok(equal("bits", &keep.to_vec::<i32>()?, &expected))
     })
 }

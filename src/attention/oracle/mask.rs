@@ -94,7 +94,9 @@ pub(in crate::attention) fn check_select(
             top_p,
         };
         kernel.launch(&args, None)?;
-        if let Err(wrong) = by_falling_length(&row_order.to_vec()?, &results, split)? {
+        if let Err(wrong) =
+            by_falling_length(&row_order.to_vec()?, &results.kv, split.then_some(&results.full))?
+        {
             return Ok(Err(wrong));
         }
         results.verdict(rule, split, &case)
@@ -138,7 +140,9 @@ pub(in crate::attention) fn check_rank(
             top_p,
         };
         kernel.launch(&args, None)?;
-        if let Err(wrong) = by_falling_length(&row_order.to_vec()?, &results, split)? {
+        if let Err(wrong) =
+            by_falling_length(&row_order.to_vec()?, &results.kv, split.then_some(&results.full))?
+        {
             return Ok(Err(wrong));
         }
         results.verdict(rule, split, &case)
@@ -204,13 +208,17 @@ impl Results {
 }
 
 /// Whether the rows of each head are all there, those with more blocks first.
-fn by_falling_length(order: &[i32], results: &Results, split: bool) -> Result<Result<(), String>, Error> {
-    let (rows, mut lengths) = (GRID[2], results.kv.counts.to_vec::<i32>()?);
-    if split {
-        let full = results.full.counts.to_vec::<i32>()?;
+fn by_falling_length(
+    order: &[i32],
+    lists: &BlockIndex,
+    full: Option<&BlockIndex>,
+) -> Result<Result<(), String>, Error> {
+    let mut lengths = lists.counts.to_vec::<i32>()?;
+    if let Some(full) = full {
+        let full = full.counts.to_vec::<i32>()?;
         lengths.iter_mut().zip(full).for_each(|(length, full)| *length += full);
     }
-    Ok(ordered(order, &lengths, rows))
+    Ok(ordered(order, &lengths, lists.counts.shape()[2]))
 }
 
 fn ordered(order: &[i32], lengths: &[i32], rows: usize) -> Result<(), String> {
@@ -291,6 +299,8 @@ pub(in crate::attention) fn check_transpose(
         let bits =
             |class: u8| Tensor::from_slice(&packed(classes.iter().map(|&c| c == class)), &words)?.to(device);
         let full_keep = if split { Some(bits(FULL)?) } else { None };
+        let mut key_order = poisoned(device, DType::I32, &[GRID[0], GRID[1], GRID[3]])?;
+        let mut finished = Tensor::zeros_on(device, DType::I32, &GRID[..2])?;
         let args = transpose::Args {
             keep: &bits(PARTIAL)?,
             full_keep: full_keep.as_ref(),
@@ -298,8 +308,13 @@ pub(in crate::attention) fn check_transpose(
             q_indices: &mut q.indices,
             full_q_counts: split.then_some(&mut full.counts),
             full_q_indices: split.then_some(&mut full.indices),
+            key_order: Some(&mut key_order),
+            finished: Some(&mut finished),
         };
         kernel.launch(&args, None)?;
+        if let Err(wrong) = by_falling_length(&key_order.to_vec()?, &q, split.then_some(&full))? {
+            return Ok(Err(wrong));
+        }
         let lists = same_lists(&q, mask.q())?;
         let full = mask.full_q().map_or(Ok(Ok(())), |expected| same_lists(&full, expected))?;
         Ok(lists.and(full))

@@ -69,7 +69,7 @@ impl Kernels {
         Ok(Kernels { by_query: next(), by_key: next() })
     }
 
-    /// Launches into poisoned outputs.
+    /// Launches into poisoned outputs. With a gradient of lse the keys come in an order of their own, where they can have one.
     fn launch(&self, device: &Device, inputs: &Inputs, d_lse: Option<&Tensor>) -> Result<Gradients, Failed> {
         let cuda = device.as_cuda().unwrap();
         let to = |tensor: &Tensor| tensor.to(device);
@@ -104,6 +104,15 @@ impl Kernels {
             scale: inputs.scale,
         };
         self.by_query.launch(&args, Some(&functions))?;
+        let order = match mask.q().counts.shape() {
+            &[batch, heads, blocks] if d_lse.is_some() && [1, k.shape()[1]].contains(&heads) => {
+                let mut shuffled: Vec<i32> = (0..blocks as i32).collect();
+                shuffled.sort_by_key(|&block| (block as u32).wrapping_mul(0x9E37_79B1));
+                let orders = shuffled.repeat(batch * heads);
+                Some(Tensor::from_slice(&orders, &[batch, heads, blocks])?.to(device)?)
+            }
+            _ => None,
+        };
         let args = backward_kv::Args {
             q: &q,
             k: &k,
@@ -115,6 +124,7 @@ impl Kernels {
             q_indices: &mask.q().indices,
             full_q_counts: mask.full_q().map(|full| &full.counts),
             full_q_indices: mask.full_q().map(|full| &full.indices),
+            key_order: order.as_ref(),
             dk: &mut dk,
             dv: &mut dv,
             scale: inputs.scale,
