@@ -704,13 +704,14 @@ constexpr int ORDER_WORDS = ORDER_BINS + ORDER_BINS / 32;  // a lane's bins lie 
 /// ones do, come in any order. The whole thread block calls it; `bins`: ORDER_WORDS words of shared memory.
 __device__ __forceinline__ void order_rows(const int* counts, const int* full_counts, int rows, int longest, int* bins,
                                            int* order) {
-    // A bin for each length where there are so many. In f32, which is monotone too: a division of 64 bits is a call.
-    const float bins_a_block = ORDER_BINS / (longest + 1.0f);
+    // A bin for each length where there are so many. In f32, which is monotone too, and nearly right: a division of 64 bits is a call, and
+    // so is an exact one.
     const auto bin_of = [&](int row) {
         // Past the L1: other thread blocks have written them.
         const int length = max(__ldcg(counts + row), 0);
         const int full = full_counts == nullptr ? 0 : max(__ldcg(full_counts + row), 0);
-        const int bin = static_cast<int>((static_cast<float>(length) + static_cast<float>(full)) * bins_a_block);
+        const float blocks = static_cast<float>(length) + static_cast<float>(full);
+        const int bin = static_cast<int>(__fdividef((blocks + 0.5f) * ORDER_BINS, longest + 1.0f));
         const int place = ORDER_BINS - 1 - min(bin, ORDER_BINS - 1);
         return place + place / 32;
     };

@@ -16,7 +16,7 @@ kernel! {
     )
     let words = ceil_div(kv_blocks, 32);
     body sm80 {
-        tune { WARPS: [8, 16, 4] }
+        tune { WARPS: [16, 8, 4] }
         where { smem_bytes = max(4 * 32 * WARPS, 4 * (1024 + 32)), registers = 40 }
         launch { grid = [words, heads, batch], threads = 32 * WARPS }
     }
