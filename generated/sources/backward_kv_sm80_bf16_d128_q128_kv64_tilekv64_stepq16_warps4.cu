@@ -426,15 +426,21 @@ __device__ __forceinline__ uint4 transpose_quad(unsigned (&x)[4]) {
     return odd ? make_uint4(near0, x[1], near1, x[3]) : make_uint4(x[0], near0, x[2], near1);
 }
 
+// Orders that a caller gives: of rows, of key blocks.
+#pragma once
+
+/// The number at place `place` of an order of `count` numbers. One that is none must not become an address.
+__device__ __forceinline__ int number_at(const int* order, int place, int count) {
+    return min(max(__ldg(order + place), 0), count - 1);
+}
+
 // The query blocks of one key block, as the transposed lists of a block mask name them.
 #pragma once
 
 /// The key block that comes at place `place` of a head's.
 __device__ __forceinline__ int key_block_at(const Params& p, int place, int kv_head, int batch) {
     if (p.key_order == nullptr) return place;
-    const int block = __ldg(p.key_order + batch * p.key_order_stride[0] + kv_head * p.key_order_stride[1] + place);
-    // The order is a caller's: a number that is no block must not become an address.
-    return min(max(block, 0), p.kv_blocks - 1);
+    return number_at(p.key_order + batch * p.key_order_stride[0] + kv_head * p.key_order_stride[1], place, p.kv_blocks);
 }
 
 /// Walks through the lists of every query head that shares a key head, one head after another: blocks whose elements the

@@ -704,8 +704,8 @@ constexpr int ORDER_WORDS = ORDER_BINS + ORDER_BINS / 32;  // a lane's bins lie 
 /// ones do, come in any order. The whole thread block calls it; `bins`: ORDER_WORDS words of shared memory.
 __device__ __forceinline__ void order_rows(const int* counts, const int* full_counts, int rows, int longest, int* bins,
                                            int* order) {
-    // A bin for each length where there are so many. In f32, which is monotone too, and nearly right: a division of 64 bits is a call, and
-    // so is an exact one.
+    // A bin for each length where there are so many. In f32, which is monotone too, and nearly right: a division of 64 bits is a
+    // call, and so is an exact one.
     const auto bin_of = [&](int row) {
         // Past the L1: other thread blocks have written them.
         const int length = max(__ldcg(counts + row), 0);
@@ -757,8 +757,8 @@ __device__ __forceinline__ void order_query_blocks_when_last(const Arguments& p,
     const long long head = blockIdx.y, batch = blockIdx.z;
     const auto at = [&](const long long* stride) { return batch * stride[0] + head * stride[1]; };
     const int* full_counts = p.full_kv_counts == nullptr ? nullptr : p.full_kv_counts + at(p.full_kv_counts_stride);
-    order_when_last(p.finished + batch * p.finished_stride[0] + head, p.kv_counts + at(p.kv_counts_stride), full_counts, p.q_blocks, p.kv_blocks, bins,
-                    p.row_order + at(p.row_order_stride));
+    order_when_last(p.finished + batch * p.finished_stride[0] + head, p.kv_counts + at(p.kv_counts_stride), full_counts, p.q_blocks,
+                    p.kv_blocks, bins, p.row_order + at(p.row_order_stride));
 }
 
 

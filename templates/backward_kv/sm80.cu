@@ -10,6 +10,7 @@
 <% include "lib/mma.cuh" %>
 <% include "lib/math.cuh" %>
 <% include "lib/quad.cuh" %>
+<% include "lib/given_order.cuh" %>
 <% include "lib/query_blocks.cuh" %>
 <% include "lib/tile_products.cuh" %>
 <% include "lib/write_sums.cuh" %>

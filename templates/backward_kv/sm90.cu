@@ -8,6 +8,7 @@
 <% include "lib/math.cuh" %>
 <% include "lib/mma.cuh" %>
 <% include "lib/quad.cuh" %>
+<% include "lib/given_order.cuh" %>
 <% include "lib/query_blocks.cuh" %>
 <% include "lib/mbarrier.cuh" %>
 <% include "lib/tma.cuh" %>

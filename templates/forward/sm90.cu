@@ -13,6 +13,7 @@
 <% include "lib/mbarrier.cuh" %>
 <% include "lib/tma.cuh" %>
 <% include "lib/tile_queue.cuh" %>
+<% include "lib/given_order.cuh" %>
 <% include "lib/head_rows.cuh" %>
 <% set wgmma_widths = [constant.STEP_KV, constant.D_V] %>
 <% include "lib/wgmma.cuh" %>

@@ -33,9 +33,7 @@ __device__ __forceinline__ int tile_at(const Params& p, int place) {
     int q_block = p.q_blocks - 1 - next.row;
     if (p.row_order) {
         const int head = next.head % p.heads, batch = next.head / p.heads;
-        q_block = __ldg(p.row_order + batch * p.row_order_stride[0] + head * p.row_order_stride[1] + next.row);
-        // The order is a caller's: a number that is no row must not become an address.
-        q_block = min(max(q_block, 0), p.q_blocks - 1);
+        q_block = number_at(p.row_order + batch * p.row_order_stride[0] + head * p.row_order_stride[1], next.row, p.q_blocks);
     }
     return next.head * p.q_blocks + q_block;
 }

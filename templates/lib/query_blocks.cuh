@@ -4,9 +4,7 @@
 /// The key block that comes at place `place` of a head's.
 __device__ __forceinline__ int key_block_at(const Params& p, int place, int kv_head, int batch) {
     if (p.key_order == nullptr) return place;
-    const int block = __ldg(p.key_order + batch * p.key_order_stride[0] + kv_head * p.key_order_stride[1] + place);
-    // The order is a caller's: a number that is no block must not become an address.
-    return min(max(block, 0), p.kv_blocks - 1);
+    return number_at(p.key_order + batch * p.key_order_stride[0] + kv_head * p.key_order_stride[1], place, p.kv_blocks);
 }
 
 /// Walks through the lists of every query head that shares a key head, one head after another: blocks whose elements the
