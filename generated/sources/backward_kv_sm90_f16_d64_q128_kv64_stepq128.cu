@@ -507,8 +507,8 @@ struct TileQueue {
 };
 static_assert(sizeof(TileQueue) == 8, "TileQueue differs from the Rust side");
 
-// What the backward kernels for Hopper know of queries, brought to shared memory by the warp that copies. After thread.cuh and
-// math.cuh.
+// What the backward kernels for Hopper know of queries, brought to shared memory by a warp that does not compute. After thread.cuh
+// and math.cuh.
 #pragma once
 
 /// lse in base-2 exponent units, and what a score's gradient is less: delta, or the gradient of lse where delta is still to be made.
@@ -518,7 +518,7 @@ struct Statistics {
     float lse[QUERIES], less[QUERIES];
 };
 
-/// What a lane of the copying warp knows of every 32nd query, as it is in memory.
+/// What a lane of such a warp knows of every 32nd query, as it is in memory.
 template <int QUERIES>
 struct LaneStatistics {
     float lse[QUERIES / 32], less[QUERIES / 32];
@@ -534,21 +534,77 @@ struct LaneStatistics {
         }
     }
 
-    /// Writes to the Statistics at `to`, at `place(query)`, what is known of the first `queries`, and of others that there are none.
-    /// Whether one of this lane's attends to nothing.
+    /// Writes each lse to `place(query)` of those at `to`; past the first `queries` there are none. Whether one of this lane's attends to
+    /// nothing.
     template <typename Place>
-    __device__ __forceinline__ bool store(unsigned to, int queries, Place place) const {
+    __device__ __forceinline__ bool store_lse(unsigned to, int queries, Place place) const {
         bool any_empty = false;
 #pragma unroll
         for (int i = 0; i < QUERIES / 32; ++i) {
             const int query = i * 32 + thread_place() % 32;
             const bool exists = query < queries, empty = lse[i] == -infinity();
-            const unsigned at = to + place(query) * sizeof(float);
-            store_shared(at, __float_as_int(exists && !empty ? lse[i] * LOG2_E : infinity()));
-            store_shared(at + sizeof(Statistics<QUERIES>::lse), __float_as_int(exists ? less[i] : 0.0f));
+            store_shared(to + place(query) * sizeof(float), __float_as_int(exists && !empty ? lse[i] * LOG2_E : infinity()));
             any_empty |= exists && empty;
         }
         return any_empty;
+    }
+
+    /// The same of what a score's gradient is less.
+    template <typename Place>
+    __device__ __forceinline__ void store_less(unsigned to, int queries, Place place) const {
+#pragma unroll
+        for (int i = 0; i < QUERIES / 32; ++i) {
+            const int query = i * 32 + thread_place() % 32;
+            store_shared(to + place(query) * sizeof(float), __float_as_int(query < queries ? less[i] : 0.0f));
+        }
+    }
+};
+
+// Numbers that the tensor cores subtract, one of each column of a warpgroup's accumulators. After mma.cuh, tma.cuh and
+// query_statistics.cuh.
+#pragma once
+
+/// A product of 16 more columns subtracts x as a sum of three bf16, which have all of an f32's 24 bits. It takes as long as the tensor
+/// cores are held up by subtractions that warps make, and it has no loads of x to wait for.
+///
+/// Both operands are one piece of 8 columns that their descriptors name twice; hence halves: a row of the second operand is an x, three
+/// summands and zeros, and every row of the first is three times -1/2 and zeros.
+struct Subtrahend {
+    static constexpr unsigned ROW_BYTES = 16, FIRST_BYTES = 8 * ROW_BYTES;
+
+    /// Writes the first operand, of which all rows are the same eight. One thread does, and publishes it.
+    static __device__ __forceinline__ void store_first(unsigned to) {
+#pragma unroll
+        for (int row = 0; row < 8; ++row) store_row(to + row * ROW_BYTES, -0.5f, -0.5f, -0.5f);
+    }
+
+    /// Writes the rows of what a warp's lanes know is less, of queries past the first `queries` 0, and publishes them.
+    template <int QUERIES>
+    static __device__ __forceinline__ void store_rows(unsigned to, const LaneStatistics<QUERIES>& statistics, int queries) {
+#pragma unroll
+        for (int i = 0; i < QUERIES / 32; ++i) {
+            const int query = i * 32 + thread_place() % 32;
+            const float x = query < queries ? statistics.less[i] : 0.0f;
+            const float first = first_bits(x), second = first_bits(x - first);
+            store_row(to + query * ROW_BYTES, first, second, x - first - second);
+        }
+        publish_shared();
+    }
+
+    /// Descriptors of both operands, without a swizzle: only the second's eights of rows differ, and lie one after another.
+    static __device__ __forceinline__ unsigned long long first(unsigned address) { return address >> 4; }
+    static __device__ __forceinline__ unsigned long long second(unsigned address) {
+        return static_cast<unsigned long long>(8 * ROW_BYTES >> 4) << 32 | address >> 4;
+    }
+
+   private:
+    /// As many of x's bits as a bf16 has.
+    static __device__ __forceinline__ float first_bits(float x) { return __uint_as_float(__float_as_uint(x) & 0xffff0000u); }
+    static __device__ __forceinline__ void store_row(unsigned to, float first, float second, float third) {
+        using Pair = Mma<__nv_bfloat16>;
+        asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%3};" ::"r"(to), "r"(Pair::pack(first, second)), "r"(Pair::pack(third, 0.0f)),
+                     "r"(0)
+                     : "memory");
     }
 };
 
@@ -826,24 +882,28 @@ using Products = float[PART_Q / 8][4];
 using Operand = unsigned[PART_Q / 16][4];
 using Sums = float[1][D / 8][4];
 
-using SlotStatistics = Statistics<STEP_Q>;
-constexpr unsigned LSE = 0, DELTA = sizeof(SlotStatistics::lse);  // bytes from a slot's statistics on
+// Whether delta is subtracted by a product: the type must have the range of f32.
+constexpr bool DELTA_BY_PRODUCT = Mma<T>::RANGE_OF_F32;
+// A slot's statistics: lse of its queries, then delta, as numbers or as rows of an operand.
+constexpr unsigned LSE = 0, DELTA = STEP_Q * sizeof(float);
+constexpr unsigned STATISTICS_BYTES = DELTA + STEP_Q * (DELTA_BY_PRODUCT ? Subtrahend::ROW_BYTES : sizeof(float));
 
 /// Where a query's are: in an order that gives a thread its two columns of two neighbouring pieces in one load.
 __device__ __forceinline__ int statistics_place(int query) {
     return query / 16 * 16 + query % 8 / 2 * 4 + query % 16 / 8 * 2 + query % 2;
 }
 
-// Shared memory, from a multiple of 1024 on: K, V, the ring's tiles of q and d_out, the statistics of each slot's queries,
-// barriers, and what the copying warps tell the others of a slot. The ring has the slots that fit, up to 4.
+// Shared memory, from a multiple of 1024 on: K, V, the ring's tiles of q and d_out, the statistics of each slot's queries, the first
+// operand that subtracts delta, barriers, and what the copying warps tell the others of a slot. The ring has the slots that fit, up to 4.
 constexpr unsigned SMEM_BYTES = 1024 * 113;
 constexpr unsigned SLOT_BYTES = 2 * QTile::BYTES;
 constexpr unsigned NOTE_BYTES = 16;
 constexpr int MAILS = 2;
-constexpr int FITTING = (SMEM_BYTES - 1024 - 2 * Tile::BYTES) / (SLOT_BYTES + sizeof(SlotStatistics));
+constexpr int FITTING = (SMEM_BYTES - 1024 - 2 * Tile::BYTES) / (SLOT_BYTES + STATISTICS_BYTES);
 constexpr int STAGES = FITTING < 4 ? FITTING : 4;
 constexpr unsigned STATISTICS = 2 * Tile::BYTES + STAGES * SLOT_BYTES;
-constexpr unsigned BARRIERS = STATISTICS + STAGES * sizeof(SlotStatistics);
+constexpr unsigned SUBTRAHEND = STATISTICS + STAGES * STATISTICS_BYTES;
+constexpr unsigned BARRIERS = SUBTRAHEND + (DELTA_BY_PRODUCT ? Subtrahend::FIRST_BYTES : 0);
 constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2 + 2 * MAILS) * Barrier::BYTES;
 static_assert(STAGES >= 2 && NOTES % 16 == 0 && 4 * MAILS <= NOTE_BYTES && NOTES + (STAGES + 2) * NOTE_BYTES <= SMEM_BYTES);
 using Place = RingPlace<STAGES>;
@@ -851,13 +911,10 @@ using MailPlace = RingPlace<MAILS>;
 
 // Registers are handed out anew among the warpgroups.
 constexpr int COPY_REGISTERS = STEP_Q == 64 ? 24 : 32, COMPUTE_REGISTERS = 256 - COPY_REGISTERS;
-// Pieces of 16 columns of the values that stay in registers, for the same reason, as many as there is room for. (As many as an Operand
-// has must not be: ptxas 13.0 gives both the same registers.)
-constexpr int VALUES_HELD = D > 64 && !HAS_SCORE_MOD ? 2 : 0;
 // Whether the statistics are read while products are under way: what holds few registers gains by it, what holds many loses.
 constexpr bool READ_EARLY = D == 64;
 // Whether gradients are made of pairs: their type must have the range of what comes before the weights are multiplied in.
-constexpr bool IN_PAIRS = Mma<T>::RANGE_OF_F32 && !HAS_SCORE_MOD && !HAS_MASK_MOD;
+constexpr bool IN_PAIRS = DELTA_BY_PRODUCT && !HAS_SCORE_MOD && !HAS_MASK_MOD;
 
 /// Addresses in shared memory.
 struct Shared {
@@ -867,7 +924,8 @@ struct Shared {
     __device__ unsigned k_tile() const { return base; }
     /// Queries, then their d_out.
     __device__ unsigned q_tile(int slot) const { return base + 2 * Tile::BYTES + slot * SLOT_BYTES; }
-    __device__ unsigned statistics(int slot) const { return base + STATISTICS + slot * sizeof(SlotStatistics); }
+    __device__ unsigned statistics(int slot) const { return base + STATISTICS + slot * STATISTICS_BYTES; }
+    __device__ unsigned subtrahend() const { return base + SUBTRAHEND; }
     /// A slot's copies and statistics have landed; everybody is done with it.
     __device__ Barrier full(int slot) const { return {base + BARRIERS + slot * Barrier::BYTES}; }
     __device__ Barrier empty(int slot) const { return {base + BARRIERS + (STAGES + slot) * Barrier::BYTES}; }
@@ -1012,7 +1070,11 @@ __device__ __forceinline__ void bring_statistics(const Params& p, Shared shared)
         if (step.head >= 0) load();
         while (step.head >= 0) {
             shared.empty(place.slot).wait(place.parity ^ 1);
-            const bool empty = statistics.store(shared.statistics(place.slot), p.seq_q - step.first, statistics_place);
+            const unsigned to = shared.statistics(place.slot);
+            const int queries = p.seq_q - step.first;
+            const bool empty = statistics.store_lse(to + LSE, queries, statistics_place);
+            if constexpr (DELTA_BY_PRODUCT) Subtrahend::store_rows(to + DELTA, statistics, queries);
+            else statistics.store_less(to + DELTA, queries, statistics_place);
             const bool any_empty = __any_sync(0xffffffffu, empty);
             if (thread_place() % 32 == 0) store_shared(shared.note(place.slot) + 12, any_empty);
             shared.full(place.slot).arrive();
@@ -1024,10 +1086,10 @@ __device__ __forceinline__ void bring_statistics(const Params& p, Shared shared)
 }
 
 /// Rows of queries that attend to nothing become 0, whatever they hold: 0 · NaN must not reach their keys.
-__device__ __forceinline__ void clear_empty_rows(unsigned char* slot, const SlotStatistics& statistics) {
+__device__ __forceinline__ void clear_empty_rows(unsigned char* slot, const float* lse) {
     for (int i = thread_place(); i < STEP_Q * 2 * QTile::PANELS * 8; i += 128) {
         const int row = i / 8 % STEP_Q, panel = i / 8 / STEP_Q;  // of q, then of d_out
-        if (statistics.lse[statistics_place(row)] == infinity())
+        if (lse[statistics_place(row)] == infinity())
             *reinterpret_cast<uint4*>(slot + panel * QTile::PANEL_BYTES + row * 128 + i % 8 * 16) = make_uint4(0, 0, 0, 0);
     }
     publish_shared();
@@ -1054,18 +1116,12 @@ __device__ __forceinline__ void pack(Operand& packed, const Products& products) 
             packed[k][i] = Mma<T>::pack(products[2 * k + i / 2][i % 2 * 2], products[2 * k + i / 2][i % 2 * 2 + 1]);
 }
 
-using HeldValues = unsigned[VALUES_HELD > 0 ? VALUES_HELD : 1][4];
-
-/// Starts the products of keys with queries, or of values with d_out, the first HELD pieces of the values in registers.
-template <int HELD>
-__device__ __forceinline__ void start_products(Products& products, const HeldValues& held, unsigned keys, unsigned queries) {
+/// Begins the products of keys with queries, or of values with d_out. To be committed.
+__device__ __forceinline__ void begin_products(Products& products, unsigned keys, unsigned queries) {
     wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < D / 16; ++k) {
-        if (k < HELD) Wgmma<T, PART_Q>::multiply_held(products, held[k], QTile::along_rows(queries, k), k > 0);
-        else Wgmma<T, PART_Q>::multiply(products, Tile::along_rows(keys, k), QTile::along_rows(queries, k), k > 0);
-    }
-    wgmma_commit();
+    for (int k = 0; k < D / 16; ++k)
+        Wgmma<T, PART_Q>::multiply(products, Tile::along_rows(keys, k), QTile::along_rows(queries, k), k > 0);
 }
 
 /// The work of the computing warpgroup.
@@ -1103,8 +1159,6 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
         for (int n = 0; n < D / 8; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) dk[0][n][i] = dv[0][n][i] = 0.0f;
-        HeldValues values;
-        if constexpr (VALUES_HELD > 0) Tile::hold_rows(values, shared.k_tile() + Tile::BYTES);
         if (flags & LAST) shared.keys_empty().arrive();
         Operand of_gradients;
         int before = -1;  // the slot of the step before
@@ -1115,7 +1169,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             flags = load_shared(shared.note(place.slot) + 8);
             if (load_shared(shared.note(place.slot) + 12))
                 clear_empty_rows(smem + 2 * Tile::BYTES + place.slot * SLOT_BYTES,
-                                 *reinterpret_cast<const SlotStatistics*>(smem + STATISTICS + place.slot * sizeof(SlotStatistics)));
+                                 reinterpret_cast<const float*>(smem + STATISTICS + place.slot * STATISTICS_BYTES + LSE));
 #pragma unroll
             for (int part = 0; part < PARTS; ++part) {
                 // Through ordinary registers each product would wait for its descriptor.
@@ -1124,7 +1178,8 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 const unsigned d_out_tile = q_tile + QTile::BYTES;
                 Products weights, gradients;
                 // The scores queue up behind the sums of the part before.
-                start_products<0>(weights, values, k_tile, q_tile);
+                begin_products(weights, k_tile, q_tile);
+                wgmma_commit();
                 wgmma_wait<1>();
                 hold(dv[0]);
                 hold(dk[0]);
@@ -1138,7 +1193,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 [[maybe_unused]] Products scores = {};  // before the score function, where there is one
                 // lse or delta of this thread's columns: two of each of two neighbouring pieces.
                 const auto columns_of = [&](unsigned member, int n) {
-                    const unsigned char* of_slot = my_statistics + place.slot * sizeof(SlotStatistics) + member;
+                    const unsigned char* of_slot = my_statistics + place.slot * STATISTICS_BYTES + member;
                     return reinterpret_cast<const float4*>(of_slot)[part * (PART_Q / 4) + n * 4];
                 };
                 [[maybe_unused]] float4 early[PART_Q / 16];
@@ -1152,9 +1207,9 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                     const float4 both = READ_EARLY ? early[n / 2] : columns_of(member, n / 2);
                     return n % 2 ? make_float2(both.z, both.w) : make_float2(both.x, both.y);
                 };
-                // Makes a gradient of d_out · v.
-                const auto finish = [&](float& gradient, float weight, float delta, int n, int i) {
-                    gradient = weight * (gradient - delta);
+                // Makes a gradient of d_out · v - delta.
+                const auto finish = [&](float& gradient, float weight, int n, int i) {
+                    gradient *= weight;
                     if constexpr (HAS_SCORE_MOD) {
                         const int key = thread_place() / 32 * 16 + thread_place() % 32 / 4 + i / 2 * 8;
                         const int query = n * 8 + thread_place() % 4 * 2 + i % 2;
@@ -1188,33 +1243,45 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 Operand of_weights;
                 pack(of_weights, weights);
                 // Late: beside the scores the gradients would take registers, and the other block keeps the tensor cores busy.
-                start_products<VALUES_HELD>(gradients, values, v_tile, d_out_tile);
+                begin_products(gradients, v_tile, d_out_tile);
+                if constexpr (DELTA_BY_PRODUCT) {
+                    const unsigned rows = warp_uniform(shared.statistics(place.slot)) + DELTA + part * PART_Q * Subtrahend::ROW_BYTES;
+                    Wgmma<T, PART_Q>::multiply(gradients, Subtrahend::first(warp_uniform(shared.subtrahend())), Subtrahend::second(rows),
+                                               true);
+                }
+                wgmma_commit();
                 start_sums(dv, of_weights, d_out_tile);
-                read_early(DELTA);
+                if constexpr (!DELTA_BY_PRODUCT) read_early(DELTA);
                 wgmma_wait<1>();
                 hold(gradients);
                 // The next tile's keys and values can come.
                 if ((flags & LAST) && part == PARTS - 1) shared.keys_empty().arrive();
-                // The weights are taken as the product takes them, rounded: there are no registers for both.
+                if constexpr (!DELTA_BY_PRODUCT) {
 #pragma unroll
-                for (int n = 0; n < PART_Q / 8; ++n) {
-                    const float2 delta = of_piece(DELTA, n);
+                    for (int n = 0; n < PART_Q / 8; ++n) {
+                        const float2 delta = of_piece(DELTA, n);
 #pragma unroll
-                    for (int half = 0; half < 2; ++half) {
-                        float& first = gradients[n][2 * half];
-                        float& second = gradients[n][2 * half + 1];
-                        const unsigned pair = of_weights[n / 2][n % 2 * 2 + half];
-                        if constexpr (IN_PAIRS) {
-                            of_gradients[n / 2][n % 2 * 2 + half] =
-                                Mma<T>::multiply(pair, Mma<T>::pack(first - delta.x, second - delta.y));
-                        } else {
-                            const float2 weight = Mma<T>::unpack(pair);
-                            finish(first, weight.x, delta.x, n, 2 * half);
-                            finish(second, weight.y, delta.y, n, 2 * half + 1);
-                        }
+                        for (int i = 0; i < 4; ++i) gradients[n][i] -= i % 2 ? delta.y : delta.x;
                     }
                 }
-                if constexpr (!IN_PAIRS) pack(of_gradients, gradients);
+                // The weights are taken as the product takes them, rounded: there are no registers for both.
+                if constexpr (IN_PAIRS) {
+                    pack(of_gradients, gradients);
+#pragma unroll
+                    for (int k = 0; k < PART_Q / 16; ++k)
+#pragma unroll
+                        for (int i = 0; i < 4; ++i) of_gradients[k][i] = Mma<T>::multiply(of_weights[k][i], of_gradients[k][i]);
+                } else {
+#pragma unroll
+                    for (int n = 0; n < PART_Q / 8; ++n)
+#pragma unroll
+                        for (int half = 0; half < 2; ++half) {
+                            const float2 weight = Mma<T>::unpack(of_weights[n / 2][n % 2 * 2 + half]);
+                            finish(gradients[n][2 * half], weight.x, n, 2 * half);
+                            finish(gradients[n][2 * half + 1], weight.y, n, 2 * half + 1);
+                        }
+                    pack(of_gradients, gradients);
+                }
                 start_sums(dk, of_gradients, q_tile);
                 // Registers are scarce: the weights go before the next scores come.
                 wgmma_wait<1>();
@@ -1258,6 +1325,10 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
             shared.mail_empty(slot).init(1);
         }
         shared.keys_empty().init(128);
+        if constexpr (DELTA_BY_PRODUCT) {
+            Subtrahend::store_first(shared.subtrahend());
+            publish_shared();
+        }
         publish_barriers();
     }
     __syncthreads();

@@ -491,8 +491,8 @@ struct TileQueue {
 };
 static_assert(sizeof(TileQueue) == 8, "TileQueue differs from the Rust side");
 
-// What the backward kernels for Hopper know of queries, brought to shared memory by the warp that copies. After thread.cuh and
-// math.cuh.
+// What the backward kernels for Hopper know of queries, brought to shared memory by a warp that does not compute. After thread.cuh
+// and math.cuh.
 #pragma once
 
 /// lse in base-2 exponent units, and what a score's gradient is less: delta, or the gradient of lse where delta is still to be made.
@@ -502,7 +502,7 @@ struct Statistics {
     float lse[QUERIES], less[QUERIES];
 };
 
-/// What a lane of the copying warp knows of every 32nd query, as it is in memory.
+/// What a lane of such a warp knows of every 32nd query, as it is in memory.
 template <int QUERIES>
 struct LaneStatistics {
     float lse[QUERIES / 32], less[QUERIES / 32];
@@ -518,21 +518,29 @@ struct LaneStatistics {
         }
     }
 
-    /// Writes to the Statistics at `to`, at `place(query)`, what is known of the first `queries`, and of others that there are none.
-    /// Whether one of this lane's attends to nothing.
+    /// Writes each lse to `place(query)` of those at `to`; past the first `queries` there are none. Whether one of this lane's attends to
+    /// nothing.
     template <typename Place>
-    __device__ __forceinline__ bool store(unsigned to, int queries, Place place) const {
+    __device__ __forceinline__ bool store_lse(unsigned to, int queries, Place place) const {
         bool any_empty = false;
 #pragma unroll
         for (int i = 0; i < QUERIES / 32; ++i) {
             const int query = i * 32 + thread_place() % 32;
             const bool exists = query < queries, empty = lse[i] == -infinity();
-            const unsigned at = to + place(query) * sizeof(float);
-            store_shared(at, __float_as_int(exists && !empty ? lse[i] * LOG2_E : infinity()));
-            store_shared(at + sizeof(Statistics<QUERIES>::lse), __float_as_int(exists ? less[i] : 0.0f));
+            store_shared(to + place(query) * sizeof(float), __float_as_int(exists && !empty ? lse[i] * LOG2_E : infinity()));
             any_empty |= exists && empty;
         }
         return any_empty;
+    }
+
+    /// The same of what a score's gradient is less.
+    template <typename Place>
+    __device__ __forceinline__ void store_less(unsigned to, int queries, Place place) const {
+#pragma unroll
+        for (int i = 0; i < QUERIES / 32; ++i) {
+            const int query = i * 32 + thread_place() % 32;
+            store_shared(to + place(query) * sizeof(float), __float_as_int(query < queries ? less[i] : 0.0f));
+        }
     }
 };
 
@@ -980,7 +988,9 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
                         copy_box(to + QTile::BYTES, maps.d_out, column, query, row.y, row.z, q_full);
                 }
         }
-        statistics.store(shared.statistics(at.slot), p.seq_q - row.x * BLOCK_Q, [](int query) { return query; });
+        const auto in_order = [](int query) { return query; };
+        statistics.store_lse(shared.statistics(at.slot), p.seq_q - row.x * BLOCK_Q, in_order);
+        statistics.store_less(shared.statistics(at.slot) + sizeof(TileStatistics::lse), p.seq_q - row.x * BLOCK_Q, in_order);
         q_full.arrive();
         at.advance();
         KeyBlocks blocks;

@@ -14,6 +14,7 @@
 <% include "lib/tma.cuh" %>
 <% include "lib/tile_queue.cuh" %>
 <% include "lib/query_statistics.cuh" %>
+<% include "lib/subtrahend.cuh" %>
 <% include "lib/write_sums.cuh" %>
 <% set wgmma_widths = [64, constant.STEP_Q, constant.D] %>
 <% include "lib/wgmma.cuh" %>
@@ -34,24 +35,28 @@ using Products = float[PART_Q / 8][4];
 using Operand = unsigned[PART_Q / 16][4];
 using Sums = float[1][D / 8][4];
 
-using SlotStatistics = Statistics<STEP_Q>;
-constexpr unsigned LSE = 0, DELTA = sizeof(SlotStatistics::lse);  // bytes from a slot's statistics on
+// Whether delta is subtracted by a product: the type must have the range of f32.
+constexpr bool DELTA_BY_PRODUCT = Mma<T>::RANGE_OF_F32;
+// A slot's statistics: lse of its queries, then delta, as numbers or as rows of an operand.
+constexpr unsigned LSE = 0, DELTA = STEP_Q * sizeof(float);
+constexpr unsigned STATISTICS_BYTES = DELTA + STEP_Q * (DELTA_BY_PRODUCT ? Subtrahend::ROW_BYTES : sizeof(float));
 
 /// Where a query's are: in an order that gives a thread its two columns of two neighbouring pieces in one load.
 __device__ __forceinline__ int statistics_place(int query) {
     return query / 16 * 16 + query % 8 / 2 * 4 + query % 16 / 8 * 2 + query % 2;
 }
 
-// Shared memory, from a multiple of 1024 on: K, V, the ring's tiles of q and d_out, the statistics of each slot's queries,
-// barriers, and what the copying warps tell the others of a slot. The ring has the slots that fit, up to 4.
+// Shared memory, from a multiple of 1024 on: K, V, the ring's tiles of q and d_out, the statistics of each slot's queries, the first
+// operand that subtracts delta, barriers, and what the copying warps tell the others of a slot. The ring has the slots that fit, up to 4.
 constexpr unsigned SMEM_BYTES = 1024 * 113;
 constexpr unsigned SLOT_BYTES = 2 * QTile::BYTES;
 constexpr unsigned NOTE_BYTES = 16;
 constexpr int MAILS = 2;
-constexpr int FITTING = (SMEM_BYTES - 1024 - 2 * Tile::BYTES) / (SLOT_BYTES + sizeof(SlotStatistics));
+constexpr int FITTING = (SMEM_BYTES - 1024 - 2 * Tile::BYTES) / (SLOT_BYTES + STATISTICS_BYTES);
 constexpr int STAGES = FITTING < 4 ? FITTING : 4;
 constexpr unsigned STATISTICS = 2 * Tile::BYTES + STAGES * SLOT_BYTES;
-constexpr unsigned BARRIERS = STATISTICS + STAGES * sizeof(SlotStatistics);
+constexpr unsigned SUBTRAHEND = STATISTICS + STAGES * STATISTICS_BYTES;
+constexpr unsigned BARRIERS = SUBTRAHEND + (DELTA_BY_PRODUCT ? Subtrahend::FIRST_BYTES : 0);
 constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2 + 2 * MAILS) * Barrier::BYTES;
 static_assert(STAGES >= 2 && NOTES % 16 == 0 && 4 * MAILS <= NOTE_BYTES && NOTES + (STAGES + 2) * NOTE_BYTES <= SMEM_BYTES);
 using Place = RingPlace<STAGES>;
@@ -59,13 +64,10 @@ using MailPlace = RingPlace<MAILS>;
 
 // Registers are handed out anew among the warpgroups.
 constexpr int COPY_REGISTERS = STEP_Q == 64 ? 24 : 32, COMPUTE_REGISTERS = 256 - COPY_REGISTERS;
-// Pieces of 16 columns of the values that stay in registers, for the same reason, as many as there is room for. (As many as an Operand
-// has must not be: ptxas 13.0 gives both the same registers.)
-constexpr int VALUES_HELD = D > 64 && !HAS_SCORE_MOD ? 2 : 0;
 // Whether the statistics are read while products are under way: what holds few registers gains by it, what holds many loses.
 constexpr bool READ_EARLY = D == 64;
 // Whether gradients are made of pairs: their type must have the range of what comes before the weights are multiplied in.
-constexpr bool IN_PAIRS = Mma<T>::RANGE_OF_F32 && !HAS_SCORE_MOD && !HAS_MASK_MOD;
+constexpr bool IN_PAIRS = DELTA_BY_PRODUCT && !HAS_SCORE_MOD && !HAS_MASK_MOD;
 
 /// Addresses in shared memory.
 struct Shared {
@@ -75,7 +77,8 @@ struct Shared {
     __device__ unsigned k_tile() const { return base; }
     /// Queries, then their d_out.
     __device__ unsigned q_tile(int slot) const { return base + 2 * Tile::BYTES + slot * SLOT_BYTES; }
-    __device__ unsigned statistics(int slot) const { return base + STATISTICS + slot * sizeof(SlotStatistics); }
+    __device__ unsigned statistics(int slot) const { return base + STATISTICS + slot * STATISTICS_BYTES; }
+    __device__ unsigned subtrahend() const { return base + SUBTRAHEND; }
     /// A slot's copies and statistics have landed; everybody is done with it.
     __device__ Barrier full(int slot) const { return {base + BARRIERS + slot * Barrier::BYTES}; }
     __device__ Barrier empty(int slot) const { return {base + BARRIERS + (STAGES + slot) * Barrier::BYTES}; }
@@ -220,7 +223,11 @@ __device__ __forceinline__ void bring_statistics(const Params& p, Shared shared)
         if (step.head >= 0) load();
         while (step.head >= 0) {
             shared.empty(place.slot).wait(place.parity ^ 1);
-            const bool empty = statistics.store(shared.statistics(place.slot), p.seq_q - step.first, statistics_place);
+            const unsigned to = shared.statistics(place.slot);
+            const int queries = p.seq_q - step.first;
+            const bool empty = statistics.store_lse(to + LSE, queries, statistics_place);
+            if constexpr (DELTA_BY_PRODUCT) Subtrahend::store_rows(to + DELTA, statistics, queries);
+            else statistics.store_less(to + DELTA, queries, statistics_place);
             const bool any_empty = __any_sync(0xffffffffu, empty);
             if (thread_place() % 32 == 0) store_shared(shared.note(place.slot) + 12, any_empty);
             shared.full(place.slot).arrive();
@@ -232,10 +239,10 @@ __device__ __forceinline__ void bring_statistics(const Params& p, Shared shared)
 }
 
 /// Rows of queries that attend to nothing become 0, whatever they hold: 0 · NaN must not reach their keys.
-__device__ __forceinline__ void clear_empty_rows(unsigned char* slot, const SlotStatistics& statistics) {
+__device__ __forceinline__ void clear_empty_rows(unsigned char* slot, const float* lse) {
     for (int i = thread_place(); i < STEP_Q * 2 * QTile::PANELS * 8; i += 128) {
         const int row = i / 8 % STEP_Q, panel = i / 8 / STEP_Q;  // of q, then of d_out
-        if (statistics.lse[statistics_place(row)] == infinity())
+        if (lse[statistics_place(row)] == infinity())
             *reinterpret_cast<uint4*>(slot + panel * QTile::PANEL_BYTES + row * 128 + i % 8 * 16) = make_uint4(0, 0, 0, 0);
     }
     publish_shared();
@@ -262,18 +269,12 @@ __device__ __forceinline__ void pack(Operand& packed, const Products& products) 
             packed[k][i] = Mma<T>::pack(products[2 * k + i / 2][i % 2 * 2], products[2 * k + i / 2][i % 2 * 2 + 1]);
 }
 
-using HeldValues = unsigned[VALUES_HELD > 0 ? VALUES_HELD : 1][4];
-
-/// Starts the products of keys with queries, or of values with d_out, the first HELD pieces of the values in registers.
-template <int HELD>
-__device__ __forceinline__ void start_products(Products& products, const HeldValues& held, unsigned keys, unsigned queries) {
+/// Begins the products of keys with queries, or of values with d_out. To be committed.
+__device__ __forceinline__ void begin_products(Products& products, unsigned keys, unsigned queries) {
     wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < D / 16; ++k) {
-        if (k < HELD) Wgmma<T, PART_Q>::multiply_held(products, held[k], QTile::along_rows(queries, k), k > 0);
-        else Wgmma<T, PART_Q>::multiply(products, Tile::along_rows(keys, k), QTile::along_rows(queries, k), k > 0);
-    }
-    wgmma_commit();
+    for (int k = 0; k < D / 16; ++k)
+        Wgmma<T, PART_Q>::multiply(products, Tile::along_rows(keys, k), QTile::along_rows(queries, k), k > 0);
 }
 
 /// The work of the computing warpgroup.
@@ -311,8 +312,6 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
         for (int n = 0; n < D / 8; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) dk[0][n][i] = dv[0][n][i] = 0.0f;
-        HeldValues values;
-        if constexpr (VALUES_HELD > 0) Tile::hold_rows(values, shared.k_tile() + Tile::BYTES);
         if (flags & LAST) shared.keys_empty().arrive();
         Operand of_gradients;
         int before = -1;  // the slot of the step before
@@ -323,7 +322,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             flags = load_shared(shared.note(place.slot) + 8);
             if (load_shared(shared.note(place.slot) + 12))
                 clear_empty_rows(smem + 2 * Tile::BYTES + place.slot * SLOT_BYTES,
-                                 *reinterpret_cast<const SlotStatistics*>(smem + STATISTICS + place.slot * sizeof(SlotStatistics)));
+                                 reinterpret_cast<const float*>(smem + STATISTICS + place.slot * STATISTICS_BYTES + LSE));
 #pragma unroll
             for (int part = 0; part < PARTS; ++part) {
                 // Through ordinary registers each product would wait for its descriptor.
@@ -332,7 +331,8 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 const unsigned d_out_tile = q_tile + QTile::BYTES;
                 Products weights, gradients;
                 // The scores queue up behind the sums of the part before.
-                start_products<0>(weights, values, k_tile, q_tile);
+                begin_products(weights, k_tile, q_tile);
+                wgmma_commit();
                 wgmma_wait<1>();
                 hold(dv[0]);
                 hold(dk[0]);
@@ -346,7 +346,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 [[maybe_unused]] Products scores = {};  // before the score function, where there is one
                 // lse or delta of this thread's columns: two of each of two neighbouring pieces.
                 const auto columns_of = [&](unsigned member, int n) {
-                    const unsigned char* of_slot = my_statistics + place.slot * sizeof(SlotStatistics) + member;
+                    const unsigned char* of_slot = my_statistics + place.slot * STATISTICS_BYTES + member;
                     return reinterpret_cast<const float4*>(of_slot)[part * (PART_Q / 4) + n * 4];
                 };
                 [[maybe_unused]] float4 early[PART_Q / 16];
@@ -360,9 +360,9 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                     const float4 both = READ_EARLY ? early[n / 2] : columns_of(member, n / 2);
                     return n % 2 ? make_float2(both.z, both.w) : make_float2(both.x, both.y);
                 };
-                // Makes a gradient of d_out · v.
-                const auto finish = [&](float& gradient, float weight, float delta, int n, int i) {
-                    gradient = weight * (gradient - delta);
+                // Makes a gradient of d_out · v - delta.
+                const auto finish = [&](float& gradient, float weight, int n, int i) {
+                    gradient *= weight;
                     if constexpr (HAS_SCORE_MOD) {
                         const int key = thread_place() / 32 * 16 + thread_place() % 32 / 4 + i / 2 * 8;
                         const int query = n * 8 + thread_place() % 4 * 2 + i % 2;
@@ -396,33 +396,45 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 Operand of_weights;
                 pack(of_weights, weights);
                 // Late: beside the scores the gradients would take registers, and the other block keeps the tensor cores busy.
-                start_products<VALUES_HELD>(gradients, values, v_tile, d_out_tile);
+                begin_products(gradients, v_tile, d_out_tile);
+                if constexpr (DELTA_BY_PRODUCT) {
+                    const unsigned rows = warp_uniform(shared.statistics(place.slot)) + DELTA + part * PART_Q * Subtrahend::ROW_BYTES;
+                    Wgmma<T, PART_Q>::multiply(gradients, Subtrahend::first(warp_uniform(shared.subtrahend())), Subtrahend::second(rows),
+                                               true);
+                }
+                wgmma_commit();
                 start_sums(dv, of_weights, d_out_tile);
-                read_early(DELTA);
+                if constexpr (!DELTA_BY_PRODUCT) read_early(DELTA);
                 wgmma_wait<1>();
                 hold(gradients);
                 // The next tile's keys and values can come.
                 if ((flags & LAST) && part == PARTS - 1) shared.keys_empty().arrive();
-                // The weights are taken as the product takes them, rounded: there are no registers for both.
+                if constexpr (!DELTA_BY_PRODUCT) {
 #pragma unroll
-                for (int n = 0; n < PART_Q / 8; ++n) {
-                    const float2 delta = of_piece(DELTA, n);
+                    for (int n = 0; n < PART_Q / 8; ++n) {
+                        const float2 delta = of_piece(DELTA, n);
 #pragma unroll
-                    for (int half = 0; half < 2; ++half) {
-                        float& first = gradients[n][2 * half];
-                        float& second = gradients[n][2 * half + 1];
-                        const unsigned pair = of_weights[n / 2][n % 2 * 2 + half];
-                        if constexpr (IN_PAIRS) {
-                            of_gradients[n / 2][n % 2 * 2 + half] =
-                                Mma<T>::multiply(pair, Mma<T>::pack(first - delta.x, second - delta.y));
-                        } else {
-                            const float2 weight = Mma<T>::unpack(pair);
-                            finish(first, weight.x, delta.x, n, 2 * half);
-                            finish(second, weight.y, delta.y, n, 2 * half + 1);
-                        }
+                        for (int i = 0; i < 4; ++i) gradients[n][i] -= i % 2 ? delta.y : delta.x;
                     }
                 }
-                if constexpr (!IN_PAIRS) pack(of_gradients, gradients);
+                // The weights are taken as the product takes them, rounded: there are no registers for both.
+                if constexpr (IN_PAIRS) {
+                    pack(of_gradients, gradients);
+#pragma unroll
+                    for (int k = 0; k < PART_Q / 16; ++k)
+#pragma unroll
+                        for (int i = 0; i < 4; ++i) of_gradients[k][i] = Mma<T>::multiply(of_weights[k][i], of_gradients[k][i]);
+                } else {
+#pragma unroll
+                    for (int n = 0; n < PART_Q / 8; ++n)
+#pragma unroll
+                        for (int half = 0; half < 2; ++half) {
+                            const float2 weight = Mma<T>::unpack(of_weights[n / 2][n % 2 * 2 + half]);
+                            finish(gradients[n][2 * half], weight.x, n, 2 * half);
+                            finish(gradients[n][2 * half + 1], weight.y, n, 2 * half + 1);
+                        }
+                    pack(of_gradients, gradients);
+                }
                 start_sums(dk, of_gradients, q_tile);
                 // Registers are scarce: the weights go before the next scores come.
                 wgmma_wait<1>();
@@ -466,6 +478,10 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
             shared.mail_empty(slot).init(1);
         }
         shared.keys_empty().init(128);
+        if constexpr (DELTA_BY_PRODUCT) {
+            Subtrahend::store_first(shared.subtrahend());
+            publish_shared();
+        }
         publish_barriers();
     }
     __syncthreads();

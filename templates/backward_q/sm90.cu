@@ -151,7 +151,9 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
                         copy_box(to + QTile::BYTES, maps.d_out, column, query, row.y, row.z, q_full);
                 }
         }
-        statistics.store(shared.statistics(at.slot), p.seq_q - row.x * BLOCK_Q, [](int query) { return query; });
+        const auto in_order = [](int query) { return query; };
+        statistics.store_lse(shared.statistics(at.slot), p.seq_q - row.x * BLOCK_Q, in_order);
+        statistics.store_less(shared.statistics(at.slot) + sizeof(TileStatistics::lse), p.seq_q - row.x * BLOCK_Q, in_order);
         q_full.arrive();
         at.advance();
         KeyBlocks blocks;
