@@ -18,6 +18,10 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed("backward_kv/sm90.cu"),
                 Cow::Borrowed(include_str!("../templates/backward_kv/sm90.cu")),
             ),
+            (
+                Cow::Borrowed("backward_kv/sm90_copies.cuh"),
+                Cow::Borrowed(include_str!("../templates/backward_kv/sm90_copies.cuh")),
+            ),
         ],
     ),
 };

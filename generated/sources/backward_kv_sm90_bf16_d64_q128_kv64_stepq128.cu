@@ -916,6 +916,8 @@ constexpr bool READ_EARLY = D == 64;
 // Whether gradients are made of pairs: their type must have the range of what comes before the weights are multiplied in.
 constexpr bool IN_PAIRS = DELTA_BY_PRODUCT && !HAS_SCORE_MOD && !HAS_MASK_MOD;
 
+// Where a block has what in shared memory, which tile comes when, and the warps that bring what is computed with.
+
 /// Addresses in shared memory.
 struct Shared {
     unsigned base;
@@ -1084,6 +1086,7 @@ __device__ __forceinline__ void bring_statistics(const Params& p, Shared shared)
         }
     }
 }
+
 
 /// Rows of queries that attend to nothing become 0, whatever they hold: 0 · NaN must not reach their keys.
 __device__ __forceinline__ void clear_empty_rows(unsigned char* slot, const float* lse) {

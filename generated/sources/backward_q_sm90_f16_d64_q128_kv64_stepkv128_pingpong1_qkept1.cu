@@ -904,6 +904,8 @@ using Sums = float[1][D / 8][4];
 using Place = RingPlace<STAGES>;
 using TilePlace = RingPlace<TILES>;
 
+// Where a block has what in shared memory, which tile comes when, and the warp that copies.
+
 /// Addresses in shared memory.
 struct Shared {
     unsigned base;
@@ -1036,6 +1038,7 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
     }
     shared.q_full(at.slot).arrive();
 }
+
 
 /// Calls `change(product, index, row, key)` for each product of this thread in piece `piece`, row and key counted from the
 /// tile's and the piece's first.
