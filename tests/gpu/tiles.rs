@@ -313,24 +313,23 @@ fn orders_of_lists(device: &Device) -> Result<(), Failed> {
                 longest,
             };
             kernel.launch(&args, None)?;
-            // Past the longest all are alike; below it so are those less than a bin of the kernel's 1 024 apart.
-            let length = |row: usize| {
-                let length = |counts: &[i32]| i64::from(counts[row].max(0));
-                let length = length(&counts) + full.as_deref().map_or(0, length);
-                length.min(i64::from(longest))
+            // The bin of a length, of the kernel's 1 024. It divides in f32, and nearly right: a length at the edge of two bins may be in
+            // either, so the lowest and the highest are asked for.
+            let bin = |row: usize, slightly: f64| {
+                let length = |counts: &[i32]| f64::from(counts[row].max(0));
+                let length = length(&counts) + full.as_deref().map_or(0.0, length);
+                (((length + 0.5) * 1024.0 / (f64::from(longest) + 1.0) * slightly) as i64).min(1023)
             };
-            let alike = i64::from(longest) / 1024;
             let found = row_order.to_vec::<i32>()?;
             for (head, rows) in found.chunks(shape[2]).enumerate() {
                 let at = |row: i32| head * shape[2] + row as usize;
                 let mut sorted = rows.to_vec();
                 sorted.sort_unstable();
                 let is_order = sorted.iter().copied().eq(0..shape[2] as i32);
-                let mut shortest = i64::MAX;
+                let mut lowest = i64::MAX;
                 let falls = rows.iter().all(|&row| {
-                    let length = length(at(row));
-                    shortest = shortest.min(length);
-                    length - shortest <= alike
+                    lowest = lowest.min(bin(at(row), 1.0 + 1e-6));
+                    bin(at(row), 1.0 - 1e-6) <= lowest
                 });
                 if !is_order || !falls {
                     return Err(format!("{shape:?}, {kind}, split {split}, head {head}: {rows:?}").into());
