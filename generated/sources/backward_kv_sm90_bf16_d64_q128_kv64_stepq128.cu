@@ -473,6 +473,17 @@ __device__ __forceinline__ void copy_box(unsigned to, const TensorMap& map, int 
         : "memory");
 }
 
+/// The same of a whole tile, gathered from pieces of PIECE rows that begin at the rows `first`.
+template <typename Tile, int PIECE, int PIECES>
+__device__ __forceinline__ void copy_pieces(unsigned tile, const TensorMap& map, const int (&first)[PIECES], int head, int batch,
+                                            Barrier barrier) {
+#pragma unroll
+    for (int i = 0; i < PIECES; ++i)
+#pragma unroll
+        for (int panel = 0; panel < Tile::PANELS; ++panel)
+            copy_box(tile + panel * Tile::PANEL_BYTES + i * PIECE * 128, map, panel * Tile::PANEL_COLS, first[i], head, batch, barrier);
+}
+
 /// Makes this thread's ordinary writes to shared memory visible to the copy engine and to products that read it there.
 __device__ __forceinline__ void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -914,7 +925,7 @@ constexpr int COPY_REGISTERS = STEP_Q == 64 ? 24 : 32, COMPUTE_REGISTERS = 256 -
 // Whether the statistics are read while products are under way: what holds few registers gains by it, what holds many loses.
 constexpr bool READ_EARLY = D == 64;
 // Whether gradients are made of pairs: their type must have the range of what comes before the weights are multiplied in.
-constexpr bool IN_PAIRS = DELTA_BY_PRODUCT && !HAS_SCORE_MOD && !HAS_MASK_MOD;
+constexpr bool IN_PAIRS = Mma<T>::RANGE_OF_F32 && !HAS_SCORE_MOD && !HAS_MASK_MOD;
 
 // Where a block has what in shared memory, which tile comes when, and the warps that bring what is computed with.
 
@@ -927,6 +938,7 @@ struct Shared {
     /// Queries, then their d_out.
     __device__ unsigned q_tile(int slot) const { return base + 2 * Tile::BYTES + slot * SLOT_BYTES; }
     __device__ unsigned statistics(int slot) const { return base + STATISTICS + slot * STATISTICS_BYTES; }
+    /// The first operand that subtracts delta.
     __device__ unsigned subtrahend() const { return base + SUBTRAHEND; }
     /// A slot's copies and statistics have landed; everybody is done with it.
     __device__ Barrier full(int slot) const { return {base + BARRIERS + slot * Barrier::BYTES}; }

@@ -316,6 +316,12 @@ __device__ __forceinline__ dim3 block_place() {
     return place;
 }
 
+/// Tile number `tile` as (q_block, head, batch): one head's tiles run side by side, so that its keys stay in the L2 cache.
+__device__ __forceinline__ dim3 row_of(const Params& p, int tile) {
+    const int rest = tile / p.q_blocks;
+    return dim3(tile - rest * p.q_blocks, rest % p.heads, rest / p.heads);
+}
+
 /// Blocks whose elements the mask function still decides come first, whole blocks after them. Each lane of a warp holds
 /// one number of a window of 32 places, so that the next number costs a shuffle and no address.
 ///
@@ -455,6 +461,17 @@ __device__ __forceinline__ void copy_box(unsigned to, const TensorMap& map, int 
             to),
         "l"(&map), "r"(barrier.address), "r"(column), "r"(row), "r"(head), "r"(batch)
         : "memory");
+}
+
+/// The same of a whole tile, gathered from pieces of PIECE rows that begin at the rows `first`.
+template <typename Tile, int PIECE, int PIECES>
+__device__ __forceinline__ void copy_pieces(unsigned tile, const TensorMap& map, const int (&first)[PIECES], int head, int batch,
+                                            Barrier barrier) {
+#pragma unroll
+    for (int i = 0; i < PIECES; ++i)
+#pragma unroll
+        for (int panel = 0; panel < Tile::PANELS; ++panel)
+            copy_box(tile + panel * Tile::PANEL_BYTES + i * PIECE * 128, map, panel * Tile::PANEL_COLS, first[i], head, batch, barrier);
 }
 
 /// Makes this thread's ordinary writes to shared memory visible to the copy engine and to products that read it there.
@@ -926,12 +943,6 @@ struct Shared {
     __device__ unsigned first_keys(int slot) const { return base + NOTES + 4 * (3 * TILES + slot * PIECES); }
 };
 
-/// Tile number `tile` as (q_block, head, batch): one head's tiles run side by side, so that its keys stay in the L2 cache.
-__device__ __forceinline__ dim3 row_of(const Params& p, int tile) {
-    const int rest = tile / p.q_blocks;
-    return dim3(tile - rest * p.q_blocks, rest % p.heads, rest / p.heads);
-}
-
 /// The work of the copying warp.
 __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& maps, TileQueue queue, Shared shared) {
     const bool leader = thread_place() % 32 == 0;
@@ -1004,12 +1015,7 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
 #pragma unroll
                 for (int i = 0; i < PIECES; ++i) store_shared(shared.first_keys(place.slot) + 4 * i, first_key[i]);
                 shared.full(place.slot).arrive_expecting(KvTile::BYTES);
-#pragma unroll
-                for (int i = 0; i < PIECES; ++i)
-#pragma unroll
-                    for (int panel = 0; panel < KvTile::PANELS; ++panel)
-                        copy_box(shared.kv_tile(place) + panel * KvTile::PANEL_BYTES + i * PIECE * 128, map,
-                                 panel * KvTile::PANEL_COLS, first_key[i], kv_head, row.z, shared.full(place.slot));
+                copy_pieces<KvTile, PIECE>(shared.kv_tile(place), map, first_key, kv_head, row.z, shared.full(place.slot));
             }
             place.advance();
         };

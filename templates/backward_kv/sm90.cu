@@ -67,7 +67,7 @@ constexpr int COPY_REGISTERS = STEP_Q == 64 ? 24 : 32, COMPUTE_REGISTERS = 256 -
 // Whether the statistics are read while products are under way: what holds few registers gains by it, what holds many loses.
 constexpr bool READ_EARLY = D == 64;
 // Whether gradients are made of pairs: their type must have the range of what comes before the weights are multiplied in.
-constexpr bool IN_PAIRS = DELTA_BY_PRODUCT && !HAS_SCORE_MOD && !HAS_MASK_MOD;
+constexpr bool IN_PAIRS = Mma<T>::RANGE_OF_F32 && !HAS_SCORE_MOD && !HAS_MASK_MOD;
 
 <% include "backward_kv/sm90_copies.cuh" %>
 

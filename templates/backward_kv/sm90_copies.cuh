@@ -9,6 +9,7 @@ struct Shared {
     /// Queries, then their d_out.
     __device__ unsigned q_tile(int slot) const { return base + 2 * Tile::BYTES + slot * SLOT_BYTES; }
     __device__ unsigned statistics(int slot) const { return base + STATISTICS + slot * STATISTICS_BYTES; }
+    /// The first operand that subtracts delta.
     __device__ unsigned subtrahend() const { return base + SUBTRAHEND; }
     /// A slot's copies and statistics have landed; everybody is done with it.
     __device__ Barrier full(int slot) const { return {base + BARRIERS + slot * Barrier::BYTES}; }

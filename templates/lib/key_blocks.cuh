@@ -11,6 +11,12 @@ __device__ __forceinline__ dim3 block_place() {
     return place;
 }
 
+/// Tile number `tile` as (q_block, head, batch): one head's tiles run side by side, so that its keys stay in the L2 cache.
+__device__ __forceinline__ dim3 row_of(const Params& p, int tile) {
+    const int rest = tile / p.q_blocks;
+    return dim3(tile - rest * p.q_blocks, rest % p.heads, rest / p.heads);
+}
+
 /// Blocks whose elements the mask function still decides come first, whole blocks after them. Each lane of a warp holds
 /// one number of a window of 32 places, so that the next number costs a shuffle and no address.
 ///

@@ -17,6 +17,17 @@ __device__ __forceinline__ void copy_box(unsigned to, const TensorMap& map, int 
         : "memory");
 }
 
+/// The same of a whole tile, gathered from pieces of PIECE rows that begin at the rows `first`.
+template <typename Tile, int PIECE, int PIECES>
+__device__ __forceinline__ void copy_pieces(unsigned tile, const TensorMap& map, const int (&first)[PIECES], int head, int batch,
+                                            Barrier barrier) {
+#pragma unroll
+    for (int i = 0; i < PIECES; ++i)
+#pragma unroll
+        for (int panel = 0; panel < Tile::PANELS; ++panel)
+            copy_box(tile + panel * Tile::PANEL_BYTES + i * PIECE * 128, map, panel * Tile::PANEL_COLS, first[i], head, batch, barrier);
+}
+
 /// Makes this thread's ordinary writes to shared memory visible to the copy engine and to products that read it there.
 __device__ __forceinline__ void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
