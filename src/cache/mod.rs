@@ -98,6 +98,31 @@ impl KernelCache {
         Self::at(&settings::folder()?)
     }
 
+    /// The folder that the environment names. It need not be there, and is not created.
+    ///
+    /// # Errors
+    /// A user without a home.
+    pub fn folder() -> Result<PathBuf, CacheError> {
+        settings::folder()
+    }
+
+    /// As [`KernelCache::open`], if the folder is there: for those who only want to look.
+    ///
+    /// # Errors
+    /// Those of [`KernelCache::open`].
+    pub fn open_existing() -> Result<Option<Self>, CacheError> {
+        let folder = settings::folder()?;
+        match std::fs::symlink_metadata(&folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            _ => Self::at(&folder).map(Some),
+        }
+    }
+
+    /// The limit that the environment sets.
+    pub fn default_limit() -> u64 {
+        settings::limit()
+    }
+
     /// Opens the cache in the folder `root`, which is created for this user alone.
     ///
     /// # Errors
@@ -292,8 +317,7 @@ impl KernelCache {
         unmeasured.store(limit / MEASURE, Ordering::Relaxed);
         let total: u64 = entry::folders(&self.v1()).iter().map(|path| upkeep::size(path)).sum();
         if total > limit {
-            // A little below the limit, so that the next store does not prune again.
-            let report = self.prune(limit - limit / MEASURE);
+            let report = self.prune(self.pruned_size());
             tracing::info!(
                 limit,
                 removed = report.removed,

@@ -7,6 +7,7 @@ use serde_json::json;
 use std::fmt::Write;
 use std::path::PathBuf;
 use tilewright::codegen::sync;
+use tilewright::output::shown;
 
 #[derive(Args)]
 pub struct EmitArgs {
@@ -27,13 +28,13 @@ pub fn run(args: &EmitArgs) -> Result<Report, CliError> {
     let mut text = String::new();
     for (what, names) in [(stale, &difference.stale), (extra, &difference.extra)] {
         for name in names {
-            let _ = writeln!(text, "{what}: {}", args.out.join(name).display());
+            let _ = writeln!(text, "{what}: {}", shown(&args.out.join(name)));
         }
     }
     let ok = !args.check || difference.is_empty();
     let _ = match ok {
-        true => writeln!(text, "{} is up to date with {}", args.out.display(), args.templates.display()),
-        false => writeln!(text, "{} is out of date: run this without --check", args.out.display()),
+        true => writeln!(text, "{} is up to date with {}", shown(&args.out), shown(&args.templates)),
+        false => writeln!(text, "{} is out of date: run this without --check", shown(&args.out)),
     };
     let json = json!({
         "templates": args.templates,

@@ -60,7 +60,8 @@ pub fn contiguous_strides(shape: &[usize]) -> Vec<usize> {
 fn dense_strides(shape: &[usize]) -> Dims {
     let mut strides = Dims::from_elem(1, shape.len());
     for i in (1..shape.len()).rev() {
-        strides[i - 1] = strides[i] * shape[i].max(1);
+        // A tensor without elements may have dimensions whose product is beyond all bounds.
+        strides[i - 1] = strides[i].saturating_mul(shape[i].max(1));
     }
     strides
 }
