@@ -9,7 +9,11 @@ mod support;
 mod bad_input;
 #[path = "cli/demo.rs"]
 mod demo;
+#[path = "cli/failures.rs"]
+mod failures;
 #[path = "cli/generator.rs"]
 mod generator;
+#[path = "cli/outputs.rs"]
+mod outputs;
 #[path = "cli/run.rs"]
 mod run;

@@ -20,7 +20,10 @@ pub enum BundleError {
         refusal: Refusal,
     },
     /// The bundle cannot be opened.
-    #[error("could not open the bundle {}: {source}; name the file that `tilewright export` wrote", shown(path))]
+    #[error(
+        "could not open the bundle {}: {source}; name the file that `tilewright export` wrote",
+        shown(path)
+    )]
     Open {
         /// The bundle.
         path: PathBuf,
@@ -28,7 +31,10 @@ pub enum BundleError {
         source: io::Error,
     },
     /// The bundle cannot be written. What was there before is as it was.
-    #[error("could not write the bundle {}: {source}; free space or permission there, or name another place", shown(path))]
+    #[error(
+        "could not write the bundle {}: {source}; free space or permission there, or name another place",
+        shown(path)
+    )]
     Write {
         /// The bundle.
         path: PathBuf,
@@ -36,7 +42,10 @@ pub enum BundleError {
         source: io::Error,
     },
     /// Unpacking failed for reasons of this machine.
-    #[error("could not unpack the bundle in {}: {source}; free space or permission there and import again", shown(path))]
+    #[error(
+        "could not unpack the bundle in {}: {source}; free space or permission there and import again",
+        shown(path)
+    )]
     Unpack {
         /// The file that could not be written.
         path: PathBuf,
@@ -46,7 +55,8 @@ pub enum BundleError {
     /// There is nothing to put in.
     #[error(
         "the kernel cache {} holds nothing of what was to be exported: run the kernels once, `tilewright tune`, or \
-         `tilewright compile --bundle`", shown(cache)
+         `tilewright compile --bundle`",
+        shown(cache)
     )]
     Empty {
         /// The cache.
@@ -67,7 +77,8 @@ pub enum BundleError {
     /// The cache's limit is less than what the bundle holds. Nothing of it was imported.
     #[error(
         "the bundle's kernels take {needed} bytes, and the limit of the kernel cache {} is {limit}: some would be removed at \
-         once. Set {LIMIT_VARIABLE} to more, or export an architecture at a time (`--arch`)", shown(cache)
+         once. Set {LIMIT_VARIABLE} to more, or export an architecture at a time (`--arch`)",
+        shown(cache)
     )]
     OverLimit {
         /// The cache.

@@ -52,7 +52,11 @@ pub struct RecordName {
 /// to.
 pub fn import(cache: &KernelCache, from: &Path) -> Result<ImportReport, BundleError> {
     let content = Content::open(from);
-    import_content(cache, from, content.map_err(|source| BundleError::Open { path: from.to_owned(), source })?)
+    import_content(
+        cache,
+        from,
+        content.map_err(|source| BundleError::Open { path: from.to_owned(), source })?,
+    )
 }
 
 /// The same of a bundle that comes from somewhere else than a file, such as standard input. Messages call it `name`.

@@ -30,7 +30,7 @@ pub enum CacheCommand {
 pub struct PruneArgs {
     /// Bytes that may be left, such as 500M or 2G; without it the limit that every process keeps
     /// (`TILEWRIGHT_CACHE_LIMIT`, 2G by default).
-    #[arg(long, value_name = "SIZE", value_parser = size, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
     max: Option<u64>,
 }
 

@@ -27,7 +27,7 @@ pub struct InspectArgs {
     #[arg(long, default_value = "sm_90a")]
     arch: Arch,
     /// The candidate to look at, by its number in the list.
-    #[arg(long, value_name = "NUMBER", default_value_t = 0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, allow_hyphen_values = true)]
     candidate: usize,
     /// Print the candidate's source and nothing else (with --json: add it).
     #[arg(long)]
@@ -215,8 +215,14 @@ mod tests {
             ("", ""),
             ("Means of runs of\nconsecutive keys.", "Means of runs of consecutive keys"),
             ("No dot at all\n\nAnother paragraph.", "No dot at all"),
-            ("Keeps 0.05 of the blocks, e.g. Those of `a.b`. Then more.", "Keeps 0.05 of the blocks, e.g. Those of `a.b`"),
-            ("After (Dao et al., arXiv\n2205.14135, appendix B.2). More.", "After (Dao et al., arXiv 2205.14135, appendix B.2)"),
+            (
+                "Keeps 0.05 of the blocks, e.g. Those of `a.b`. Then more.",
+                "Keeps 0.05 of the blocks, e.g. Those of `a.b`",
+            ),
+            (
+                "After (Dao et al., arXiv\n2205.14135, appendix B.2). More.",
+                "After (Dao et al., arXiv 2205.14135, appendix B.2)",
+            ),
             ("By Dao et al. (2022) and by Eq. 3 of it. More.", "By Dao et al. (2022) and by Eq. 3 of it"),
             ("Ends in an ellipsis... and goes on. More.", "Ends in an ellipsis... and goes on"),
         ] {

@@ -18,12 +18,13 @@ pub enum TensorFileError {
     Read { path: PathBuf, source: std::io::Error },
     #[error("{} is no safetensors file: {}; save q, k and v with safetensors", shown(path), printable(why))]
     NotSafetensors { path: PathBuf, why: String },
-    #[error(
-        "{} is cut short: it has {found} bytes of {needed}; copy or download it again",
-        shown(path)
-    )]
+    #[error("{} is cut short: it has {found} bytes of {needed}; copy or download it again", shown(path))]
     CutShort { path: PathBuf, found: u64, needed: u64 },
-    #[error("{} has no tensor `{name}`, it has {}; name the tensors q, k and v", shown(path), printable(found))]
+    #[error(
+        "{} has no tensor `{name}`, it has {}; name the tensors q, k and v",
+        shown(path),
+        printable(found)
+    )]
     Missing { path: PathBuf, name: String, found: String },
     #[error("`{name}` in {} has dtype {found}, needed f16 or bf16: convert it first", shown(path))]
     DType { path: PathBuf, name: String, found: String },
@@ -210,7 +211,8 @@ mod tests {
 
     #[test]
     fn what_is_not_finite_is_counted() {
-        let values = [0.0, -0.0, 1.5, f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::INFINITY, 65504.0];
+        let values =
+            [0.0, -0.0, 1.5, f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::INFINITY, 65504.0];
         let count = |dtype, bytes: &[u8]| RawTensor { dtype, shape: vec![9], bytes }.non_finite();
         let f16s: Vec<u8> = values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
         let bf16s: Vec<u8> = values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect();

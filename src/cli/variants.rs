@@ -152,7 +152,10 @@ pub fn compile_with(
     });
     let report = |job: &Job| {
         let compiled = results.by_ref().take(job.archs.len()).zip(&job.archs);
-        let of = |(report, arch): (ArchReport, _)| ArchReport { preferred: job.preferred.contains(arch), ..report };
+        let of = |(report, arch): (ArchReport, _)| ArchReport {
+            preferred: job.preferred.contains(arch),
+            ..report
+        };
         VariantReport { compiled: compiled.map(of).collect(), ..VariantReport::new(&job.variant) }
     };
     jobs.iter().map(report).collect()

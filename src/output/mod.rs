@@ -166,7 +166,10 @@ fn stream(target: &Path, found: &Metadata) -> io::Result<Place> {
     use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
     let kind = found.file_type();
     if kind.is_socket() {
-        return Err(refused(ErrorKind::InvalidInput, "it is a socket; a file, a pipe or a device was needed"));
+        return Err(refused(
+            ErrorKind::InvalidInput,
+            "it is a socket; a file, a pipe or a device was needed",
+        ));
     }
     if kind.is_fifo() {
         return pipe::open(target).map(Place::Stream);

@@ -1,6 +1,6 @@
 //! `emit`, `compile`, `inspect` and `toolchain`.
 
-use crate::support::{command, fails, has_nvrtc, json, stderr, stdout, tilewright};
+use crate::support::{command, fails, has_nvrtc, json, nowhere, stderr, stdout, tilewright};
 use std::path::Path;
 
 #[test]
@@ -23,7 +23,9 @@ fn emit_writes_checks_and_finds_differences() {
     assert!(text.contains("out of date: ") && text.contains("forward.rs"), "{text}");
     assert!(text.contains("not generated: ") && text.contains("stranger.rs"), "{text}");
 
-    fails(&["emit", "--templates", "/nonexistent", "--out", to], &["/nonexistent"]);
+    let nowhere = nowhere();
+    let nowhere = nowhere.to_str().unwrap();
+    fails(&["emit", "--templates", nowhere, "--out", to], &[nowhere]);
     let empty = tempfile::tempdir().unwrap();
     fails(&["emit", "--templates", empty.path().to_str().unwrap(), "--out", to], &["holds no kernel"]);
 }
@@ -34,6 +36,7 @@ fn compile_reports_every_architecture() {
     let output = tilewright(&["compile", "--arch", "sm_52"]);
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     assert!(stderr(&output).contains("sm_80"), "{}", stderr(&output));
+    // Labels of columns, and what is counted, where there is something to count.
     if !has_nvrtc("compile") {
         fails(&["compile"], &["TILEWRIGHT_NVRTC", "does not exist"]);
         return;
@@ -47,6 +50,11 @@ fn compile_reports_every_architecture() {
             variant["compiled"].as_array().unwrap().iter().map(|one| one["arch"].as_str().unwrap()).collect();
         assert_eq!(archs, ["sm_80", "sm_90a"]);
     }
+    let text = stdout(&tilewright(&["compile", "--kernel", "transpose", "--arch", "sm_80,sm_90a"]));
+    let headings: Vec<Vec<&str>> =
+        text.lines().take(2).map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(headings[0].iter().filter(|word| **word == "regs").count(), 2, "{text}");
+    assert_eq!(headings[1], ["sm_80", "sm_90a"], "{text}");
     let text = stdout(&tilewright(&["compile", "--kernel", "pool", "--arch", "sm_90a"]));
     assert!(text.contains("registers") && text.contains("0 failed, 0 with spills"), "{text}");
 }
@@ -82,11 +90,10 @@ fn inspect_shows_kernels_candidates_and_sources() {
 
 #[test]
 fn toolchain_find_says_where_or_why_not() {
-    let output =
-        command().args(["toolchain", "find"]).env("TILEWRIGHT_NVRTC", "/nonexistent").output().unwrap();
+    let output = command().args(["toolchain", "find"]).env("TILEWRIGHT_NVRTC", nowhere()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        stderr(&output).contains("error: TILEWRIGHT_NVRTC is set to /nonexistent"),
+        stderr(&output).contains(&format!("error: TILEWRIGHT_NVRTC is set to {}", nowhere().display())),
         "{}",
         stderr(&output)
     );

@@ -11,9 +11,27 @@ use tilewright::toolchain::Toolchain;
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tilewright"));
     if Toolchain::find().is_err() {
-        command.env("TILEWRIGHT_NVRTC", "/nonexistent");
+        command.env("TILEWRIGHT_NVRTC", nowhere());
     }
     command
+}
+
+/// A place that is not there and that nobody can make, root among them: it lies below a file.
+pub fn nowhere() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml/nowhere")
+}
+
+#[cfg(unix)]
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// A file of tensors that takes no time.
+pub fn small_input(folder: &Path) -> String {
+    let path = folder.join("in.safetensors");
+    let shape: &[usize] = &[1, 2, 200, 64];
+    write_tensors(&path, &["q", "k", "v"].map(|name| (name, Dtype::BF16, shape)));
+    path.to_str().expect("a plain path").to_owned()
 }
 
 pub fn tilewright(arguments: &[&str]) -> Output {

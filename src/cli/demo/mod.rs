@@ -76,7 +76,9 @@ pub fn run(args: &DemoArgs, offline: bool) -> Result<Report, CliError> {
                     let last = last_lines.last().map_or("", String::as_str);
                     format!("its installation failed ({status}): {last}")
                 }
-                ToolchainError::NotFound { .. } if offline => "none is installed, and --offline installs none".to_owned(),
+                ToolchainError::NotFound { .. } if offline => {
+                    "none is installed, and --offline installs none".to_owned()
+                }
                 other => other.to_string().lines().next().unwrap_or_default().to_owned(),
             };
             device = args.attention.device.without_nvrtc(&device, error)?;

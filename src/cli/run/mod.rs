@@ -34,7 +34,7 @@ pub struct RunArgs {
     #[arg(long)]
     mask: bool,
     /// The factor of the products of q and k; 1/sqrt(head dimension) if not given.
-    #[arg(long, allow_negative_numbers = true, value_parser = scale)]
+    #[arg(long, allow_hyphen_values = true, value_parser = scale)]
     scale: Option<f32>,
     #[command(flatten)]
     attention: AttentionArgs,

@@ -37,10 +37,10 @@ pub struct TuneArgs {
     #[command(flatten)]
     attention: AttentionArgs,
     /// The share of blocks that the mask to time on keeps; of a rule with top-k, its share when not given, else 0.05.
-    #[arg(long, value_name = "SHARE", value_parser = share, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SHARE", value_parser = share, allow_hyphen_values = true)]
     density: Option<f64>,
     /// How unevenly: the standard deviation of the number of blocks a row keeps, over its mean. Top-k alone has 0.
-    #[arg(long, value_name = "RATIO", default_value_t = 0.5, value_parser = spread, allow_negative_numbers = true)]
+    #[arg(long, value_name = "RATIO", default_value_t = 0.5, value_parser = spread, allow_hyphen_values = true)]
     spread: f64,
     /// Tune the kernels of the backward too, for training.
     #[arg(long)]
