@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use crate::codegen::{self, Arch, Candidate, Generator, KernelSource, KernelSpec, Value, Variant};
 use crate::compile::{CompileJob, Cubin, PtxasReport, compile_all};
+use crate::output::Output;
 use crate::toolchain::{CUDA_VARIABLES, DATA_VARIABLE, NVRTC_VARIABLE, Toolchain};
 use crate::{Error, kernels};
 
@@ -254,7 +255,7 @@ fn entry(list: &mut String, variant: &Variant, cubin: &Cubin, out: &Path) -> Res
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let failed = |source| codegen::Error::Io { action: "writing", path: path.to_owned(), source };
-    Ok(std::fs::write(path, bytes).map_err(failed)?)
+    Ok(Output::open(path).and_then(|output| output.write(bytes)).map_err(failed)?)
 }
 
 #[cfg(test)]

@@ -110,3 +110,49 @@ fn no_arguments_is_a_question_for_help() {
     assert!(stderr(&output).contains("Usage"));
     assert!(tilewright(&["--version"]).status.success());
 }
+
+/// NVRTC is installed by pip: a `pip` that only notes that it was asked tells when.
+#[cfg(unix)]
+#[test]
+fn an_installation_is_said_first_and_can_be_ruled_out() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let (programs, asked) = (dir.path().join("bin"), dir.path().join("asked"));
+    std::fs::create_dir(&programs).unwrap();
+    let script =
+        format!("#!/bin/sh\ncase \"$*\" in *pip*) echo \"$*\" > '{}' ;; esac\nexit 1\n", asked.display());
+    for name in ["python3", "python", "uv"] {
+        std::fs::write(programs.join(name), &script).unwrap();
+        std::fs::set_permissions(programs.join(name), std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let run = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tilewright"));
+        let hidden =
+            ["TILEWRIGHT_NVRTC", "CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "VIRTUAL_ENV", "CONDA_PREFIX"];
+        hidden.iter().for_each(|name| drop(command.env_remove(name)));
+        command
+            .env("PATH", &programs)
+            .env("TILEWRIGHT_DATA", dir.path().join("data"))
+            .args(arguments)
+            .output()
+            .unwrap()
+    };
+    let found = run(&["toolchain", "find"]);
+    if found.status.success() {
+        eprintln!(
+            "skipped: an NVRTC that cannot be hidden (an_installation_is_said_first_and_can_be_ruled_out)"
+        );
+        return;
+    }
+    let offline = run(&["compile", "--kernel", "pool", "--offline"]);
+    assert_eq!(offline.status.code(), Some(1));
+    assert!(stderr(&offline).contains("no usable NVRTC") && !asked.exists(), "{}", stderr(&offline));
+    let online = run(&["compile", "--kernel", "pool"]);
+    let said = stderr(&online);
+    assert_eq!(online.status.code(), Some(1), "{said}");
+    assert!(asked.exists(), "pip was to be asked: {said}");
+    let first = said.lines().next().unwrap_or_default();
+    for part in ["no NVRTC", "pip", "92 MB", "data/toolchain", "--offline"] {
+        assert!(first.contains(part), "{part}: {said}");
+    }
+}
