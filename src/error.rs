@@ -169,6 +169,9 @@ pub enum Error {
         /// What is not supported.
         message: String,
     },
+    /// An [`Interrupt`](crate::Interrupt) was set.
+    #[error("the call was interrupted before it was done: call again")]
+    Interrupted,
     /// A user's score or mask function panicked on the CPU (an index out of range, a division by zero, an overflow).
     #[error(
         "device function `{name}` panicked: {message}; the GPU would read 0 or wrap instead: guard the expression"

@@ -1,6 +1,6 @@
 //! The gradients of a call, over tensors of PyTorch or numpy.
 
-use crate::call::{Inputs, Options, apart, unpanicked};
+use crate::call::{Inputs, Options, apart, interruptible, unpanicked};
 use crate::make;
 use crate::ops::{self, Lists};
 use crate::view::View;
@@ -57,7 +57,7 @@ pub(crate) fn attention_backward<'py>(
     };
     let ((dq, dq_view), (dk, dk_view), (dv, dv_view)) = (like(q)?, like(k)?, like(v)?);
     let seqs = (inputs.q.shape[2], inputs.k.shape[2]);
-    apart(py, || {
+    interruptible(py, || {
         // SAFETY: the caller holds the tensors, and whoever writes to them meanwhile races as with any operator; the gradients
         // were made above and nobody else has them.
         unsafe {

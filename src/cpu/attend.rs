@@ -158,6 +158,9 @@ impl<T: Half> Call<'_, T> {
     }
 
     fn query_block(&self, scratch: &mut Scratch, task: Task<T>) {
+        if self.code.is_interrupted() {
+            return;
+        }
         let Shape { seq_kv, d, value_d, .. } = self.shape;
         let rows = task.lse.len();
         let q = &mut scratch.q[..rows * d];

@@ -237,10 +237,13 @@ impl<T: Half> Call<'_, T> {
     /// Tasks differ in length under top-p: one at a time keeps the threads busy to the end.
     fn for_each<W: Send>(&self, tasks: Vec<W>, work: impl Fn(&mut Scratch, W) + Sync) -> Result<(), Error> {
         self.code.run(|| {
-            tasks
-                .into_par_iter()
-                .with_max_len(1)
-                .for_each_init(|| self.scratch(), |scratch, task| work(scratch, task))
+            tasks.into_par_iter().with_max_len(1).for_each_init(
+                || self.scratch(),
+                |scratch, task| match self.code.is_interrupted() {
+                    true => {}
+                    false => work(scratch, task),
+                },
+            )
         })
     }
 

@@ -21,6 +21,9 @@ pub(crate) fn classify(
     let code = UserCode::new([function.name(), ""]);
     code.run(|| {
         classes.par_chunks_mut(kv_blocks).enumerate().for_each(|(row, classes)| {
+            if code.is_interrupted() {
+                return;
+            }
             let (head, i) = (row / q_blocks, row % q_blocks);
             let (b, h) = ((head / heads) as i32, (head % heads) as i32);
             let queries = span(i, blocks.q(), seq_q);
