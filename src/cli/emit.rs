@@ -5,9 +5,9 @@ use super::report::Report;
 use clap::Args;
 use serde_json::json;
 use std::fmt::Write;
-use std::path::PathBuf;
-use tilewright::codegen::sync;
-use tilewright::output::shown;
+use std::path::{Path, PathBuf};
+use tilewright::codegen::sync_with;
+use tilewright::output::{Output, shown};
 
 #[derive(Args)]
 pub struct EmitArgs {
@@ -23,7 +23,8 @@ pub struct EmitArgs {
 }
 
 pub fn run(args: &EmitArgs) -> Result<Report, CliError> {
-    let difference = sync(&args.templates, &args.out, args.check)?;
+    let write = |path: &Path, text: &str| Output::open(path)?.write(text.as_bytes());
+    let difference = sync_with(&args.templates, &args.out, args.check, write)?;
     let (stale, extra) = if args.check { ("out of date", "not generated") } else { ("written", "removed") };
     let mut text = String::new();
     for (what, names) in [(stale, &difference.stale), (extra, &difference.extra)] {

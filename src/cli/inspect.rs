@@ -233,8 +233,8 @@ mod tests {
     #[test]
     fn every_kernel_has_a_whole_summary() {
         for source in kernels::ALL {
-            let doc = &Generator::new(source).unwrap().kernel().doc;
-            let summary = first_sentence(doc);
+            let generator = Generator::new(source).unwrap();
+            let summary = first_sentence(&generator.kernel().doc);
             let open = |a, b| summary.matches(a).count() != summary.matches(b).count();
             assert!(summary.len() > 20 && !open('(', ')') && !open('[', ']'), "{}: {summary}", source.name);
             assert_eq!(summary.matches('`').count() % 2, 0, "{}: {summary}", source.name);

@@ -55,7 +55,7 @@ enum Place {
     /// A pipe or a device.
     Stream(File),
     /// A file that cannot be replaced.
-    InPlace(File),
+    Overwrite(File),
     /// A file, or none yet. It is open if it is there.
     Beside {
         target: PathBuf,
@@ -94,7 +94,7 @@ impl Output {
                 stdout.write_all(bytes).and_then(|()| stdout.flush())
             }
             Place::Stream(mut file) => file.write_all(bytes),
-            Place::InPlace(file) => overwrite(file, bytes),
+            Place::Overwrite(file) => overwrite(file, bytes),
             Place::Beside { target, file } => match fs::symlink_metadata(&target) {
                 // It was made something else meanwhile.
                 Ok(found) if !found.is_file() => Output::open(&self.path)?.write(bytes),
@@ -154,9 +154,9 @@ fn existing(target: PathBuf) -> io::Result<Place> {
         Err(error) => return Err(error),
     };
     match (Partial::probe(folder_of(&target)), file) {
-        (_, Some(file)) if is_descriptor(&target) => Ok(Place::InPlace(file)),
+        (_, Some(file)) if is_descriptor(&target) => Ok(Place::Overwrite(file)),
         (Ok(()), file) => Ok(Place::Beside { target, file }),
-        (Err(error), Some(file)) if is_refusal(&error) => Ok(Place::InPlace(file)),
+        (Err(error), Some(file)) if is_refusal(&error) => Ok(Place::Overwrite(file)),
         (Err(error), _) => Err(error),
     }
 }

@@ -48,12 +48,12 @@ fn every_command_writes_to_what_has_the_name() {
     let at = |name: &str| dir.path().join(name);
     let input = small_input(dir.path());
     let device =
-        mknodat(CWD, &at("null"), FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3));
+        mknodat(CWD, at("null"), FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3));
     let device = device.is_ok() && File::options().write(true).open(at("null")).is_ok();
     if !device {
         eprintln!("skipped: no devices here (every_command_writes_to_what_has_the_name)");
     }
-    mknodat(CWD, &at("pipe"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    mknodat(CWD, at("pipe"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
     symlink("target", at("link")).unwrap();
     for (arguments, begins) in writers(&input) {
         let run = |name: &str| {
