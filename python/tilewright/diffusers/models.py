@@ -1,0 +1,70 @@
+"""The models: the transformers of a pipeline, the attentions of a transformer."""
+
+from __future__ import annotations
+
+import torch
+
+from . import processors
+
+#: What is known to work, for errors.
+_SUPPORTED = (
+    "WanTransformer3DModel (Wan 2.1 and 2.2), WanVACETransformer3DModel, CogVideoXTransformer3DModel, HunyuanVideoTransformer3DModel, "
+    "HunyuanVideoFramepackTransformer3DModel and LTXVideoTransformer3DModel"
+)
+
+
+def transformers(model_or_pipe, supported=True):
+    """The models by name; with `supported`, a pipeline without a transformer is an error."""
+    if isinstance(model_or_pipe, torch.nn.Module):
+        return {"transformer": getattr(model_or_pipe, "_orig_mod", model_or_pipe)}  # torch.compile's wrapper has the model inside
+    components = getattr(model_or_pipe, "components", None)
+    if not isinstance(components, dict):
+        raise TypeError(f"got {type(model_or_pipe).__name__}, needed a transformer (a torch.nn.Module) or a pipeline of diffusers")
+    models = {name: getattr(model, "_orig_mod", model) for name, model in components.items() if isinstance(model, torch.nn.Module)}
+    models = {name: model for name, model in models.items() if name.startswith("transformer")}
+    if supported and not models:
+        raise ValueError(f"{type(model_or_pipe).__name__} has no transformer among its components ({', '.join(components)})")
+    return models
+
+
+def attentions(model, layers):
+    """(name, attention, family) of each attention to make sparse.
+
+    Raises:
+        ValueError: there is none, or none of these numbers.
+    """
+    found, seen = [], {}
+    for name, module in model.named_modules():
+        processor = getattr(module, "processor", None)
+        if processor is None or not hasattr(module, "set_processor"):
+            continue
+        if isinstance(processor, processors.SparseProcessor):
+            processor = processor.dense  # enabled already: settings are replaced
+        seen[_described(processor)] = None
+        family = processors.family_of(processor)
+        # Of a transformer block's two, attn2 is the cross-attention.
+        if family is not None and name.rpartition(".")[2] != "attn2":
+            found.append((name, module, family))
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no attention that can be made sparse: its processors are {', '.join(sorted(seen)) or 'none'}, "
+            f"needed those of {_SUPPORTED}"
+        )
+    if layers is None:
+        return found
+    wrong = [layer for layer in layers if not -len(found) <= layer < len(found)]
+    if wrong:
+        raise ValueError(f"layers has {wrong}, the model has {len(found)} layers, 0 to {len(found) - 1}")
+    chosen = {layer % len(found) for layer in layers}
+    return [attention for number, attention in enumerate(found) if number in chosen]
+
+
+def _described(processor):
+    """The processor's class in words: of two classes of one name, and of a class made of one of ours, why it is not that one."""
+    cls = type(processor)
+    for known in processors.known():
+        if cls is not known and cls.__name__ == known.__name__:
+            return f"{cls.__name__} (the one of {cls.__module__}, which is another class than that of {known.__module__})"
+        if cls is not known and issubclass(cls, known):
+            return f"{cls.__name__} (derived from {known.__name__}, whose place it takes: what it adds would be lost)"
+    return cls.__name__
