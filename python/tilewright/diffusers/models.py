@@ -7,7 +7,7 @@ import torch
 from . import processors
 
 #: What is known to work, for errors.
-_SUPPORTED = (
+SUPPORTED = (
     "WanTransformer3DModel (Wan 2.1 and 2.2), WanVACETransformer3DModel, CogVideoXTransformer3DModel, HunyuanVideoTransformer3DModel, "
     "HunyuanVideoFramepackTransformer3DModel and LTXVideoTransformer3DModel"
 )
@@ -48,7 +48,7 @@ def attentions(model, layers):
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no attention that can be made sparse: its processors are {', '.join(sorted(seen)) or 'none'}, "
-            f"needed those of {_SUPPORTED}"
+            f"needed those of {SUPPORTED}"
         )
     if layers is None:
         return found

@@ -18,7 +18,7 @@ from diffusers import (
 
 import tilewright
 
-from .arguments import Arguments
+from .arguments import Arguments, names_of
 
 
 class Regrouping:
@@ -29,6 +29,7 @@ class Regrouping:
         self.fixed = None if options.grid == "auto" else options.grid
         self.current = None
         self._grids = {}
+        self._names = names_of(model)
         self._hooks = [model.register_forward_pre_hook(self._enter, with_kwargs=True), *self.hooks(model)]
 
     def __getstate__(self):
@@ -56,7 +57,7 @@ class Regrouping:
         return 0
 
     def _enter(self, model, args, kwargs):
-        arguments = Arguments(model, args, kwargs)
+        arguments = Arguments(self._names, args, kwargs)
         self.current = self._grid(model, arguments)
         if self.current is not None:
             self.inputs(arguments)

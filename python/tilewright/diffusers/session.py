@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import processors
-from .arguments import Arguments
+from .arguments import Arguments, names_of
 from .counts import Counts
 from .text import TextLengths
 
@@ -20,6 +20,7 @@ class Session:
         self.counts = Counts()
         self.text = TextLengths()
         self._reads_text = False
+        self._names = []
         self._hooks = []
 
     @staticmethod
@@ -33,6 +34,7 @@ class Session:
 
     def begin(self, model, attentions, regrouping):
         """Puts processors and hooks in place."""
+        self._names = names_of(model)
         self._hooks = [model.register_forward_pre_hook(self._enter, with_kwargs=True)]
         if regrouping is not None:
             self._hooks.append(regrouping(model, self.options))
@@ -62,7 +64,7 @@ class Session:
         return None
 
     def _enter(self, model, args, kwargs):
-        arguments = Arguments(model, args, kwargs)
+        arguments = Arguments(self._names, args, kwargs)
         self.steps.observe(arguments["timestep"])
         if self._reads_text:
             self.text.observe(arguments["encoder_attention_mask"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .identity import Seen
-from .tracing import has_values
+from .tracing import exporting, has_values
 
 
 class Steps:
@@ -32,7 +32,7 @@ class Steps:
         """
         if self.skip == 0 or timestep is None:
             return
-        if torch.compiler.is_exporting():
+        if exporting():
             raise ValueError(
                 f"skip_first_steps is {self.skip}, and an exported program does not know its step: enable with skip_first_steps=0 before "
                 "the export, or disable to export the dense model"

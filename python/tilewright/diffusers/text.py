@@ -6,12 +6,14 @@ blocks that hold text are added to its mask: every query sees all text keys, and
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 import tilewright
 
 from .identity import Seen
-from .tracing import has_values
+from .tracing import exporting, has_values
 
 
 def keep_text(mask, seq_q, seq_kv, video):
@@ -66,7 +68,15 @@ class TextLengths:
         """
         if attention_mask is None:
             return [context.shape[1]] * context.shape[0]
-        return None if self._prompts is None else self._prompts.lengths(video, context, attention_mask)
+        if self._prompts is not None:
+            return self._prompts.lengths(video, context, attention_mask)
+        if exporting():
+            warnings.warn(
+                "the lengths of the prompts cannot be read while the model is exported: its joint attention stays dense in the program. "
+                "Call the model with prompts of full length and no mask, or compile it with torch.compile instead",
+                stacklevel=2,
+            )
+        return None
 
 
 class _Prompts:
