@@ -37,7 +37,7 @@ def test_runs_one_after_another(run_of, passes, skip):
     calls = each(run_of, passes)
     expected = [step < skip for step in each(range(len(run_of)), passes)]
     runs = 3
-    if len(run_of) == 1:  # three runs of a step at one timestep cannot be told from one with three passes, nor need they be
+    if len(run_of) == 1:  # runs of one step at one timestep look like passes of one run, and need not be told apart
         assert skipped(calls * runs, skip) == [skip > 0] * passes * runs
     else:
         assert skipped(calls * runs, skip) == expected * runs
@@ -51,7 +51,7 @@ def test_runs_one_after_another(run_of, passes, skip):
         (diffusers.FlowMatchEulerDiscreteScheduler, {"shift": 5.0}),
         (diffusers.FlowMatchEulerDiscreteScheduler, {"invert_sigmas": True}),  # rising
         (diffusers.UniPCMultistepScheduler, {}),
-        (diffusers.UniPCMultistepScheduler, {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}),
+        (diffusers.UniPCMultistepScheduler, {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
         (diffusers.DPMSolverMultistepScheduler, {}),
         (diffusers.CogVideoXDDIMScheduler, {}),
         (diffusers.DDIMInverseScheduler, {}),  # rising

@@ -1,4 +1,4 @@
-"""Text and its padding, in every family and batch: with everything kept, sparse is dense, whatever the lengths of the prompts."""
+"""Text and its padding, in every family and batch: with everything kept, sparse is dense, whatever the prompts' lengths."""
 
 import pytest
 
@@ -14,8 +14,7 @@ ALL = {"top_k": 1.0, "top_p": None, "min_tokens": 64}
 # Two kernels in half precision differ by 3e-4 here; one text token less makes 2e-2.
 ROUNDING = 8e-4
 
-# Lengths of the prompts of a batch. The first and the last text token are each real and padding; the 40 tokens before Framepack's text and
-# the video's own end put them on both sides of blocks' edges.
+# Lengths of the prompts of a batch: all tokens, a single one, some; alike and uneven.
 LENGTHS = [(TEXT,), (9,), (1,), (9, 17), (TEXT, 1), (13, 13), (TEXT, 1, 13), (5, 5, 20)]
 PADDED = [models.hunyuan, models.hunyuan_from_image, models.framepack, models.ltx]
 UNPADDED = [
@@ -30,7 +29,7 @@ UNPADDED = [
 
 
 def _with_text_that_matters(model, inputs):
-    """With random weights all keys are alike, and one more or less is lost in rounding: those of texts and images are scaled up."""
+    """With random weights one key more or less is lost in rounding: those of texts and images are scaled up."""
     for name, parameter in model.named_parameters():
         if name.endswith(("norm_added_k.weight", "add_v_proj.weight")):
             parameter.data.mul_(4)
@@ -79,19 +78,20 @@ def test_masks_that_are_no_prefix(family, dtype, device):
 
 @pytest.mark.parametrize("family", [models.hunyuan, models.framepack])
 def test_prompts_that_change_from_call_to_call(family, device):
-    """The same tensor with other contents, another tensor, another number of image tokens: lengths are those of the call."""
+    """One tensor with other contents, and another number of image tokens: lengths are those of the call."""
     model, inputs = _with_text_that_matters(*make(family, device, grid=SMALL, lengths=(9, 17)))
     mask = inputs["encoder_attention_mask"]
     images = [inputs["image_embeds"], inputs["image_embeds"][:, :3]] if family is models.framepack else [None]
+    changes = [{} if image is None else {"image_embeds": image} for image in images]
     with tilewright.diffusers.enable(model, **ALL):
         sparse = []
         for lengths in ((9, 17), (20, 3), (9, 17)):
             mask.copy_(text_mask(lengths))
-            sparse += [run(model, inputs, **({} if image is None else {"image_embeds": image})) for image in images]
+            sparse += [run(model, inputs, **change) for change in changes]
     for lengths in ((9, 17), (20, 3), (9, 17)):
         mask.copy_(text_mask(lengths))
-        for image in images:
-            assert error(sparse.pop(0), run(model, inputs, **({} if image is None else {"image_embeds": image}))) < ROUNDING
+        for change in changes:
+            assert error(sparse.pop(0), run(model, inputs, **change)) < ROUNDING
 
 
 def _holes(mask):

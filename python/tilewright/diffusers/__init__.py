@@ -49,12 +49,13 @@ def enable(
 
     Cross-attention and sequences of fewer than `min_tokens` video tokens stay dense, and so does whatever has an attention mask that is
     not HunyuanVideo's padding of the text. In joint attention (CogVideoX, HunyuanVideo) text stays dense: every query sees all of the
-    text, and a text query sees everything. Enabling again replaces the settings and starts a new report.
+    text, and a text query sees everything. Enabling again replaces the settings and starts a new report. A copy of an enabled model, or one
+    that was pickled, is enabled too, with settings and a report of its own.
 
     Args:
         model_or_pipe: a transformer of diffusers, or a pipeline with one as `transformer` (and `transformer_2`).
         top_k, top_p, block_size: which blocks are kept: see `tilewright.sparse_attention`.
-        skip_first_steps: how many denoising steps at the start of every run stay dense.
+        skip_first_steps: how many denoising steps, which are timesteps of the scheduler, at the start of every run stay dense.
         layers: the numbers of the transformer blocks to make sparse, from 0 in the order of the model, -1 the last (HunyuanVideo's single
             stream blocks follow its double stream ones); all when not given.
         grid: `"auto"` regroups the tokens into cubes at the entry of the model and puts them back at its exit, with the grid each call's
@@ -66,8 +67,9 @@ def enable(
         A handle: `with enable(pipe): …` disables at the end of the block. It can be ignored.
 
     Raises:
-        ValueError: a model without an attention that can be made sparse, or options that do not fit it.
-        TypeError: neither a module nor a pipeline.
+        ValueError: a model without an attention that can be made sparse, or options that do not fit it. All options are checked here, and
+            nothing is changed then.
+        TypeError: neither a module nor a pipeline, or an option of another type.
     """
     models = transformers(model_or_pipe)
     options = Options(

@@ -6,7 +6,7 @@ import inspect
 
 
 def names_of(model):
-    """The names of the arguments of `model.forward`, in order. A compiler cannot follow this: it is called before the calls."""
+    """The names of the arguments of `model.forward`, in order. No compiler can trace this: `enable` calls it."""
     # Of the class: offloading replaces the method of the instance by one of any arguments.
     return list(inspect.signature(type(model).forward).parameters)[1:]
 

@@ -8,23 +8,33 @@ from . import processors
 
 #: What is known to work, for errors.
 SUPPORTED = (
-    "WanTransformer3DModel (Wan 2.1 and 2.2), WanVACETransformer3DModel, CogVideoXTransformer3DModel, HunyuanVideoTransformer3DModel, "
-    "HunyuanVideoFramepackTransformer3DModel and LTXVideoTransformer3DModel"
+    "WanTransformer3DModel (Wan 2.1 and 2.2), WanVACETransformer3DModel, CogVideoXTransformer3DModel, "
+    "HunyuanVideoTransformer3DModel, HunyuanVideoFramepackTransformer3DModel and LTXVideoTransformer3DModel"
 )
 
 
 def transformers(model_or_pipe, supported=True):
     """The models by name; with `supported`, a pipeline without a transformer is an error."""
     if isinstance(model_or_pipe, torch.nn.Module):
-        return {"transformer": getattr(model_or_pipe, "_orig_mod", model_or_pipe)}  # torch.compile's wrapper has the model inside
+        return {"transformer": _uncompiled(model_or_pipe)}
     components = getattr(model_or_pipe, "components", None)
     if not isinstance(components, dict):
-        raise TypeError(f"got {type(model_or_pipe).__name__}, needed a transformer (a torch.nn.Module) or a pipeline of diffusers")
-    models = {name: getattr(model, "_orig_mod", model) for name, model in components.items() if isinstance(model, torch.nn.Module)}
-    models = {name: model for name, model in models.items() if name.startswith("transformer")}
+        found = type(model_or_pipe).__name__
+        raise TypeError(f"got {found}, needed a transformer (a torch.nn.Module) or a pipeline of diffusers")
+    models = {
+        name: _uncompiled(model)
+        for name, model in components.items()
+        if name.startswith("transformer") and isinstance(model, torch.nn.Module)
+    }
     if supported and not models:
-        raise ValueError(f"{type(model_or_pipe).__name__} has no transformer among its components ({', '.join(components)})")
+        found = type(model_or_pipe).__name__
+        raise ValueError(f"{found} has no transformer among its components ({', '.join(components)})")
     return models
+
+
+def _uncompiled(model):
+    """The model inside the wrapper of torch.compile."""
+    return getattr(model, "_orig_mod", model)
 
 
 def attentions(model, layers):
@@ -47,8 +57,8 @@ def attentions(model, layers):
             found.append((name, module, family))
     if not found:
         raise ValueError(
-            f"{type(model).__name__} has no attention that can be made sparse: its processors are {', '.join(sorted(seen)) or 'none'}, "
-            f"needed those of {SUPPORTED}"
+            f"{type(model).__name__} has no attention that can be made sparse: its processors are "
+            f"{', '.join(sorted(seen)) or 'none'}, needed those of {SUPPORTED}"
         )
     if layers is None:
         return found
@@ -60,11 +70,11 @@ def attentions(model, layers):
 
 
 def _described(processor):
-    """The processor's class in words: of two classes of one name, and of a class made of one of ours, why it is not that one."""
+    """The processor's class in words; of one that looks like a class we know, why it is not that class."""
     cls = type(processor)
     for known in processors.known():
         if cls is not known and cls.__name__ == known.__name__:
-            return f"{cls.__name__} (the one of {cls.__module__}, which is another class than that of {known.__module__})"
+            return f"{cls.__name__} (of {cls.__module__}, which is another class than that of {known.__module__})"
         if cls is not known and issubclass(cls, known):
             return f"{cls.__name__} (derived from {known.__name__}, whose place it takes: what it adds would be lost)"
     return cls.__name__

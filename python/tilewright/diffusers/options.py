@@ -14,8 +14,8 @@ class Options:
     """What is kept, and which calls stay dense; the processors read it.
 
     Raises:
-        ValueError, TypeError: what `tilewright.block_mask` and `tilewright.TokenGrid` raise for these values, and for a number of tokens
-            or steps that is none.
+        ValueError, TypeError: what `tilewright.block_mask` and `tilewright.TokenGrid` raise for these values, and for a
+            number of tokens or steps that is none.
     """
 
     def __init__(self, *, top_k, top_p, block_size, min_tokens, skip_first_steps, grid, tile):
@@ -51,7 +51,9 @@ def checked_layers(layers):
 def _checked_grid(grid, tile, block_size):
     if grid is None:
         if tile is not None:
-            raise ValueError(f'tile is {tile!r}, and there is no grid to cut into tiles: pass grid="auto" too, or leave tile out')
+            raise ValueError(
+                f'tile is {tile!r}, and there is no grid to cut into tiles: pass grid="auto" too, or leave tile out'
+            )
         return None, None
     if isinstance(grid, str):
         if grid != "auto":

@@ -180,7 +180,8 @@ class HunyuanVideoProcessor(SparseProcessor):
     """HunyuanVideo: joint attention of video and text, which is last and padded.
 
     Its double-stream blocks have projections of their own for the text, its single-stream blocks share one set. Padding is cut off
-    the keys, whose number the session has from the model's `encoder_attention_mask`. Framepack puts the tokens of an image before the text.
+    the keys, whose number the session has from the model's `encoder_attention_mask`. Framepack puts the tokens of an image
+    before the text.
     """
 
     reads_text = True

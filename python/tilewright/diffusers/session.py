@@ -11,8 +11,8 @@ from .text import TextLengths
 class Session:
     """What `enable` leaves in a model. The processors look here at every call.
 
-    It belongs to the model through the model's own hooks, and refers to no model itself: a copy of the model, or one that was pickled,
-    has a session of its own, which goes on with the same settings.
+    It belongs to the model through the model's own hooks, and refers to no model itself: a copy of the model, or one that
+    was pickled, has a session of its own, which goes on with the same settings.
     """
 
     def __init__(self, options, steps):

@@ -11,10 +11,10 @@ from .tracing import exporting, has_values
 class Steps:
     """Which step of its run a model is in. One counter serves all transformers of a pipeline.
 
-    A step is another timestep: guidance's two passes, the videos of a batch that take turns, and the two evaluations of a second-order
-    solver share one. Timesteps fall from step to step, or rise (inversion, inverted sigmas), throughout a run: the first one in the
-    other direction is the first of another run. For `skip == 0` nothing is read, and the device is never waited for; otherwise it is once for
-    each new timestep tensor.
+    A step is another timestep: guidance's two passes, the videos of a batch that take turns, and the two evaluations of a
+    second-order solver share one. Timesteps fall throughout a run, or rise (inversion, inverted sigmas): the first one in the
+    other direction is the first of another run. For `skip == 0` nothing is read, and the device is never waited for;
+    otherwise it is once for each new timestep tensor.
     """
 
     def __init__(self, skip):
@@ -25,7 +25,7 @@ class Steps:
         self._seen = Seen(1)
 
     def observe(self, timestep):
-        """Takes the timestep of a forward pass: a number or a tensor of any shape (of per-token timesteps the highest counts).
+        """Takes the timestep of a forward pass: a number or a tensor of any shape, whose highest value counts.
 
         Raises:
             ValueError: the model is being exported, with steps to skip.
@@ -34,8 +34,8 @@ class Steps:
             return
         if exporting():
             raise ValueError(
-                f"skip_first_steps is {self.skip}, and an exported program does not know its step: enable with skip_first_steps=0 before "
-                "the export, or disable to export the dense model"
+                f"skip_first_steps is {self.skip}, and an exported program does not know its step: enable with "
+                "skip_first_steps=0 before the export, or disable to export the dense model"
             )
         if not isinstance(timestep, torch.Tensor):
             timestep = torch.as_tensor(timestep)

@@ -48,8 +48,8 @@ def keep_text(mask, seq_q, seq_kv, video):
 class TextLengths:
     """How many text tokens of each prompt are real, of the forward pass under way.
 
-    Read from the model's `encoder_attention_mask`. Reading waits for the device, so a mask is read once: a pipeline hands over the same
-    tensors at every step.
+    Read from the model's `encoder_attention_mask`. Reading waits for the device, so a mask is read once: a pipeline hands
+    over the same tensors at every step.
     """
 
     def __init__(self):
@@ -72,8 +72,8 @@ class TextLengths:
             return self._prompts.lengths(video, context, attention_mask)
         if exporting():
             warnings.warn(
-                "the lengths of the prompts cannot be read while the model is exported: its joint attention stays dense in the program. "
-                "Call the model with prompts of full length and no mask, or compile it with torch.compile instead",
+                "the lengths of the prompts cannot be read while the model is exported: its joint attention stays dense in "
+                "the program. Use torch.compile, which keeps it sparse",
                 stacklevel=2,
             )
         return None
@@ -89,7 +89,8 @@ class _Prompts:
         self._agrees = {}
 
     def lengths(self, video, context, attention_mask):
-        before = context.shape[1] - self._tokens  # tokens of an image, which the model joins to the text, all of them real
+        # Tokens of an image, which the model puts before the text, are all of them real.
+        before = context.shape[1] - self._tokens
         lengths = [before + real for real in self._real]
         if len(lengths) == 1:
             lengths *= context.shape[0]
@@ -97,10 +98,11 @@ class _Prompts:
             return None
         if torch.compiler.is_compiling():
             return lengths
-        # What the model made of its mask, read once for each prompt and size: another version of it may make something else.
+        # What the model makes of its mask is checked once for each prompt and size: another version may differ.
         sizes = video.shape[1], context.shape[1]
         if sizes not in self._agrees:
-            self._agrees[sizes] = _is_prefix(attention_mask, [video.shape[1] + length for length in lengths], sum(sizes))
+            keys = [video.shape[1] + length for length in lengths]
+            self._agrees[sizes] = _is_prefix(attention_mask, keys, sum(sizes))
         return lengths if self._agrees[sizes] else None
 
 

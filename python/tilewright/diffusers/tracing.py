@@ -1,4 +1,4 @@
-"""Whether a call computes at all: exporting, fake tensors and the meta device run the model's code over tensors without values."""
+"""Whether a call computes at all: exporting, fake tensors and the meta device run a model over tensors without values."""
 
 from __future__ import annotations
 
