@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from types import SimpleNamespace
 
 import pytest
 
@@ -208,3 +209,13 @@ def test_compiled(family):
         assert torch.equal(run(compiled, inputs), expected)
         assert enabled.report().sparse_calls == number * layers
     assert 0 < enabled.report().sparsity < 1
+
+
+def test_one_model_in_two_places_of_a_pipeline():
+    model, inputs = make(wan, "cpu", grid=SMALL)
+    before = processors_of(model)
+    pipe = SimpleNamespace(components={"transformer": model, "transformer_2": model})
+    with tilewright.diffusers.enable(pipe, **FEW) as enabled:
+        run(model, inputs)
+        assert enabled.report().sparse_calls == 3
+    assert processors_of(model) == before and hooks_of(model) == []

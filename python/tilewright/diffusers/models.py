@@ -21,11 +21,13 @@ def transformers(model_or_pipe, supported=True):
     if not isinstance(components, dict):
         found = type(model_or_pipe).__name__
         raise TypeError(f"got {found}, needed a transformer (a torch.nn.Module) or a pipeline of diffusers")
-    models = {
-        name: _uncompiled(model)
-        for name, model in components.items()
-        if name.startswith("transformer") and isinstance(model, torch.nn.Module)
-    }
+    models = {}
+    for name, model in components.items():
+        if not name.startswith("transformer") or not isinstance(model, torch.nn.Module):
+            continue
+        model = _uncompiled(model)
+        if not any(model is known for known in models.values()):  # one model may have two places
+            models[name] = model
     if supported and not models:
         found = type(model_or_pipe).__name__
         raise ValueError(f"{found} has no transformer among its components ({', '.join(components)})")
