@@ -23,6 +23,7 @@ pub mod kernels;
 pub mod launch;
 pub mod mask;
 mod operands;
+mod parallel;
 pub mod reference;
 pub mod select;
 pub mod tensor;

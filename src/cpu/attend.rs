@@ -7,7 +7,7 @@ use crate::mask::{BlockMask, BlockSize};
 use crate::operands::{Rows, Shape, half_dtype_error};
 use crate::tensor::Half;
 use crate::user_code::UserCode;
-use crate::{DType, Error, MaskMod, ScoreMod, Tensor};
+use crate::{DType, Error, MaskMod, ScoreMod, Tensor, parallel};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::f32::consts::LOG2_E;
@@ -78,11 +78,12 @@ fn run<T: Half>(
         for (i, (out, lse)) in jobs {
             let first_unit = i * at_once;
             let widened = &mut widened[..at_once.min(units - first_unit) * head_len];
-            widened.par_chunks_mut(head_len).enumerate().for_each(|(i, to)| {
+            let widen = |(i, to): (usize, &mut [f32])| {
                 let (keys, values) = to.split_at_mut(seq_kv * d);
                 let unit = first_unit + i;
                 rayon::join(|| k.widen(unit, 0, keys), || v.widen(unit, 0, values));
-            });
+            };
+            parallel::run(|| widened.par_chunks_mut(head_len).enumerate().for_each(widen));
             call.heads(first_unit, widened, out, lse)?;
         }
     }

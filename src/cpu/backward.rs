@@ -12,7 +12,7 @@ use crate::mask::{BlockMask, BlockSize};
 use crate::operands::{Rows, Shape, half_dtype_error};
 use crate::tensor::Half;
 use crate::user_code::UserCode;
-use crate::{DType, Error, MaskMod, ScoreMod, Tensor};
+use crate::{DType, Error, MaskMod, ScoreMod, Tensor, parallel};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::f32::consts::LOG2_E;
@@ -104,12 +104,14 @@ fn delta<T: Half>(tensors: &Tensors, shape: &Shape) -> Result<Vec<f32>, Error> {
     };
     let (out, d_out) = (Rows::<T>::of(tensors.out)?, Rows::<T>::of(tensors.d_out)?);
     let tiles = || (vec![0.0; shape.value_d], vec![0.0; shape.value_d]);
-    delta.par_chunks_mut(shape.seq_q).enumerate().for_each_init(tiles, |(a, b), (head, delta)| {
-        for (row, delta) in delta.iter_mut().enumerate() {
-            out.widen(head, row, a);
-            d_out.widen(head, row, b);
-            *delta = a.iter().zip(&*b).map(|(x, y)| x * y).sum::<f32>() - *delta;
-        }
+    parallel::run(|| {
+        delta.par_chunks_mut(shape.seq_q).enumerate().for_each_init(tiles, |(a, b), (head, delta)| {
+            for (row, delta) in delta.iter_mut().enumerate() {
+                out.widen(head, row, a);
+                d_out.widen(head, row, b);
+                *delta = a.iter().zip(&*b).map(|(x, y)| x * y).sum::<f32>() - *delta;
+            }
+        });
     });
     Ok(delta)
 }

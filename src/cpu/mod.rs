@@ -19,7 +19,7 @@ pub use select::select_row;
 
 use crate::mask::{BlockMask, BlockSize, EMPTY, FULL, PARTIAL, classify};
 use crate::operands::{Shape, half_dtype_error};
-use crate::{DType, Error, MaskMod, Selection, Tensor};
+use crate::{DType, Error, MaskMod, Selection, Tensor, parallel};
 use rayon::prelude::*;
 
 /// The block mask `selection` makes of q `[batch, heads, seq_q, d]` and k `[batch, kv_heads, seq_kv, d]`.
@@ -82,7 +82,7 @@ fn drop_unselected(
     scale: f32,
     [q_blocks, kv_blocks]: [usize; 2],
 ) {
-    classes.par_chunks_mut(q_blocks * kv_blocks).enumerate().for_each(|(head, classes)| {
+    let of_head = |(head, classes): (usize, &mut [u8])| {
         let q = &pooled_q[head * q_blocks * shape.d..][..q_blocks * shape.d];
         let k = &pooled_k[shape.kv_unit(head) * kv_blocks * shape.d..][..kv_blocks * shape.d];
         let logits = score::logits(q, k, shape.d, scale);
@@ -93,7 +93,8 @@ fn drop_unselected(
                 *class = if keep { *class } else { EMPTY };
             }
         }
-    });
+    };
+    parallel::run(|| classes.par_chunks_mut(q_blocks * kv_blocks).enumerate().for_each(of_head));
 }
 
 /// The f32 means of runs of `block` rows of a `[batch, heads, seq, d]` tensor: contiguous `[batch, heads, blocks, d]`.

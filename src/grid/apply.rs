@@ -3,7 +3,7 @@
 use super::{GridError, TokenGrid};
 use crate::device::CudaDevice;
 use crate::tensor::{Element, TensorError};
-use crate::{DType, Device, Error, Tensor};
+use crate::{DType, Device, Error, Tensor, parallel};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -162,12 +162,13 @@ fn on_cpu<E: Element>(rows: &Tensor, list: &[i32], shape: &[usize]) -> Result<Te
     let mut moved: Vec<E> = vec![bytemuck::Zeroable::zeroed(); rows.elements()];
     if !moved.is_empty() {
         let (elements, strides) = (rows.host_elements::<E>()?, rows.strides());
-        moved.par_chunks_mut(d).enumerate().with_min_len(64).for_each(|(place, row)| {
+        let copy = |(place, row): (usize, &mut [E])| {
             let (head, token) = (place / tokens, place % tokens);
             let start =
                 head / heads * strides[0] + head % heads * strides[1] + list[token] as usize * strides[2];
             row.copy_from_slice(&elements[start..start + d]);
-        });
+        };
+        parallel::run(|| moved.par_chunks_mut(d).enumerate().with_min_len(64).for_each(copy));
     }
     Tensor::from_slice(&moved, shape)
 }
