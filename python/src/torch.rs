@@ -15,8 +15,8 @@ pub(crate) struct Torch {
     /// How its tensors are looked at in one call; absent before 2.10.
     pub(crate) dlpack: Option<Dlpack>,
     empty_like: Py<PyAny>,
-    /// `torch.Tensor.is_neg` and `torch.Tensor._is_zerotensor`.
-    is_lazy: [Py<PyAny>; 2],
+    /// `torch.Tensor.is_neg`.
+    is_neg: Py<PyAny>,
     /// `(device index) -> cudaStream_t`; absent in a build without CUDA.
     current_raw_stream: Option<Py<PyAny>>,
     /// Absent in a build without CUDA.
@@ -77,7 +77,6 @@ impl Torch {
             (DType::U8, "uint8"),
         ];
         let tensor = torch.getattr("Tensor")?;
-        let of_tensor = |name: &str| tensor.getattr(name).map(Bound::unbind);
         let core = torch.getattr("_C")?;
         let of_core = |name: &str| core.getattr(name).ok().map(Bound::unbind);
         let allocator = || {
@@ -88,7 +87,7 @@ impl Torch {
             })
         };
         let bound = Torch {
-            is_lazy: [of_tensor("is_neg")?, of_tensor("_is_zerotensor")?],
+            is_neg: tensor.getattr("is_neg")?.unbind(),
             tensor: tensor.clone().unbind(),
             dlpack: Dlpack::of(&tensor),
             empty_like: get("empty_like")?,
@@ -109,21 +108,17 @@ impl Torch {
         TORCH.get(py)
     }
 
-    /// The tensor that a lazy one stands for: `x.conj().imag` is a view whose memory holds the values that are still to be negated, and
-    /// forward-mode differentiation has zeros without memory. `None` for what is as its memory says, and for what is no tensor.
+    /// The tensor that a lazily negated one stands for: `x.conj().imag` is a view whose memory holds the values that are still to be
+    /// negated. `None` for what is as its memory says, and for what is no tensor.
     pub(crate) fn resolved<'py>(&self, object: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = object.py();
-        if !object.is_instance(self.tensor.bind(py))? {
+        // A lazy conjugate is of complex numbers, which no kernel takes.
+        if !object.is_instance(self.tensor.bind(py))?
+            || !self.is_neg.bind(py).call1((object,))?.is_truthy()?
+        {
             return Ok(None);
         }
-        // A conjugate is of complex numbers, which no kernel takes.
-        for (is_lazy, resolve) in self.is_lazy.iter().zip([intern!(py, "resolve_neg"), intern!(py, "clone")])
-        {
-            if is_lazy.bind(py).call1((object,))?.is_truthy()? {
-                return object.call_method0(resolve).map(Some);
-            }
-        }
-        Ok(None)
+        object.call_method0(intern!(py, "resolve_neg")).map(Some)
     }
 
     /// The element type of a `torch.dtype`; `None` for those no kernel takes.

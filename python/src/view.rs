@@ -94,8 +94,7 @@ impl<const N: usize> View<N> {
         let py = object.py();
         if let (Kind::Torch, Some(torch)) = (kind, Torch::get(py)) {
             if let Some(resolved) = torch.resolved(object)? {
-                let view = Self::of(what, kind, &resolved, accepts, needed)?;
-                return Ok(View { resolved: Some(Arc::new(resolved.unbind())), ..view });
+                return Self::of_resolved(what, kind, resolved, accepts, needed);
             }
             if let Some(seen) = torch.dlpack.as_ref().and_then(|dlpack| dlpack.look::<N>(object))
                 && accepts(seen.dtype)
@@ -157,6 +156,11 @@ impl<const N: usize> View<N> {
                 let address: usize =
                     address.map_err(|error| without_memory(what, object, error))?.extract()?;
                 if address == 0 && !extents.contains(&0) {
+                    // Forward-mode differentiation has zeros without memory.
+                    if object.call_method0(intern!(py, "_is_zerotensor"))?.is_truthy()? {
+                        let zeros = object.call_method0(intern!(py, "clone"))?;
+                        return Self::of_resolved(what, kind, zeros, accepts, needed);
+                    }
                     // PyTorch's functional and fake tensors are shapes alone.
                     return Err(PyValueError::new_err(format!(
                         "{what} has no memory: pass a tensor with elements, not a traced or a fake one"
@@ -182,6 +186,18 @@ impl<const N: usize> View<N> {
             )));
         };
         Ok(View { ordinal, address, dtype, shape: extents, strides, resolved: None })
+    }
+
+    /// Looks at the tensor that the caller's stands for, and keeps it.
+    fn of_resolved(
+        what: &str,
+        kind: Kind,
+        resolved: Bound<'_, PyAny>,
+        accepts: fn(DType) -> bool,
+        needed: &str,
+    ) -> PyResult<Self> {
+        let view = Self::of(what, kind, &resolved, accepts, needed)?;
+        Ok(View { resolved: Some(Arc::new(resolved.unbind())), ..view })
     }
 
     /// `[batch, seq, heads, …]` seen as `[batch, heads, seq, d]`.

@@ -1,4 +1,4 @@
-"""The operators of PyTorch: `torch.ops.tilewright.{sparse_attention, block_mask, attention, attention_backward}`.
+"""The operators of PyTorch: `torch.ops.tilewright.{sparse_attention, block_mask, attention, attention_backward, regroup}`.
 
 Importing this module registers them, with kernels for CUDA and CPU tensors, fake kernels (shapes alone, for `torch.compile` and
 `torch.export`), autocast and autograd.
@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 
 from . import _native
 from ._native import Error
+from .grid import grid_of, moved
 
 _OPTIONS = "float? scale, int score_mod, int mask_mod, bool enable_gqa"
 
@@ -27,6 +28,7 @@ _SCHEMAS = {
     "attention_backward": "(Tensor d_out, Tensor? d_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
     "Tensor kv_num_blocks, Tensor kv_indices, Tensor? full_kv_num_blocks, Tensor? full_kv_indices, int block_q, int block_kv, "
     f"{_OPTIONS}) -> (Tensor, Tensor, Tensor)",
+    "regroup": "(Tensor tensor, int dim, int[] grid, int[] tile, int before, int after, int[] block_size, bool restore) -> Tensor",
 }
 
 # How many of an operator's first arguments are q, k and v.
@@ -89,6 +91,12 @@ def _attention_backward(d_out, d_lse, *args):
     return _native.attention_backward(d_out, d_lse, *args)
 
 
+def _regroup(tensor, dim, grid, tile, before, after, block_size, restore):
+    """What `TokenGrid` does while something traces it; the dimension has the grid's number of tokens."""
+    order = grid_of(tuple(grid), tuple(tile), before, after, tuple(block_size))
+    return moved(torch, order, tensor, dim, restore, kernel=True)
+
+
 def _rows_are_readable(tensor: Tensor) -> bool:
     """Whether kernels can read rows 16 bytes at a time."""
     aligned = tensor.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in tensor.stride()[:-1])
@@ -128,6 +136,10 @@ def _fake_block_mask(
 
 def _fake_attention_backward(d_out: Tensor, d_lse: Optional[Tensor], q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple:
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _fake_regroup(tensor: Tensor, *_: Any) -> Tensor:
+    return tensor.new_empty(tensor.shape)
 
 
 # ---- autograd ------------------------------------------------------------------------------------------------------
@@ -239,6 +251,20 @@ def _backward_of_attention(ctx: Any, d_out: Optional[Tensor], d_lse: Optional[Te
     return *gradients, *rest
 
 
+def _setup_regroup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.arguments = inputs[1:]
+
+
+def _backward_of_regroup(ctx: Any, d_out: Tensor) -> tuple:
+    """The way back is the inverse order."""
+    *sizes, restore = ctx.arguments
+    return torch.ops.tilewright.regroup(d_out, *sizes, not restore), *(None,) * len(ctx.arguments)
+
+
+def _vmap_of_regroup(info: Any, in_dims: tuple, tensor: Tensor, dim: int, *arguments: Any) -> tuple[Tensor, int]:
+    return torch.ops.tilewright.regroup(tensor.movedim(in_dims[0], 0), dim + 1, *arguments), 0
+
+
 # ---- autocast ------------------------------------------------------------------------------------------------------
 
 
@@ -268,6 +294,7 @@ def _register() -> None:
         "block_mask": (_block_mask, _fake_block_mask),
         "attention": (_attention, _fake_attention),
         "attention_backward": (_attention_backward, _fake_attention_backward),
+        "regroup": (_regroup, _fake_regroup),
     }
     for name, (kernel, fake) in kernels.items():
         tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
@@ -283,6 +310,10 @@ def _register() -> None:
     torch.library.register_autograd(
         "tilewright::attention", _backward_of_attention, setup_context=_setup_attention, lib=_library
     )
+    torch.library.register_autograd(
+        "tilewright::regroup", _backward_of_regroup, setup_context=_setup_regroup, lib=_library
+    )
+    torch.library.register_vmap("tilewright::regroup", _vmap_of_regroup, lib=_library)
 
 
 _register()
