@@ -9,6 +9,7 @@ from typing import Any, Optional
 
 from . import _native
 from ._torch import torch_of
+from ._typing import Array
 from .mask import checked_pair
 
 #: Grid, tile, tokens before and after, block size.
@@ -128,7 +129,7 @@ class TokenGrid:
         """
         return self._native.block_of(token)
 
-    def regroup(self, tensor: Any, dim: int) -> Any:
+    def regroup(self, tensor: Array, dim: int) -> Array:
         """The tensor with dimension `dim`, which counts tokens in raster order, in the new order.
 
         Takes torch tensors of any device and dtype and numpy arrays; the result is a new tensor. On a GPU, f16, bf16 and f32 tensors of
@@ -139,7 +140,7 @@ class TokenGrid:
         """
         return self._moved(tensor, dim, restore=False)
 
-    def restore(self, tensor: Any, dim: int) -> Any:
+    def restore(self, tensor: Array, dim: int) -> Array:
         """The inverse of `regroup`: the dimension back in raster order."""
         return self._moved(tensor, dim, restore=True)
 
