@@ -38,6 +38,11 @@ class BlockMask(Generic[Array]):
     see: its keys would count twice.
     """
 
+    kv_num_blocks: Array
+    kv_indices: Array
+    full_kv_num_blocks: Optional[Array]
+    full_kv_indices: Optional[Array]
+
     def __init__(
         self,
         kv_num_blocks: Array,
