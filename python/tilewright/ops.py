@@ -106,8 +106,19 @@ def _rows_are_readable(tensor: Tensor) -> bool:
 # ---- shapes alone --------------------------------------------------------------------------------------------------
 
 
-def _fake_attention(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _check_devices(q: Tensor, *operands: Any) -> None:
+    """PyTorch calls these kernels where any tensor is on "meta", whatever the others are on: what they return has no values then."""
+    for operand in operands:
+        if isinstance(operand, Tensor) and operand.device != q.device:
+            raise ValueError(
+                f"q is on {q.device}, another tensor of the call (of shape {tuple(operand.shape)}) is on {operand.device}: move them to "
+                "one device with `.to(q.device)`"
+            )
+
+
+def _fake_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """`out` lies in memory as q does, or is contiguous where v has another last dimension; `lse` is contiguous."""
+    _check_devices(q, k, v, *rest)
     out = torch.empty_like(q) if v.shape[3] == q.shape[3] else q.new_empty((*q.shape[:3], v.shape[3]))
     return out, q.new_empty(q.shape[:3], dtype=torch.float32)
 
@@ -123,6 +134,7 @@ def _fake_block_mask(
     mask_mod: int,
     enable_gqa: bool,
 ) -> list[Tensor]:
+    _check_devices(q, k)
     batch, heads = q.shape[0], q.shape[1]
     # As `BlockMask` writes it: a symbolic size is compared with the size of these lists, expression by expression.
     q_blocks, kv_blocks = -(-q.shape[2] // block_q), -(-k.shape[2] // block_kv)
@@ -134,7 +146,10 @@ def _fake_block_mask(
     return lists
 
 
-def _fake_attention_backward(d_out: Tensor, d_lse: Optional[Tensor], q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple:
+def _fake_attention_backward(
+    d_out: Tensor, d_lse: Optional[Tensor], q: Tensor, k: Tensor, v: Tensor, *rest: Any
+) -> tuple:
+    _check_devices(q, d_out, d_lse, k, v, *rest)
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
