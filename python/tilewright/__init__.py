@@ -46,10 +46,12 @@ __all__ = [
 
 def _has_torch() -> bool:
     try:
-        return importlib.util.find_spec("torch") is not None
+        spec = importlib.util.find_spec("torch")
     except ValueError:
         # Somebody put a module of that name there that no loader made.
         return False
+    # Any folder of that name is a package, without a file of its own.
+    return spec is not None and spec.origin is not None
 
 
 if TYPE_CHECKING or _has_torch():
