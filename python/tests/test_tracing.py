@@ -176,6 +176,32 @@ def test_the_text_of_a_mask_without_contents():
     assert "sparsity" not in repr(mask) and "sparsity" not in repr(tilewright.block_mask(q, q).to("meta"))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_mask_keeps_nothing_of_an_export(device, strict):
+    q = torch.randn(1, 2, 300, 64, device=device).half()
+    expected = tilewright.block_mask(q, q, top_k=0.4)
+    lists = tilewright.block_mask(q, q, top_k=0.4).lists()
+
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            # Its lists by key are made when they are asked for.
+            self.mask = tilewright.BlockMask(**lists, seq_lengths=(300, 300))
+
+        def forward(self, x):
+            return x + self.mask.q_indices.sum() + self.mask.q_num_blocks.sum()
+
+    layer = Layer()
+    program = torch.export.export(layer, (torch.zeros(3, device=device),), strict=strict).module()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert isinstance(tilewright.BlockMask(**lists, seq_lengths=(300, 300)).q_indices, FakeTensor)
+        layer.mask.q_indices  # noqa: B018
+    assert type(layer.mask.q_indices) is torch.Tensor and type(layer.mask.q_num_blocks) is torch.Tensor
+    assert torch.equal(layer.mask.q_num_blocks, expected.q_num_blocks)
+    x = torch.ones(3, device=device)
+    assert torch.equal(program(x), layer(x))
+
+
 @pytest.mark.gpu
 def test_the_text_of_a_mask_while_a_graph_is_captured():
     q = torch.randn(1, 2, 300, 64, device="cuda").half()

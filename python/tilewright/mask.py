@@ -277,6 +277,8 @@ class BlockMask(Generic[Array]):
                     lists += [None, None]
                 else:
                     lists += _lists_of(_map_of(counts, indices, columns).swapaxes(-1, -2))
+            if not all(list is None or _is_lasting(list) for list in lists):
+                return tuple(lists)
             self._transposed = tuple(lists)
         return self._transposed
 
@@ -366,6 +368,12 @@ def _refuse_masked_array(map: Any) -> None:
 def _count(size: Any) -> Any:
     """A number of tokens as Python's own; a symbolic one stays what it is."""
     return int(size) if isinstance(size, Integral) else size
+
+
+def _is_lasting(list: Any) -> bool:
+    """Whether the mask may keep it: what a compiler, an exporter or a mode of fake tensors made is of no use after them."""
+    torch = torch_of(list)
+    return torch is None or (type(list) is torch.Tensor and not torch.compiler.is_compiling())
 
 
 def _is_readable(lists: Any) -> bool:
