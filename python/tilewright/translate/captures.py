@@ -74,7 +74,7 @@ class Captures:
             return Sym(I32, name, nonneg=value >= 0, weak=weak, narrow=narrow)
         if isinstance(value, float):
             try:
-                struct.pack("f", value)
+                struct.pack("<f", value)
             except OverflowError:
                 raise NotCapturable(f"{shown(value)} does not fit an f32: its largest number is 3.4028235e38") from None
             return Sym(F32, self._number(static.origin, static.name, F32, value), weak=weak)

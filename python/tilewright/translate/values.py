@@ -165,7 +165,8 @@ def float_literal(value: float) -> Sym:
         return Sym(F32, "f32::NAN")
     if math.isinf(value):
         return Sym(F32, "f32::INFINITY" if value > 0 else "f32::NEG_INFINITY", nonneg=value > 0)
-    struct.pack("f", value)
+    # Of a fixed size, for the machine's own "f" does not look.
+    struct.pack("<f", value)
     text = repr(float(value))
     if "." not in text:
         mantissa, exponent = text.split("e")

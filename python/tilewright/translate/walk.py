@@ -289,7 +289,9 @@ class Walk(Expressions, Statements):
                 keywords[name] = item
         if isinstance(node.func, ast.Attribute):
             owner = self.expr(node.func.value)
-            if not isinstance(owner, Static):
+            known = all(isinstance(value, Static) for value in (*arguments, *keywords.values()))
+            # What is computed with a captured tensor and a value of the GPU is one of the GPU.
+            if not isinstance(owner, Static) or (is_array(owner.obj) and not known):
                 return self._method(node, node.func.attr, owner, arguments, keywords)
             function = self.attribute(node.func, owner)
         else:
