@@ -199,6 +199,8 @@ class Arithmetic:
                 return self.infix(float_literal(1.0), Sym(F32, method(base, "sqrt")), "/", PRODUCT, F32)
             self.walk.fail(node, "an exponent must be whole, or 0.5: write `torch.exp2(y * torch.log2(x))` where x is positive")
         if left.ty != F32 and isinstance(number, int) and 0 <= number <= 16 and exponent.literal:
+            if left.narrow:
+                self.walk.fail(node, f"the arithmetic of {left.narrow} wraps: convert it first, with `.int()` for example")
             if number == 0:
                 return int_literal(1)
             base = self.walk.named(self.to_i32(left), "base")

@@ -219,7 +219,8 @@ _SPACES = [("torch", TORCH), ("torch.special", TORCH), ("torch.nn.functional", T
 
 # Called as they are where every argument is known; the rest would run a user's code.
 _PURE_BUILTINS = {len, float, int, bool, abs, min, max, round, sum, pow, isinstance, callable, hasattr, tuple, list, all, any, range}
-_PURE_TORCH = ("finfo", "iinfo", "tensor", "as_tensor", "arange")
+_PURE_MAKERS = [("torch", name) for name in ("finfo", "iinfo", "tensor", "as_tensor", "arange")]
+_PURE_MAKERS += [("numpy", name) for name in ("finfo", "iinfo", "array", "asarray", "arange")]
 
 # Methods of numpy's arrays that change the array, or write to a file.
 _CHANGES = {"sort", "fill", "resize", "partition", "put", "itemset", "setfield", "setflags", "byteswap", "tofile", "dump"}
@@ -275,8 +276,7 @@ def is_pure(function: Any, keywords: dict) -> bool:
         return False
     if getattr(function, "__module__", None) == "math" or operation_of(function) is not None:
         return True
-    torch = sys.modules.get("torch")
-    if any(function is getattr(torch, name, sys) for name in _PURE_TORCH):
+    if any(function is getattr(sys.modules.get(module), name, sys) for module, name in _PURE_MAKERS):
         return True
     owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "_")
     if isinstance(owner, (list, dict)):
