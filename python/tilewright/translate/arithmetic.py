@@ -158,7 +158,8 @@ class Arithmetic:
         exact = self.walk.named(exact, "exact")
         floor = self.walk.named(Sym(F32, method(exact, "floor")), "floor")
         # The division may have rounded down from a whole number.
-        result = choice(Sym(BOOL, f"{exact.text} - {floor.text} > 0.5"), self.infix(floor, float_literal(1.0), "+", SUM, F32), floor)
+        above = self.infix(floor, float_literal(1.0), "+", SUM, F32)
+        result = choice(Sym(BOOL, f"{exact.text} - {floor.text} > 0.5"), above, floor)
         if known:
             return result
         # By zero: an infinity or NaN, whose floor it is.
@@ -187,9 +188,7 @@ class Arithmetic:
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             reason = "an exponent must be a number that does not depend on the position: write `torch.exp2(y * torch.log2(x))`"
             self.walk.fail(node, reason + " where x is positive")
-        if isinstance(number, float) and not math.isfinite(number) or isinstance(number, int) and abs(number) >= 2**31:
-            self.walk.fail(node, f"{shown(number)} is no exponent of a device function: it must fit an i32")
-        if isinstance(number, float) and abs(number) >= 2**31:
+        if not abs(number) < 2**31:
             self.walk.fail(node, f"{shown(number)} is no exponent of a device function: it must fit an i32")
         if isinstance(number, float) and not number.is_integer():
             base = self.to_f32(left)

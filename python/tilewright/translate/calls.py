@@ -210,7 +210,7 @@ _MATH |= {
     "trunc": Operation("trunc", op.cast(I32, weak=True), takes.one),
     "fabs": Operation("fabs", op.f32("abs", nonneg=True), takes.one, weak=True),
     "pow": Operation("pow", op.float_power, takes.two, weak=True),
-    "fmod": Operation("fmod", lambda w, n, x, y: op.fmod(w, n, *(w.do.to_f32(w.symbol(v, n)) for v in (x, y))), takes.two, weak=True),
+    "fmod": Operation("fmod", op.float_fmod, takes.two, weak=True),
     "remainder": Operation("remainder", formulas.REMAINDER, takes.two, weak=True),
 }
 

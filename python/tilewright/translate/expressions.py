@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import operator
 import types
 from dataclasses import dataclass, replace
@@ -171,7 +172,7 @@ class Expressions:
             return self.known(node, _OPERATORS.get(type(op)), left, right)
         for one, other in ((left, right), (right, left)):
             # `True & x`, where masks are combined in a loop.
-            if isinstance(one, Static) and one.literal and isinstance(one.obj, bool) and isinstance(other, Sym) and other.ty == BOOL:
+            if _is_literal_bool(one) and isinstance(other, Sym) and other.ty == BOOL:
                 if isinstance(op, ast.BitAnd if one.obj else ast.BitOr):
                     return other
         if isinstance(op, ast.Pow):
@@ -217,7 +218,8 @@ class Expressions:
                 self.fail(node, f"this integer has more than {_MAX_BITS} bits: write it as a float")
         lengths = [len(item) if isinstance(item, (range, str, bytes, list, tuple)) else None for item in known]
         if function is operator.mul and len(known) == 2:
-            times = [length * other for length, other in zip(lengths, reversed(known)) if length is not None and isinstance(other, int)]
+            pairs = zip(lengths, reversed(known))
+            times = [length * other for length, other in pairs if length is not None and isinstance(other, int)]
         else:
             times = [length for length in lengths if length is not None and function in (tuple, list, sum, all, any)]
         if any(count > _MOST_ITEMS for count in times):
@@ -231,7 +233,7 @@ class Expressions:
             if isinstance(right, Sym) and at + 1 < len(node.ops):
                 right = self.named(right, "middle")
             part = self._one_comparison(op, left, right, node)
-            result = part if at == 0 else self._joined(result, lambda part=part: part, node, all_of=True)
+            result = part if at == 0 else self._joined(result, functools.partial(_itself, part), node, all_of=True)
             left = right
         return result
 
@@ -250,9 +252,13 @@ class Expressions:
         return self.do.compare(op, self.symbol(left, node), self.symbol(right, node), node)
 
     def _boolop(self, node: ast.BoolOp) -> Any:
-        value = self.expr(node.values[0])
+        return self._all_joined(node, self.expr)
+
+    def _all_joined(self, node: ast.BoolOp, visit: Callable[[ast.expr], Any]) -> Any:
+        """``and`` or ``or`` of what ``visit`` makes of each operand."""
+        value = visit(node.values[0])
         for following in node.values[1:]:
-            value = self._joined(value, lambda following=following: self.expr(following), node, all_of=isinstance(node.op, ast.And))
+            value = self._joined(value, functools.partial(visit, following), node, all_of=isinstance(node.op, ast.And))
         return value
 
     def _joined(self, left: Any, right_of: Callable[[], Any], node: ast.AST, *, all_of: bool) -> Any:
@@ -263,7 +269,7 @@ class Expressions:
         right = right_of()
         if isinstance(left, Static) and isinstance(right, Static):
             return self.known(node, _and if all_of else _or, left, right)
-        if isinstance(left, Sym) and left.ty == BOOL and isinstance(right, Static) and right.literal and isinstance(right.obj, bool):
+        if isinstance(left, Sym) and left.ty == BOOL and _is_literal_bool(right):
             return left if right.obj == all_of else right
         left, right = self.named(self.symbol(left, node), "left"), self.symbol(right, node)
         if left.ty == right.ty == BOOL:
@@ -282,10 +288,7 @@ class Expressions:
             value = self.expr(node)
             # A capture stays one, for its value may be bound anew.
             return value if isinstance(value, Static) else self.do.to_bool(self.symbol(value, node))
-        value = self.condition(node.values[0])
-        for following in node.values[1:]:
-            value = self._joined(value, lambda following=following: self.condition(following), node, all_of=isinstance(node.op, ast.And))
-        return value
+        return self._all_joined(node, self.condition)
 
     def _ifexp(self, node: ast.IfExp) -> Any:
         condition = self.condition(node.test)
@@ -364,12 +367,20 @@ _LEFT_OUT = {
 }
 
 
+def _itself(value: Any) -> Any:
+    return value
+
+
 def _and(left: Any, right: Any) -> Any:
     return left and right
 
 
 def _or(left: Any, right: Any) -> Any:
     return left or right
+
+
+def _is_literal_bool(value: Any) -> bool:
+    return isinstance(value, Static) and value.literal and isinstance(value.obj, bool)
 
 
 def _is_number(obj: Any) -> bool:

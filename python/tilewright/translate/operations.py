@@ -227,6 +227,11 @@ def fmod(walk: "Walk", node: ast.AST, left: Any, right: Any) -> Sym:
     return walk.do.infix(left, right, "%", PRODUCT, left.ty, left.nonneg)
 
 
+def float_fmod(walk: "Walk", node: ast.AST, left: Any, right: Any) -> Sym:
+    """``math.fmod``: a float, of integers too."""
+    return fmod(walk, node, *(walk.do.to_f32(walk.symbol(side, node)) for side in (left, right)))
+
+
 def cast(ty: str, *, weak: bool = False) -> Handler:
     """``int(x)``, ``x.float()``."""
 
