@@ -105,7 +105,7 @@ class Writer:
         if depth <= 0:
             return self.pick(
                 "score", "score", *self.names["float"], "half", "np_half", "tau", "1.5", "-0.25", "slopes[h]", "table[h, q - kv + 40]",
-                "bias[h][q]", "turned[h, kv]", "np_bias[kv]", "lazy[h]", "halves[h]", "table[h, -1]", "(table * 2)[h, kv]",
+                "bias[h][q]", "turned[h, kv]", "np_bias[kv]", "lazy[h]", "halves[h].float()", "table[h, -1]", "(table * 2)[h, kv]",
             )  # fmt: skip
         a, b, i = self.float(depth - 1), self.float(depth - 1), self.int(depth - 1)
         number = self.pick("0.5", "2", "-1.5", "half", "size", "3")

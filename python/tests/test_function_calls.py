@@ -66,7 +66,7 @@ REFUSED = [
     (lambda s, b, h, q, kv: F.softplus(s, beta=2), "write `softplus(beta * x) / beta`"),
     (lambda s, b, h, q, kv: F.gelu(s), "`approximate=\"tanh\"`"),
     (lambda s, b, h, q, kv: torch.add(s, q, beta=1), "`add` has no parameter `beta`: it has `input`, `other`, `alpha`, `out`"),
-    (lambda s, b, h, q, kv: np.add(s, x2=q), "`add` has no parameter `x2`"),
+    (lambda s, b, h, q, kv: np.add(s, x2=q), "`add(x1, x2, /)` does not take these arguments: 'x2' parameter is positional only"),
     (lambda s, b, h, q, kv: np.add(s, q, dtype=np.float64), "`.to(dtype)` of the result"),
     (lambda s, b, h, q, kv: np.add(s, q, where=q > kv), "write `torch.where(condition, a, b)`"),
     (lambda s, b, h, q, kv: torch.where(q > kv, s), "`where(condition, input, other)` does not take these arguments: missing"),

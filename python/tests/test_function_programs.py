@@ -16,7 +16,7 @@ pytest.importorskip("numpy", reason="numpy is not installed: programs capture it
 pytest.importorskip("hypothesis", reason="hypothesis is not installed: it makes the programs")
 
 import torch
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, Phase, event, given, settings
 
 from programs import BATCH, HEADS, POSITIONS, function_of, programs, space
 from tilewright import TranslationError, mask_mod, score_mod
@@ -27,6 +27,7 @@ many = settings(
     derandomize=not COUNT,
     deadline=None,
     database=None,
+    phases=(Phase.generate, Phase.shrink),
     suppress_health_check=list(HealthCheck),
 )
 

@@ -219,7 +219,8 @@ class Arithmetic:
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < math.inf:
             self.walk.fail(node, "this base must be a positive number: write `torch.exp2(y * torch.log2(x))`")
         if isinstance(number, int) and exponent.ty != F32:
-            reason = "a power of two integers may not fit an i32: write `float(base) ** x`, as in `2.0 ** x`"
+            whole = f"{number}.0" if number < 2**31 else "float(base)"
+            reason = f"a power of two integers may not fit an i32: write `{whole} ** x`, or `torch.exp2(x)` for powers of 2"
             self.walk.fail(node, reason)
         exponent = self.to_f32(exponent)
         if number != 2:

@@ -343,7 +343,10 @@ class Expressions:
             self.fail(node, str(error))
 
     def _slice(self, node: ast.Slice) -> Any:
-        self.fail(node, "slices are not supported in a device function: index one element")
+        ends = [Static.of(None) if end is None else self.expr(end) for end in (node.lower, node.upper, node.step)]
+        if not all(isinstance(end, Static) for end in ends):
+            self.fail(node, "slices by values of the GPU are not supported in a device function: index one element")
+        return self.known(node, slice, *ends)
 
 
 # What says which form a function takes, beside None and functions. Other objects may mean anything by being true.
