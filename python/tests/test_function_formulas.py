@@ -56,6 +56,23 @@ def test_value_and_derivative(name):
             assert same or near, f"the {what} at {score.item()}: found {found}, PyTorch {needed}\n{made.source}"
 
 
+def test_what_is_near_0_is_not_0():
+    """Where a small value decides: its sign, its remainder."""
+    for function in (
+        lambda s, b, h, q, kv: (s + s) + torch.sign(F.softplus(s)),
+        lambda s, b, h, q, kv: torch.remainder(-F.softplus(s), 2.5),
+        lambda s, b, h, q, kv: ((s + s) if b in (0, 3) else F.softplus(s)) % -1.5,
+        lambda s, b, h, q, kv: -torch.sign(F.softplus(s)) + torch.sign(torch.expm1(s * 1e-9)),
+        lambda s, b, h, q, kv: torch.remainder(torch.sigmoid(s), -1.5) + torch.sign(torch.log1p(s * s * 1e-12)),
+    ):
+        made = score_mod(function)
+        for score in (-103.0, -90.0, -50.0, -20.0, -17.0, -10.0, -1.0, 0.5, 30.0):
+            for batch in (0, 1):
+                needed = function(torch.tensor(score, dtype=torch.float64), batch, 0, 0, 0).item()
+                found = made.run(score, batch, 0, 0, 0)
+                assert math.isclose(found, needed, rel_tol=1e-5, abs_tol=1e-5), f"{score}: found {found}, PyTorch {needed}\n{made.source}"
+
+
 def test_nan_stays_nan():
     for name, function in FORMULAS.items():
         value = score_mod(function).run(math.nan, 0, 0, 0, 0)
@@ -64,7 +81,7 @@ def test_nan_stays_nan():
         assert value == known or math.isnan(value) and math.isnan(known), (name, value)
 
 
-def test_gradients_of_an_attention_are_numbers():
+def test_gradients_of_an_attention_are_numbers(device):
     import tilewright
 
     torch.manual_seed(0)
@@ -72,7 +89,8 @@ def test_gradients_of_an_attention_are_numbers():
     q, k = ((torch.randn(1, 1, 128, 64) * 2).bfloat16().requires_grad_() for _ in range(2))
     v = torch.randn(1, 1, 128, 64).bfloat16().requires_grad_()
     weight = torch.randn(1, 1, 128, 64)
-    (tilewright.sparse_attention(q, k, v, top_k=1.0, score_mod=gate).float() * weight).sum().backward()
+    out = tilewright.sparse_attention(*(tensor.to(device) for tensor in (q, k, v)), top_k=1.0, score_mod=gate)
+    (out.float().cpu() * weight).sum().backward()
     exact = [tensor.detach().double().requires_grad_() for tensor in (q, k, v)]
     scores = exact[0] @ exact[1].mT / 8
     assert (scores * 10 < -89).double().mean() > 0.01
