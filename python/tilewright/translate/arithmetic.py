@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Callable, NoReturn
 
 from .values import (
     AND, BIT_AND, BIT_OR, BIT_XOR, BOOL, CAST, COMPARISON, F32, I32, IF, OR, PRODUCT, SUM, UNARY,
@@ -107,8 +107,11 @@ class Arithmetic:
             if type(op) in (ast.BitAnd, ast.BitOr, ast.BitXor):
                 return one.narrow
             if type(op) is not ast.Div:
-                self.walk.fail(node, f"the arithmetic of {one.narrow} wraps: convert it first, with `.int()` for example")
+                self._wraps(one, node)
         return None
+
+    def _wraps(self, value: Sym, node: ast.AST) -> NoReturn:
+        self.walk.fail(node, f"the arithmetic of {value.narrow} wraps: convert it first, with `.int()` for example")
 
     def _binary(self, op: ast.operator, left: Sym, right: Sym, node: ast.AST) -> Sym:
         kind = type(op)
@@ -199,7 +202,7 @@ class Arithmetic:
             self.walk.fail(node, "an exponent must be whole, or 0.5: write `torch.exp2(y * torch.log2(x))` where x is positive")
         if left.ty != F32 and isinstance(number, int) and 0 <= number <= 16 and exponent.literal:
             if left.narrow:
-                self.walk.fail(node, f"the arithmetic of {left.narrow} wraps: convert it first, with `.int()` for example")
+                self._wraps(left, node)
             if number == 0:
                 return int_literal(1)
             base = self.walk.named(self.to_i32(left), "base")
@@ -242,7 +245,7 @@ class Arithmetic:
                 self.walk.fail(node, f"`~` of {value.narrow} stays above 0: convert it first, with `.int()` for example")
             return Sym(value.ty, f"!{wrap(value, UNARY)}", UNARY, weak=value.weak, narrow=value.narrow)
         if value.narrow and isinstance(op, ast.USub):
-            self.walk.fail(node, f"the arithmetic of {value.narrow} wraps: convert it first, with `.int()` for example")
+            self._wraps(value, node)
         if value.ty == BOOL:
             self.walk.fail(node, "a sign needs a number, found a bool: cast it with `int(…)`")
         if isinstance(op, ast.UAdd):

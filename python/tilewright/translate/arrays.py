@@ -116,7 +116,8 @@ def _kind(obj: Any, name: str) -> str:
         whole = not dtype.is_floating_point and not dtype.is_complex and not getattr(obj, "is_quantized", False)
         kind = "f32s" if dtype.is_floating_point else "i32s" if whole else None
     else:
-        if module_class("numpy.ma", "MaskedArray") is not None and isinstance(obj, module_class("numpy.ma", "MaskedArray")):
+        masked = module_class("numpy.ma", "MaskedArray")
+        if masked is not None and isinstance(obj, masked):
             raise NotCapturable(f"`{name}` is a masked array, whose mask would be lost: fill it with `{name}.filled(…)`")
         kind = {"b": "bools", "i": "i32s", "u": "i32s", "f": "f32s"}.get(dtype.kind)
     if kind is None:

@@ -12,7 +12,7 @@ from typing import Any, Callable
 from . import calls
 from .arrays import NotCapturable, is_array, scalar
 from .membership import contains
-from .values import BOOL, I32, ElementType, Static, Sym, Tup, Undefined, shown
+from .values import BOOL, I32, ElementType, Static, Sym, Tup, Undefined
 
 # A function may take this many steps in all, with its loops and calls written out.
 MAX_STEPS = 20_000

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from . import calls, source
 from .arithmetic import Arithmetic
-from .arrays import NotCapturable, is_array, not_a_number, scalar
+from .arrays import NotCapturable, is_array, scalar
 from .captures import Capture, Captures
 from .expressions import Expressions, Partial
 from .statements import Statements
