@@ -166,12 +166,13 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "rank";
+    const DECLARATION: &'static str = "23a0a18f4577569667bb44a092f313289835207edb8c6cf36a24d2ffda137df7";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
-        let mut binder = Binder::new(Self::KERNEL, candidate)?;
+        let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
         let dtype = DType::F32;
         let q_mean = binder
-            .tensor(
+            .input(
                 "q_mean",
                 Some(self.q_mean),
                 dtype,
@@ -185,7 +186,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::F32;
         let k_mean = binder
-            .tensor(
+            .input(
                 "k_mean",
                 Some(self.k_mean),
                 dtype,
@@ -199,7 +200,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::U8;
         let classes = binder
-            .tensor(
+            .input(
                 "classes",
                 self.classes,
                 dtype,
@@ -213,7 +214,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let kv_counts = binder
-            .tensor(
+            .output(
                 "kv_counts",
                 Some(&*self.kv_counts),
                 dtype,
@@ -222,7 +223,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let kv_indices = binder
-            .tensor(
+            .output(
                 "kv_indices",
                 Some(&*self.kv_indices),
                 dtype,
@@ -236,7 +237,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let full_kv_counts = binder
-            .tensor(
+            .output(
                 "full_kv_counts",
                 self.full_kv_counts.as_deref(),
                 dtype,
@@ -245,7 +246,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let full_kv_indices = binder
-            .tensor(
+            .output(
                 "full_kv_indices",
                 self.full_kv_indices.as_deref(),
                 dtype,
@@ -259,7 +260,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let keep = binder
-            .tensor(
+            .output(
                 "keep",
                 Some(&*self.keep),
                 dtype,
@@ -273,7 +274,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let full_keep = binder
-            .tensor(
+            .output(
                 "full_keep",
                 self.full_keep.as_deref(),
                 dtype,
@@ -287,7 +288,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let row_order = binder
-            .tensor(
+            .output(
                 "row_order",
                 self.row_order.as_deref(),
                 dtype,
@@ -296,7 +297,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let finished = binder
-            .tensor(
+            .output(
                 "finished",
                 self.finished.as_deref(),
                 dtype,

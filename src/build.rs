@@ -242,12 +242,12 @@ fn entry(list: &mut String, variant: &Variant, cubin: &Cubin, out: &Path) -> Res
     // Writing to a string does not fail.
     let _ = write!(
         list,
-        "    ::tilewright::compile::EmbeddedCubin {{\n        name: {name:?},\n        fingerprint: {fingerprint:?},\n        \
-         arch: {arch:?},\n        nvrtc: {nvrtc:?},\n        report: ::tilewright::compile::PtxasReport {{\n            \
-         registers: {registers},\n            spill_store_bytes: {spill_store_bytes},\n            \
-         spill_load_bytes: {spill_load_bytes},\n            stack_bytes: {stack_bytes},\n            \
-         static_smem_bytes: {static_smem_bytes},\n            barriers: {barriers},\n        }},\n        \
-         bytes: include_bytes!(concat!(env!(\"OUT_DIR\"), {path:?})),\n    }},\n"
+        "    // SAFETY: `tilewright::build` had NVRTC make the file of this very variant.\n    unsafe {{\n        \
+         ::tilewright::compile::EmbeddedCubin::new(\n            [{name:?}, {fingerprint:?}, {arch:?}],\n            {nvrtc:?},\n            \
+         ::tilewright::compile::PtxasReport {{\n                registers: {registers},\n                \
+         spill_store_bytes: {spill_store_bytes},\n                spill_load_bytes: {spill_load_bytes},\n                \
+         stack_bytes: {stack_bytes},\n                static_smem_bytes: {static_smem_bytes},\n                \
+         barriers: {barriers},\n            }},\n            include_bytes!(concat!(env!(\"OUT_DIR\"), {path:?})),\n        )\n    }},\n"
     );
     Ok(())
 }
@@ -304,14 +304,14 @@ mod tests {
         let emit = Emit::new("kernels/").ahead_of_time("rms_norm", &VALUES, &archs);
         let emit = emit.ahead_of_time("rms_norm", &VALUES, &archs).ahead_of_time("select", &[], &archs[..1]);
         let (out, list) = emitted(&emit).unwrap();
-        assert_eq!(list.matches("EmbeddedCubin {").count(), 3, "{list}");
+        assert_eq!(list.matches("EmbeddedCubin::new(").count(), 3, "{list}");
         let source = KernelSource::read(&Path::new(EXAMPLE).join("kernels"), "rms_norm").unwrap();
         let generator = Generator::new(&source).unwrap();
         let spec = Arc::new(generator.spec(&VALUES).unwrap());
         for arch in archs {
             let candidate = &generator.candidates(&spec, arch).unwrap().accepted[0];
             let variant = generator.render(candidate).unwrap();
-            assert!(list.contains(&format!("fingerprint: {:?}", variant.fingerprint)), "{list}");
+            assert!(list.contains(&format!("{:?}, {:?}", variant.fingerprint, arch.name())), "{list}");
             let cubin = fs::read(out.path().join(format!("{}-{arch}.cubin", variant.name))).unwrap();
             assert!(cubin.starts_with(b"\x7fELF"));
         }
@@ -323,7 +323,7 @@ mod tests {
 
         let (_, shipped) = emitted(&Emit::only_shipped().shipped(&[Arch::Sm120a])).unwrap();
         for source in kernels::ALL {
-            assert!(shipped.contains(&format!("name: \"{}_", source.name)), "{}: {shipped}", source.name);
+            assert!(shipped.contains(&format!("[\"{}_", source.name)), "{}: {shipped}", source.name);
         }
     }
 }

@@ -4,7 +4,7 @@ use super::caller::{arena, check_dense};
 use super::gpu::Upstream;
 use super::memory::{Fill, Memory};
 use super::{Attention, MaskLists, Output, Sizes, is_empty};
-use crate::tensor::Arena;
+use crate::tensor::{Arena, expect_apart};
 use crate::{Error, MaskError, Tensor, cpu};
 
 /// What [`Attention::backward`] returns: gradients in the dtype of q, summed in f32, contiguous.
@@ -136,10 +136,9 @@ impl Attention {
         let inputs = [("q", q), ("k", k), ("v", v), ("out", out), ("lse", lse), ("d_out", d_out)];
         for (name, gradient) in gradients.named() {
             check_dense(name, gradient)?;
-            if let Some((what, _)) = inputs.iter().find(|(_, input)| input.shares_storage(gradient)) {
-                return Err(Error::Aliased { what });
-            }
         }
+        let read = inputs.into_iter().chain(d_lse.map(|d_lse| ("d_lse", d_lse))).chain(lists.named());
+        expect_apart(gradients.named().into_iter().chain([("scratch", &*scratch)]), read)?;
         if is_empty(q, k) {
             let Gradients { dq, dk, dv } = gradients;
             return [dq, dk, dv].into_iter().try_for_each(|gradient| gradient.fill_words(cuda, 0));

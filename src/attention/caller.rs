@@ -8,7 +8,7 @@ use super::gpu::{Pipeline, Ranked};
 use super::memory::Memory;
 use super::{Attention, Sizes, is_empty};
 use crate::device::CudaDevice;
-use crate::tensor::Arena;
+use crate::tensor::{Arena, Named, expect_apart};
 use crate::{BlockIndex, BlockMask, BlockSize, DType, Error, Tensor};
 
 /// The lists of a block mask in memory of the caller's: see [`BlockMask`](crate::BlockMask), whose names these are.
@@ -38,6 +38,13 @@ impl MaskLists {
     pub(super) fn share(&self) -> Self {
         let MaskLists { kv, full_kv, q, full_q } = self;
         MaskLists { kv: kv.clone(), full_kv: full_kv.clone(), q: q.clone(), full_q: full_q.clone() }
+    }
+
+    /// The lists that there are, by the names that the kernels have for them.
+    pub(super) fn named(&self) -> impl Iterator<Item = Named<'_>> {
+        let by_key = named(["q_counts", "q_indices"], self.q.as_ref());
+        let full_by_key = named(["full_q_counts", "full_q_indices"], self.full_q.as_ref());
+        named_lists(&self.kv, self.full_kv.as_ref()).chain(by_key).chain(full_by_key)
     }
 
     fn each(&mut self) -> impl Iterator<Item = &mut BlockIndex> {
@@ -81,7 +88,7 @@ impl Attention {
         self.check(q, k, Some(v))?;
         let (cuda, pipeline) = self.gpu()?;
         let _current = cuda.enter()?;
-        check_outputs([q, k, v], [out, lse])?;
+        check_outputs([q, k, v], [out, lse], scratch)?;
         if is_empty(q, k) {
             return nothing(cuda, out, lse);
         }
@@ -98,7 +105,8 @@ impl Attention {
     /// As [`mask`](Self::mask), into `lists`.
     ///
     /// # Errors
-    /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Lists`] for lists of the wrong kind, [`Error::Scratch`];
+    /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Lists`] for lists of the wrong kind, [`Error::Scratch`],
+    /// [`Error::Aliased`];
     /// otherwise as [`mask`](Self::mask).
     pub fn mask_in(
         &self,
@@ -122,6 +130,7 @@ impl Attention {
             check_dense("the counts", counts)?;
             check_dense("the indices", indices)?;
         }
+        expect_apart(lists.named().chain([("scratch", &*scratch)]), [("q", q), ("k", k)])?;
         if is_empty(q, k) {
             return lists.each().try_for_each(|index| index.counts.fill_words(cuda, 0));
         }
@@ -164,7 +173,9 @@ impl Attention {
         self.check(q, k, Some(v))?;
         let (cuda, pipeline) = self.gpu()?;
         let _current = cuda.enter()?;
-        check_outputs(qkv, [out, lse])?;
+        check_outputs(qkv, [out, lse], scratch)?;
+        let lists = named_lists(kv, full_kv);
+        expect_apart([("out", &*out), ("lse", &*lse), ("scratch", &*scratch)], lists)?;
         if is_empty(q, k) {
             return nothing(cuda, out, lse);
         }
@@ -195,21 +206,28 @@ impl Attention {
     }
 }
 
+fn named_lists<'a>(kv: &'a BlockIndex, full_kv: Option<&'a BlockIndex>) -> impl Iterator<Item = Named<'a>> {
+    let full = named(["full_kv_counts", "full_kv_indices"], full_kv);
+    named(["kv_counts", "kv_indices"], Some(kv)).chain(full)
+}
+
+fn named<'a>(
+    [counts, indices]: [&'static str; 2],
+    index: Option<&'a BlockIndex>,
+) -> impl Iterator<Item = Named<'a>> {
+    index.into_iter().flat_map(move |index| [(counts, &index.counts), (indices, &index.indices)])
+}
+
 pub(super) fn arena(scratch: &Tensor) -> Result<Arena, Error> {
     let found = scratch.elements() * scratch.dtype().size();
     Arena::of(scratch).filter(|_| scratch.is_contiguous()).ok_or(Error::Scratch { found })
 }
 
-/// What the bindings of the kernels do not check: gaps and aliases.
-fn check_outputs(inputs: [&Tensor; 3], [out, lse]: [&Tensor; 2]) -> Result<(), Error> {
+/// What the bindings of the kernels do not check: gaps, and what one kernel reads where another has written.
+fn check_outputs([q, k, v]: [&Tensor; 3], [out, lse]: [&Tensor; 2], scratch: &Tensor) -> Result<(), Error> {
     check_dense("out", out)?;
     check_dense("lse", lse)?;
-    for (what, input) in ["q", "k", "v"].into_iter().zip(inputs) {
-        if input.shares_storage(out) || input.shares_storage(lse) {
-            return Err(Error::Aliased { what });
-        }
-    }
-    Ok(())
+    expect_apart([("out", out), ("lse", lse), ("scratch", scratch)], [("q", q), ("k", k), ("v", v)])
 }
 
 pub(super) fn check_dense(what: &'static str, tensor: &Tensor) -> Result<(), Error> {

@@ -4,6 +4,7 @@ use super::gpu::{Ranked, Scratch};
 use super::memory::{Fill, Memory};
 use super::{Attention, MaskLists, Output, Rule, Sizes, is_empty};
 use crate::launch::FunctionArgs;
+use crate::tensor::expect_apart;
 use crate::{DType, Error, Tensor};
 use std::sync::Arc;
 
@@ -64,7 +65,7 @@ impl Attention {
     ///
     /// # Errors
     /// [`Error::Workspace`] for tensors of other sizes, [`Error::ForeignWorkspace`] for a workspace of another
-    /// attention, [`Error::Aliased`] when q, k or v is the workspace's own `out`; otherwise as [`forward`](Self::forward).
+    /// attention, [`Error::Aliased`] when q, k or v lies in the workspace; otherwise as [`forward`](Self::forward).
     pub fn forward_into<'a>(
         &self,
         q: &Tensor,
@@ -76,11 +77,9 @@ impl Attention {
         if !Arc::ptr_eq(&workspace.rule, &self.rule) {
             return Err(Error::ForeignWorkspace);
         }
-        for (what, tensor) in [("q", q), ("k", k), ("v", v)] {
-            if tensor.shares_storage(&workspace.output.out) {
-                return Err(Error::Aliased { what });
-            }
-        }
+        let Output { out, lse, .. } = &workspace.output;
+        let lists = workspace.buffers.iter().flat_map(|(_, lists)| lists.named());
+        expect_apart(lists.chain([("out", out), ("lse", lse)]), [("q", q), ("k", k), ("v", v)])?;
         if workspace.shapes[0] != q.shape() || workspace.shapes[1] != k.shape() {
             let text = |q: &[usize], k: &[usize]| format!("q {q:?} and k {k:?}");
             return Err(Error::Workspace {

@@ -1,12 +1,15 @@
 //! A CUDA GPU: its memory, its stream, its clock.
 
 use std::collections::BTreeMap;
+use std::ffi::c_void;
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys;
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 
+use super::current::{Entered, Relaxed};
 use super::error::cuda;
 use super::inquire::inquire;
 use super::queue::TileQueues;
@@ -43,6 +46,7 @@ impl CudaDevice {
         }
         // Opening a GPU makes it the thread's current one: a framework's own current GPU must stay.
         let _current = Entered::here()?;
+        let _relaxed = Relaxed::new()?;
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(device) = open.get(&ordinal) {
             return Ok(device.clone());
@@ -71,7 +75,7 @@ impl CudaDevice {
     /// # Safety
     /// The stream belongs to this GPU's primary context and outlives everything made with the device returned. Memory
     /// that was used on another stream is ordered by the caller, with events.
-    pub unsafe fn on_stream(&self, stream: *mut std::ffi::c_void) -> Self {
+    pub unsafe fn on_stream(&self, stream: *mut c_void) -> Self {
         let inner = &*self.inner;
         // SAFETY: the caller answers for the stream; it is borrowed, so dropping it here destroys nothing.
         let stream = unsafe { inner.context.wrap_borrowed_stream(stream.cast()) };
@@ -89,14 +93,35 @@ impl CudaDevice {
         &self.inner.info.arch
     }
 
-    /// The stream that all work goes through.
-    pub fn stream(&self) -> &Arc<CudaStream> {
+    /// The stream that all work goes through, a `CUstream` or `cudaStream_t`: for events of the caller's, which order its own work with
+    /// Tilewright's. It is alive as long as this device.
+    ///
+    /// What cudarc makes of it stays inside: buffers of that context are used on one stream alone, which nobody else can promise.
+    /// ```compile_fail,E0624
+    /// # let device = tilewright::device::CudaDevice::new(0)?;
+    /// let buffer = device.stream().alloc_zeros::<u8>(16);
+    /// # Ok::<(), tilewright::device::DeviceError>(())
+    /// ```
+    /// ```compile_fail,E0624
+    /// # let device = tilewright::device::CudaDevice::new(0)?;
+    /// let stream = device.context().new_stream();
+    /// # Ok::<(), tilewright::device::DeviceError>(())
+    /// ```
+    pub fn cu_stream(&self) -> *mut c_void {
+        self.inner.stream.cu_stream().cast()
+    }
+
+    pub(crate) fn stream(&self) -> &Arc<CudaStream> {
         &self.inner.stream
     }
 
-    /// The driver's context.
-    pub fn context(&self) -> &Arc<CudaContext> {
+    pub(super) fn context(&self) -> &Arc<CudaContext> {
         &self.inner.context
+    }
+
+    /// Whether work on the two is in one order.
+    pub(crate) fn has_stream_of(&self, other: &CudaDevice) -> bool {
+        self.inner.stream.cu_stream() == other.inner.stream.cu_stream()
     }
 
     pub(super) fn tile_queues(&self) -> &TileQueues {
@@ -108,6 +133,7 @@ impl CudaDevice {
     /// # Errors
     /// An error of the driver's.
     pub fn memory(&self) -> Result<(usize, usize), DeviceError> {
+        let _current = self.enter()?;
         cuda("cuMemGetInfo", self.inner.context.mem_get_info())
     }
 
@@ -116,8 +142,9 @@ impl CudaDevice {
     /// # Errors
     /// An error of the driver's, such as too little memory.
     pub fn zeroed(&self, bytes: usize) -> Result<DeviceBuffer, DeviceError> {
+        let _current = self.enter()?;
         let slice = cuda("cuMemAllocAsync", self.stream().alloc_zeros(bytes.max(1)))?;
-        Ok(DeviceBuffer { slice, bytes })
+        Ok(DeviceBuffer { slice: ManuallyDrop::new(slice), bytes })
     }
 
     /// A buffer of `bytes` bytes that hold anything, aligned to 256 bytes.
@@ -125,9 +152,10 @@ impl CudaDevice {
     /// # Errors
     /// An error of the driver's, such as too little memory.
     pub fn uninit(&self, bytes: usize) -> Result<DeviceBuffer, DeviceError> {
+        let _current = self.enter()?;
         // SAFETY: any byte is a valid `u8`. The driver refuses empty buffers.
         let slice = cuda("cuMemAllocAsync", unsafe { self.stream().alloc(bytes.max(1)) })?;
-        Ok(DeviceBuffer { slice, bytes })
+        Ok(DeviceBuffer { slice: ManuallyDrop::new(slice), bytes })
     }
 
     /// A buffer with a copy of `host`.
@@ -151,7 +179,8 @@ impl CudaDevice {
         if host.is_empty() {
             return Ok(());
         }
-        cuda("cuMemcpyHtoDAsync", self.stream().memcpy_htod(host, &mut buffer.slice))?;
+        let _current = self.enter()?;
+        cuda("cuMemcpyHtoDAsync", self.stream().memcpy_htod(host, &mut *buffer.slice))?;
         // The copy reads `host` after the call returns when that memory is page-locked.
         self.synchronize()
     }
@@ -167,6 +196,7 @@ impl CudaDevice {
         if host.is_empty() {
             return Ok(());
         }
+        let _current = self.enter()?;
         let view = buffer.slice.slice(..buffer.bytes);
         let copied = self.stream().memcpy_dtoh(&view, host);
         // The wait comes first: even a failed call may have begun to write to `host`.
@@ -190,7 +220,7 @@ impl CudaDevice {
     /// `bytes` bytes from `address` on are memory of this GPU, and nothing writes them meanwhile.
     pub(crate) unsafe fn download_address(&self, address: u64, bytes: usize) -> Result<Vec<u8>, DeviceError> {
         let mut host = vec![0; bytes];
-        self.make_current()?;
+        let _current = self.enter()?;
         // SAFETY: the caller answers for the source; the destination has that many bytes and outlives the wait below.
         let copied = unsafe {
             cudarc::driver::result::memcpy_dtoh_async(&mut host, address, self.stream().cu_stream())
@@ -206,7 +236,7 @@ impl CudaDevice {
     /// An error of the driver's.
     pub fn fill(&self, buffer: &mut DeviceBuffer, byte: u8) -> Result<(), DeviceError> {
         let stream = self.stream();
-        self.make_current()?;
+        let _current = self.enter()?;
         let (pointer, _record) = buffer.slice.device_ptr_mut(stream);
         // SAFETY: the buffer has that many bytes, and is used on this stream alone.
         let set = unsafe {
@@ -215,29 +245,31 @@ impl CudaDevice {
         cuda("cuMemsetD8Async", set)
     }
 
-    /// Whether what is put on the stream goes into a graph instead of running.
-    ///
-    /// # Errors
-    /// An error of the driver's.
-    pub fn is_capturing(&self) -> Result<bool, DeviceError> {
-        let status = cuda("cuStreamIsCapturing", self.stream().capture_status())?;
-        Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
-    }
-
-    /// Sets every byte of memory at an address.
+    /// Sets every byte of rows of memory: `width` bytes each, the first at `address` and every next one `pitch` bytes further.
     ///
     /// # Errors
     /// An error of the driver's.
     ///
     /// # Safety
-    /// There are `bytes` bytes of this GPU's memory at `address`, and nothing else uses them meanwhile.
-    pub(crate) unsafe fn set_bytes(&self, address: u64, byte: u8, bytes: usize) -> Result<(), DeviceError> {
-        self.make_current()?;
-        let stream = self.stream().cu_stream();
+    /// The rows are this GPU's memory, and nothing else uses them meanwhile.
+    pub(crate) unsafe fn set_rows(
+        &self,
+        address: u64,
+        byte: u8,
+        [width, rows]: [u64; 2],
+        pitch: u64,
+    ) -> Result<(), DeviceError> {
+        let _current = self.enter()?;
+        let (stream, [width, rows, pitch]) =
+            (self.stream().cu_stream(), [width, rows, pitch].map(|bytes| bytes as usize));
         // SAFETY: the caller's.
-        cuda("cuMemsetD8Async", unsafe {
-            cudarc::driver::result::memset_d8_async(address, byte, bytes, stream)
-        })
+        let set = unsafe {
+            match rows {
+                1 => sys::cuMemsetD8Async(address, byte, width, stream),
+                _ => sys::cuMemsetD2D8Async(address, pitch, byte, width, rows, stream),
+            }
+        };
+        cuda("cuMemsetD2D8Async", set.result())
     }
 
     /// Sets 32-bit words of memory at an address.
@@ -251,31 +283,19 @@ impl CudaDevice {
         if words == 0 {
             return Ok(());
         }
-        self.make_current()?;
+        let _current = self.enter()?;
         let stream = self.stream().cu_stream();
         // SAFETY: the caller's.
         let set = unsafe { sys::cuMemsetD32Async(address, word, words, stream) }.result();
         cuda("cuMemsetD32Async", set)
     }
 
-    /// Makes this GPU the calling thread's current one until the value returned is dropped: CUDA's runtime, and PyTorch with it,
-    /// takes the thread's current GPU from the driver's current context.
+    /// Makes this GPU the calling thread's current one until the value returned is dropped.
     ///
     /// # Errors
     /// An error of the driver's.
     pub(crate) fn enter(&self) -> Result<Entered, DeviceError> {
-        let entered = Entered::here()?;
-        if entered.before == self.inner.context.cu_ctx() {
-            // The one to put back is the one there is.
-            return Ok(Entered { changed: false, ..entered });
-        }
-        self.make_current()?;
-        Ok(entered)
-    }
-
-    /// Makes this GPU the thread's current one, for calls of the driver that take no stream.
-    pub(crate) fn make_current(&self) -> Result<(), DeviceError> {
-        cuda("cuCtxSetCurrent", self.inner.context.bind_to_thread())
+        Entered::new(&self.inner.context)
     }
 
     /// Waits until all work is done. An error of a kernel shows here at the latest.
@@ -283,6 +303,7 @@ impl CudaDevice {
     /// # Errors
     /// An error of the driver's.
     pub fn synchronize(&self) -> Result<(), DeviceError> {
+        let _current = self.enter()?;
         cuda("cuStreamSynchronize", self.stream().synchronize())
     }
 
@@ -302,8 +323,9 @@ impl CudaDevice {
         }
         check_driver(info.driver_version, cubin.nvrtc)?;
         if !cubin.is_whole() {
-            return Err(DeviceError::BrokenCubin { kernel: cubin.name.clone(), bytes: cubin.bytes.len() });
+            return Err(DeviceError::BrokenCubin { kernel: cubin.name.clone(), bytes: cubin.bytes().len() });
         }
+        let _current = self.enter()?;
         LoadedKernel::new(self, cubin)
     }
 
@@ -327,35 +349,12 @@ impl CudaDevice {
             let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
             cuda("cuEventCreate", self.inner.context.new_event(flags))
         };
+        let _current = self.enter()?;
         let (start, end) = (event()?, event()?);
         cuda("cuEventRecord", start.record(self.stream()))?;
         enqueue(self)?;
         cuda("cuEventRecord", end.record(self.stream()))?;
         cuda("cuEventElapsedTime", start.elapsed_ms(&end))
-    }
-}
-
-/// Puts the thread's current context back when dropped.
-pub(crate) struct Entered {
-    /// Null stands for none.
-    before: sys::CUcontext,
-    changed: bool,
-}
-
-impl Entered {
-    /// What is current now comes back, whatever happens in between.
-    fn here() -> Result<Self, DeviceError> {
-        let before = cuda("cuCtxGetCurrent", cudarc::driver::result::ctx::get_current())?;
-        Ok(Entered { before: before.unwrap_or(std::ptr::null_mut()), changed: true })
-    }
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        if self.changed {
-            // SAFETY: it was the current context a moment ago; null stands for none.
-            let _ = unsafe { sys::cuCtxSetCurrent(self.before) };
-        }
     }
 }
 
@@ -368,7 +367,8 @@ impl fmt::Debug for CudaDevice {
 /// Memory of a GPU, freed when dropped, after the work that was on the stream by then.
 #[derive(Debug)]
 pub struct DeviceBuffer {
-    slice: CudaSlice<u8>,
+    /// Freed with its GPU current.
+    slice: ManuallyDrop<CudaSlice<u8>>,
     bytes: usize,
 }
 
@@ -386,6 +386,15 @@ impl DeviceBuffer {
     /// Its address on the GPU. It is valid while the buffer lives, for work on its device's stream.
     pub fn address(&self) -> u64 {
         self.slice.device_ptr(self.slice.stream()).0
+    }
+}
+
+impl Drop for DeviceBuffer {
+    fn drop(&mut self) {
+        // An error has nobody to go to; without the GPU the driver refuses what follows, and nothing else comes of it.
+        let _current = Entered::new(self.slice.stream().context());
+        // SAFETY: nothing uses it after this.
+        unsafe { ManuallyDrop::drop(&mut self.slice) };
     }
 }
 

@@ -7,9 +7,12 @@
 //! println!("{device}, architecture {:?}", device.arch());
 //! ```
 
+mod capture;
 mod cuda;
+mod current;
 mod driver;
 mod error;
+mod event;
 mod inquire;
 mod kernel;
 mod queue;
@@ -23,8 +26,10 @@ use serde::Serialize;
 use tilewright_codegen::{Arch, Limits, Machine};
 
 pub use cuda::{CudaDevice, DeviceBuffer};
+pub(crate) use current::Relaxed;
 pub use driver::{OLDEST_DRIVER, driver_version};
 pub use error::DeviceError;
+pub(crate) use event::Event;
 pub use kernel::LoadedKernel;
 pub(crate) use tensor_map::TensorMap;
 

@@ -46,7 +46,7 @@ impl TokenGrid {
     ///
     /// # Errors
     /// [`Error::NotOnGpu`] for tensors on the CPU, [`GridError::Output`] unless `out` has the tensor's shape and dtype,
-    /// [`Error::SharedRows`] when both share their storage; otherwise as [`regroup`](Self::regroup).
+    /// [`Error::SharedRows`] when they overlap; otherwise as [`regroup`](Self::regroup).
     pub fn regroup_into(&self, tensor: &Tensor, out: &mut Tensor) -> Result<(), Error> {
         self.move_into(tensor, out, Way::Regroup)
     }
@@ -90,7 +90,7 @@ impl TokenGrid {
             let (found, found_dtype) = (out.shape().to_vec(), out.dtype());
             return Err(GridError::Output { needed, dtype, found, found_dtype }.into());
         }
-        if tensor.shares_storage(out) {
+        if tensor.overlaps(out) {
             return Err(Error::SharedRows);
         }
         let Some(cuda) = self.device_of(tensor)? else {

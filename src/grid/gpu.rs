@@ -35,18 +35,19 @@ impl TokenGrid {
         let &[batch, heads, tokens, _] = x.shape() else { unreachable!("checked by the caller") };
         let bucket = Bucket::of(&Workload { batch, heads, seq_q: tokens, seq_kv: tokens, density: 1.0 });
         let outputs = kernel.outputs(bucket, || Outputs::new(vec![out.clone()], Tolerance::Exact));
-        // The tuner overwrites the whole storage of an output, and takes elements with all bits set for ones that were not
-        // written. A part of a larger tensor, or data that hold such elements, are not tuned on. They are looked at on another
-        // stream than the one that writes them, so that one is waited for; during a capture nothing is tuned anyway.
+        // The tuner takes elements with all bits set for ones that were not written: data that hold such elements are not tuned on.
+        // They are looked at on another stream than the one that writes them, so that one is waited for; during a capture nothing
+        // is tuned anyway.
         let outputs = match outputs {
-            Some(outputs) if out.fills_storage() && !cuda.is_capturing()? => {
+            Some(outputs) if !cuda.is_capturing()? => {
                 cuda.synchronize()?;
                 (!holds_all_ones(x)?).then_some(outputs)
             }
             _ => None,
         };
         kernel.run(bucket, outputs, &mut |kernel| {
-            kernel.launch(&regroup::Args { x, order: &list, out: &mut *out }, None)
+            // SAFETY: an entry that is no row gives zeros; all work is on one stream.
+            unsafe { kernel.launch(&regroup::Args { x, order: &list, out: &mut *out }, None) }
         })
     }
 

@@ -130,6 +130,18 @@ pub enum BindError {
         /// Where the other arguments are.
         needed: String,
     },
+    /// A tensor that is written in the memory of another.
+    #[error(
+        "kernel `{kernel}`: `{arg}` shares its memory with `{written}`, which is written: copy it first, or write to another tensor"
+    )]
+    Aliased {
+        /// The kernel.
+        kernel: &'static str,
+        /// The argument, read or written.
+        arg: &'static str,
+        /// The argument that is written.
+        written: &'static str,
+    },
     /// A grid larger than CUDA launches.
     #[error(
         "kernel `{kernel}` would need a grid of {grid:?} blocks, the limit is [2147483647, 65535, 65535]: split the call"

@@ -118,11 +118,31 @@ impl Kernel {
 
     /// Checks the arguments and puts the launch on the device's stream.
     ///
+    /// Checked is what the declaration says: dtypes, shapes, strides, alignment, requirements, devices, that the kernel is of this
+    /// very declaration, and that what is written overlaps nothing else. What the kernel does with it is in its body, which is CUDA
+    /// text, and nothing but its author says what that is:
+    /// ```compile_fail,E0133
+    /// # use tilewright::{Error, Tensor, kernels::score, launch::Kernel};
+    /// # fn of(kernel: &Kernel, q_mean: &Tensor, k_mean: &Tensor, logits: &mut Tensor) -> Result<(), Error> {
+    /// kernel.launch(&score::Args { q_mean, k_mean, logits, scale: 0.09 }, None)
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`BindError`] for arguments the declaration does not allow; a device error when the driver refuses.
-    pub fn launch<A: KernelArgs>(&self, args: &A, functions: Option<&FunctionArgs>) -> Result<(), Error> {
+    ///
+    /// # Safety
+    /// - For these arguments the body stays within the elements of its tensors. Scalars, and numbers in tensors that the body reads
+    ///   as counts, indices or counters, are what the documentation of the kernel's `Args` asks for.
+    /// - Until the launch has run, nothing on another stream writes what it reads, or uses what it writes.
+    pub unsafe fn launch<A: KernelArgs>(
+        &self,
+        args: &A,
+        functions: Option<&FunctionArgs>,
+    ) -> Result<(), Error> {
         let Compiled { variant, loaded, .. } = &*self.compiled;
         let device = &self.device;
+        let _current = device.enter()?;
         let bound = args.bind(&variant.candidate)?;
         if functions.is_some_and(|functions| *functions.hash() != self.compiled.functions) {
             return Err(BindError::Functions { kernel: A::KERNEL }.into());
@@ -132,15 +152,17 @@ impl Kernel {
             let (found, needed) = (place_name(Some(ordinal)), place_name(Some(here)));
             return Err(BindError::Place { kernel: A::KERNEL, arg, found, needed }.into());
         }
+        if let Some(ordinal) = functions.and_then(|functions| functions.elsewhere(device)) {
+            let (found, needed) = (place_name(Some(ordinal)), place_name(Some(here)));
+            let arg = "the captures of its functions";
+            return Err(BindError::Place { kernel: A::KERNEL, arg, found, needed }.into());
+        }
         let budget = &variant.candidate.budget;
         // SAFETY: `Params` is a `repr(C)` struct of plain numbers whose size and offsets are asserted; what would be padding is a
         // member of its own, so every byte of it is defined.
         let params = unsafe {
             std::slice::from_raw_parts((&raw const bound.params).cast::<u8>(), size_of::<A::Params>())
         };
-        if bound.queue || !bound.tensor_maps.is_empty() {
-            device.make_current()?;
-        }
         let maps = self.compiled.maps(A::KERNEL, &bound.tensor_maps)?;
         let queue = if bound.queue { device.tile_queue()?.to_ne_bytes() } else { [0; 8] };
         let mut all: SmallVec<[&[u8]; 4]> = SmallVec::from_slice(&[params]);
@@ -153,10 +175,11 @@ impl Kernel {
         }
         let grid = if bound.persistent { self.blocks_for(bound.grid)? } else { bound.grid };
         // SAFETY: the tensors are on this device with the extents in `Params`; their storage
-        // is freed on the same stream, after this launch.
+        // is freed on the same stream, after this launch. The caller answers for the body.
         unsafe {
-            loaded.launch(device.stream(), grid, budget.threads as u32, budget.smem_bytes as u32, &all)?;
+            loaded.launch(device, grid, budget.threads as u32, budget.smem_bytes as u32, &all)?;
         }
+        functions.map_or(Ok(()), |functions| functions.launched(device))?;
         Ok(())
     }
 

@@ -9,11 +9,13 @@
 //! # Ok::<(), tilewright::Error>(())
 //! ```
 
+mod debug;
 mod device;
 mod element;
 mod error;
 mod external;
 mod host;
+mod region;
 
 use device::CudaStorage;
 pub(crate) use device::place_name;
@@ -22,6 +24,7 @@ pub use error::TensorError;
 pub(crate) use external::Arena;
 use external::External;
 use host::HostBuffer;
+pub(crate) use region::{Named, Region, expect_apart};
 
 use crate::device::Device;
 use crate::{DType, Error};
@@ -29,7 +32,7 @@ use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// A strided view of shared storage. Cloning is cheap and shares the storage.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Tensor {
     dtype: DType,
     shape: Dims,
@@ -42,7 +45,7 @@ pub struct Tensor {
 type Dims = SmallVec<[usize; 4]>;
 
 /// Where the elements are.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) enum Storage {
     /// Host memory.
     Host(Arc<HostBuffer>),
@@ -159,16 +162,6 @@ impl Tensor {
         })
     }
 
-    /// Whether both see the same storage; memory of somebody else's is the same where the views overlap.
-    pub(crate) fn shares_storage(&self, other: &Tensor) -> bool {
-        match (&self.storage, &other.storage) {
-            (Storage::Host(a), Storage::Host(b)) => Arc::ptr_eq(a, b),
-            (Storage::Cuda(a), Storage::Cuda(b)) => Arc::ptr_eq(a, b),
-            (Storage::External(a), Storage::External(b)) => a.overlaps(b),
-            _ => false,
-        }
-    }
-
     /// The element type.
     pub fn dtype(&self) -> DType {
         self.dtype
@@ -193,11 +186,6 @@ impl Tensor {
     pub fn is_contiguous(&self) -> bool {
         let dense = contiguous_strides(&self.shape);
         self.shape.iter().zip(self.strides.iter().zip(&dense)).all(|(&dim, (a, b))| dim == 1 || a == b)
-    }
-
-    /// Whether the elements are all that the storage holds: then the whole of it may be overwritten.
-    pub(crate) fn fills_storage(&self) -> bool {
-        self.elements() == self.storage_elements()
     }
 
     /// Whether the elements lie densely in some order of the dimensions: nothing lies between them.

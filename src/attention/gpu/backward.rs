@@ -251,7 +251,8 @@ impl Run<'_> {
             mark.run(self.bucket, outputs, &mut |kernel| {
                 let finished = order.as_deref_mut().map(|order| &mut order.finished);
                 let args = mark::Args { kv_counts: counts, kv_indices: indices, keep, finished, kv_blocks };
-                kernel.launch(&args, None)
+                // SAFETY: lists may hold anything; all work is on one stream.
+                unsafe { kernel.launch(&args, None) }
             })?;
         }
         let call = Call { rule: self.rule, sizes: &self.sizes, device, split: full_q.is_some() };
@@ -292,7 +293,8 @@ impl Run<'_> {
                 delta,
                 scale: rule.scale,
             };
-            kernel.launch(&args, Some(functions))
+            // SAFETY: lists may hold anything; all work is on one stream.
+            unsafe { kernel.launch(&args, Some(functions)) }
         })
     }
 
@@ -327,7 +329,8 @@ impl Run<'_> {
                 dv,
                 scale: rule.scale,
             };
-            kernel.launch(&args, Some(functions))
+            // SAFETY: lists and orders may hold anything; all work is on one stream.
+            unsafe { kernel.launch(&args, Some(functions)) }
         })
     }
 }

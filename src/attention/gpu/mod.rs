@@ -194,7 +194,8 @@ impl Pipeline {
                 row_order: &mut row_order,
                 longest: sizes.kv_blocks as i32,
             };
-            kernel.launch(&args, None)
+            // SAFETY: any counts will do, and any longest; all work is on one stream.
+            unsafe { kernel.launch(&args, None) }
         });
         launched.map_err(|error| advise(error, rule, sizes, None))?;
         Ok(Some(row_order))
@@ -248,7 +249,8 @@ impl Pipeline {
                 lse,
                 scale: rule.scale,
             };
-            kernel.launch(&args, Some(&self.functions))
+            // SAFETY: lists and orders may hold anything; all work is on one stream.
+            unsafe { kernel.launch(&args, Some(&self.functions)) }
         });
         launched.map_err(|error| advise(error, rule, &sizes, density))
     }

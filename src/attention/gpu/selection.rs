@@ -147,7 +147,8 @@ impl Selector {
                     .with_oracle(|kernel| oracle::check_classify(rule, &self.device, functions, kernel))
             });
             kernel.run(bucket, outputs, &mut |kernel| {
-                kernel.launch(&classify::Args { classes, seq_q, seq_kv }, Some(functions))
+                // SAFETY: the sequences are those that the grid of blocks was made of; all work is on one stream.
+                unsafe { kernel.launch(&classify::Args { classes, seq_q, seq_kv }, Some(functions)) }
             })?;
         }
         let call = Call { rule, sizes, device: &self.device, split: self.classify.is_some() };
@@ -220,7 +221,8 @@ impl Selector {
                 top_k,
                 top_p,
             };
-            kernel.launch(&args, None)
+            // SAFETY: as for `rank`: `finished` was set to 0 before, and every launch leaves it there.
+            unsafe { kernel.launch(&args, None) }
         })
     }
 
@@ -271,7 +273,8 @@ pub(super) fn transpose_bits(
             key_order,
             finished,
         };
-        kernel.launch(&args, None)
+        // SAFETY: the bits are those of blocks that exist, and `mark` has set `finished` to 0; all work is on one stream.
+        unsafe { kernel.launch(&args, None) }
     })
 }
 

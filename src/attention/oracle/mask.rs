@@ -25,8 +25,13 @@ pub(in crate::attention) fn check_pool(rule: &Rule, device: &Device, kernel: &Ke
         let mut q_mean = poisoned(device, DType::F32, &[1, 2, TOKENS.div_ceil(blocks[0]), d])?;
         let mut k_mean = poisoned(device, DType::F32, &[1, 1, TOKENS.div_ceil(blocks[1]), d])?;
         let (q, k) = (&q.to(device)?, &k.to(device)?);
-        kernel
-            .launch(&pool::Args { q, k, q_mean: &mut q_mean, k_mean: &mut k_mean, finished: None }, None)?;
+        // SAFETY: a whole case of its own, which is read on the host.
+        unsafe {
+            kernel.launch(
+                &pool::Args { q, k, q_mean: &mut q_mean, k_mean: &mut k_mean, finished: None },
+                None,
+            )?
+        };
         let of_q = close(&q_mean.to_f32_vec()?, &expected.0, BOUND);
         Ok(of_q.and(close(&k_mean.to_f32_vec()?, &expected.1, BOUND)))
     })
@@ -42,7 +47,10 @@ pub(in crate::attention) fn check_score(rule: &Rule, device: &Device, kernel: &K
         let expected: Vec<f32> = q.chunks(rows * d).flat_map(|q| cpu::logits(q, &k, d, rule.scale)).collect();
         let mut logits = poisoned(device, DType::F32, &GRID)?;
         let (q_mean, k_mean) = (&q_mean.to(device)?, &k_mean.to(device)?);
-        kernel.launch(&score::Args { q_mean, k_mean, logits: &mut logits, scale: rule.scale }, None)?;
+        // SAFETY: a whole case of its own, which is read on the host.
+        unsafe {
+            kernel.launch(&score::Args { q_mean, k_mean, logits: &mut logits, scale: rule.scale }, None)?
+        };
         Ok(close(&logits.to_f32_vec()?, &expected, BOUND))
     })
 }
@@ -59,7 +67,8 @@ pub(in crate::attention) fn check_classify(
         let expected = crate::mask::classify(mask_mod, grid, rule.blocks, (TOKENS, TOKENS))?;
         let mut classes = poisoned(device, DType::U8, &grid)?;
         let (seq_q, seq_kv) = (TOKENS as i32, TOKENS as i32);
-        kernel.launch(&classify::Args { classes: &mut classes, seq_q, seq_kv }, Some(functions))?;
+        // SAFETY: the grid is that of the sequences.
+        unsafe { kernel.launch(&classify::Args { classes: &mut classes, seq_q, seq_kv }, Some(functions))? };
         Ok(equal("classes", &classes.to_vec::<u8>()?, &expected))
     })
 }
@@ -93,7 +102,8 @@ pub(in crate::attention) fn check_select(
             top_k,
             top_p,
         };
-        kernel.launch(&args, None)?;
+        // SAFETY: a whole case of its own, with counters at 0.
+        unsafe { kernel.launch(&args, None)? };
         if let Err(wrong) =
             by_falling_length(&row_order.to_vec()?, &results.kv, split.then_some(&results.full))?
         {
@@ -139,7 +149,8 @@ pub(in crate::attention) fn check_rank(
             top_k,
             top_p,
         };
-        kernel.launch(&args, None)?;
+        // SAFETY: a whole case of its own, with counters at 0.
+        unsafe { kernel.launch(&args, None)? };
         if let Err(wrong) =
             by_falling_length(&row_order.to_vec()?, &results.kv, split.then_some(&results.full))?
         {
@@ -257,7 +268,8 @@ pub(in crate::attention) fn check_order(device: &Device, kernel: &Kernel) -> Res
                 row_order: &mut row_order,
                 longest: LONGEST,
             };
-            kernel.launch(&args, None)?;
+            // SAFETY: any counts will do.
+            unsafe { kernel.launch(&args, None)? };
             let verdict = ordered(&row_order.to_vec()?, lengths, shape[2]);
             if verdict.is_err() {
                 return Ok(verdict);
@@ -311,7 +323,8 @@ pub(in crate::attention) fn check_transpose(
             key_order: Some(&mut key_order),
             finished: Some(&mut finished),
         };
-        kernel.launch(&args, None)?;
+        // SAFETY: a whole case of its own, with counters at 0.
+        unsafe { kernel.launch(&args, None)? };
         if let Err(wrong) = by_falling_length(&key_order.to_vec()?, &q, split.then_some(&full))? {
             return Ok(Err(wrong));
         }
