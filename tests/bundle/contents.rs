@@ -157,7 +157,7 @@ fn real_cubins_travel() {
     let (_to, target) = super::support::cache();
     assert_eq!(import(&target, &path).unwrap().added.len(), 2);
     for (key, cubin) in keys {
-        assert_eq!(target.get(&key).unwrap().bytes, cubin.bytes);
+        assert_eq!(target.get(&key).unwrap().bytes(), cubin.bytes());
         // As a machine without NVRTC asks.
         assert_eq!(target.find("scale", key.arch(), source, |_| true).unwrap().report, cubin.report);
     }

@@ -34,16 +34,11 @@ pub fn kernel_of(number: usize, bytes: usize, nvrtc: (i32, i32)) -> Kernel {
     for (i, byte) in elf.iter_mut().enumerate().skip(64) {
         *byte = (i * 31 + number * 7 + nvrtc.1 as usize) as u8;
     }
-    let cubin = Cubin {
-        name: name.clone(),
-        arch: arch.to_owned(),
-        nvrtc,
-        bytes: elf,
-        report: PtxasReport { registers: 100 + number as u32, ..PtxasReport::default() },
-        compile_time: Duration::from_millis(123),
-        warnings: vec!["an unused variable".to_owned()],
-        log: String::new(),
-    };
+    let report = PtxasReport { registers: 100 + number as u32, ..PtxasReport::default() };
+    // SAFETY: it never reaches a driver.
+    let mut cubin = unsafe { Cubin::from_code([&name, arch], nvrtc, &source, elf, report) };
+    cubin.compile_time = Duration::from_millis(123);
+    cubin.warnings = vec!["an unused variable".to_owned()];
     Kernel { key: CubinKey::new(&name, arch, &source, OPTIONS, nvrtc), source, cubin }
 }
 

@@ -224,7 +224,7 @@ fn refused(device: &Device) -> Result<(), Failed> {
     let found = [
         matches!(call(&q, &k, &mut out, &mut small), Err(Error::Scratch { .. })),
         matches!(call(&q, &k, &mut wide, &mut scratch), Err(Error::Gaps { what: "out", .. })),
-        matches!(call(&q, &other, &mut out, &mut scratch), Err(Error::Aliased { what: "k" })),
+        matches!(call(&q, &other, &mut out, &mut scratch), Err(Error::Aliased { what: "k", with: "out" })),
         matches!(call(&q, &k, &mut short, &mut scratch), Err(Error::Bind(_))),
     ];
     if found != [true; 4] {

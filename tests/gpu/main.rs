@@ -11,6 +11,7 @@ mod real;
 mod regroup;
 mod robust;
 mod soak;
+mod sound;
 mod streams;
 #[path = "../support/mod.rs"]
 mod support;
@@ -23,7 +24,7 @@ use tilewright::Device;
 /// A test: its name and what it does on the GPU.
 type Test = (&'static str, fn(&Device) -> Result<(), Failed>);
 
-const GROUPS: [&[Test]; 15] = [
+const GROUPS: [&[Test]; 18] = [
     backward::TESTS,
     backward::calls::TESTS,
     caller::TESTS,
@@ -36,6 +37,9 @@ const GROUPS: [&[Test]; 15] = [
     regroup::TESTS,
     robust::TESTS,
     soak::TESTS,
+    sound::TESTS,
+    sound::beside::TESTS,
+    sound::captures::TESTS,
     streams::TESTS,
     tiles::TESTS,
     tuned::TESTS,
