@@ -19,6 +19,7 @@ mod advice;
 mod backward;
 mod builder;
 mod caller;
+mod debug;
 mod gpu;
 mod head_dim;
 mod means;
@@ -52,6 +53,7 @@ pub struct Attention {
 }
 
 /// The parts of an attention that do not depend on the device.
+#[derive(Debug)]
 struct Rule {
     head_dim: HeadDim,
     /// Of v and the output.

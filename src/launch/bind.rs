@@ -52,6 +52,7 @@ pub struct Bound<P> {
 }
 
 /// An extent with the argument that set it.
+#[derive(Debug)]
 struct Extent {
     dim: &'static str,
     value: i64,
@@ -59,6 +60,7 @@ struct Extent {
 }
 
 /// What one tensor argument reaches.
+#[derive(Debug)]
 struct Reach {
     arg: &'static str,
     region: Region,
@@ -66,6 +68,7 @@ struct Reach {
 }
 
 /// Collects dimensions from the arguments and checks that they agree.
+#[derive(Debug)]
 pub struct Binder {
     kernel: &'static str,
     // On the stack up to a size no kernel here reaches: a launch allocates nothing.

@@ -8,6 +8,7 @@ use crate::compile::{Cubin, PtxasReport};
 use crate::device::{CudaDevice, LoadedKernel, TensorMap};
 use crate::tensor::place_name;
 use smallvec::SmallVec;
+use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +30,20 @@ pub(super) struct Compiled {
     resident: OnceLock<u32>,
     /// The tensors of the last launch that the copy engine read, and their maps: a loop's tensors lie where they did before.
     mapped: Mutex<Mapped>,
+}
+
+impl fmt::Debug for Kernel {
+    /// Everything but the source, of which there is much.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Compiled { variant, report, loaded, .. } = &*self.compiled;
+        f.debug_struct("Kernel")
+            .field("name", &variant.name)
+            .field("fingerprint", &variant.fingerprint)
+            .field("report", report)
+            .field("loaded", loaded)
+            .field("gpu", &self.device.info().ordinal)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Tensors with the maps made of them.

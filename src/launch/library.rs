@@ -9,6 +9,7 @@ use crate::codegen::{Arch, Candidate, Generator, KernelSource, KernelSpec, Value
 use crate::compile::{Cubin, PtxasReport};
 use crate::device::CudaDevice;
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, LazyLock, Mutex};
 
 /// A kernel wanted: its source, a value for every specialisation parameter, its device functions.
@@ -16,6 +17,18 @@ pub struct Request {
     source: &'static KernelSource,
     values: Vec<(&'static str, Value)>,
     functions: Vec<(&'static str, Arc<DeviceFunction>)>,
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let functions: Vec<_> =
+            self.functions.iter().map(|(slot, function)| (slot, function.name())).collect();
+        f.debug_struct("Request")
+            .field("kernel", &self.source.name)
+            .field("values", &self.values)
+            .field("functions", &functions)
+            .finish()
+    }
 }
 
 impl Request {
