@@ -27,7 +27,7 @@ fn nothing_to_attend_to_gives_zeros_and_no_sum() {
 #[test]
 fn a_builder_refuses_what_it_cannot_build() {
     let builder = || Attention::builder(HeadDim::D64, DType::Bf16);
-    let message = |result: Result<Attention, Error>| result.err().expect("an error").to_string();
+    let message = |result: Result<Attention, Error>| result.expect_err("an error").to_string();
     let cpu = Device::cpu();
     for (found, expected) in [
         (message(builder().select(top_k(0.0)).build(&cpu)), "top-k is 0, needed a share in (0, 1]"),

@@ -142,7 +142,7 @@ impl CudaDevice {
     /// # Errors
     /// An error of the driver's, such as too little memory.
     pub fn zeroed(&self, bytes: usize) -> Result<DeviceBuffer, DeviceError> {
-        let _current = self.enter()?;
+        let _current = self.enter_relaxed()?;
         let slice = cuda("cuMemAllocAsync", self.stream().alloc_zeros(bytes.max(1)))?;
         Ok(DeviceBuffer { slice: ManuallyDrop::new(slice), bytes })
     }
@@ -152,7 +152,7 @@ impl CudaDevice {
     /// # Errors
     /// An error of the driver's, such as too little memory.
     pub fn uninit(&self, bytes: usize) -> Result<DeviceBuffer, DeviceError> {
-        let _current = self.enter()?;
+        let _current = self.enter_relaxed()?;
         // SAFETY: any byte is a valid `u8`. The driver refuses empty buffers.
         let slice = cuda("cuMemAllocAsync", unsafe { self.stream().alloc(bytes.max(1)) })?;
         Ok(DeviceBuffer { slice: ManuallyDrop::new(slice), bytes })
@@ -179,7 +179,7 @@ impl CudaDevice {
         if host.is_empty() {
             return Ok(());
         }
-        let _current = self.enter()?;
+        let _current = self.enter_relaxed()?;
         cuda("cuMemcpyHtoDAsync", self.stream().memcpy_htod(host, &mut *buffer.slice))?;
         // The copy reads `host` after the call returns when that memory is page-locked.
         self.synchronize()
@@ -196,7 +196,7 @@ impl CudaDevice {
         if host.is_empty() {
             return Ok(());
         }
-        let _current = self.enter()?;
+        let _current = self.enter_relaxed()?;
         let view = buffer.slice.slice(..buffer.bytes);
         let copied = self.stream().memcpy_dtoh(&view, host);
         // The wait comes first: even a failed call may have begun to write to `host`.
@@ -220,7 +220,7 @@ impl CudaDevice {
     /// `bytes` bytes from `address` on are memory of this GPU, and nothing writes them meanwhile.
     pub(crate) unsafe fn download_address(&self, address: u64, bytes: usize) -> Result<Vec<u8>, DeviceError> {
         let mut host = vec![0; bytes];
-        let _current = self.enter()?;
+        let _current = self.enter_relaxed()?;
         // SAFETY: the caller answers for the source; the destination has that many bytes and outlives the wait below.
         let copied = unsafe {
             cudarc::driver::result::memcpy_dtoh_async(&mut host, address, self.stream().cu_stream())
@@ -298,12 +298,18 @@ impl CudaDevice {
         Entered::new(&self.inner.context)
     }
 
+    /// The same for calls that allocate, copy or wait, beside the captures of other threads.
+    fn enter_relaxed(&self) -> Result<(Relaxed, Entered), DeviceError> {
+        let entered = self.enter()?;
+        Ok((Relaxed::new()?, entered))
+    }
+
     /// Waits until all work is done. An error of a kernel shows here at the latest.
     ///
     /// # Errors
     /// An error of the driver's.
     pub fn synchronize(&self) -> Result<(), DeviceError> {
-        let _current = self.enter()?;
+        let _current = self.enter_relaxed()?;
         cuda("cuStreamSynchronize", self.stream().synchronize())
     }
 
@@ -349,7 +355,7 @@ impl CudaDevice {
             let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
             cuda("cuEventCreate", self.inner.context.new_event(flags))
         };
-        let _current = self.enter()?;
+        let _current = self.enter_relaxed()?;
         let (start, end) = (event()?, event()?);
         cuda("cuEventRecord", start.record(self.stream()))?;
         enqueue(self)?;
@@ -392,7 +398,7 @@ impl DeviceBuffer {
 impl Drop for DeviceBuffer {
     fn drop(&mut self) {
         // An error has nobody to go to; without the GPU the driver refuses what follows, and nothing else comes of it.
-        let _current = Entered::new(self.slice.stream().context());
+        let _current = (Relaxed::new(), Entered::new(self.slice.stream().context()));
         // SAFETY: nothing uses it after this.
         unsafe { ManuallyDrop::drop(&mut self.slice) };
     }

@@ -45,8 +45,8 @@ fn current() -> Result<sys::CUcontext, DeviceError> {
 }
 
 /// Until it is dropped, the thread makes calls that CUDA otherwise forbids to every thread while one of them captures a graph (in the
-/// mode that PyTorch captures in): those that allocate, upload, load and ask. None of what is done under it touches a stream that
-/// may be captured. Such a call would not only fail: it would break the other thread's capture.
+/// mode that PyTorch captures in): those that allocate, copy, load, wait and ask. Such a call would not only fail: it would break the
+/// other thread's capture. None of ours looks at a stream that others capture.
 #[must_use = "the thread is relaxed until this is dropped"]
 pub(crate) struct Relaxed {
     before: sys::CUstreamCaptureMode,

@@ -36,7 +36,6 @@ impl Slices {
 
     /// Copies a slice to the GPU, ready for every stream; its address.
     pub(super) fn upload(&mut self, bytes: &[u8]) -> Result<u64, Error> {
-        let _relaxed = Relaxed::new()?;
         let buffer = self.device.upload(bytes)?;
         let address = buffer.address();
         self.memory.buffers.push(buffer);

@@ -62,11 +62,11 @@ fn a_launch_is_checked() {
         unsafe { Tensor::from_device_pointer(0, address, DType::Bf16, shape, &strides) }.unwrap()
     };
     let (_, accepted) = candidates(DType::Bf16, 128);
-    let x = tensor(&[1, 2, 100, 128], 0x1000);
-    let (weight, wrong) = (tensor(&[128], 0x2000), tensor(&[64], 0x2000));
-    let mut y = tensor(&[1, 2, 100, 128], 0x3000);
+    let x = tensor(&[1, 2, 100, 128], 0x10_0000);
+    let (weight, wrong) = (tensor(&[128], 0x20_0000), tensor(&[64], 0x20_0000));
+    let mut y = tensor(&[1, 2, 100, 128], 0x30_0000);
     let bound = Args { x: &x, weight: &weight, y: &mut y, epsilon: 1e-6 }.bind(&accepted[0]).unwrap();
-    assert_eq!((bound.grid, bound.params.weight), ([7, 2, 1], 0x2000));
+    assert_eq!((bound.grid, bound.params.weight), ([7, 2, 1], 0x20_0000));
     let error = Args { x: &x, weight: &wrong, y: &mut y, epsilon: 1e-6 }.bind(&accepted[0]).expect_err("64");
     assert!(matches!(error, BindError::Disagree { dim: "head_dim", .. }));
     assert_eq!(
