@@ -7,6 +7,7 @@
 //! println!("{device}, architecture {:?}", device.arch());
 //! ```
 
+mod buffer;
 mod capture;
 mod cuda;
 mod current;
@@ -25,7 +26,8 @@ use std::fmt;
 use serde::Serialize;
 use tilewright_codegen::{Arch, Limits, Machine};
 
-pub use cuda::{CudaDevice, DeviceBuffer};
+pub use buffer::DeviceBuffer;
+pub use cuda::CudaDevice;
 pub(crate) use current::Relaxed;
 pub use driver::{OLDEST_DRIVER, driver_version};
 pub use error::DeviceError;
