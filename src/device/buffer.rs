@@ -34,7 +34,7 @@ impl DeviceBuffer {
 impl Drop for DeviceBuffer {
     fn drop(&mut self) {
         // An error has nobody to go to; without the GPU the driver refuses what follows, and nothing else comes of it.
-        let _current = (Relaxed::new(), Entered::new(self.slice.stream().context()));
+        let _current = (Entered::new(self.slice.stream().context()), Relaxed::new());
         // SAFETY: nothing uses it after this.
         unsafe { ManuallyDrop::drop(&mut self.slice) };
     }

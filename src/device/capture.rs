@@ -5,7 +5,7 @@ use super::{CudaDevice, DeviceError};
 use cudarc::driver::sys::{self, CUstreamCaptureStatus as Status};
 use std::any::Any;
 use std::ffi::c_void;
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
 /// What a graph keeps alive.
@@ -30,8 +30,8 @@ impl CudaDevice {
     pub(crate) fn keep_in_graph(&self, kept: Kept) -> Result<bool, DeviceError> {
         let _current = self.enter()?;
         let (mut status, mut graph) = (Status::CU_STREAM_CAPTURE_STATUS_NONE, null_mut());
-        let (mut id, mut dependencies, mut edges, mut count) =
-            (0, null_mut::<c_void>().cast_const().cast(), std::ptr::null(), 0);
+        // Not wanted, but asked for without them the driver may refuse.
+        let (mut id, mut count, mut dependencies, mut edges) = (0, 0, null(), null());
         // SAFETY: the stream is alive, and the pointers are valid for a write.
         let asked = unsafe {
             sys::cuStreamGetCaptureInfo_v3(

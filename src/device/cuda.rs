@@ -45,7 +45,6 @@ impl CudaDevice {
         }
         // Opening a GPU makes it the thread's current one: a framework's own current GPU must stay.
         let _current = Entered::here()?;
-        let _relaxed = Relaxed::new()?;
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(device) = open.get(&ordinal) {
             return Ok(device.clone());
@@ -57,6 +56,7 @@ impl CudaDevice {
 
     fn open(ordinal: usize, driver_version: (i32, i32)) -> Result<Self, DeviceError> {
         let context = cuda("cuDevicePrimaryCtxRetain", CudaContext::new(ordinal))?;
+        let _relaxed = Relaxed::new();
         let info = inquire(&context, driver_version)?;
         // By default cudarc records two events with every use of a buffer, to order the work of several streams.
         // SAFETY: every buffer of this context is allocated, used and freed on the one stream below, in order.
@@ -145,9 +145,9 @@ impl CudaDevice {
     }
 
     /// The same for calls that allocate, copy or wait, beside the captures of other threads.
-    pub(super) fn enter_relaxed(&self) -> Result<(Relaxed, Entered), DeviceError> {
+    pub(crate) fn enter_relaxed(&self) -> Result<impl Sized, DeviceError> {
         let entered = self.enter()?;
-        Ok((Relaxed::new()?, entered))
+        Ok((Relaxed::new(), entered))
     }
 
     /// Waits until all work is done. An error of a kernel shows here at the latest.

@@ -48,23 +48,25 @@ fn current() -> Result<sys::CUcontext, DeviceError> {
 /// mode that PyTorch captures in): those that allocate, copy, load, wait and ask. Such a call would not only fail: it would break the
 /// other thread's capture. None of ours looks at a stream that others capture.
 #[must_use = "the thread is relaxed until this is dropped"]
-pub(crate) struct Relaxed {
-    before: sys::CUstreamCaptureMode,
+pub(super) struct Relaxed {
+    /// The mode to put back; absent where the driver would not change it, and the calls must do as they are.
+    before: Option<sys::CUstreamCaptureMode>,
 }
 
 impl Relaxed {
-    pub(crate) fn new() -> Result<Self, DeviceError> {
+    pub(super) fn new() -> Self {
         let mut mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the pointer is valid for what is read and written through it.
         let exchanged = unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) }.result();
-        cuda("cuThreadExchangeStreamCaptureMode", exchanged)?;
-        Ok(Relaxed { before: mode })
+        Relaxed { before: exchanged.is_ok().then_some(mode) }
     }
 }
 
 impl Drop for Relaxed {
     fn drop(&mut self) {
-        // SAFETY: as above.
-        let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut self.before) };
+        if let Some(before) = &mut self.before {
+            // SAFETY: as above.
+            let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(before) };
+        }
     }
 }

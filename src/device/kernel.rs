@@ -42,7 +42,7 @@ unsafe impl Sync for Inner {}
 impl LoadedKernel {
     pub(super) fn new(device: &CudaDevice, cubin: &Cubin) -> Result<Self, DeviceError> {
         let context = device.context().clone();
-        let (_current, _relaxed) = (Entered::new(&context)?, Relaxed::new()?);
+        let (_current, _relaxed) = (Entered::new(&context)?, Relaxed::new());
         // SAFETY: the bytes are a whole cubin, which says its own length; the driver copies what it keeps.
         let module = unsafe { result::module::load_data(cubin.bytes().as_ptr().cast()) };
         let mut inner = Inner {
@@ -195,7 +195,7 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         // An error here has nobody to go to.
-        if let (Ok(_current), Ok(_relaxed)) = (Entered::new(&self.context), Relaxed::new()) {
+        if let (Ok(_current), _relaxed) = (Entered::new(&self.context), Relaxed::new()) {
             // SAFETY: the module is loaded, and this is its last owner.
             let _ = unsafe { result::module::unload(self.module) };
         }

@@ -28,7 +28,6 @@ use tilewright_codegen::{Arch, Limits, Machine};
 
 pub use buffer::DeviceBuffer;
 pub use cuda::CudaDevice;
-pub(crate) use current::Relaxed;
 pub use driver::{OLDEST_DRIVER, driver_version};
 pub use error::DeviceError;
 pub(crate) use event::Event;

@@ -5,7 +5,7 @@
 //! the next captures are made.
 
 use crate::Error;
-use crate::device::{CudaDevice, DeviceBuffer, DeviceError, Event, Relaxed};
+use crate::device::{CudaDevice, DeviceBuffer, DeviceError, Event};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Slices of one set of functions.
@@ -93,7 +93,7 @@ fn free_parked(device: &CudaDevice) -> Result<(), DeviceError> {
     if !any || device.is_capturing()? {
         return Ok(());
     }
-    let _relaxed = Relaxed::new()?;
+    let _current = device.enter_relaxed()?;
     // The lock is not held while the driver is called: a graph may be parking its captures at this moment.
     let parked = std::mem::take(&mut *PARKED.lock().unwrap_or_else(PoisonError::into_inner));
     let (mut done, mut left) = (Vec::new(), Vec::new());
