@@ -1,6 +1,6 @@
 //! The gradients of an attention.
 
-use super::caller::{arena, check_dense};
+use super::caller::arena;
 use super::gpu::Upstream;
 use super::memory::{Fill, Memory};
 use super::{Attention, MaskLists, Output, Sizes, is_empty};
@@ -116,8 +116,9 @@ impl Attention {
     /// not specified. Nothing is read on the host, so that nothing waits.
     ///
     /// # Errors
-    /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Scratch`], [`Error::Gaps`], [`Error::Aliased`]; [`Error::Bind`]
-    /// for lists of the wrong shape or dtype; otherwise as [`backward`](Self::backward).
+    /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Tensor`] for gradients of another shape, dtype or device, over
+    /// nothing too, [`Error::Scratch`], [`Error::Gaps`], [`Error::Aliased`]; [`Error::Bind`] for lists of the wrong shape or
+    /// dtype; otherwise as [`backward`](Self::backward).
     pub fn backward_in(
         &self,
         qkv: [&Tensor; 3],
@@ -133,19 +134,18 @@ impl Attention {
         let (cuda, pipeline) = self.gpu()?;
         let _current = cuda.enter()?;
         check_lists(lists)?;
-        let inputs = [("q", q), ("k", k), ("v", v), ("out", out), ("lse", lse), ("d_out", d_out)];
-        for (name, gradient) in gradients.named() {
-            check_dense(name, gradient)?;
-            if let Some((what, _)) = inputs.iter().find(|(_, input)| input.shares_storage(gradient)) {
-                return Err(Error::Aliased { what });
-            }
+        let beside = [("out", out), ("lse", lse), ("d_out", d_out), ("d_lse", d_lse.unwrap_or(lse))];
+        for (what, tensor) in beside {
+            tensor.expect_place(what, &self.device)?;
         }
+        self.check_gradients(qkv, &beside, gradients)?;
+        let sizes = Sizes::of(&self.rule, q, k);
         if is_empty(q, k) {
+            self.check_read_lists(&sizes, &lists.kv, lists.full_kv.as_ref())?;
             let Gradients { dq, dk, dv } = gradients;
             return [dq, dk, dv].into_iter().try_for_each(|gradient| gradient.fill_words(cuda, 0));
         }
         let mut arena = arena(scratch)?;
-        let sizes = Sizes::of(&self.rule, q, k);
         let mut work = pipeline.backward_scratch(&sizes, lists, &mut Memory::Arena(&mut arena))?;
         let upstream = Upstream { qkv, out, lse, d_out, d_lse };
         pipeline.backward(&self.rule, upstream, lists, None, &mut work, gradients)
@@ -160,7 +160,7 @@ impl Attention {
 }
 
 impl Gradients {
-    fn named(&self) -> [(&'static str, &Tensor); 3] {
+    pub(super) fn named(&self) -> [(&'static str, &Tensor); 3] {
         [("dq", &self.dq), ("dk", &self.dk), ("dv", &self.dv)]
     }
 }

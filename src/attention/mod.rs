@@ -24,6 +24,7 @@ mod head_dim;
 mod means;
 mod memory;
 mod oracle;
+mod outputs;
 mod sizes;
 mod workspace;
 

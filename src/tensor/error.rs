@@ -36,6 +36,16 @@ pub enum TensorError {
         /// What was needed.
         needed: String,
     },
+    /// Another shape than the one asked for.
+    #[error("{what} has shape {found:?}, needed {needed:?}: make it of that shape")]
+    Shape {
+        /// Which tensor.
+        what: &'static str,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape needed.
+        needed: Vec<usize>,
+    },
     /// The number of dimensions is wrong.
     #[error("{what} has {found} dimensions (shape {shape:?}), needed {needed}: {layout}")]
     Rank {

@@ -16,6 +16,7 @@ mod streams;
 mod support;
 mod tiles;
 mod tuned;
+mod ways;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use tilewright::Device;
@@ -23,7 +24,7 @@ use tilewright::Device;
 /// A test: its name and what it does on the GPU.
 type Test = (&'static str, fn(&Device) -> Result<(), Failed>);
 
-const GROUPS: [&[Test]; 15] = [
+const GROUPS: [&[Test]; 16] = [
     backward::TESTS,
     backward::calls::TESTS,
     caller::TESTS,
@@ -39,6 +40,7 @@ const GROUPS: [&[Test]; 15] = [
     streams::TESTS,
     tiles::TESTS,
     tuned::TESTS,
+    ways::TESTS,
 ];
 
 fn main() -> std::process::ExitCode {
