@@ -186,6 +186,9 @@ impl Tuned {
                 let mut trial = Trial::new(&self.device, &kernels, launch, outputs);
                 let settings = RaceSettings::default();
                 let result = race(&mut trial, &settings, &mut |progress: &Progress<'_>| line.show(progress));
+                if let Some(error) = trial.unchecked() {
+                    return Err(error);
+                }
                 Some(result.map_err(|error| fail(error.to_string()))?)
             }
         };

@@ -143,8 +143,9 @@ impl Selector {
         if let (Some((kernel, functions)), Some(classes)) = (&self.classify, &mut *classes) {
             let (seq_q, seq_kv) = (sizes.seq_q as i32, sizes.seq_kv as i32);
             let outputs = tuning(kernel, sizes, bucket, || {
-                Outputs::new(vec![classes.clone()], Tolerance::Exact)
-                    .with_oracle(|kernel| oracle::check_classify(rule, &self.device, functions, kernel))
+                Outputs::new(vec![classes.clone()], Tolerance::Exact).with_oracle(|kernel| {
+                    oracle::check_classify(rule, sizes, &self.device, functions, kernel)
+                })
             });
             kernel.run(bucket, outputs, &mut |kernel| {
                 kernel.launch(&classify::Args { classes, seq_q, seq_kv }, Some(functions))
@@ -252,9 +253,8 @@ pub(super) fn transpose_bits(
 ) -> Result<(), Error> {
     let &Call { rule, sizes, device, split } = call;
     let outputs = tuning(kernel, sizes, bucket, || {
-        let full = full_by_kv.as_ref().map(|full| full.counts.clone());
-        let tensors = [Some(by_kv.counts.clone()), Some(by_kv.indices.clone()), full];
-        Outputs::new(tensors.into_iter().flatten().collect(), Tolerance::Exact)
+        let lists = [Some(&*by_kv), full_by_kv.as_ref()].into_iter().flatten();
+        Outputs::new(lists.flat_map(tensors_of).collect(), Tolerance::Exact)
             .with_oracle(|kernel| oracle::check_transpose(rule, device, split, kernel))
     });
     kernel.run(bucket, outputs, &mut |kernel| {
@@ -301,10 +301,15 @@ const AT_THE_EDGE: Tolerance = Tolerance::Mostly(0.01);
 impl Parts<'_> {
     pub(super) fn outputs<'a>(&self) -> Outputs<'a> {
         let MaskLists { kv, full_kv, .. } = &*self.lists;
-        let full = full_kv.as_ref().map(|full| full.counts.clone());
-        let tensors = [Some(kv.counts.clone()), Some(kv.indices.clone()), full];
-        Outputs::new(tensors.into_iter().flatten().collect(), AT_THE_EDGE)
+        let lists = [Some(kv), full_kv.as_ref()].into_iter().flatten().flat_map(tensors_of);
+        let bits = [Some(&*self.keep), self.full_keep.as_ref()].into_iter().flatten().cloned();
+        // The order is left out: rows of one length come in any, and the oracle looks at it.
+        Outputs::new(lists.chain(bits).collect(), AT_THE_EDGE)
     }
+}
+
+fn tensors_of(index: &BlockIndex) -> [Tensor; 2] {
+    [index.counts.clone(), index.indices.clone()]
 }
 
 pub(super) fn parts_of(index: &mut Option<BlockIndex>) -> (Option<&mut Tensor>, Option<&mut Tensor>) {

@@ -1,6 +1,6 @@
 //! The kernels of the selection.
 
-use super::{Rule, TOKENS, close, equal, noise, verdict};
+use super::{Rule, Sizes, TOKENS, Verdict, case, close, equal, noise, poisoned, verdict};
 use crate::device::Device;
 use crate::kernels::{classify, order, pool, rank, score, select, transpose};
 use crate::launch::{FunctionArgs, Kernel};
@@ -16,7 +16,7 @@ const AT_THE_THRESHOLD: usize = 2;
 /// Rows and columns of the block maps: no multiple of a warp or a tile.
 const GRID: [usize; 4] = [1, 2, 37, 75];
 
-pub(in crate::attention) fn check_pool(rule: &Rule, device: &Device, kernel: &Kernel) -> Result<(), String> {
+pub(in crate::attention) fn check_pool(rule: &Rule, device: &Device, kernel: &Kernel) -> Verdict {
     let d = rule.head_dim.get();
     verdict(|| {
         let (q, k) = (noise(rule.dtype, &[1, 2, TOKENS, d], 4)?, noise(rule.dtype, &[1, 1, TOKENS, d], 5)?);
@@ -24,15 +24,24 @@ pub(in crate::attention) fn check_pool(rule: &Rule, device: &Device, kernel: &Ke
         let expected = (cpu::block_means(&q, blocks[0])?, cpu::block_means(&k, blocks[1])?);
         let mut q_mean = poisoned(device, DType::F32, &[1, 2, TOKENS.div_ceil(blocks[0]), d])?;
         let mut k_mean = poisoned(device, DType::F32, &[1, 1, TOKENS.div_ceil(blocks[1]), d])?;
-        let (q, k) = (&q.to(device)?, &k.to(device)?);
-        kernel
-            .launch(&pool::Args { q, k, q_mean: &mut q_mean, k_mean: &mut k_mean, finished: None }, None)?;
+        let mut finished = poisoned(device, DType::I32, &[1, 2])?;
+        let args = pool::Args {
+            q: &q.to(device)?,
+            k: &k.to(device)?,
+            q_mean: &mut q_mean,
+            k_mean: &mut k_mean,
+            finished: Some(&mut finished),
+        };
+        kernel.launch(&args, None)?;
+        if finished.to_vec::<i32>()? != [0; 2] {
+            return Ok(Err("it leaves the counters as they are".to_owned()));
+        }
         let of_q = close(&q_mean.to_f32_vec()?, &expected.0, BOUND);
         Ok(of_q.and(close(&k_mean.to_f32_vec()?, &expected.1, BOUND)))
     })
 }
 
-pub(in crate::attention) fn check_score(rule: &Rule, device: &Device, kernel: &Kernel) -> Result<(), String> {
+pub(in crate::attention) fn check_score(rule: &Rule, device: &Device, kernel: &Kernel) -> Verdict {
     let [_, heads, rows, columns] = GRID;
     let d = rule.head_dim.get();
     verdict(|| {
@@ -49,16 +58,18 @@ pub(in crate::attention) fn check_score(rule: &Rule, device: &Device, kernel: &K
 
 pub(in crate::attention) fn check_classify(
     rule: &Rule,
+    sizes: &Sizes,
     device: &Device,
     functions: &FunctionArgs,
     kernel: &Kernel,
-) -> Result<(), String> {
-    let Some(mask_mod) = rule.mask_mod.as_deref() else { return Ok(()) };
-    let grid = [1, 1, TOKENS.div_ceil(rule.blocks.q()), TOKENS.div_ceil(rule.blocks.kv())];
+) -> Verdict {
+    let Some(mask_mod) = rule.mask_mod.as_deref() else { return Ok(Ok(())) };
+    let [heads, queries, keys] = case::extents(rule, sizes);
+    let grid = [1, heads, queries.div_ceil(rule.blocks.q()), keys.div_ceil(rule.blocks.kv())];
     verdict(|| {
-        let expected = crate::mask::classify(mask_mod, grid, rule.blocks, (TOKENS, TOKENS))?;
+        let expected = crate::mask::classify(mask_mod, grid, rule.blocks, (queries, keys))?;
         let mut classes = poisoned(device, DType::U8, &grid)?;
-        let (seq_q, seq_kv) = (TOKENS as i32, TOKENS as i32);
+        let (seq_q, seq_kv) = (queries as i32, keys as i32);
         kernel.launch(&classify::Args { classes: &mut classes, seq_q, seq_kv }, Some(functions))?;
         Ok(equal("classes", &classes.to_vec::<u8>()?, &expected))
     })
@@ -70,7 +81,7 @@ pub(in crate::attention) fn check_select(
     device: &Device,
     split: bool,
     kernel: &Kernel,
-) -> Result<(), String> {
+) -> Verdict {
     verdict(|| {
         let logits = noise(DType::F32, &GRID, 7)?;
         let case = Case::new(rule, device, split, &logits.to_f32_vec()?)?;
@@ -109,7 +120,7 @@ pub(in crate::attention) fn check_rank(
     device: &Device,
     split: bool,
     kernel: &Kernel,
-) -> Result<(), String> {
+) -> Verdict {
     let [_, heads, rows, columns] = GRID;
     let d = rule.head_dim.get();
     verdict(|| {
@@ -190,7 +201,7 @@ impl Results {
         })
     }
 
-    fn verdict(&self, rule: &Rule, split: bool, case: &Case) -> Result<Result<(), String>, Error> {
+    fn verdict(&self, rule: &Rule, split: bool, case: &Case) -> Verdict {
         let partial = unpacked(&self.keep.to_vec()?);
         let full = if split { unpacked(&self.full_keep.to_vec()?) } else { vec![false; partial.len()] };
         let class = |(partial, full)| if full { FULL } else { [EMPTY, PARTIAL][usize::from(partial)] };
@@ -208,11 +219,7 @@ impl Results {
 }
 
 /// Whether the rows of each head are all there, those with more blocks first.
-fn by_falling_length(
-    order: &[i32],
-    lists: &BlockIndex,
-    full: Option<&BlockIndex>,
-) -> Result<Result<(), String>, Error> {
+fn by_falling_length(order: &[i32], lists: &BlockIndex, full: Option<&BlockIndex>) -> Verdict {
     let mut lengths = lists.counts.to_vec::<i32>()?;
     if let Some(full) = full {
         let full = full.counts.to_vec::<i32>()?;
@@ -236,7 +243,7 @@ fn ordered(order: &[i32], lengths: &[i32], rows: usize) -> Result<(), String> {
 }
 
 /// Two heads' rows, with counts that are none.
-pub(in crate::attention) fn check_order(device: &Device, kernel: &Kernel) -> Result<(), String> {
+pub(in crate::attention) fn check_order(device: &Device, kernel: &Kernel) -> Verdict {
     const LONGEST: i32 = 90;
     verdict(|| {
         let shape = [1, 2, 700];
@@ -290,7 +297,7 @@ pub(in crate::attention) fn check_transpose(
     device: &Device,
     split: bool,
     kernel: &Kernel,
-) -> Result<(), String> {
+) -> Verdict {
     verdict(|| {
         let classes = classes(split);
         let mask = map(rule, &classes, split)?;
@@ -349,15 +356,8 @@ fn index(device: &Device, rows: usize, width: usize) -> Result<BlockIndex, Error
     })
 }
 
-fn same_lists(found: &BlockIndex, expected: &BlockIndex) -> Result<Result<(), String>, Error> {
+fn same_lists(found: &BlockIndex, expected: &BlockIndex) -> Verdict {
     let counts = equal("counts", &found.counts.to_vec::<i32>()?, &expected.counts.to_vec()?);
     let indices = equal("lists", &found.indices.to_vec::<i32>()?, &expected.indices.to_vec()?);
     Ok(counts.and(indices))
-}
-
-/// What is not written must not look right.
-fn poisoned(device: &Device, dtype: DType, shape: &[usize]) -> Result<Tensor, Error> {
-    let mut tensor = Tensor::uninit(device, dtype, shape)?;
-    tensor.fill_bytes(0xFF)?;
-    Ok(tensor)
 }
