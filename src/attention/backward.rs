@@ -1,6 +1,6 @@
 //! The gradients of an attention.
 
-use super::caller::arena;
+use super::caller::{arena, check_dense};
 use super::gpu::Upstream;
 use super::memory::{Fill, Memory};
 use super::{Attention, MaskLists, Output, Sizes, is_empty};
@@ -54,11 +54,7 @@ impl Attention {
         let Output { out, lse, mask } = output;
         let shape = self.check(q, k, Some(v))?;
         shape.check_backward(q, [out, lse], d_out, d_lse)?;
-        for (what, tensor) in
-            [("out", Some(out)), ("lse", Some(lse)), ("d_out", Some(d_out)), ("d_lse", d_lse)]
-        {
-            tensor.map_or(Ok(()), |tensor| tensor.expect_place(what, &self.device))?;
-        }
+        self.expect_places([out, lse], d_out, d_lse)?;
         mask.check_fits(shape.batch, shape.heads, shape.seq_q, shape.seq_kv)?;
         mask.check_blocks(self.rule.blocks)?;
         let Some(pipeline) = &self.pipeline else {
@@ -116,9 +112,9 @@ impl Attention {
     /// not specified. Nothing is read on the host, so that nothing waits.
     ///
     /// # Errors
-    /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Tensor`] for gradients of another shape, dtype or device, over
-    /// nothing too, [`Error::Scratch`], [`Error::Gaps`], [`Error::Aliased`]; [`Error::Bind`] for lists of the wrong shape or
-    /// dtype; otherwise as [`backward`](Self::backward).
+    /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Scratch`], [`Error::Gaps`], [`Error::Aliased`]; [`Error::Tensor`]
+    /// for gradients of another shape, dtype or device, over nothing too, [`Error::Bind`] for lists of the wrong shape or dtype;
+    /// otherwise as [`backward`](Self::backward).
     pub fn backward_in(
         &self,
         qkv: [&Tensor; 3],
@@ -132,20 +128,24 @@ impl Attention {
         let shape = self.check(q, k, Some(v))?;
         shape.check_backward(q, [out, lse], d_out, d_lse)?;
         let (cuda, pipeline) = self.gpu()?;
+        self.expect_places([out, lse], d_out, d_lse)?;
+        self.expect_gradients(qkv, gradients)?;
         let _current = cuda.enter()?;
         check_lists(lists)?;
-        let beside = [("out", out), ("lse", lse), ("d_out", d_out), ("d_lse", d_lse.unwrap_or(lse))];
-        for (what, tensor) in beside {
-            tensor.expect_place(what, &self.device)?;
+        let inputs = [("q", q), ("k", k), ("v", v), ("out", out), ("lse", lse), ("d_out", d_out)];
+        for (name, gradient) in gradients.named() {
+            check_dense(name, gradient)?;
+            if let Some((what, _)) = inputs.iter().find(|(_, input)| input.shares_storage(gradient)) {
+                return Err(Error::Aliased { what });
+            }
         }
-        self.check_gradients(qkv, &beside, gradients)?;
-        let sizes = Sizes::of(&self.rule, q, k);
         if is_empty(q, k) {
-            self.check_read_lists(&sizes, &lists.kv, lists.full_kv.as_ref())?;
+            self.expect_read_lists(&Sizes::of(&self.rule, q, k), &lists.kv, lists.full_kv.as_ref())?;
             let Gradients { dq, dk, dv } = gradients;
             return [dq, dk, dv].into_iter().try_for_each(|gradient| gradient.fill_words(cuda, 0));
         }
         let mut arena = arena(scratch)?;
+        let sizes = Sizes::of(&self.rule, q, k);
         let mut work = pipeline.backward_scratch(&sizes, lists, &mut Memory::Arena(&mut arena))?;
         let upstream = Upstream { qkv, out, lse, d_out, d_lse };
         pipeline.backward(&self.rule, upstream, lists, None, &mut work, gradients)

@@ -68,8 +68,9 @@ impl Attention {
     /// [`scratch_bytes`](Self::scratch_bytes).
     ///
     /// # Errors
-    /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Tensor`] for outputs of another shape, dtype or device, over
-    /// nothing too, [`Error::Scratch`], [`Error::Gaps`], [`Error::Aliased`]; otherwise as [`forward`](Self::forward).
+    /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Scratch`], [`Error::Gaps`], [`Error::Aliased`];
+    /// [`Error::Tensor`] for outputs of another shape, dtype or device, over nothing too; otherwise as
+    /// [`forward`](Self::forward).
     pub fn forward_in(
         &self,
         q: &Tensor,
@@ -80,8 +81,9 @@ impl Attention {
     ) -> Result<(), Error> {
         self.check(q, k, Some(v))?;
         let (cuda, pipeline) = self.gpu()?;
+        self.expect_outputs(q, [out, lse])?;
         let _current = cuda.enter()?;
-        self.check_outputs([q, k, v], [out, lse])?;
+        check_outputs([q, k, v], [out, lse])?;
         if is_empty(q, k) {
             return nothing(cuda, out, lse);
         }
@@ -98,8 +100,8 @@ impl Attention {
     /// As [`mask`](Self::mask), into `lists`.
     ///
     /// # Errors
-    /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Lists`] for lists of the wrong kind, [`Error::Tensor`] for ones of
-    /// another shape, dtype or device, over nothing too, [`Error::Scratch`]; otherwise as [`mask`](Self::mask).
+    /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Lists`] for lists of the wrong kind, [`Error::Scratch`];
+    /// [`Error::Tensor`] for lists of another shape, dtype or device, over nothing too; otherwise as [`mask`](Self::mask).
     pub fn mask_in(
         &self,
         q: &Tensor,
@@ -119,7 +121,11 @@ impl Attention {
             return Err(Error::Lists { found });
         }
         let sizes = Sizes::of(&self.rule, q, k);
-        self.check_written_lists(&sizes, lists)?;
+        self.expect_written_lists(&sizes, lists)?;
+        for BlockIndex { counts, indices } in lists.each() {
+            check_dense("the counts", counts)?;
+            check_dense("the indices", indices)?;
+        }
         if is_empty(q, k) {
             return lists.each().try_for_each(|index| index.counts.fill_words(cuda, 0));
         }
@@ -160,13 +166,14 @@ impl Attention {
         let [q, k, v] = qkv;
         self.check(q, k, Some(v))?;
         let (cuda, pipeline) = self.gpu()?;
+        self.expect_outputs(q, [out, lse])?;
         let _current = cuda.enter()?;
-        self.check_outputs(qkv, [out, lse])?;
-        let (rule, sizes) = (&self.rule, Sizes::of(&self.rule, q, k));
+        check_outputs(qkv, [out, lse])?;
         if is_empty(q, k) {
-            self.check_read_lists(&sizes, kv, full_kv)?;
+            self.expect_read_lists(&Sizes::of(&self.rule, q, k), kv, full_kv)?;
             return nothing(cuda, out, lse);
         }
+        let (rule, sizes) = (&self.rule, Sizes::of(&self.rule, q, k));
         let mut arena = arena(scratch)?;
         let order = pipeline.ordered(rule, &sizes, (kv, full_kv), &mut Memory::Arena(&mut arena))?;
         pipeline.attend(rule, qkv, (kv, full_kv, order.as_ref()), None, [out, lse])
@@ -196,6 +203,26 @@ impl Attention {
 pub(super) fn arena(scratch: &Tensor) -> Result<Arena, Error> {
     let found = scratch.elements() * scratch.dtype().size();
     Arena::of(scratch).filter(|_| scratch.is_contiguous()).ok_or(Error::Scratch { found })
+}
+
+/// What the bindings of the kernels do not check: gaps and aliases.
+fn check_outputs(inputs: [&Tensor; 3], [out, lse]: [&Tensor; 2]) -> Result<(), Error> {
+    check_dense("out", out)?;
+    check_dense("lse", lse)?;
+    for (what, input) in ["q", "k", "v"].into_iter().zip(inputs) {
+        if input.shares_storage(out) || input.shares_storage(lse) {
+            return Err(Error::Aliased { what });
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn check_dense(what: &'static str, tensor: &Tensor) -> Result<(), Error> {
+    if tensor.is_dense() {
+        return Ok(());
+    }
+    let (strides, shape) = (tensor.strides().to_vec(), tensor.shape().to_vec());
+    Err(Error::Gaps { what, strides, shape })
 }
 
 /// The outputs of queries without keys: 0, and the logarithm of nothing.

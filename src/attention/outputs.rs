@@ -6,43 +6,35 @@ use crate::tensor::TensorError;
 use crate::{BlockIndex, DType, Error, MaskError, Tensor};
 
 impl Attention {
-    /// `out` and `lse` of a forward of these tensors.
-    pub(super) fn check_outputs(
-        &self,
-        [q, k, v]: [&Tensor; 3],
-        [out, lse]: [&Tensor; 2],
-    ) -> Result<(), Error> {
+    /// `out` and `lse` of a forward of q, which was checked.
+    pub(super) fn expect_outputs(&self, q: &Tensor, [out, lse]: [&Tensor; 2]) -> Result<(), Error> {
         let &[batch, heads, seq_q, _] = q.shape() else { unreachable!("q was checked") };
-        self.check_output("out", out, self.rule.dtype, &[batch, heads, seq_q, self.rule.value_dim.get()])?;
-        self.check_output("lse", lse, DType::F32, &[batch, heads, seq_q])?;
-        for (what, input) in [("q", q), ("k", k), ("v", v)] {
-            if input.shares_storage(out) || input.shares_storage(lse) {
-                return Err(Error::Aliased { what });
-            }
-        }
-        Ok(())
+        self.expect("out", out, self.rule.dtype, &[batch, heads, seq_q, self.rule.value_dim.get()])?;
+        self.expect("lse", lse, DType::F32, &[batch, heads, seq_q])
     }
 
-    /// The gradients of q, k and v; `read` is what else the call reads.
-    pub(super) fn check_gradients(
+    /// The gradients of q, k and v.
+    pub(super) fn expect_gradients(&self, qkv: [&Tensor; 3], gradients: &Gradients) -> Result<(), Error> {
+        let mut pairs = gradients.named().into_iter().zip(qkv);
+        pairs.try_for_each(|((what, gradient), like)| self.expect(what, gradient, like.dtype(), like.shape()))
+    }
+
+    /// What a backward reads beside q, k and v is on the attention's device.
+    pub(super) fn expect_places(
         &self,
-        [q, k, v]: [&Tensor; 3],
-        read: &[(&'static str, &Tensor)],
-        gradients: &Gradients,
+        [out, lse]: [&Tensor; 2],
+        d_out: &Tensor,
+        d_lse: Option<&Tensor>,
     ) -> Result<(), Error> {
-        let inputs = [("q", q), ("k", k), ("v", v)];
-        for ((what, gradient), (_, like)) in gradients.named().into_iter().zip(inputs) {
-            self.check_output(what, gradient, like.dtype(), like.shape())?;
-            let mut inputs = inputs.iter().chain(read);
-            if let Some((what, _)) = inputs.find(|(_, input)| input.shares_storage(gradient)) {
-                return Err(Error::Aliased { what });
-            }
+        let tensors = [("out", Some(out)), ("lse", Some(lse)), ("d_out", Some(d_out)), ("d_lse", d_lse)];
+        for (what, tensor) in tensors {
+            tensor.map_or(Ok(()), |tensor| tensor.expect_place(what, &self.device))?;
         }
         Ok(())
     }
 
     /// Lists that a selection fills.
-    pub(super) fn check_written_lists(&self, sizes: &Sizes, lists: &MaskLists) -> Result<(), Error> {
+    pub(super) fn expect_written_lists(&self, sizes: &Sizes, lists: &MaskLists) -> Result<(), Error> {
         let &Sizes { batch, heads, q_blocks, kv_blocks, .. } = sizes;
         for (names, index, rows, width) in [
             (["kv_counts", "kv_indices"], Some(&lists.kv), q_blocks, kv_blocks),
@@ -51,14 +43,14 @@ impl Attention {
             (["full_q_counts", "full_q_indices"], lists.full_q.as_ref(), kv_blocks, q_blocks),
         ] {
             let Some(BlockIndex { counts, indices }) = index else { continue };
-            self.check_output(names[0], counts, DType::I32, &[batch, heads, rows])?;
-            self.check_output(names[1], indices, DType::I32, &[batch, heads, rows, width])?;
+            self.expect(names[0], counts, DType::I32, &[batch, heads, rows])?;
+            self.expect(names[1], indices, DType::I32, &[batch, heads, rows, width])?;
         }
         Ok(())
     }
 
     /// Lists by query that a call over nothing would read: where there is something, the kernels' bindings say as much.
-    pub(super) fn check_read_lists(
+    pub(super) fn expect_read_lists(
         &self,
         sizes: &Sizes,
         kv: &BlockIndex,
@@ -70,7 +62,7 @@ impl Attention {
         {
             let Some(BlockIndex { counts, indices }) = index else { continue };
             for (what, list, width) in [(names[0], counts, ""), (names[1], indices, ", width")] {
-                check_dtype(what, list, DType::I32)?;
+                expect_dtype(what, list, DType::I32)?;
                 list.expect_place(what, &self.device)?;
                 let (rank, shape) = (if width.is_empty() { 3 } else { 4 }, list.shape());
                 let fits = shape.len() == rank
@@ -86,28 +78,23 @@ impl Attention {
         Ok(())
     }
 
-    fn check_output(
+    fn expect(
         &self,
         what: &'static str,
         tensor: &Tensor,
         dtype: DType,
         shape: &[usize],
     ) -> Result<(), Error> {
-        check_dtype(what, tensor, dtype)?;
+        expect_dtype(what, tensor, dtype)?;
         if tensor.shape() != shape {
             let (found, needed) = (tensor.shape().to_vec(), shape.to_vec());
             return Err(TensorError::Shape { what, found, needed }.into());
         }
-        tensor.expect_place(what, &self.device)?;
-        if tensor.is_dense() {
-            return Ok(());
-        }
-        let (strides, shape) = (tensor.strides().to_vec(), tensor.shape().to_vec());
-        Err(Error::Gaps { what, strides, shape })
+        Ok(tensor.expect_place(what, &self.device)?)
     }
 }
 
-fn check_dtype(what: &str, tensor: &Tensor, needed: DType) -> Result<(), TensorError> {
+fn expect_dtype(what: &str, tensor: &Tensor, needed: DType) -> Result<(), TensorError> {
     if tensor.dtype() == needed {
         return Ok(());
     }
@@ -164,16 +151,15 @@ mod tests {
             ];
             let out = zeros(DType::Bf16, &[batch, heads, seq_q, 24]);
             let lse = zeros(DType::F32, &[batch, heads, seq_q]);
-            refuses("out", &out, |out| attention.check_outputs([&q, &k, &v], [out, &lse]));
-            refuses("lse", &lse, |lse| attention.check_outputs([&q, &k, &v], [&out, lse]));
+            refuses("out", &out, |out| attention.expect_outputs(&q, [out, &lse]));
+            refuses("lse", &lse, |lse| attention.expect_outputs(&q, [&out, lse]));
             let like = |tensor: &Tensor| zeros(tensor.dtype(), tensor.shape());
             for (place, (name, of)) in [("dq", &q), ("dk", &k), ("dv", &v)].into_iter().enumerate() {
                 refuses(name, of, |gradient| {
-                    // A clone of an input would be one that is read and written.
                     let mut all = [like(&q), like(&k), like(&v)];
                     all[place] = like(gradient);
                     let [dq, dk, dv] = all;
-                    attention.check_gradients([&q, &k, &v], &[], &Gradients { dq, dk, dv })
+                    attention.expect_gradients([&q, &k, &v], &Gradients { dq, dk, dv })
                 });
             }
             let sizes = Sizes::of(&attention.rule, &q, &k);
@@ -200,33 +186,21 @@ mod tests {
                 refuses(&format!("{name}_counts"), &counts, |counts| {
                     let mut lists = lists();
                     part(&mut lists).counts = counts.clone();
-                    attention.check_written_lists(&sizes, &lists)
+                    attention.expect_written_lists(&sizes, &lists)
                 });
                 refuses(&format!("{name}_indices"), &indices, |indices| {
                     let mut lists = lists();
                     part(&mut lists).indices = indices.clone();
-                    attention.check_written_lists(&sizes, &lists)
+                    attention.expect_written_lists(&sizes, &lists)
                 });
             }
             let read = index(rows, columns);
             for spoilt in spoilt(&read.counts).map(|(spoilt, _)| spoilt) {
                 let lists = BlockIndex { counts: spoilt, indices: read.indices.clone() };
-                assert!(attention.check_read_lists(&sizes, &read, Some(&lists)).is_err());
-                assert!(attention.check_read_lists(&sizes, &lists, None).is_err());
+                assert!(attention.expect_read_lists(&sizes, &read, Some(&lists)).is_err());
+                assert!(attention.expect_read_lists(&sizes, &lists, None).is_err());
             }
-            attention.check_read_lists(&sizes, &read, Some(&index(rows, 0))).unwrap();
+            attention.expect_read_lists(&sizes, &read, Some(&index(rows, 0))).unwrap();
         }
-    }
-
-    #[test]
-    fn gaps_are_named() {
-        let attention = attention();
-        let q = zeros(DType::Bf16, &[1, 2, 3, 64]);
-        let v = zeros(DType::Bf16, &[1, 2, 3, 24]);
-        let wide =
-            zeros(DType::Bf16, &[1, 2, 3, 48]).with_strides(&[1, 2, 3, 24], &[288, 144, 48, 1]).unwrap();
-        let lse = zeros(DType::F32, &[1, 2, 3]);
-        let error = attention.check_outputs([&q, &q, &v], [&wide, &lse]).unwrap_err();
-        assert!(matches!(error, Error::Gaps { what: "out", .. }), "{error}");
     }
 }

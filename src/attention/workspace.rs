@@ -78,9 +78,8 @@ impl Attention {
         if !Arc::ptr_eq(&workspace.rule, &self.rule) {
             return Err(Error::ForeignWorkspace);
         }
-        let Output { out, lse, .. } = &workspace.output;
         for (what, tensor) in [("q", q), ("k", k), ("v", v)] {
-            if tensor.shares_storage(out) || tensor.shares_storage(lse) {
+            if tensor.shares_storage(&workspace.output.out) {
                 return Err(Error::Aliased { what });
             }
         }
