@@ -24,6 +24,7 @@ pub mod launch;
 pub mod mask;
 mod operands;
 pub mod reference;
+mod room;
 pub mod select;
 pub mod tensor;
 pub mod toolchain;

@@ -176,6 +176,7 @@ fn what_is_no_grid_is_refused() {
     fails(TokenGrid::builder([8, 8, 8]).tile([4, 4, 4]).blocks(blocks).build(), &["64 tokens", "needed 128"]);
     fails(TokenGrid::new([1 << 12, 1 << 12, 1 << 12]), &["68719476736 tokens", "32-bit"]);
     fails(TokenGrid::builder([1, 1, 1]).before(usize::MAX).after(usize::MAX).build(), &["32-bit"]);
+    fails(TokenGrid::new([1 << 31, 1, 1]), &["2147483648 tokens", "32-bit"]);
 }
 
 #[test]

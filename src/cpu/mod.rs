@@ -17,7 +17,7 @@ pub use backward::backward;
 pub(crate) use score::logits;
 pub use select::select_row;
 
-use crate::mask::{BlockMask, BlockSize, EMPTY, FULL, PARTIAL, classify};
+use crate::mask::{BlockMask, BlockSize, EMPTY, FULL, PARTIAL, blocks_of, bytes_of_lists, classify};
 use crate::operands::{Shape, half_dtype_error};
 use crate::{DType, Error, MaskMod, Selection, Tensor};
 use rayon::prelude::*;
@@ -42,6 +42,8 @@ pub fn mask(
         selection.validate()?;
     }
     let shape = Shape::of(q, k, None)?;
+    // Before anything is summed up.
+    blocks_of(grid_of(&shape, blocks), bytes_of_lists(mask_mod.is_some()))?;
     let means = match selection {
         Some(_) => (block_means(q, blocks.q())?, block_means(k, blocks.kv())?),
         None => Default::default(),
@@ -59,18 +61,23 @@ pub(crate) fn mask_of_means(
     blocks: BlockSize,
     mask_mod: Option<&dyn MaskMod>,
 ) -> Result<BlockMask, Error> {
-    let (q_blocks, kv_blocks) = (shape.seq_q.div_ceil(blocks.q()), shape.seq_kv.div_ceil(blocks.kv()));
-    let grid = [shape.batch, shape.heads, q_blocks, kv_blocks];
+    let grid = grid_of(shape, blocks);
+    let [_, _, q_blocks, kv_blocks] = grid;
     let seqs = (shape.seq_q, shape.seq_kv);
     let mut classes = match mask_mod {
         Some(function) => classify(function, grid, blocks, seqs)?,
-        None => vec![PARTIAL; grid.iter().product()],
+        None => vec![PARTIAL; blocks_of(grid, bytes_of_lists(false))?],
     };
     if let Some(selection) = selection.filter(|_| !classes.is_empty()) {
         drop_unselected(&mut classes, means, shape, selection, scale, [q_blocks, kv_blocks]);
     }
     debug_assert!(classes.iter().all(|&class| class <= FULL));
     BlockMask::from_checked(&classes, grid, blocks, seqs, mask_mod.is_some())
+}
+
+/// `[batch, heads, q_blocks, kv_blocks]`.
+fn grid_of(shape: &Shape, blocks: BlockSize) -> [usize; 4] {
+    [shape.batch, shape.heads, shape.seq_q.div_ceil(blocks.q()), shape.seq_kv.div_ceil(blocks.kv())]
 }
 
 /// Empties the admissible blocks that the rule does not select, row by row.

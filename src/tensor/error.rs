@@ -19,7 +19,7 @@ pub enum TensorError {
         shape: Vec<usize>,
     },
     /// The product of the dimensions does not fit in memory.
-    #[error("shape {shape:?} of {dtype} is larger than the address space: use a smaller shape")]
+    #[error("shape {shape:?} of {dtype} does not fit into memory: use a smaller shape")]
     TooLarge {
         /// The shape.
         shape: Vec<usize>,
