@@ -179,6 +179,28 @@ fn what_is_no_grid_is_refused() {
     fails(TokenGrid::new([1 << 31, 1, 1]), &["2147483648 tokens", "32-bit"]);
 }
 
+/// In a process with little memory, whatever the machine has.
+#[cfg(target_os = "linux")]
+#[test]
+fn more_tokens_than_memory_holds() {
+    const CHILD: &str = "TILEWRIGHT_TEST_LITTLE_MEMORY";
+    if std::env::var_os(CHILD).is_some() {
+        let error = TokenGrid::new([1, 1 << 29, 1]).unwrap_err();
+        assert!(matches!(error, Error::Grid(GridError::TooLarge { tokens: 0x2000_0000 })), "{error}");
+        return;
+    }
+    // 4 GB of addresses; the order of so many tokens and its inverse take 6.
+    let output = std::process::Command::new("sh")
+        .args(["-c", "ulimit -v 4000000 && exec \"$0\" --exact more_tokens_than_memory_holds --nocapture"])
+        .arg(std::env::current_exe().unwrap())
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let failed = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}{failed}");
+}
+
 #[test]
 fn tensors_that_are_not_of_the_grid_are_refused() {
     let grid = TokenGrid::builder([3, 4, 5]).before(7).after(2).build().unwrap();

@@ -260,7 +260,8 @@ impl Tensor {
         if self.is_contiguous() {
             return Ok(all[..self.elements()].to_vec());
         }
-        let mut out = Vec::with_capacity(self.elements());
+        // A view may repeat what little there is.
+        let mut out = Vec::with_capacity(host_count(&self.shape, self.dtype)?);
         self.for_each_offset(|offset| out.push(all[offset]));
         Ok(out)
     }
