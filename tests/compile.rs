@@ -116,6 +116,37 @@ fn shipped_variants_compile_everywhere_without_spills() {
     assert!(wrong.is_empty(), "\n{wrong}");
 }
 
+/// Grids with more blocks along y or z than CUDA launches are folded, by a text that goes into any source.
+#[test]
+fn folded_variants_compile() {
+    let Some(toolchain) = toolchain() else { return };
+    let mut wanted = Vec::new();
+    for generator in kernels() {
+        for spec in generator.shipped_specs().unwrap() {
+            for arch in [Arch::Sm80, Arch::Sm90a] {
+                let preferred = &generator.candidates(&spec, arch).unwrap().accepted[0];
+                let variant = generator.render(preferred).unwrap();
+                match variant.folded() {
+                    Some(folded) => wanted.push((folded, arch)),
+                    None => {
+                        assert!(variant.name.contains("sm90"), "{}: a grid of one dimension", variant.name)
+                    }
+                }
+            }
+        }
+    }
+    let mut wrong = String::new();
+    for ((variant, arch), cubin) in wanted.iter().zip(compile(&toolchain, &wanted)) {
+        let mut faults = faults(&variant.candidate, *arch, &cubin);
+        // The divisions may cost a register or two.
+        if cubin.report.spill_store_bytes > 8 {
+            faults.push(format!("{:?}", cubin.report));
+        }
+        faults.iter().for_each(|fault| writeln!(wrong, "{} {arch}: {fault}", variant.name).unwrap());
+    }
+    assert!(wrong.is_empty(), "\n{wrong}");
+}
+
 /// A spec on an architecture, with the candidates that were not tried yet.
 struct Search<'a> {
     generator: &'a Generator,

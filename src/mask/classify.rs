@@ -35,7 +35,8 @@ pub(crate) fn classify(
     Ok(classes)
 }
 
-fn span(block: usize, size: usize, seq: usize) -> Range<i32> {
+/// The positions of a block of a sequence.
+pub(crate) fn span(block: usize, size: usize, seq: usize) -> Range<i32> {
     (block * size) as i32..((block + 1) * size).min(seq) as i32
 }
 

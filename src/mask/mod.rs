@@ -20,7 +20,7 @@ mod lists;
 
 pub use block_size::BlockSize;
 pub(crate) use build::grid;
-pub(crate) use classify::classify;
+pub(crate) use classify::{classify, span};
 pub use error::MaskError;
 
 use crate::{Device, Error, Tensor, room};

@@ -3,6 +3,7 @@
 mod backward;
 mod caller;
 mod choice;
+mod folded;
 mod forward;
 mod functions;
 mod mask;
@@ -24,11 +25,12 @@ use tilewright::Device;
 /// A test: its name and what it does on the GPU.
 type Test = (&'static str, fn(&Device) -> Result<(), Failed>);
 
-const GROUPS: [&[Test]; 16] = [
+const GROUPS: [&[Test]; 17] = [
     backward::TESTS,
     backward::calls::TESTS,
     caller::TESTS,
     choice::TESTS,
+    folded::TESTS,
     forward::TESTS,
     functions::TESTS,
     mask::TESTS,

@@ -1,6 +1,7 @@
 //! Shared by the tests: random tensors, hand-made functions, the comparison with f64.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod dropped;
 pub mod ways;
 
 use half::{bf16, f16};

@@ -1,4 +1,4 @@
-//! The chain of kernels on a GPU: (classify) → pool → rank → (transpose) → forward, or (order) → forward over lists of a caller's.
+//! The chain of kernels on a GPU: (classify) → pool → (score_partial) → rank → (transpose) → forward, or (order) → forward over lists of a caller's.
 //! Nothing goes to the host.
 
 mod backward;
@@ -76,7 +76,7 @@ impl Pipeline {
         let functions = Arc::new(FunctionArgs::new(cuda, forward.spec(), &[score_fn, mask_fn])?);
         Ok(Pipeline {
             device: Device::Cuda(cuda.clone()),
-            selector: Selector::new(cuda, rule, classify, &lazy),
+            selector: Selector::new(cuda, rule, classify, mask_mod.as_ref(), &lazy),
             order: lazy(Request::new(&order::SOURCE)),
             forward,
             functions,

@@ -1,9 +1,11 @@
-//! From q and k to lists of key blocks: pool → rank, or for long rows pool → score → select; classify before, transpose after.
+//! From q and k to lists of key blocks: pool → rank, or for long rows pool → score → select; transpose after. With a mask function
+//! classify before, and score_partial for the blocks that it keeps in part.
 
-use super::ranking::{Ranking, rank_blocks};
+use super::ranking::{Partial, Ranking, rank_blocks};
 use super::tuning;
 use crate::attention::memory::Memory;
 use crate::attention::{MaskLists, Rule, Sizes, oracle};
+use crate::codegen::lower::DeviceFunction;
 use crate::device::CudaDevice;
 use crate::kernels::{classify, select, transpose};
 use crate::launch::{FunctionArgs, Lazy, Outputs, Request, Tolerance, Tuned};
@@ -31,6 +33,8 @@ pub(in crate::attention) struct Scratch {
     /// Absent where one kernel keeps them to itself.
     logits: Option<Tensor>,
     classes: Option<Tensor>,
+    /// Of blocks that the mask function keeps in part, where one kernel keeps the rest to itself.
+    partial_logits: Option<Tensor>,
     /// A bit a block: kept in the main list.
     keep: Tensor,
     /// Kept in the list of full blocks.
@@ -63,11 +67,12 @@ impl Selector {
         cuda: &CudaDevice,
         rule: &Rule,
         classify: Option<(Tuned, Arc<FunctionArgs>)>,
+        mask_mod: Option<&Arc<DeviceFunction>>,
         lazy: &dyn Fn(Request) -> Lazy,
     ) -> Self {
         Selector {
             device: Device::Cuda(cuda.clone()),
-            ranking: rule.selection.is_some().then(|| Ranking::new(rule, lazy)),
+            ranking: rule.selection.is_some().then(|| Ranking::new(rule, mask_mod, lazy)),
             classify,
             select: lazy(Request::new(&select::SOURCE)),
             transpose: lazy(Request::new(&transpose::SOURCE)),
@@ -121,6 +126,7 @@ impl Selector {
         Ok(Scratch {
             means: of_q.zip(of_k).map(|(q, k)| [q, k]),
             logits: optional(self.rank(sizes).is_none(), DType::F32, &map)?,
+            partial_logits: optional(split && means && self.rank(sizes).is_some(), DType::F32, &map)?,
             classes: optional(split, DType::U8, &map)?,
             full_keep: optional(split, DType::I32, &words)?,
             row_order: optional(ranked, DType::I32, &[batch, heads, q_blocks])?,
@@ -139,7 +145,8 @@ impl Selector {
         lists: &mut MaskLists,
     ) -> Result<(), Error> {
         let bucket = sizes.bucket(rule, None);
-        let Scratch { means, logits, classes, keep, full_keep, row_order, finished } = scratch;
+        let Scratch { means, logits, classes, partial_logits, keep, full_keep, row_order, finished } =
+            scratch;
         if let (Some((kernel, functions)), Some(classes)) = (&self.classify, &mut *classes) {
             let (seq_q, seq_kv) = (sizes.seq_q as i32, sizes.seq_kv as i32);
             let outputs = tuning(kernel, sizes, bucket, || {
@@ -166,11 +173,25 @@ impl Selector {
             }
             _ => None,
         };
+        // Means that the caller has made are all there is to score.
+        let partial = match (ranked, &self.classify, &*classes) {
+            (Ranked::Tensors(_, k), Some((_, functions)), Some(classes)) => {
+                Some(Partial { k, classes, functions })
+            }
+            _ => None,
+        };
+        if let (Some(ranking), Some(means), Some(partial), Some(logits)) =
+            (&self.ranking, means, &partial, &mut *partial_logits)
+        {
+            ranking.score_partial(&call, partial, means, logits)?;
+        }
         let order = row_order.as_mut().zip(finished.as_mut());
         let mut parts = Parts { classes: classes.as_ref(), keep, full_keep, order, lists };
         match (self.rank(sizes), means, logits) {
-            (Some(rank), Some(means), _) => rank_blocks(rank.get()?, &call, means, &mut parts)?,
-            (_, means, Some(logits)) => self.score_and_select(&call, means, logits, &mut parts)?,
+            (Some(rank), Some(means), _) => {
+                rank_blocks(rank.get()?, &call, means, partial_logits.as_ref(), &mut parts)?;
+            }
+            (_, means, Some(logits)) => self.score_and_select(&call, means, partial, logits, &mut parts)?,
             _ => unreachable!("without `rank` there is room for logits"),
         }
         self.transpose(&call, &mut parts)
@@ -181,13 +202,18 @@ impl Selector {
         &self,
         call: &Call<'_>,
         means: Option<[&Tensor; 2]>,
+        partial: Option<Partial<'_>>,
         logits: &mut Tensor,
         parts: &mut Parts<'_>,
     ) -> Result<(), Error> {
         let &Call { rule, sizes, device, split } = call;
         let bucket = sizes.bucket(rule, None);
+        let score = |ranking: &Ranking, means, logits: &mut Tensor| {
+            ranking.score(call, means, logits)?;
+            partial.map_or(Ok(()), |partial| ranking.score_partial(call, &partial, means, logits))
+        };
         match (&self.ranking, means) {
-            (Some(ranking), Some(means)) => ranking.score(call, means, logits)?,
+            (Some(ranking), Some(means)) => score(ranking, means, logits)?,
             // All scores are alike. The kernel overwrites them, so that they are set anew.
             _ => device.as_cuda().map_or(Ok(()), |cuda| logits.fill_words(cuda, 0))?,
         }
@@ -201,7 +227,7 @@ impl Selector {
         let (top_k, top_p) = rule.thresholds();
         select.run(bucket, outputs, &mut |kernel| {
             if let (true, Some(ranking), Some(means)) = (again, &self.ranking, means) {
-                ranking.score(call, means, logits)?;
+                score(ranking, means, logits)?;
             }
             let Parts { classes, keep, full_keep, order, lists } = &mut *parts;
             let (row_order, finished) =

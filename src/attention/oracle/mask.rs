@@ -2,9 +2,10 @@
 
 use super::{Rule, Sizes, TOKENS, Verdict, case, close, equal, noise, poisoned, verdict};
 use crate::device::Device;
-use crate::kernels::{classify, order, pool, rank, score, select, transpose};
+use crate::kernels::{classify, order, pool, rank, score, score_partial, select, transpose};
 use crate::launch::{FunctionArgs, Kernel};
 use crate::mask::{EMPTY, FULL, PARTIAL};
+use crate::user_code::UserCode;
 use crate::{BlockIndex, BlockMask, DType, Error, Tensor, cpu};
 
 /// Sums of f32 in another order.
@@ -75,6 +76,50 @@ pub(in crate::attention) fn check_classify(
     })
 }
 
+pub(in crate::attention) fn check_score_partial(
+    rule: &Rule,
+    sizes: &Sizes,
+    device: &Device,
+    functions: &FunctionArgs,
+    kernel: &Kernel,
+) -> Verdict {
+    let Some(mask_mod) = rule.mask_mod.as_deref() else { return Ok(Ok(())) };
+    let (d, blocks, scale) = (rule.head_dim.get(), rule.blocks, rule.scale);
+    let [heads, queries, keys] = case::extents(rule, sizes);
+    let (rows, columns) = (queries.div_ceil(blocks.q()), keys.div_ceil(blocks.kv()));
+    verdict(|| {
+        let q = noise(rule.dtype, &[1, heads, queries, d], 4)?;
+        let k = noise(rule.dtype, &[1, 1, keys, d], 5)?;
+        let (q_mean, k_mean) = (cpu::block_means(&q, blocks.q())?, cpu::block_means(&k, blocks.kv())?);
+        let seqs = (queries, keys);
+        let classes = crate::mask::classify(mask_mod, [1, heads, rows, columns], blocks, seqs)?;
+        let of_heads = q_mean.chunks(rows * d);
+        let mut expected: Vec<f32> = of_heads.flat_map(|q| cpu::logits(q, &k_mean, d, scale)).collect();
+        let mut logits = Tensor::from_slice(&expected, &[1, heads, rows, columns])?.to(device)?;
+        let partial = cpu::PartialScores { function: mask_mod, k: &k, blocks, seqs, scale };
+        let code = UserCode::new([mask_mod.name(), ""]);
+        code.run(|| {
+            (0..heads).try_for_each(|head| {
+                let (place, map) = (cpu::Head { batch: 0, head, kv_unit: 0 }, head * rows * columns);
+                let (classes, logits) =
+                    (&classes[map..][..rows * columns], &mut expected[map..][..rows * columns]);
+                partial.overwrite(&code, place, classes, &q_mean[head * rows * d..][..rows * d], logits)
+            })
+        })??;
+        let args = score_partial::Args {
+            q_mean: &Tensor::from_slice(&q_mean, &[1, heads, rows, d])?.to(device)?,
+            k: &k.to(device)?,
+            k_mean: &Tensor::from_slice(&k_mean, &[1, 1, columns, d])?.to(device)?,
+            classes: &Tensor::from_slice(&classes, &[1, heads, rows, columns])?.to(device)?,
+            logits: &mut logits,
+            seq_q: queries as i32,
+            scale,
+        };
+        kernel.launch(&args, Some(functions))?;
+        Ok(close(&logits.to_f32_vec()?, &expected, BOUND))
+    })
+}
+
 /// `split`: whether full blocks go to lists of their own.
 pub(in crate::attention) fn check_select(
     rule: &Rule,
@@ -127,7 +172,18 @@ pub(in crate::attention) fn check_rank(
         let q_mean = noise(DType::F32, &[1, heads, rows, d], 5)?;
         let k_mean = noise(DType::F32, &[1, 1, columns, d], 6)?;
         let (q, k) = (q_mean.to_f32_vec()?, k_mean.to_f32_vec()?);
-        let logits: Vec<f32> = q.chunks(rows * d).flat_map(|q| cpu::logits(q, &k, d, rule.scale)).collect();
+        let mut logits: Vec<f32> =
+            q.chunks(rows * d).flat_map(|q| cpu::logits(q, &k, d, rule.scale)).collect();
+        let mut partial_logits = None;
+        if split {
+            // Those of partial blocks are others than the means'.
+            let partial = noise(DType::F32, &GRID, 8)?;
+            for ((logit, partial), class) in logits.iter_mut().zip(partial.to_f32_vec()?).zip(classes(split))
+            {
+                *logit = if class == PARTIAL { partial } else { *logit };
+            }
+            partial_logits = Some(partial.to(device)?);
+        }
         let case = Case::new(rule, device, split, &logits)?;
         let mut results = Results::new(device)?;
         let mut row_order = poisoned(device, DType::I32, &GRID[..3])?;
@@ -138,6 +194,7 @@ pub(in crate::attention) fn check_rank(
             q_mean: &q_mean.to(device)?,
             k_mean: &k_mean.to(device)?,
             classes: split.then_some(&case.classes),
+            partial_logits: partial_logits.as_ref(),
             kv_counts: &mut kv.counts,
             kv_indices: &mut kv.indices,
             full_kv_counts: split.then_some(&mut full.counts),

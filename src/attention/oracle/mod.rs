@@ -11,7 +11,8 @@ mod tests;
 pub(super) use backward::{check_backward_kv, check_backward_q, check_mark};
 pub(super) use forward::check_forward;
 pub(super) use mask::{
-    check_classify, check_order, check_pool, check_rank, check_score, check_select, check_transpose,
+    check_classify, check_order, check_pool, check_rank, check_score, check_score_partial, check_select,
+    check_transpose,
 };
 
 use super::{Rule, Sizes};
