@@ -57,13 +57,13 @@ fn case<F: MaskMod + 'static>(
 }
 
 fn cases() -> Vec<Case> {
-    let ids = |pad: i32| (0..900).map(move |i| if i < pad { i / 300 } else { -1 }).collect::<Vec<i32>>();
+    let ids = |pad: i32| (0..450).map(move |i| if i < pad { i / 150 } else { -1 }).collect::<Vec<i32>>();
     vec![
         case(
             "padding",
-            (1000, 1000),
-            || padded { lengths: vec![700, 333] },
-            |b, kv| kv >= [700, 333][b],
+            (500, 500),
+            || padded { lengths: vec![340, 140] },
+            |b, kv| kv >= [340, 140][b],
             |_| true,
         ),
         // More key blocks than one kernel scores and selects at once.
@@ -74,14 +74,14 @@ fn cases() -> Vec<Case> {
             |b, kv| kv >= [64 * 4099 + 7, 64 * 100 + 1][b],
             |_| true,
         ),
-        case("keys of the future", (300, 700), || causal {}, |_, kv| kv >= 300, |_| true),
+        case("keys of the future", (150, 350), || causal {}, |_, kv| kv >= 150, |_| true),
         // The padding's own queries see it: those of other blocks do not.
         case(
             "documents",
-            (900, 900),
-            move || documents { ids: ids(820) },
-            |_, kv| kv >= 820,
-            |q| q / 128 * 128 + 127 < 820,
+            (450, 450),
+            move || documents { ids: ids(420) },
+            |_, kv| kv >= 420,
+            |q| q / 128 * 128 + 127 < 420,
         ),
     ]
 }
@@ -113,6 +113,9 @@ fn selected(
 /// What hidden keys hold changes no row of blocks that does not see them. Says what is wrong.
 pub fn garbage_decides_nothing(device: &Device) -> Result<(), String> {
     for case in cases() {
+        if device.as_cuda().is_none() && case.seqs.1 > 10_000 {
+            continue; // rows of any length are scored alike there
+        }
         let all = if case.seqs.1 > 10_000 { vec![BlockSize::default()] } else { BlockSize::ALL.to_vec() };
         for blocks in all {
             let find = |garbage| selected(&case, device, blocks, garbage).map_err(|error| error.to_string());
