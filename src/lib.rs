@@ -28,6 +28,7 @@ mod room;
 pub mod select;
 pub mod tensor;
 pub mod toolchain;
+mod trust;
 pub mod tune;
 mod user_code;
 

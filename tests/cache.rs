@@ -30,7 +30,9 @@ fn child() {
         Ok("race") => processes::race(),
         Ok("write") => processes::write(),
         Ok("hold") => processes::hold(),
-        Ok("open") => users::open(),
+        Ok("private") => users::private(),
+        Ok("read") => users::read(),
+        Ok("locked_out") => users::locked_out(),
         role => panic!("{role:?} is no role"),
     }
 }

@@ -98,14 +98,15 @@ impl KernelCache {
         Self::at(&settings::folder()?)
     }
 
-    /// Opens the cache in the folder `root`, which is created for this user alone.
+    /// Opens the cache in the folder `root`, which is created for this user alone; by root, for all to read.
     ///
     /// # Errors
-    /// A folder that belongs to another user or that others may write to, for cubins are code; one that does not exist
-    /// and cannot be created. A folder that can only be read is a cache that stores nothing.
+    /// A folder that belongs to another user than this one and root, or one that others may write to, for cubins are code; the
+    /// same of the folders above it. A folder that may not be read, or that does not exist and cannot be created. A
+    /// folder that can only be read is a cache that stores nothing.
     pub fn at(root: &Path) -> Result<Self, CacheError> {
         private::folder(root, true)?;
-        let root = root.canonicalize().map_err(files::io_error("look at", root))?;
+        let root = private::resolve(root)?;
         entry::prepare(&root.join(V1))?;
         let (lock_timeout, limit) = (settings::lock_timeout(), settings::limit());
         let cache =

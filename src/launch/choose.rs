@@ -128,8 +128,8 @@ impl Tuned {
         let shared = &*self.shared;
         let info = self.device.info();
         let line = ProgressLine::new(&info.name, &shared.name);
-        let lock = DeviceLock::acquire(DeviceLock::folder(), &info.uuid, DeviceLock::PATIENCE, || {
-            line.show(&Progress::Waiting);
+        let lock = DeviceLock::acquire(DeviceLock::folder(), &info.uuid, DeviceLock::PATIENCE, |holder| {
+            line.show(&Progress::Waiting { holder });
         });
         let all = fingerprints(ranked);
         // Whoever held the lock may have done it.

@@ -7,7 +7,10 @@ use std::process::{Command, Stdio};
 
 use serde::Serialize;
 
-use super::environment::{CUDA_VARIABLES, Environment, NVRTC_VARIABLE, PYTHON_VARIABLES, Python};
+use super::environment::{
+    CUDA_VARIABLES, Environment, NVRTC_VARIABLE, PYTHON_PATH_VARIABLE, PYTHON_VARIABLES, Python,
+};
+use crate::trust::{self, Distrust, Exposure};
 
 /// The oldest NVRTC that knows every architecture family the kernels are written for (sm_120a came with it).
 pub const OLDEST_NVRTC: (i32, i32) = (12, 8);
@@ -73,6 +76,23 @@ pub enum Refusal {
     NoHeaders {
         /// The library that was found.
         library: PathBuf,
+    },
+    /// Other users can change the library, its headers, or a folder above them.
+    #[error("{} {exposure}: a library is code, so only you and root may be able to change it", path.display())]
+    Exposed {
+        /// What others can change.
+        path: PathBuf,
+        /// How.
+        #[serde(flatten)]
+        exposure: Exposure,
+    },
+    /// A file could not be looked at.
+    #[error("{} could not be looked at: {message}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        message: String,
     },
     /// No Python answered.
     #[error("neither `python3` nor `python` could be asked for its package folders")]
@@ -141,7 +161,10 @@ impl fmt::Display for Searched {
 /// A place that has all the files of a toolchain. The version is the one its file names tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Located {
+    /// The library as it was found, by a link as a rule.
     pub library: PathBuf,
+    /// The files behind the links, which nobody else can change: these are opened.
+    pub opened: PathBuf,
     pub builtins: PathBuf,
     pub include: PathBuf,
 }
@@ -222,9 +245,12 @@ fn python_packages(environment: &Environment) -> Vec<Place> {
             }
         }
         // Conda's own CUDA packages lie in the environment's root, not in site-packages.
-        if first_library(&prefix.join("lib")).is_some() {
+        if library_in(prefix).is_some() {
             places.push((prefix.to_path_buf(), Source::Python, None));
         }
+    }
+    if let Some(path) = environment.variable(PYTHON_PATH_VARIABLE) {
+        folders.extend(std::env::split_paths(path));
     }
     let asked = match &environment.python {
         Python::Ask => ask_python(),
@@ -232,6 +258,8 @@ fn python_packages(environment: &Environment) -> Vec<Place> {
     };
     let nobody = asked.is_none();
     folders.extend(asked.unwrap_or_default());
+    // What a relative name means depends on where the process happens to be.
+    folders.retain(|folder| folder.is_absolute());
     for folder in &folders {
         let packages = ["cu13", "cuda_nvrtc"].map(|package| folder.join("nvidia").join(package));
         places.extend(packages.into_iter().filter(|p| p.is_dir()).map(|p| (p, Source::Python, None)));
@@ -248,18 +276,26 @@ fn python_packages(environment: &Environment) -> Vec<Place> {
     places
 }
 
-/// The package folders of the Python on the `PATH`.
+/// Prints the package folders of an interpreter. Isolated, it leaves out the user's own, which is where `pip install --user`
+/// puts packages; a virtual environment has none.
+const PACKAGE_FOLDERS: &str = "import site, sys
+own = [site.getusersitepackages()] if sys.prefix == sys.base_prefix else []
+print('\\n'.join(path for path in sys.path + own if path))";
+
+/// The package folders of the Python on the `PATH`, which is a virtual environment's where one is active.
 fn ask_python() -> Option<Vec<PathBuf>> {
     ["python3", "python"].iter().find_map(|program| {
-        let output = Command::new(program)
-            .args(["-c", "import sys; print('\\n'.join(p for p in sys.path if p))"])
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .output()
-            .ok()?;
+        let output = ask(program).output().ok()?;
         let text = output.status.success().then(|| String::from_utf8(output.stdout).ok())??;
         Some(text.lines().map(PathBuf::from).filter(|path| path.is_dir()).collect())
     })
+}
+
+/// The command that asks an interpreter, isolated: a `json.py` in the current folder is nobody's module.
+pub(super) fn ask(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.args(["-I", "-c", PACKAGE_FOLDERS]).stdin(Stdio::null()).stderr(Stdio::null());
+    command
 }
 
 fn data_folder(environment: &Environment) -> Vec<Place> {
@@ -272,40 +308,80 @@ pub(super) fn package_root(target: &Path) -> PathBuf {
     target.join("nvidia/cu13")
 }
 
-/// Checks that a folder (a CUDA root, a library folder, or a library itself) has all a toolchain needs.
+/// The folders below `targets` that hold a toolkit for this machine.
+const TARGETS: &[&str] = match cfg!(target_arch = "aarch64") {
+    true => &["sbsa-linux", "aarch64-linux"],
+    false => &["x86_64-linux"],
+};
+
+/// Checks that a folder (a CUDA root, a library folder, or a library itself) has all a toolchain needs, and that nobody
+/// else can change it.
 pub(super) fn inspect(place: &Path) -> Result<Located, Refusal> {
     if !place.exists() {
         return Err(Refusal::Missing);
     }
     let library = match place.is_file() {
         true => place.to_path_buf(),
-        false => ["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib", ""]
-            .iter()
-            .find_map(|folder| first_library(&place.join(folder)))
-            .ok_or(Refusal::NoLibrary)?,
+        false => library_in(place).ok_or(Refusal::NoLibrary)?,
     };
     // Absolute, or the dynamic linker would search its own path for the bare name.
     let library = std::path::absolute(&library).unwrap_or(library);
-    let folder = library.parent().unwrap_or(Path::new("/")).to_path_buf();
-    let ((major, minor), builtins) =
-        builtins(&folder, &library).ok_or_else(|| Refusal::NoBuiltins { library: library.clone() })?;
+    let real = library.canonicalize().unwrap_or_else(|_| library.clone());
+    // A link may stand alone: what belongs to the library is beside what the link leads to.
+    let folders: Vec<&Path> = [&library, &real].into_iter().filter_map(|library| library.parent()).collect();
+    let ((major, minor), builtins) = folders
+        .iter()
+        .find_map(|folder| builtins(folder, &real))
+        .ok_or_else(|| Refusal::NoBuiltins { library: library.clone() })?;
     if (major, minor) < OLDEST_NVRTC {
         return Err(Refusal::TooOld { major, minor });
     }
-    let root = folder.parent().unwrap_or(&folder);
-    // The last is where the CUDA 12 packages of pip keep the runtime's headers.
-    let includes = [
-        place.join("include"),
-        root.join("include"),
-        folder.join("include"),
-        root.join("../cuda_runtime/include"),
-    ];
-    let include = includes
+    let include = includes(place, &folders)
         .into_iter()
         .find(|include| HEADERS.iter().all(|header| include.join(header).is_file()))
         .ok_or_else(|| Refusal::NoHeaders { library: library.clone() })?;
-    let include = std::path::absolute(&include).unwrap_or(include);
-    Ok(Located { library, builtins, include })
+    for header in HEADERS {
+        trusted(&include.join(header))?;
+    }
+    Ok(Located {
+        opened: trusted(&library)?,
+        builtins: trusted(&builtins)?,
+        include: trusted(&include)?,
+        library,
+    })
+}
+
+/// The file or folder behind the links, when only this user and root can change it.
+pub(super) fn trusted(path: &Path) -> Result<PathBuf, Refusal> {
+    trust::resolve(path).map_err(|distrust| match distrust {
+        Distrust::Exposed(path, exposure) => Refusal::Exposed { path, exposure },
+        Distrust::Io(path, error) => Refusal::Unreadable { path, message: error.to_string() },
+    })
+}
+
+/// Where the headers may be, of a place and of the folders that the library lies in.
+fn includes(place: &Path, folders: &[&Path]) -> Vec<PathBuf> {
+    let mut includes = Vec::new();
+    let mut root = |root: &Path| {
+        includes.push(root.join("include"));
+        // Conda's: the libraries are in `lib`, the headers are not in `include`.
+        includes.extend(TARGETS.iter().map(|target| root.join("targets").join(target).join("include")));
+    };
+    root(place);
+    for folder in folders {
+        // `lib`, or Debian's `lib/x86_64-linux-gnu`.
+        folder.ancestors().take(3).for_each(&mut root);
+    }
+    // The CUDA 12 packages of pip keep the runtime's headers in a package of their own.
+    includes.extend(folders.iter().map(|folder| folder.join("../../cuda_runtime/include")));
+    includes
+}
+
+/// The newest NVRTC of a folder, be it a CUDA root, an environment's root or a library folder.
+fn library_in(place: &Path) -> Option<PathBuf> {
+    let targets = TARGETS.iter().map(|target| place.join("targets").join(target).join("lib"));
+    let folders = ["lib64", "lib"].map(|folder| place.join(folder)).into_iter().chain(targets);
+    folders.chain([place.to_path_buf()]).find_map(|folder| first_library(&folder))
 }
 
 /// The newest `libnvrtc.so*` of a folder.
