@@ -2,11 +2,12 @@
 //!
 //! A file or a folder is trusted when it belongs to this user, to root or to whoever owns the system's own programs,
 //! and nobody else may write to it. A path is trusted when the file and every folder above it are: whoever may write
-//! to a folder can put something else in the place of what is in it.
+//! to a folder can put something else in the place of what is in it, a link too.
 
+use std::ffi::OsString;
 use std::fs::{self, Metadata};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::Serialize;
 
@@ -39,19 +40,57 @@ pub(crate) enum Distrust {
     Io(PathBuf, io::Error),
 }
 
-/// The path without links, when others can change neither what it names nor a folder above.
+/// The most links on the way to a file, as the system has it.
+const LINKS: usize = 40;
+
+/// The path without links, when others can change neither what it names, nor a folder above, nor a link on the way.
 ///
-/// What is checked is what has to be opened: a link on the way may lead elsewhere a moment later.
+/// What is checked is what has to be opened: the path as it was given may lead elsewhere a moment later.
 pub(crate) fn resolve(path: &Path) -> Result<PathBuf, Distrust> {
-    let io = |path: &Path, error| Distrust::Io(path.to_path_buf(), error);
-    let real = path.canonicalize().map_err(|error| io(path, error))?;
-    for (place, part) in real.ancestors().enumerate() {
-        let metadata = fs::symlink_metadata(part).map_err(|error| io(part, error))?;
-        let part_of = if place == 0 { Part::Itself } else { Part::Above };
-        exposure(part, &metadata, part_of)
-            .map_err(|exposure| Distrust::Exposed(part.to_path_buf(), exposure))?;
+    let absolute = std::path::absolute(path).map_err(|error| Distrust::Io(path.to_path_buf(), error))?;
+    let mut left: Vec<OsString> = parts(&absolute);
+    let (mut real, mut links) = (PathBuf::new(), 0);
+    // Every folder is looked at before its entries are: nobody else can change them from then on.
+    while let Some(part) = left.pop() {
+        if part == ".." {
+            real.pop();
+            continue;
+        }
+        let next = real.join(&part);
+        let metadata = look_at(&next)?;
+        if !metadata.is_symlink() {
+            check(&next, &metadata, Part::Above)?;
+            real = next;
+            continue;
+        }
+        owner(&metadata).map_err(|exposure| Distrust::Exposed(next.clone(), exposure))?;
+        let target = fs::read_link(&next).map_err(|error| Distrust::Io(next.clone(), error))?;
+        links += 1;
+        if links > LINKS {
+            return Err(Distrust::Io(
+                path.to_path_buf(),
+                io::Error::other("too many links lead to each other"),
+            ));
+        }
+        // One that is absolute begins with the root, and so replaces what is before it.
+        left.extend(parts(&target));
     }
+    check(&real, &look_at(&real)?, Part::Itself)?;
     Ok(real)
+}
+
+/// The parts of a path, the last one first.
+fn parts(path: &Path) -> Vec<OsString> {
+    let parts = path.components().rev().filter(|part| *part != Component::CurDir);
+    parts.map(|part| part.as_os_str().to_owned()).collect()
+}
+
+fn look_at(path: &Path) -> Result<Metadata, Distrust> {
+    fs::symlink_metadata(path).map_err(|error| Distrust::Io(path.to_path_buf(), error))
+}
+
+fn check(path: &Path, metadata: &Metadata, part: Part) -> Result<(), Distrust> {
+    exposure(path, metadata, part).map_err(|exposure| Distrust::Exposed(path.to_path_buf(), exposure))
 }
 
 /// What a file or a folder is to the path that is checked.
@@ -72,11 +111,8 @@ pub(crate) fn exposure(path: &Path, metadata: &Metadata, part: Part) -> Result<(
     const GROUP_WRITES: u32 = 0o020;
     const OTHERS_WRITE: u32 = 0o002;
     const STICKY: u32 = 0o1000;
-    let (owner, user) = (metadata.uid(), rustix::process::geteuid().as_raw());
-    if owner != user && owner != 0 && system_owner() != Some(owner) {
-        return Err(Exposure::Owner { owner, user });
-    }
-    let mode = metadata.mode();
+    owner(metadata)?;
+    let (mode, user) = (metadata.mode(), rustix::process::geteuid().as_raw());
     let shared = part == Part::Above && mode & STICKY != 0;
     let group = mode & GROUP_WRITES != 0
         && (part == Part::Private || !groups::is_ours_alone(path, metadata.gid(), user));
@@ -84,6 +120,22 @@ pub(crate) fn exposure(path: &Path, metadata: &Metadata, part: Part) -> Result<(
         true => Err(Exposure::Writable { mode: mode & 0o7777 }),
         false => Ok(()),
     }
+}
+
+/// Checks the owner alone: a link has no mode.
+#[cfg(unix)]
+fn owner(metadata: &Metadata) -> Result<(), Exposure> {
+    use std::os::unix::fs::MetadataExt;
+    let (owner, user) = (metadata.uid(), rustix::process::geteuid().as_raw());
+    match owner == user || owner == 0 || system_owner() == Some(owner) {
+        true => Ok(()),
+        false => Err(Exposure::Owner { owner, user }),
+    }
+}
+
+#[cfg(not(unix))]
+fn owner(_metadata: &Metadata) -> Result<(), Exposure> {
+    Ok(())
 }
 
 /// Elsewhere a user's folders are private by inheritance.
@@ -190,6 +242,43 @@ mod tests {
             reset();
         }
         assert!(matches!(resolve(&root.join("nothing")), Err(Distrust::Io(..))));
+    }
+
+    /// Who may change a link on the way decides which of this user's files is meant.
+    #[test]
+    fn links_are_followed_as_the_system_does_and_their_folders_count() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let root = dir.path().canonicalize().expect("a path");
+        let path = |name: &str| root.join(name);
+        for name in ["real/lib", "way"] {
+            fs::create_dir_all(path(name)).expect("folders");
+        }
+        fs::write(path("real/lib/file"), "").expect("a file");
+        fs::write(path("real/file"), "").expect("a file");
+        symlink("../real", path("way/up")).expect("a link");
+        symlink(path("way/up/lib"), path("way/absolute")).expect("a link");
+        symlink("absolute/file", path("way/file")).expect("a link");
+        for name in
+            ["way/file", "way/absolute/file", "way/up/lib/./file", "way/up/lib/../file", "way/../real/file"]
+        {
+            let real = path(name).canonicalize().expect("it leads to a file");
+            assert_eq!(resolve(&path(name)).expect(name), real, "{name}");
+        }
+        symlink("round", path("way/round")).expect("a link");
+        assert!(matches!(resolve(&path("way/round")), Err(Distrust::Io(..))));
+        set_mode(&path("way"), 0o757);
+        let found = resolve(&path("way/file")).expect_err("the links are anybody's");
+        assert!(matches!(&found, Distrust::Exposed(found, _) if *found == path("way")), "{found:?}");
+        assert!(resolve(&path("real/lib/file")).is_ok());
+        if rustix::process::geteuid().is_root() {
+            set_mode(&path("way"), 0o1777);
+            assert!(resolve(&path("way/file")).is_ok(), "our link in a folder for all");
+            std::os::unix::fs::lchown(path("way/up"), Some(65534), None).expect("it is given away");
+            let found = resolve(&path("way/file")).expect_err("somebody else's link");
+            assert!(
+                matches!(&found, Distrust::Exposed(found, Exposure::Owner { .. }) if *found == path("way/up"))
+            );
+        }
     }
 
     #[test]
