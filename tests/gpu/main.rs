@@ -7,6 +7,8 @@ mod folded;
 mod forward;
 mod functions;
 mod mask;
+#[path = "../support/needs.rs"]
+mod needs;
 mod random_functions;
 mod real;
 mod regroup;
@@ -19,7 +21,7 @@ mod tiles;
 mod tuned;
 mod ways;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Failed};
 use tilewright::Device;
 
 /// A test: its name and what it does on the GPU.
@@ -57,26 +59,11 @@ fn main() -> std::process::ExitCode {
         std::env::set_var("TILEWRIGHT_CACHE", cache.path().join("tilewright"));
         std::env::set_var("TILEWRIGHT_POLICY", "first-valid");
     }
-    let device = Device::cuda(0);
-    if let Err(reason) = &device
-        && !arguments.list
-    {
-        println!("skipped: no GPU ({reason})");
+    let device = needs::gpu();
+    if !arguments.list {
+        needs::say(&device);
     }
-    let trials = GROUPS
-        .into_iter()
-        .flatten()
-        .map(|&(name, test)| {
-            let trial = match &device {
-                Ok(device) => {
-                    let device = device.clone();
-                    Trial::test(name, move || test(&device))
-                }
-                Err(_) => Trial::test(name, || Ok(())).with_ignored_flag(true),
-            };
-            // The kind stands beside the name in the listing.
-            if device.is_err() { trial.with_kind("skipped: no GPU") } else { trial }
-        })
-        .collect();
+    let tests = GROUPS.into_iter().flatten();
+    let trials = tests.map(|&(name, test)| needs::needing(name, &device, test)).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
