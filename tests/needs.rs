@@ -15,11 +15,13 @@ mod bundle;
 mod compile;
 #[path = "needs/disk.rs"]
 mod disk;
+#[path = "needs/listed.rs"]
+mod listed;
 #[path = "needs/users.rs"]
 mod users;
 
 use libtest_mimic::Arguments;
-use needs::{Lack, Need, needing};
+use needs::{Lack, Need, needing, plain};
 
 /// Being root, and so anybody.
 fn root() -> Need<()> {
@@ -67,6 +69,7 @@ fn main() -> std::process::ExitCode {
         .map(|&(name, test)| needing(name, &nvrtc, test))
         .chain(users::TESTS.iter().map(|&(name, test)| needing(name, &root, test)))
         .chain(disk::TESTS.iter().map(|&(name, test)| needing(name, &disk, test)))
+        .chain([plain("listed::every_test_is_run_or_ignored", listed::every_test_is_run_or_ignored)])
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
