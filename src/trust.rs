@@ -1,7 +1,7 @@
 //! Who may change what is executed. A cubin is code, and so are a library and the headers that go into a kernel.
 //!
-//! A file or a folder is trusted when it belongs to this user, to root or to whoever owns the system's own programs,
-//! and nobody else may write to it. A path is trusted when the file and every folder above it are: whoever may write
+//! A file or a folder is trusted when it belongs to this user, to root or to whoever owns the program that runs, and
+//! nobody else may write to it. A path is trusted when the file and every folder above it are: whoever may write
 //! to a folder can put something else in the place of what is in it, a link too.
 
 use std::ffi::OsString;
@@ -127,7 +127,7 @@ pub(crate) fn exposure(path: &Path, metadata: &Metadata, part: Part) -> Result<(
 fn owner(metadata: &Metadata) -> Result<(), Exposure> {
     use std::os::unix::fs::MetadataExt;
     let (owner, user) = (metadata.uid(), rustix::process::geteuid().as_raw());
-    match owner == user || owner == 0 || system_owner() == Some(owner) {
+    match owner == user || owner == 0 || owns_the_program(owner) {
         true => Ok(()),
         false => Err(Exposure::Owner { owner, user }),
     }
@@ -144,11 +144,14 @@ pub(crate) fn exposure(_path: &Path, _metadata: &Metadata, _part: Part) -> Resul
     Ok(())
 }
 
-/// Who owns the system's programs: in a user namespace that does not know root it is the number that stands for strangers.
+/// Whether it is whoever owns the system's programs or the program that runs: they can run what they like in this user's name.
+/// The first is nobody known in a user namespace without root, the second often an administrator whose Python all share.
 #[cfg(unix)]
-fn system_owner() -> Option<u32> {
+fn owns_the_program(owner: u32) -> bool {
     use std::os::unix::fs::MetadataExt;
-    fs::metadata("/usr").ok().map(|metadata| metadata.uid())
+    let program = std::env::current_exe().ok();
+    let mut programs = program.as_deref().into_iter().chain([Path::new("/usr")]);
+    programs.any(|path| fs::metadata(path).is_ok_and(|metadata| metadata.uid() == owner))
 }
 
 /// Groups of one: where every user has a group of their own, what they make is often the group's to write.

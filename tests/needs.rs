@@ -42,6 +42,7 @@ fn role(role: &str) {
         "private" => users::private(),
         "read" => users::read(),
         "locked_out" => users::locked_out(),
+        "trusting" => users::trusting(),
         role => panic!("{role:?} is no role"),
     }
 }

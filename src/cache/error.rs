@@ -23,7 +23,7 @@ pub enum CacheError {
         /// The place.
         path: PathBuf,
     },
-    /// The folder, or one above it, is another user's.
+    /// The folder is another user's.
     #[error(
         "the kernel cache cannot lie in {}, which belongs to user {owner}: it must belong to user {user}, who runs this, or to \
          root, for what lies in it is executed. Set {CACHE_VARIABLE} to a folder of your own.",
@@ -37,7 +37,7 @@ pub enum CacheError {
         /// The user of this process.
         user: u32,
     },
-    /// Others may write to the folder, or to one above it.
+    /// Others may write to the folder.
     #[error(
         "the kernel cache cannot lie in {}, which has mode {mode:03o}: only you and root may be able to write to it, for \
          what lies in it is executed. {}",
@@ -48,7 +48,7 @@ pub enum CacheError {
         path: PathBuf,
         /// Its permissions.
         mode: u32,
-        /// Whether it is the cache's own folder, for this user to change.
+        /// Whether it is for this user to change: a folder for all, such as `/tmp`, is not.
         ours: bool,
     },
     /// The folder is root's, and not for others to read.

@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::CacheError;
 use super::files::io_error;
-use crate::trust::{self, Distrust, Exposure, Part};
+use crate::trust::{self, Exposure, Part};
 
 /// Creates a folder that only this user may write to, or checks that an existing one is theirs or root's, and for nobody else to
 /// write. One of root's is a cache that other users read.
@@ -36,13 +36,11 @@ pub(super) fn folder(path: &Path, link: bool) -> Result<(), CacheError> {
     }
 }
 
-/// The path without links. Nobody but this user and root may be able to put something else in the place of the folder
-/// or of one above it.
-pub(super) fn resolve(root: &Path) -> Result<PathBuf, CacheError> {
-    trust::resolve(root).map_err(|distrust| match distrust {
-        Distrust::Exposed(path, exposure) => exposed(&path, exposure, false),
-        Distrust::Io(path, error) => io_error("look at", &path)(error),
-    })
+/// Whether a folder is still one that only this user and root may write to. The folders above it may be others' to write, as in
+/// a container they often are: what somebody has put in its place since it was opened is theirs.
+pub(super) fn is_still(path: &Path) -> bool {
+    fs::symlink_metadata(path)
+        .is_ok_and(|metadata| metadata.is_dir() && trust::exposure(path, &metadata, Part::Private).is_ok())
 }
 
 fn exposed(path: &Path, exposure: Exposure, ours: bool) -> CacheError {

@@ -54,27 +54,28 @@ fn things_that_are_no_folders_are_refused() {
     assert!(matches!(error, CacheError::NotAFolder { .. }), "{error:?}");
 }
 
+/// In a container the folders above are often for all to write: what is put in the cache's place is not used.
 #[test]
-fn folders_above_that_others_may_write_to_are_refused() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let (above, root) = (dir.path().join("above"), dir.path().join("above/between/cache"));
-    fs::create_dir_all(&root).expect("folders");
-    set_mode(&root, 0o700);
-    for (mode, allowed) in [(0o777, false), (0o775, false), (0o1777, true), (0o755, true)] {
-        set_mode(&above, mode);
-        // A group that is this user's alone counts as the user.
-        let group = (mode == 0o775).then_some(NOBODY);
-        if group.is_some() && chown(&above, None, group).is_err() {
-            continue;
-        }
-        match KernelCache::at(&root) {
-            Ok(_) => assert!(allowed, "mode {mode:o}"),
-            Err(error) => {
-                assert!(!allowed && error.is_unsafe(), "mode {mode:o}: {error}");
-                let text = error.to_string();
-                let path = above.canonicalize().expect("a path");
-                assert!(text.contains(&*path.to_string_lossy()) && !text.contains("chmod"), "{text}");
-            }
+fn a_folder_that_becomes_others_to_write_is_read_no_longer() {
+    let (_dir, cache) = cache();
+    kernel(1).put(&cache);
+    cache.write_record("device", "file", b"{}").expect("it is written");
+    let found = || (kernel(1).is_in(&cache), cache.read_record("device", "file").is_some());
+    for path in [cache.root().to_path_buf(), cache.root().join("v1")] {
+        set_mode(&path, 0o777);
+        assert_eq!(found(), (false, false), "{}", path.display());
+        set_mode(&path, 0o700);
+        assert_eq!(found(), (true, true));
+        let aside = cache.root().with_extension("aside");
+        fs::rename(&path, &aside).expect("renamed");
+        symlink(&aside, &path).expect("a link");
+        assert_eq!(found(), (false, false), "{}", path.display());
+        fs::remove_file(&path).and_then(|()| fs::rename(&aside, &path)).expect("as it was");
+        assert_eq!(found(), (true, true));
+        if is_root() {
+            chown(&path, Some(NOBODY), None).expect("it is given away");
+            assert_eq!(found(), (false, false), "{}", path.display());
+            chown(&path, Some(0), None).expect("it is taken back");
         }
     }
 }

@@ -15,6 +15,7 @@ pub const TESTS: &[crate::needs::Test<()>] = &[
         a_cache_of_roots_is_read_by_others_and_left_as_it_is,
     ),
     ("users::what_others_make_is_theirs_alone", what_others_make_is_theirs_alone),
+    ("users::the_owner_of_the_program_is_trusted", the_owner_of_the_program_is_trusted),
 ];
 
 fn another_users_folder_is_refused(_: &()) {
@@ -88,6 +89,29 @@ pub fn locked_out() {
     let error = KernelCache::at(&told_folder().join("cache")).expect_err("it cannot be read");
     assert!(matches!(error, CacheError::Unreadable { .. }), "{error:?}");
     assert!(!error.is_unsafe() && error.to_string().contains("a+rX"), "{error}");
+}
+
+/// Whoever owns the program can do anything in its user's name already: an administrator, say, whose Python all share.
+fn the_owner_of_the_program_is_trusted(_: &()) {
+    let (dir, cache) = cache();
+    kernel(1).put(&cache);
+    let program = dir.path().join("program");
+    fs::copy(std::env::current_exe().expect("this program"), &program).expect("a copy");
+    set_mode(&program, 0o755);
+    let reads = || child_of(&program, "trusting", dir.path()).status().expect("it starts").success();
+    assert!(reads());
+    for path in [cache.root().to_path_buf(), cache.root().join("v1")] {
+        chown(path, Some(NOBODY), None).expect("it is given away");
+    }
+    assert!(!reads());
+    chown(&program, Some(NOBODY), None).expect("it is given away");
+    assert!(reads());
+}
+
+/// A process that reads the cache.
+pub fn trusting() {
+    let cache = KernelCache::at(&told_folder().join("cache")).expect("it is trusted");
+    assert!(kernel(1).is_in(&cache));
 }
 
 /// Root's cache is for all to read, as the test of this process's own user shows where that is root; another user's is not.
