@@ -8,7 +8,8 @@ use std::process::{Command, Stdio};
 
 use super::ToolchainError;
 use super::environment::Environment;
-use super::find::{inspect, package_root, trusted};
+use super::find::package_root;
+use super::layout::{inspect, trusted};
 
 /// The packages with the SHA-256 of their wheels, those for x86-64 and those for 64-bit Arm: from wherever a wheel comes, it is
 /// the one that was tested.

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use libloading::Library;
 
-use super::find::{Located, OLDEST_NVRTC, Refusal};
+use super::find::{OLDEST_NVRTC, Refusal};
+use super::layout::Located;
 
 /// `nvrtcProgram`.
 pub(crate) type Program = *mut c_void;

@@ -20,6 +20,7 @@
 mod environment;
 mod find;
 mod install;
+mod layout;
 mod load;
 #[cfg(test)]
 mod tests;
@@ -72,7 +73,7 @@ impl Toolchain {
         });
         if let Some((nvrtc, version, located)) = found {
             tracing::debug!(library = %located.library.display(), ?version, "NVRTC loaded");
-            let find::Located { library, include, .. } = located;
+            let layout::Located { library, include, .. } = located;
             return Ok(Self { inner: Arc::new(Inner { nvrtc, version, library, include, searched }) });
         }
         match environment.variable(NVRTC_VARIABLE).and_then(|_| searched.pop()) {
