@@ -47,6 +47,7 @@ const TESTS: &[needs::Test<Toolchain>] = &[
         "shipped_variants_compile_everywhere_without_spills",
         shipped_variants_compile_everywhere_without_spills,
     ),
+    ("folded_variants_compile", folded_variants_compile),
     ("every_spec_has_a_candidate_without_spills", every_spec_has_a_candidate_without_spills),
     (
         "kernels_with_functions_have_a_candidate_without_spills",
@@ -128,9 +129,7 @@ fn shipped_variants_compile_everywhere_without_spills(toolchain: &Toolchain) {
 }
 
 /// Grids with more blocks along y or z than CUDA launches are folded, by a text that goes into any source.
-#[test]
-fn folded_variants_compile() {
-    let Some(toolchain) = toolchain() else { return };
+fn folded_variants_compile(toolchain: &Toolchain) {
     let mut wanted = Vec::new();
     for generator in kernels() {
         for spec in generator.shipped_specs().unwrap() {
@@ -147,7 +146,7 @@ fn folded_variants_compile() {
         }
     }
     let mut wrong = String::new();
-    for ((variant, arch), cubin) in wanted.iter().zip(compile(&toolchain, &wanted)) {
+    for ((variant, arch), cubin) in wanted.iter().zip(compile(toolchain, &wanted)) {
         let mut faults = faults(&variant.candidate, *arch, &cubin);
         // The divisions may cost a register or two.
         if cubin.report.spill_store_bytes > 8 {
