@@ -292,38 +292,4 @@ mod tests {
             Err(Error::Codegen(codegen::Error::Io { .. }))
         ));
     }
-
-    #[test]
-    fn chosen_kernels_are_compiled_for_chosen_architectures() {
-        if Toolchain::find().is_err() {
-            eprintln!("skipped: no NVRTC (chosen_kernels_are_compiled_for_chosen_architectures)");
-            return;
-        }
-        let archs = [Arch::Sm80, Arch::Sm90a];
-        // The same twice is embedded once.
-        let emit = Emit::new("kernels/").ahead_of_time("rms_norm", &VALUES, &archs);
-        let emit = emit.ahead_of_time("rms_norm", &VALUES, &archs).ahead_of_time("select", &[], &archs[..1]);
-        let (out, list) = emitted(&emit).unwrap();
-        assert_eq!(list.matches("EmbeddedCubin::new(").count(), 3, "{list}");
-        let source = KernelSource::read(&Path::new(EXAMPLE).join("kernels"), "rms_norm").unwrap();
-        let generator = Generator::new(&source).unwrap();
-        let spec = Arc::new(generator.spec(&VALUES).unwrap());
-        for arch in archs {
-            let candidate = &generator.candidates(&spec, arch).unwrap().accepted[0];
-            let variant = generator.render(candidate).unwrap();
-            assert!(list.contains(&format!("{:?}, {:?}", variant.fingerprint, arch.name())), "{list}");
-            let cubin = fs::read(out.path().join(format!("{}-{arch}.cubin", variant.name))).unwrap();
-            assert!(cubin.starts_with(b"\x7fELF"));
-        }
-
-        let (_, all) =
-            emitted(&Emit::new("kernels/").ahead_of_time("rms_norm", &VALUES, &archs).every_schedule())
-                .unwrap();
-        assert_eq!(all.matches("EmbeddedCubin::new(").count(), 6, "{all}");
-
-        let (_, shipped) = emitted(&Emit::only_shipped().shipped(&[Arch::Sm120a])).unwrap();
-        for source in kernels::ALL {
-            assert!(shipped.contains(&format!("[\"{}_", source.name)), "{}: {shipped}", source.name);
-        }
-    }
 }

@@ -234,19 +234,18 @@ fn a_grid_over_cuda_s_limits_is_refused() {
             key_order: None,
             finished: None,
         };
-        args.bind(&candidate).map(|bound| bound.grid)
+        args.bind(&candidate).map(|bound| (bound.grid, bound.folded))
     };
-    assert_eq!(bind(1, 65535), Ok([1, 65535, 1]));
-    assert_eq!(bind(65535, 1), Ok([1, 1, 65535]));
-    for (batch, heads) in [(1, 65536), (65536, 1)] {
-        assert_eq!(
-            bind(batch, heads).expect_err("too large").to_string(),
-            format!(
-                "kernel `transpose` would need a grid of [1, {heads}, {batch}] blocks, the limit is \
-                 [2147483647, 65535, 65535]: split the call"
-            )
-        );
-    }
+    assert_eq!(bind(1, 65535), Ok(([1, 65535, 1], false)));
+    assert_eq!(bind(65535, 1), Ok(([1, 1, 65535], false)));
+    // More lie along x, and what was along x along y.
+    assert_eq!(bind(1, 65536), Ok(([65536, 1, 1], true)));
+    assert_eq!(bind(65536, 3), Ok(([3 * 65536, 1, 1], true)));
+    assert_eq!(
+        bind(65536, 65536).expect_err("too large").to_string(),
+        "kernel `transpose` would need a grid of [1, 65536, 65536] blocks, the limit is 2147483647 in all and 65535 along \
+         all but one side: split the call"
+    );
 }
 
 #[test]
@@ -319,9 +318,9 @@ fn outputs_in_the_memory_of_other_arguments_are_refused() {
 
 #[test]
 fn parameters_of_dense_tensors() {
-    let Bound { params, grid, on, persistent, queue, tensor_maps } =
+    let Bound { params, grid, folded, on, persistent, queue, tensor_maps } =
         Forward::good().bind(&bf16_128()).unwrap();
-    assert_eq!((grid, on), ([3, 4, 2], Some(("q", 0))));
+    assert_eq!((grid, folded, on), ([3, 4, 2], false, Some(("q", 0))));
     assert_eq!((persistent, queue, tensor_maps.len()), (false, false, 0));
     assert_eq!(
         (params.q, params.k, params.v, params.out),
@@ -414,7 +413,9 @@ fn a_persistent_grid_counts_tiles() {
         binder
     };
     assert!(binder(true).finish((), [3, 70_000, 2]).is_ok());
-    assert!(binder(false).finish((), [3, 70_000, 2]).is_err());
+    let folded = binder(false).finish((), [3, 70_000, 2]).unwrap();
+    assert_eq!((folded.grid, folded.folded), ([140_000, 3, 1], true));
+    assert!(binder(false).finish((), [70_000, 70_000, 2]).is_err());
     let most = i64::from(i32::MAX);
     // A block adds the grid's size to its tile: that must fit as well.
     assert!(binder(true).finish((), [most - 65_535, 1, 1]).is_ok());

@@ -76,7 +76,8 @@ impl Attention {
     ///
     /// # Errors
     /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Scratch`], [`Error::Gaps`], [`Error::Aliased`];
-    /// otherwise as [`forward`](Self::forward).
+    /// [`Error::Tensor`] for outputs of another shape, dtype or device, over nothing too; otherwise as
+    /// [`forward`](Self::forward).
     pub fn forward_in(
         &self,
         q: &Tensor,
@@ -87,6 +88,7 @@ impl Attention {
     ) -> Result<(), Error> {
         self.check(q, k, Some(v))?;
         let (cuda, pipeline) = self.gpu()?;
+        self.expect_outputs(q, [out, lse])?;
         let _current = cuda.enter()?;
         check_outputs([q, k, v], [out, lse], scratch)?;
         if is_empty(q, k) {
@@ -106,8 +108,8 @@ impl Attention {
     ///
     /// # Errors
     /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Lists`] for lists of the wrong kind, [`Error::Scratch`],
-    /// [`Error::Aliased`];
-    /// otherwise as [`mask`](Self::mask).
+    /// [`Error::Aliased`]; [`Error::Tensor`] for lists of another shape, dtype or device, over nothing too; otherwise as
+    /// [`mask`](Self::mask).
     pub fn mask_in(
         &self,
         q: &Tensor,
@@ -126,6 +128,8 @@ impl Attention {
             };
             return Err(Error::Lists { found });
         }
+        let sizes = Sizes::of(&self.rule, q, k);
+        self.expect_written_lists(&sizes, lists)?;
         for BlockIndex { counts, indices } in lists.each() {
             check_dense("the counts", counts)?;
             check_dense("the indices", indices)?;
@@ -135,7 +139,6 @@ impl Attention {
             return lists.each().try_for_each(|index| index.counts.fill_words(cuda, 0));
         }
         let mut arena = arena(scratch)?;
-        let sizes = Sizes::of(&self.rule, q, k);
         let mut work = pipeline.scratch(&sizes, true, &mut Memory::Arena(&mut arena))?;
         pipeline.select(&self.rule, &sizes, Ranked::Tensors(q, k), &mut work, lists)
     }
@@ -172,11 +175,13 @@ impl Attention {
         let [q, k, v] = qkv;
         self.check(q, k, Some(v))?;
         let (cuda, pipeline) = self.gpu()?;
+        self.expect_outputs(q, [out, lse])?;
         let _current = cuda.enter()?;
         check_outputs(qkv, [out, lse], scratch)?;
         let lists = named_lists(kv, full_kv);
         expect_apart([("out", &*out), ("lse", &*lse), ("scratch", &*scratch)], lists)?;
         if is_empty(q, k) {
+            self.expect_read_lists(&Sizes::of(&self.rule, q, k), kv, full_kv)?;
             return nothing(cuda, out, lse);
         }
         let (rule, sizes) = (&self.rule, Sizes::of(&self.rule, q, k));

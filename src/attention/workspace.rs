@@ -29,7 +29,7 @@ impl Workspace {
 }
 
 impl Attention {
-    /// Memory for [`forward_into`](Self::forward_into) on tensors of these shapes.
+    /// Memory for [`forward_into`](Self::forward_into) on tensors of these shapes: `out` has the width of v.
     ///
     /// # Errors
     /// As [`forward`](Self::forward); a device error when the GPU's memory does not suffice.
@@ -50,9 +50,11 @@ impl Attention {
         let sizes = Sizes::of(&self.rule, q, k);
         let scratch = pipeline.scratch(&sizes, true, &mut memory)?;
         let lists = pipeline.lists(&sizes, true, &mut memory)?;
+        let rows = [shape.batch, shape.heads, shape.seq_q];
+        let out = [rows[0], rows[1], rows[2], self.rule.value_dim.get()];
         let output = Output {
-            out: Tensor::uninit(&self.device, self.rule.dtype, q.shape())?,
-            lse: Tensor::uninit(&self.device, DType::F32, &q.shape()[..3])?,
+            out: Tensor::uninit(&self.device, self.rule.dtype, &out)?,
+            lse: Tensor::uninit(&self.device, DType::F32, &rows)?,
             mask: lists.share().into_mask(self.rule.blocks, (shape.seq_q, shape.seq_kv)),
         };
         let _functions = pipeline.functions();
@@ -95,7 +97,9 @@ impl Attention {
                 let lists = (mask.kv(), mask.full_kv(), scratch.row_order());
                 pipeline.attend(&self.rule, [q, k, v], lists, None, [out, lse])?;
             }
-            _ => workspace.output = self.forward(q, k, v)?,
+            // Over nothing, what the workspace was made with is the result: it depends on the sizes alone.
+            (Some(_), None) => {}
+            (None, _) => workspace.output = self.forward(q, k, v)?,
         }
         Ok(&workspace.output)
     }

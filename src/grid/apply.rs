@@ -2,7 +2,7 @@
 
 use super::{GridError, TokenGrid};
 use crate::device::CudaDevice;
-use crate::tensor::{Element, TensorError};
+use crate::tensor::{Element, TensorError, host_count};
 use crate::{DType, Device, Error, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -159,7 +159,7 @@ impl TokenGrid {
 /// Copies rows on all cores.
 fn on_cpu<E: Element>(rows: &Tensor, list: &[i32], shape: &[usize]) -> Result<Tensor, Error> {
     let &[_, heads, tokens, d] = rows.shape() else { unreachable!("made by `rows`") };
-    let mut moved: Vec<E> = vec![bytemuck::Zeroable::zeroed(); rows.elements()];
+    let mut moved: Vec<E> = vec![bytemuck::Zeroable::zeroed(); host_count(shape, E::DTYPE)?];
     if !moved.is_empty() {
         let (elements, strides) = (rows.host_elements::<E>()?, rows.strides());
         moved.par_chunks_mut(d).enumerate().with_min_len(64).for_each(|(place, row)| {

@@ -144,7 +144,8 @@ pub enum BindError {
     },
     /// A grid larger than CUDA launches.
     #[error(
-        "kernel `{kernel}` would need a grid of {grid:?} blocks, the limit is [2147483647, 65535, 65535]: split the call"
+        "kernel `{kernel}` would need a grid of {grid:?} blocks, the limit is 2147483647 in all and 65535 along all but one side: \
+         split the call"
     )]
     Grid {
         /// The kernel.

@@ -1,6 +1,7 @@
 //! A kernel that can be launched.
 
 use super::functions::functions_hash;
+use super::store::Store;
 use super::{BindError, BoxedTensor, FunctionArgs, KernelArgs};
 use crate::Error;
 use crate::codegen::Variant;
@@ -30,6 +31,8 @@ pub(super) struct Compiled {
     resident: OnceLock<u32>,
     /// The tensors of the last launch that the copy engine read, and their maps: a loop's tensors lie where they did before.
     mapped: Mutex<Mapped>,
+    /// The same for grids of more blocks along y or z than CUDA launches, compiled at the first of them.
+    folded: OnceLock<Arc<Compiled>>,
 }
 
 impl fmt::Debug for Kernel {
@@ -67,6 +70,7 @@ impl Compiled {
             functions,
             resident: OnceLock::new(),
             mapped: Mutex::default(),
+            folded: OnceLock::new(),
         })
     }
 }
@@ -189,6 +193,7 @@ impl Kernel {
             all.push(&queue);
         }
         let grid = if bound.persistent { self.blocks_for(bound.grid)? } else { bound.grid };
+        let loaded = if bound.folded { &self.folded()?.loaded } else { loaded };
         // SAFETY: the tensors are on this device with the extents in `Params`; their storage
         // is freed on the same stream, after this launch. The caller answers for the body.
         unsafe {
@@ -196,6 +201,23 @@ impl Kernel {
         }
         functions.map_or(Ok(()), |functions| functions.launched(device))?;
         Ok(())
+    }
+
+    /// The kernel for grids that are folded. The divisions may cost it a spilled register: it is taken as it is.
+    fn folded(&self) -> Result<&Compiled, Error> {
+        let Kernel { compiled, device } = self;
+        if let Some(folded) = compiled.folded.get() {
+            return Ok(folded);
+        }
+        let Some(variant) = compiled.variant.folded() else {
+            unreachable!("persistent grids are not folded")
+        };
+        let cubins = Store::global()?.cubins(device.arch(), &[&variant], |_| {});
+        let Some(cubin) = cubins.into_iter().next() else {
+            unreachable!("there is a cubin for each variant")
+        };
+        let folded = Arc::new(Compiled::load(device, variant, cubin?)?);
+        Ok(compiled.folded.get_or_init(|| folded))
     }
 
     /// As many blocks as run at once, or as there are tiles.

@@ -74,7 +74,7 @@ impl Arena {
 
     /// The bytes that suffice for the tensors made, whatever the buffer's address.
     pub(crate) fn needed(&self) -> usize {
-        self.used + Self::ALIGN
+        self.used.saturating_add(Self::ALIGN)
     }
 
     /// The next tensor, contiguous; its elements are whatever the memory holds.

@@ -27,7 +27,7 @@ use host::HostBuffer;
 pub(crate) use region::{Named, Region, expect_apart};
 
 use crate::device::Device;
-use crate::{DType, Error};
+use crate::{DType, Error, room};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -76,6 +76,13 @@ fn element_count(shape: &[usize], dtype: DType) -> Result<usize, TensorError> {
         .ok_or_else(|| TensorError::TooLarge { shape: shape.to_vec(), dtype })
 }
 
+/// The same of elements that the host has memory for.
+pub(crate) fn host_count(shape: &[usize], dtype: DType) -> Result<usize, TensorError> {
+    let count = element_count(shape, dtype)?;
+    let has_room = room::has(count.checked_mul(dtype.size()));
+    has_room.then_some(count).ok_or_else(|| TensorError::TooLarge { shape: shape.to_vec(), dtype })
+}
+
 impl Tensor {
     /// A contiguous host tensor with a copy of `data`.
     ///
@@ -86,6 +93,7 @@ impl Tensor {
         if data.len() != needed {
             return Err(TensorError::Length { found: data.len(), needed, shape: shape.to_vec() }.into());
         }
+        host_count(shape, E::DTYPE)?;
         Ok(Self::host(E::DTYPE, shape, HostBuffer::copy_of(bytemuck::cast_slice(data))))
     }
 
@@ -99,6 +107,7 @@ impl Tensor {
             let found = bytes.len() / dtype.size();
             return Err(TensorError::Length { found, needed, shape: shape.to_vec() }.into());
         }
+        host_count(shape, dtype)?;
         Ok(Self::host(dtype, shape, HostBuffer::copy_of(bytes)))
     }
 
@@ -107,7 +116,7 @@ impl Tensor {
     /// # Errors
     /// [`TensorError::TooLarge`] when the shape does not fit in memory.
     pub fn zeros(dtype: DType, shape: &[usize]) -> Result<Self, Error> {
-        let bytes = element_count(shape, dtype)? * dtype.size();
+        let bytes = host_count(shape, dtype)? * dtype.size();
         Ok(Self::host(dtype, shape, HostBuffer::zeroed(bytes)))
     }
 
@@ -123,7 +132,8 @@ impl Tensor {
     /// The same storage seen with another shape and strides (in elements).
     ///
     /// # Errors
-    /// [`TensorError::Strides`] when a view would leave the storage or the lengths differ.
+    /// [`TensorError::Strides`] when a view would leave the storage or the lengths differ, [`TensorError::TooLarge`] for more
+    /// elements than can be counted.
     pub fn with_strides(&self, shape: &[usize], strides: &[usize]) -> Result<Self, Error> {
         let elements = self.storage_elements();
         let fail = |why| {
@@ -133,6 +143,7 @@ impl Tensor {
         if shape.len() != strides.len() {
             return fail("give one stride for every dimension");
         }
+        element_count(shape, self.dtype)?;
         let last = shape.iter().zip(strides).try_fold(0usize, |last, (&dim, &stride)| {
             dim.saturating_sub(1).checked_mul(stride).and_then(|step| last.checked_add(step))
         });
@@ -237,7 +248,8 @@ impl Tensor {
         if self.is_contiguous() {
             return Ok(all[..self.elements()].to_vec());
         }
-        let mut out = Vec::with_capacity(self.elements());
+        // A view may repeat what little there is.
+        let mut out = Vec::with_capacity(host_count(&self.shape, self.dtype)?);
         self.for_each_offset(|offset| out.push(all[offset]));
         Ok(out)
     }

@@ -3,9 +3,12 @@
 mod backward;
 mod caller;
 mod choice;
+mod folded;
 mod forward;
 mod functions;
 mod mask;
+#[path = "../support/needs.rs"]
+mod needs;
 mod random_functions;
 mod real;
 mod regroup;
@@ -17,18 +20,20 @@ mod streams;
 mod support;
 mod tiles;
 mod tuned;
+mod ways;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Failed};
 use tilewright::Device;
 
 /// A test: its name and what it does on the GPU.
 type Test = (&'static str, fn(&Device) -> Result<(), Failed>);
 
-const GROUPS: [&[Test]; 18] = [
+const GROUPS: [&[Test]; 19] = [
     backward::TESTS,
     backward::calls::TESTS,
     caller::TESTS,
     choice::TESTS,
+    folded::TESTS,
     forward::TESTS,
     functions::TESTS,
     mask::TESTS,
@@ -43,6 +48,7 @@ const GROUPS: [&[Test]; 18] = [
     streams::TESTS,
     tiles::TESTS,
     tuned::TESTS,
+    ways::TESTS,
 ];
 
 fn main() -> std::process::ExitCode {
@@ -57,26 +63,11 @@ fn main() -> std::process::ExitCode {
         std::env::set_var("TILEWRIGHT_CACHE", cache.path().join("tilewright"));
         std::env::set_var("TILEWRIGHT_POLICY", "first-valid");
     }
-    let device = Device::cuda(0);
-    if let Err(reason) = &device
-        && !arguments.list
-    {
-        println!("skipped: no GPU ({reason})");
+    let device = needs::gpu();
+    if !arguments.list {
+        needs::say(&device);
     }
-    let trials = GROUPS
-        .into_iter()
-        .flatten()
-        .map(|&(name, test)| {
-            let trial = match &device {
-                Ok(device) => {
-                    let device = device.clone();
-                    Trial::test(name, move || test(&device))
-                }
-                Err(_) => Trial::test(name, || Ok(())).with_ignored_flag(true),
-            };
-            // The kind stands beside the name in the listing.
-            if device.is_err() { trial.with_kind("skipped: no GPU") } else { trial }
-        })
-        .collect();
+    let tests = GROUPS.into_iter().flatten();
+    let trials = tests.map(|&(name, test)| needs::needing(name, &device, test)).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
