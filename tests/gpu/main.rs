@@ -28,7 +28,7 @@ use tilewright::Device;
 /// A test: its name and what it does on the GPU.
 type Test = (&'static str, fn(&Device) -> Result<(), Failed>);
 
-const GROUPS: [&[Test]; 19] = [
+const GROUPS: [&[Test]; 20] = [
     backward::TESTS,
     backward::calls::TESTS,
     caller::TESTS,

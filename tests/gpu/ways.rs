@@ -2,6 +2,7 @@
 
 use super::Test;
 use super::support::ways::{Call, Failure, Found, Way, cases, check_all, of_output, rules};
+use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use libtest_mimic::Failed;
 use tilewright::attention::MaskLists;
@@ -25,7 +26,7 @@ fn on_a_stream(call: &Call<'_>) -> Result<Found, Failure> {
     let cuda = call.device.as_cuda().expect("it is a GPU's way");
     let [q, k, v] = &call.qkv;
     cuda.synchronize()?;
-    let stream = cuda.context().new_stream()?;
+    let stream = CudaContext::new(cuda.info().ordinal)?.new_stream()?;
     // SAFETY: the stream is of this GPU's context and outlives the attention made on it; everything before it is done.
     let elsewhere = unsafe { call.attention.on_stream(stream.cu_stream().cast())? };
     let output = elsewhere.forward(q, k, v)?;
@@ -41,7 +42,7 @@ fn in_a_graph(call: &Call<'_>) -> Result<Found, Failure> {
     let [q, k, v] = &call.qkv;
     let mut workspace = call.attention.workspace(q, k, v)?;
     cuda.synchronize()?;
-    let stream = cuda.context().new_stream()?;
+    let stream = CudaContext::new(cuda.info().ordinal)?.new_stream()?;
     // SAFETY: as above.
     let captured = unsafe { call.attention.on_stream(stream.cu_stream().cast())? };
     stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
