@@ -25,9 +25,11 @@ pub mod mask;
 mod operands;
 mod parallel;
 pub mod reference;
+mod room;
 pub mod select;
 pub mod tensor;
 pub mod toolchain;
+mod trust;
 pub mod tune;
 mod user_code;
 

@@ -1,17 +1,17 @@
 //! Step 1: block means.
 
 use crate::operands::Rows;
-use crate::tensor::Half;
-use crate::{Error, Tensor, parallel};
+use crate::tensor::{Half, host_count};
+use crate::{DType, Error, Tensor, parallel};
 use rayon::prelude::*;
 
 /// The f32 mean of every run of `block` rows of a `[batch, heads, seq, d]` tensor; the last run is often short.
 /// Contiguous `[batch, heads, blocks, d]`.
 pub(super) fn block_means<T: Half>(tensor: &Tensor, d: usize, block: usize) -> Result<Vec<f32>, Error> {
     let shape = tensor.shape();
-    let (heads, seq) = (shape[0] * shape[1], shape[2]);
+    let seq = shape[2];
     let blocks = seq.div_ceil(block);
-    let mut means = vec![0.0; heads * blocks * d];
+    let mut means = vec![0.0; host_count(&[shape[0], shape[1], blocks, d], DType::F32)?];
     if means.is_empty() {
         return Ok(means);
     }
