@@ -23,10 +23,13 @@ pub mod kernels;
 pub mod launch;
 pub mod mask;
 mod operands;
+mod parallel;
 pub mod reference;
+mod room;
 pub mod select;
 pub mod tensor;
 pub mod toolchain;
+mod trust;
 pub mod tune;
 mod user_code;
 
