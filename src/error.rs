@@ -100,11 +100,15 @@ pub enum Error {
         /// The scale.
         found: f32,
     },
-    /// A tensor that is read and written by one call.
-    #[error("`{what}` shares its memory with the call's `out`: copy it first, or write to another tensor")]
+    /// Memory that a call would read and write at once, or write twice.
+    #[error(
+        "`{what}` shares its memory with `{with}`, which the call writes: copy it first, or write to another tensor"
+    )]
     Aliased {
         /// The argument.
         what: &'static str,
+        /// The argument that is written.
+        with: &'static str,
     },
     /// Rows that would be read and written at once.
     #[error("the tensor and its result share their memory, but rows change places: write to another tensor")]

@@ -25,10 +25,13 @@ pub mod launch;
 pub mod mask;
 mod operands;
 pub mod output;
+mod parallel;
 pub mod reference;
+mod room;
 pub mod select;
 pub mod tensor;
 pub mod toolchain;
+mod trust;
 pub mod tune;
 mod user_code;
 

@@ -1,6 +1,6 @@
 //! Panics of a user's functions become errors; any other panic stays one.
 
-use crate::{Error, Interrupt};
+use crate::{Error, Interrupt, parallel};
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -52,9 +52,9 @@ impl<'a> UserCode<'a> {
     }
 
     /// Runs `work`, a whole parallel loop: rayon carries a panic from any of its threads to here.
-    pub(crate) fn run<R>(&self, work: impl FnOnce() -> R) -> Result<R, Error> {
+    pub(crate) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> Result<R, Error> {
         // What the loop was writing is dropped with the error, so nobody sees it half done.
-        let done = catch_unwind(AssertUnwindSafe(work)).map_err(|payload| {
+        let done = catch_unwind(AssertUnwindSafe(|| parallel::run(work))).map_err(|payload| {
             let culprit = self.culprit.load(Ordering::Relaxed);
             match self.names.get(culprit) {
                 Some(name) => {

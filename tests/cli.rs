@@ -1,6 +1,6 @@
 //! The command, run as a user runs it.
 //!
-//! What needs NVRTC is skipped, loudly, where there is none; nothing here installs it.
+//! What the command says without NVRTC is tested where there is none; nothing here installs it.
 
 #[path = "cli/support.rs"]
 mod support;

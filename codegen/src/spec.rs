@@ -42,6 +42,7 @@ impl fmt::Display for Value {
 #[derive(Debug, Clone)]
 pub struct KernelSpec {
     kernel: String,
+    declaration: String,
     /// In the declaration's order.
     values: Vec<(String, Value)>,
     /// One for each slot of the declaration.
@@ -102,7 +103,8 @@ impl KernelSpec {
             value.is_some_and(|value| chosen.contains(&(param.name.clone(), value)))
         };
         let defaults = kernel.specialize.iter().filter(is_default).map(|param| param.name.clone()).collect();
-        Ok(KernelSpec { kernel: kernel.name.clone(), values: chosen, functions, kinds, defaults })
+        let (name, declaration) = (kernel.name.clone(), kernel.declaration.clone());
+        Ok(KernelSpec { kernel: name, declaration, values: chosen, functions, kinds, defaults })
     }
 
     /// The same spec with a device function in one of the kernel's slots.
@@ -126,6 +128,11 @@ impl KernelSpec {
     /// The kernel's name.
     pub fn kernel(&self) -> &str {
         &self.kernel
+    }
+
+    /// The hash of its declaration: see [`Kernel::declaration`].
+    pub fn declaration(&self) -> &str {
+        &self.declaration
     }
 
     /// The specialisation, in the declaration's order.

@@ -135,7 +135,7 @@ impl Inputs {
     pub(crate) unsafe fn on_gpu(&self) -> PyResult<(Tensor, Tensor, Option<Tensor>)> {
         // SAFETY: the caller's.
         unsafe {
-            let v = self.v.map(|v| v.on_gpu("v")).transpose()?;
+            let v = self.v.as_ref().map(|v| v.on_gpu("v")).transpose()?;
             Ok((self.q.on_gpu("q")?, self.k.on_gpu("k")?, v))
         }
     }
@@ -147,7 +147,7 @@ impl Inputs {
     pub(crate) unsafe fn copied(&self) -> Result<(Tensor, Tensor, Option<Tensor>), tilewright::Error> {
         // SAFETY: the caller's.
         unsafe {
-            let v = self.v.map(|v| v.copied()).transpose()?;
+            let v = self.v.as_ref().map(|v| v.copied()).transpose()?;
             Ok((self.q.copied()?, self.k.copied()?, v))
         }
     }

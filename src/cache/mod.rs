@@ -123,11 +123,12 @@ impl KernelCache {
         settings::limit()
     }
 
-    /// Opens the cache in the folder `root`, which is created for this user alone.
+    /// Opens the cache in the folder `root`, which is created for this user alone; by root, for all to read.
     ///
     /// # Errors
-    /// A folder that belongs to another user or that others may write to, for cubins are code; one that does not exist
-    /// and cannot be created. A folder that can only be read is a cache that stores nothing.
+    /// A folder that belongs to another user than this one and root, or one that others may write to, for cubins are code. A
+    /// folder that may not be read, or that does not exist and cannot be created. A folder that can only be read is a
+    /// cache that stores nothing.
     pub fn at(root: &Path) -> Result<Self, CacheError> {
         private::folder(root, true)?;
         let root = root.canonicalize().map_err(files::io_error("look at", root))?;
@@ -272,8 +273,16 @@ impl KernelCache {
         }
     }
 
+    /// Whether what lies in the cache may be used: nobody has put another folder in its place.
+    fn is_ours(&self) -> bool {
+        private::is_still(&self.inner.root) && private::is_still(&self.v1())
+    }
+
     /// Loads an entry; one that is damaged or another key's is moved to the quarantine.
     fn load(&self, folder: &Path, key: &CubinKey) -> Option<entry::Loaded> {
+        if !self.is_ours() {
+            return None;
+        }
         let result = entry::load(folder).and_then(|loaded| match loaded.key == *key {
             true => Ok(loaded),
             false => Err(Fault::Broken(format!("it holds `{}`", loaded.key.name()))),

@@ -5,7 +5,6 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
 use tilewright::cache::KernelCache;
-use tilewright::toolchain::Toolchain;
 
 fn run(cache: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tilewright"));
@@ -119,33 +118,4 @@ fn what_cannot_be_done_is_said() {
     fails(&["import", file], &["could not open", file]);
     std::fs::write(file, "not a bundle").unwrap();
     fails(&["import", file], &["was refused", "nothing of it imported", "no bundle"]);
-}
-
-#[test]
-fn kernels_are_compiled_into_a_bundle_without_a_gpu() {
-    if Toolchain::find().is_err() {
-        eprintln!("skipped: no NVRTC (kernels_are_compiled_into_a_bundle_without_a_gpu)");
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let (own, target) = (dir.path().join("own"), dir.path().join("target"));
-    let file = dir.path().join("bundle.tar.zst");
-    let file = file.to_str().unwrap();
-    let arguments = ["compile", "--arch", "sm_90a,sm_120a", "--kernel", "select", "--bundle", file];
-    let compiled = json(&own, &arguments);
-    assert_eq!(compiled["failed"], 0);
-    assert_eq!(length(&compiled["bundle"]["kernels"]), 2);
-    assert!(!own.exists(), "the user's cache is not touched");
-
-    let imported = json(&target, &["import", file]);
-    assert_eq!(length(&imported["added"]), 2);
-    let generator = tilewright::codegen::Generator::new(&tilewright::kernels::select::SOURCE).unwrap();
-    let variant = generator.shipped().unwrap().remove(0);
-    let cache = KernelCache::at(&target).unwrap();
-    for arch in ["sm_90a", "sm_120a"] {
-        assert!(
-            cache.find(&variant.name, arch, &variant.source, |_| true).is_some(),
-            "as a machine without NVRTC asks"
-        );
-    }
 }

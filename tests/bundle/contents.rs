@@ -5,9 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use tilewright::bundle::{BundleError, Contents, Refusal, export, import};
-use tilewright::cache::{CubinKey, KernelCache};
-use tilewright::compile::OPTIONS;
-use tilewright::toolchain::Toolchain;
+use tilewright::cache::KernelCache;
 
 #[test]
 fn a_round_trip_brings_everything() {
@@ -148,31 +146,6 @@ fn long_names_survive() {
     let (_to, target) = super::support::cache();
     assert_eq!(import(&target, &path).unwrap().added.len(), 2);
     assert!(long.is_in(&target) && odd.is_in(&target));
-}
-
-#[test]
-fn real_cubins_travel() {
-    let Ok(toolchain) = Toolchain::find() else {
-        eprintln!("skipped: no NVRTC (real_cubins_travel)");
-        return;
-    };
-    let (dir, cache) = cache();
-    let source = "extern \"C\" __global__ void scale(float* x) { x[threadIdx.x] *= 2.0f; }";
-    let keys = ["sm_80", "sm_90a"].map(|arch| {
-        let cubin = toolchain.compile("scale", source, arch).unwrap();
-        let key = CubinKey::new("scale", arch, source, OPTIONS, toolchain.version());
-        cache.put(&key, source, &cubin).unwrap();
-        (key, cubin)
-    });
-    let path = dir.path().join("bundle");
-    export(&cache, &Contents::Everything, &path).unwrap();
-    let (_to, target) = super::support::cache();
-    assert_eq!(import(&target, &path).unwrap().added.len(), 2);
-    for (key, cubin) in keys {
-        assert_eq!(target.get(&key).unwrap().bytes, cubin.bytes);
-        // As a machine without NVRTC asks.
-        assert_eq!(target.find("scale", key.arch(), source, |_| true).unwrap().report, cubin.report);
-    }
 }
 
 #[test]

@@ -10,6 +10,8 @@ use crate::{DType, Value};
 pub struct Kernel {
     /// The function's name; also the folder's.
     pub name: String,
+    /// The blake3 hash of the file's text, in hex: what tells two kernels of one name apart.
+    pub declaration: String,
     /// The doc comment.
     pub doc: String,
     /// Arguments in order.

@@ -50,9 +50,11 @@ fn parse_file(text: &str) -> Result<Kernel> {
     if let Some(second) = kernels.next() {
         return Err(syn::Error::new_spanned(&second?.path, "a second kernel: give it a folder of its own"));
     }
-    let kernel = kernel.parse_body::<Spanned<Kernel>>()?;
-    check::check(&kernel.value, &kernel.spans)?;
-    Ok(kernel.value)
+    let Spanned { value: mut kernel, spans } = kernel.parse_body::<Spanned<Kernel>>()?;
+    check::check(&kernel, &spans)?;
+    // A checkout may have other ends of lines than the machine that generated the bindings.
+    kernel.declaration = blake3::hash(text.replace('\r', "").as_bytes()).to_hex().to_string();
+    Ok(kernel)
 }
 
 /// A value with the names' positions, which the checks report.
@@ -78,6 +80,7 @@ impl Parse for Spanned<Kernel> {
         }
         let mut kernel = Kernel {
             name,
+            declaration: String::new(),
             doc,
             args,
             specialize: Vec::new(),
