@@ -2,6 +2,9 @@
 //!
 //! What the command says without NVRTC is tested where there is none; nothing here installs it.
 
+#[cfg(unix)]
+#[path = "support/files.rs"]
+mod files;
 #[path = "cli/support.rs"]
 mod support;
 

@@ -1,7 +1,11 @@
-//! What needs something that not every machine has: NVRTC, root, a disk of one's own. Where that is missing, the test is listed
-//! as ignored, with the reason. What needs a GPU is in tests/gpu.
+//! What needs something that not every machine has: NVRTC, root, devices, a disk of one's own. Where that is missing, the test
+//! is listed as ignored, with the reason. What needs a GPU is in tests/gpu.
 #![cfg(unix)]
 
+#[path = "cli/support.rs"]
+mod commands;
+#[path = "support/files.rs"]
+mod files;
 #[path = "support/needs.rs"]
 mod needs;
 #[path = "cache/support.rs"]
@@ -17,6 +21,8 @@ mod compile;
 mod disk;
 #[path = "needs/listed.rs"]
 mod listed;
+#[path = "needs/outputs.rs"]
+mod outputs;
 #[path = "needs/users.rs"]
 mod users;
 
@@ -27,6 +33,14 @@ use needs::{Lack, Need, needing, plain};
 fn root() -> Need<()> {
     let why = || "only root can be somebody else".to_owned();
     support::is_root().then_some(()).ok_or_else(|| Lack { what: "not root", why: why(), fails: false })
+}
+
+/// Devices among the temporary files.
+fn devices() -> Need<()> {
+    outputs::can_make_devices().map_err(|error| {
+        let why = format!("cannot make one in {}: {error}", std::env::temp_dir().display());
+        Lack { what: "no devices", why, fails: false }
+    })
 }
 
 /// A disk that can be full or read-only.
@@ -59,16 +73,19 @@ fn main() -> std::process::ExitCode {
         std::env::set_var("OUT_DIR", out.path());
         std::env::set_var("CARGO_MANIFEST_DIR", ahead::example());
     }
-    let (nvrtc, root, disk) = (needs::nvrtc(), root(), disk());
+    let (nvrtc, root, devices, disk) = (needs::nvrtc(), root(), devices(), disk());
     if !arguments.list {
         needs::say(&nvrtc);
         needs::say(&root);
+        needs::say(&devices);
         needs::say(&disk);
     }
     let with_nvrtc = [ahead::TESTS, bundle::TESTS, compile::TESTS].into_iter().flatten();
+    let as_root = [users::TESTS, outputs::USERS].into_iter().flatten();
     let trials = with_nvrtc
         .map(|&(name, test)| needing(name, &nvrtc, test))
-        .chain(users::TESTS.iter().map(|&(name, test)| needing(name, &root, test)))
+        .chain(as_root.map(|&(name, test)| needing(name, &root, test)))
+        .chain(outputs::DEVICES.iter().map(|&(name, test)| needing(name, &devices, test)))
         .chain(disk::TESTS.iter().map(|&(name, test)| needing(name, &disk, test)))
         .chain([plain("listed::every_test_is_run_or_ignored", listed::every_test_is_run_or_ignored)])
         .collect();

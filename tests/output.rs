@@ -1,7 +1,11 @@
-//! Outputs, whatever has their name: files, links, pipes, devices, folders, sockets.
+//! Outputs, whatever has their name: files, links, pipes, folders, sockets. Devices are in tests/needs.
 #![cfg(unix)]
 
-use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+#[path = "support/files.rs"]
+mod files;
+
+use files::names;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use std::fs::{self, File, Permissions};
 use std::io::{ErrorKind, Read};
 use std::os::fd::AsRawFd;
@@ -24,14 +28,6 @@ fn write(path: &Path, content: &[u8]) -> std::io::Result<()> {
 
 fn inode(path: &Path) -> u64 {
     fs::symlink_metadata(path).expect("it is there").ino()
-}
-
-/// The names in a folder.
-fn names(folder: &Path) -> Vec<String> {
-    let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
-    let mut names: Vec<String> = fs::read_dir(folder).unwrap().map(name).collect();
-    names.sort();
-    names
 }
 
 #[test]
@@ -172,37 +168,6 @@ fn open_files_by_their_number() {
     let mut text = String::new();
     reader.read_to_string(&mut text).unwrap();
     assert_eq!(text, "by the pipe");
-}
-
-#[test]
-fn devices_take_the_content_and_stay() {
-    let dir = folder();
-    let (null, full, link) = (dir.path().join("null"), dir.path().join("full"), dir.path().join("link"));
-    let node = |path: &Path, minor| {
-        mknodat(CWD, path, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, minor))
-    };
-    if node(&null, 3).and_then(|()| node(&full, 7)).is_err() {
-        eprintln!("skipped: no permission to make devices (devices_take_the_content_and_stay)");
-        return;
-    }
-    symlink("null", &link).unwrap();
-    for path in [&null, &link] {
-        match write(path, b"into the void") {
-            // A file system on which devices do nothing.
-            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-                eprintln!(
-                    "skipped: devices do not work in the temporary folder (devices_take_the_content_and_stay)"
-                );
-                return;
-            }
-            result => result.expect("it takes everything"),
-        }
-    }
-    assert_eq!(write(&full, b"x").unwrap_err().kind(), ErrorKind::StorageFull);
-    for path in [&null, &full] {
-        assert!(fs::symlink_metadata(path).unwrap().file_type().is_char_device());
-    }
-    assert_eq!(names(dir.path()), ["full", "link", "null"]);
 }
 
 #[test]

@@ -1,58 +1,24 @@
-//! Where results go: links, pipes, devices, standard output, other users' folders; what an end in the middle leaves.
+//! Where results go: links, pipes, standard output; what an end in the middle leaves. Devices and other users' folders are in
+//! tests/needs.
 #![cfg(unix)]
 
-use crate::support::{command, fails, has_nvrtc, is_root, nowhere, small_input, stderr, stdout, tilewright};
-use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use crate::files::names;
+use crate::support::{command, fails, nowhere, small_input, stderr, stdout, tilewright, with, writers};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::fs::{FileTypeExt, symlink};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
-
-/// A user that owns nothing.
-const NOBODY: u32 = 65534;
-
-fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
-}
-
-/// Commands that write what they are told to, with `OUT` in the place of the output; and how what they write begins.
-fn writers(input: &str) -> Vec<(Vec<String>, &'static [u8])> {
-    let words = |line: &str| line.split(' ').map(|word| word.replace("INPUT", input)).collect::<Vec<_>>();
-    let mut all = vec![(words("run --device cpu --input INPUT --output OUT"), &b""[..])];
-    if has_nvrtc("the output of compile") {
-        all.push((
-            words("compile --offline --arch sm_80 --kernel transpose --bundle OUT"),
-            &b"\x28\xb5\x2f\xfd"[..],
-        ));
-    }
-    all
-}
-
-fn with(arguments: &[String], output: &Path) -> Vec<String> {
-    let output = output.to_str().unwrap();
-    arguments.iter().map(|word| if word == "OUT" { output.to_owned() } else { word.clone() }).collect()
-}
 
 #[test]
 fn every_command_writes_to_what_has_the_name() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     let input = small_input(dir.path());
-    let device =
-        mknodat(CWD, at("null"), FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3));
-    let device = device.is_ok() && File::options().write(true).open(at("null")).is_ok();
-    if !device {
-        eprintln!("skipped: no devices here (every_command_writes_to_what_has_the_name)");
-    }
     mknodat(CWD, at("pipe"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
     symlink("target", at("link")).unwrap();
     for (arguments, begins) in writers(&input) {
@@ -65,10 +31,6 @@ fn every_command_writes_to_what_has_the_name() {
         assert!(fs::symlink_metadata(at("link")).unwrap().is_symlink(), "{arguments:?}");
         let content = fs::read(at("target")).unwrap();
         assert!(content.starts_with(begins) && content.len() > 3, "{arguments:?}");
-        if device {
-            run("null");
-            assert!(fs::symlink_metadata(at("null")).unwrap().file_type().is_char_device(), "{arguments:?}");
-        }
         let from = at("pipe");
         let reader = std::thread::spawn(move || fs::read(from).unwrap());
         run("pipe");
@@ -184,71 +146,6 @@ fn equal_inputs_give_equal_bytes() {
     for (name, begins) in expected {
         assert!(metadata[name].starts_with(begins), "{metadata:?}");
     }
-}
-
-/// The command as another user runs it.
-fn as_nobody(folder: &Path) -> Command {
-    let program = folder.join("tilewright");
-    if !program.exists() {
-        fs::copy(env!("CARGO_BIN_EXE_tilewright"), &program).unwrap();
-        for path in [folder, &program] {
-            fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
-        }
-    }
-    let mut command = Command::new(program);
-    command.uid(NOBODY).gid(NOBODY).current_dir("/").env("HOME", folder).env("TILEWRIGHT_NVRTC", nowhere());
-    command
-}
-
-#[test]
-fn a_file_in_a_folder_that_cannot_be_written_to_is_overwritten() {
-    if !is_root() {
-        eprintln!(
-            "skipped: only root can be somebody else (a_file_in_a_folder_that_cannot_be_written_to_is_overwritten)"
-        );
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let input = small_input(dir.path());
-    fs::set_permissions(&input, Permissions::from_mode(0o644)).unwrap();
-    let run = |to: &Path| {
-        let mut command = as_nobody(dir.path());
-        command.args(["run", "--device", "cpu", "--input", &input, "--output"]).arg(to).output().unwrap()
-    };
-    // Root's folders: nothing can be made there; anything can; anything, but others' files cannot be replaced (`/tmp`).
-    for (mode, owner) in [(0o555, 0), (0o777, 0), (0o1777, 0), (0o555, NOBODY)] {
-        let folder = dir.path().join(format!("{mode:o}-{owner}"));
-        fs::create_dir(&folder).unwrap();
-        let file = folder.join("file");
-        fs::write(&file, vec![1; 1 << 20]).unwrap();
-        fs::set_permissions(&file, Permissions::from_mode(0o666)).unwrap();
-        chown(&folder, Some(owner), None).unwrap();
-        fs::set_permissions(&folder, Permissions::from_mode(mode)).unwrap();
-        let before = fs::metadata(&file).unwrap();
-        let done = run(&file);
-        assert!(done.status.success(), "{mode:o}: {}", stderr(&done));
-        let content = fs::read(&file).unwrap();
-        SafeTensors::deserialize(&content).expect("all of it, and nothing after it");
-        let after = fs::metadata(&file).unwrap();
-        assert_eq!((after.ino(), after.uid(), after.mode()), (before.ino(), 0, before.mode()), "{mode:o}");
-        assert_eq!(names(&folder), ["file"]);
-
-        let done = run(&folder.join("new"));
-        assert_eq!(done.status.success(), mode & 0o222 == 0o222, "{mode:o}: {}", stderr(&done));
-        // What may not be written to is not replaced.
-        fs::set_permissions(&file, Permissions::from_mode(0o444)).unwrap();
-        let done = run(&file);
-        assert_eq!(done.status.code(), Some(1));
-        assert!(stderr(&done).contains("Permission denied") && fs::read(&file).unwrap() == content);
-    }
-    // Root replaces a file of another user's, who keeps it.
-    let file = dir.path().join("own");
-    fs::write(&file, "old").unwrap();
-    chown(&file, Some(NOBODY), Some(NOBODY)).unwrap();
-    let to = file.to_str().unwrap();
-    assert!(tilewright(&["run", "--device", "cpu", "--input", &input, "--output", to]).status.success());
-    let after = fs::metadata(&file).unwrap();
-    assert_eq!((after.uid(), after.gid()), (NOBODY, NOBODY));
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! Running the command and making its files.
+#![allow(dead_code, reason = "each test target uses its own part")]
 
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -19,11 +20,6 @@ pub fn command() -> Command {
 /// A place that is not there and that nobody can make, root among them: it lies below a file.
 pub fn nowhere() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml/nowhere")
-}
-
-#[cfg(unix)]
-pub fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
 }
 
 /// A file of tensors that takes no time.
@@ -70,6 +66,27 @@ pub fn has_nvrtc(what: &str) -> bool {
     let found = Toolchain::find();
     assert!(found.is_ok() || std::env::var_os("CI").is_none(), "{what} without NVRTC in CI: {found:?}");
     found.is_ok()
+}
+
+/// Commands that write what they are told to, with `OUT` in the place of the output; and how what they write begins.
+#[cfg(unix)]
+pub fn writers(input: &str) -> Vec<(Vec<String>, &'static [u8])> {
+    let words = |line: &str| line.split(' ').map(|word| word.replace("INPUT", input)).collect::<Vec<_>>();
+    let mut all = vec![(words("run --device cpu --input INPUT --output OUT"), &b""[..])];
+    if has_nvrtc("the output of compile") {
+        all.push((
+            words("compile --offline --arch sm_80 --kernel transpose --bundle OUT"),
+            &b"\x28\xb5\x2f\xfd"[..],
+        ));
+    }
+    all
+}
+
+/// Arguments with the output in its place.
+#[cfg(unix)]
+pub fn with(arguments: &[String], output: &Path) -> Vec<String> {
+    let output = output.to_str().unwrap();
+    arguments.iter().map(|word| if word == "OUT" { output.to_owned() } else { word.clone() }).collect()
 }
 
 pub fn data(name: &str) -> PathBuf {
