@@ -292,18 +292,6 @@ fn what_others_can_change_is_not_loaded() {
         set_mode(&path, mode);
     }
     assert!(found(&environment).0.expect("as before").library.starts_with(&home));
-
-    if rustix::process::geteuid().is_root() {
-        for exposed in ["above", "above/cuda/lib/libnvrtc-builtins.so.13.0", "above/cuda/include/cuda_fp16.h"]
-        {
-            let path = root.join(exposed);
-            std::os::unix::fs::chown(&path, Some(65534), None).expect("it is given away");
-            let refusal = inspect(&home).expect_err("it is another user's");
-            let owner = Exposure::Owner { owner: 65534, user: 0 };
-            assert_eq!(refusal, Refusal::Exposed { path: path.clone(), exposure: owner });
-            std::os::unix::fs::chown(&path, Some(0), None).expect("it is taken back");
-        }
-    }
 }
 
 /// Neither what lies in the current folder nor a relative entry of the path is Python's module or a package folder; what the

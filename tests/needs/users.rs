@@ -1,15 +1,21 @@
-//! Caches among users: only root can be somebody else.
+//! Caches and libraries among users: only root can be somebody else.
 
 use crate::support::*;
 use std::fs;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{chown, lchown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use tempfile::TempDir;
 use tilewright::cache::{CacheError, KernelCache, Origin};
+use tilewright::toolchain::{Environment, Exposure, NVRTC_VARIABLE, Refusal, Toolchain, ToolchainError};
 
 pub const TESTS: &[crate::needs::Test<()>] = &[
     ("users::another_users_folder_is_refused", another_users_folder_is_refused),
+    (
+        "users::a_folder_that_becomes_another_users_is_read_no_longer",
+        a_folder_that_becomes_another_users_is_read_no_longer,
+    ),
+    ("users::what_another_user_owns_is_not_loaded", what_another_user_owns_is_not_loaded),
     (
         "users::a_cache_of_roots_is_read_by_others_and_left_as_it_is",
         a_cache_of_roots_is_read_by_others_and_left_as_it_is,
@@ -29,6 +35,66 @@ fn another_users_folder_is_refused(_: &()) {
         assert!(error.to_string().contains("belongs to user 65534"), "{error}");
         chown(path, Some(0), None).expect("it is taken back");
     }
+}
+
+fn a_folder_that_becomes_another_users_is_read_no_longer(_: &()) {
+    let (_dir, cache) = cache();
+    kernel(1).put(&cache);
+    cache.write_record("device", "file", b"{}").expect("it is written");
+    let found = || (kernel(1).is_in(&cache), cache.read_record("device", "file").is_some());
+    for path in [cache.root().to_path_buf(), cache.root().join("v1")] {
+        assert_eq!(found(), (true, true));
+        chown(&path, Some(NOBODY), None).expect("it is given away");
+        assert_eq!(found(), (false, false), "{}", path.display());
+        chown(&path, Some(0), None).expect("it is taken back");
+        assert_eq!(found(), (true, true));
+    }
+}
+
+/// An NVRTC's files and the folders above belong to this user or to root, and so does a link to them.
+fn what_another_user_owns_is_not_loaded(_: &()) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let root = dir.path().canonicalize().expect("a path");
+    let (home, links) = (root.join("above/cuda"), root.join("links"));
+    let files =
+        ["lib/libnvrtc.so.13", "lib/libnvrtc-builtins.so.13.0", "include/cuda_fp16.h", "include/cuda_bf16.h"];
+    for file in files.map(|name| home.join(name)) {
+        fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
+        fs::write(file, "").expect("a file");
+    }
+    // Where anybody may make files, and nobody can remove another's.
+    fs::create_dir(&links).and_then(|()| symlink(&home, links.join("cuda"))).expect("a link");
+    symlink("cuda", links.join("first")).expect("a link");
+    set_mode(&links, 0o1777);
+    let refusal = |place: &Path| {
+        let told = Environment::empty(&root).with_variable(NVRTC_VARIABLE, place);
+        match Toolchain::find_in(&told).expect_err("there is no code in it") {
+            ToolchainError::Told { refusal, .. } => refusal,
+            error => panic!("{error:?}"),
+        }
+    };
+    let own = |place: &Path| {
+        let refusal = refusal(place);
+        assert!(!matches!(refusal, Refusal::Exposed { .. }), "all of it is ours: {refusal:?}");
+    };
+    let exposure = Exposure::Owner { owner: NOBODY, user: 0 };
+    own(&home);
+    for path in ["above", "above/cuda"]
+        .map(|name| root.join(name))
+        .into_iter()
+        .chain(files.map(|name| home.join(name)))
+    {
+        chown(&path, Some(NOBODY), None).expect("it is given away");
+        assert_eq!(refusal(&home), Refusal::Exposed { path: path.clone(), exposure });
+        chown(&path, Some(0), None).expect("it is taken back");
+    }
+    let ways = ["cuda", "first"].map(|name| links.join(name));
+    ways.iter().for_each(|way| own(way));
+    lchown(&ways[0], Some(NOBODY), None).expect("it is given away");
+    for way in &ways {
+        assert_eq!(refusal(way), Refusal::Exposed { path: ways[0].clone(), exposure });
+    }
+    own(&home);
 }
 
 /// Runs a role of this program as a user that owns nothing. Whether it succeeded.
