@@ -1,5 +1,5 @@
-//! What needs something that not every machine has: NVRTC, root, devices, a disk of one's own. Where that is missing, the test
-//! is listed as ignored, with the reason. What needs a GPU is in tests/gpu.
+//! What needs something that not every machine has: NVRTC, root, devices, a disk of one's own. Where that is missing, the
+//! test is listed as ignored, with the reason. What needs a GPU is in tests/gpu.
 #![cfg(unix)]
 
 #[path = "cli/support.rs"]

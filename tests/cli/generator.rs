@@ -124,8 +124,8 @@ fn no_arguments_is_a_question_for_help() {
     assert!(tilewright(&["--version"]).status.success());
 }
 
-/// NVRTC is installed by pip: a `pip` that only notes that it was asked tells when. Where there is an NVRTC, which some machines
-/// have in places that cannot be hidden, nothing is to be installed.
+/// NVRTC is installed by pip: a `pip` that only notes that it was asked tells when. Where there is an NVRTC, which some
+/// machines have in places that cannot be hidden, nothing is to be installed.
 #[cfg(unix)]
 #[test]
 fn an_installation_is_said_first_and_can_be_ruled_out() {

@@ -1,5 +1,5 @@
-//! Where results go: links, pipes, standard output; what an end in the middle leaves. Devices and other users' folders are in
-//! tests/needs.
+//! Where results go: links, pipes, standard output; what an end in the middle leaves. Devices and other users' folders are
+//! in tests/needs.
 #![cfg(unix)]
 
 use crate::files::names;
