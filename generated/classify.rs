@@ -68,6 +68,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "classify";
+    const DECLARATION: &'static str = "7519abee4bbf6500cecbd00fb0924056";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, candidate)?;

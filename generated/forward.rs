@@ -176,6 +176,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "forward";
+    const DECLARATION: &'static str = "02c60f4e982b9b7b9d4cd17035aea209";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, candidate)?;

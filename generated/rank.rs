@@ -166,6 +166,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "rank";
+    const DECLARATION: &'static str = "23a0a18f4577569667bb44a092f31328";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, candidate)?;

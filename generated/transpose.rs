@@ -123,6 +123,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "transpose";
+    const DECLARATION: &'static str = "a0c5c42088600f9dfba35da5524548c5";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, candidate)?;

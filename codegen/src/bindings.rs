@@ -130,7 +130,7 @@ fn element_text(element: &ElementType) -> String {
 }
 
 fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
-    let name = &kernel.name;
+    let (name, fingerprint) = (&kernel.name, &kernel.fingerprint);
     let lifetime = has_tensors(kernel).then(|| quote!(<'_>));
     let tensors = kernel.args.iter().filter_map(bind_tensor);
     let constants = used_constants(kernel).into_iter().map(|name| {
@@ -212,6 +212,7 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
         )]
         unsafe impl KernelArgs for Args #lifetime {
             const KERNEL: &'static str = #name;
+            const DECLARATION: &'static str = #fingerprint;
             type Params = Params;
 
             fn bind(

@@ -42,6 +42,7 @@ impl fmt::Display for Value {
 #[derive(Debug, Clone)]
 pub struct KernelSpec {
     kernel: String,
+    declaration: String,
     /// In the declaration's order.
     values: Vec<(String, Value)>,
     /// One for each slot of the declaration.
@@ -102,7 +103,14 @@ impl KernelSpec {
             value.is_some_and(|value| chosen.contains(&(param.name.clone(), value)))
         };
         let defaults = kernel.specialize.iter().filter(is_default).map(|param| param.name.clone()).collect();
-        Ok(KernelSpec { kernel: kernel.name.clone(), values: chosen, functions, kinds, defaults })
+        Ok(KernelSpec {
+            kernel: kernel.name.clone(),
+            declaration: kernel.fingerprint.clone(),
+            values: chosen,
+            functions,
+            kinds,
+            defaults,
+        })
     }
 
     /// The same spec with a device function in one of the kernel's slots.
@@ -126,6 +134,11 @@ impl KernelSpec {
     /// The kernel's name.
     pub fn kernel(&self) -> &str {
         &self.kernel
+    }
+
+    /// The fingerprint of the declaration ([`Kernel::fingerprint`]), which generated bindings have as `DECLARATION`.
+    pub fn declaration(&self) -> &str {
+        &self.declaration
     }
 
     /// The specialisation, in the declaration's order.

@@ -43,11 +43,14 @@ use crate::codegen::Candidate;
 /// The arguments of a kernel; generated from its declaration.
 ///
 /// # Safety
-/// [`bind`](Self::bind) returns what the kernel `KERNEL` expects: addresses of tensors that the arguments borrow, with
+/// [`bind`](Self::bind) returns what the kernel `KERNEL` of the declaration `DECLARATION` expects: addresses of tensors that the arguments borrow, with
 /// extents and strides that stay inside them. `Params` has no padding and the layout of the kernel's own struct.
 pub unsafe trait KernelArgs {
     /// The kernel's name.
     const KERNEL: &'static str;
+    /// The fingerprint of the declaration these arguments were generated from, as
+    /// [`KernelSpec::declaration`](crate::codegen::KernelSpec::declaration) gives it: another crate's kernel may have the same name.
+    const DECLARATION: &'static str;
     /// What it takes by value.
     type Params: Copy;
 

@@ -27,8 +27,18 @@ impl Kernel {
     /// # Errors
     /// [`Error::Declaration`] with the position of the offending token; `file` is the name it is reported under.
     pub fn parse(file: &str, text: &str) -> std::result::Result<Kernel, Error> {
-        parse_file(text).map_err(|error| Error::declaration(file, &error))
+        let kernel = parse_file(text).map_err(|error| Error::declaration(file, &error))?;
+        Ok(Kernel { fingerprint: fingerprint(text), ..kernel })
     }
+}
+
+/// [`Kernel::fingerprint`] of a declaration's text. A checkout may have changed the ends of lines.
+fn fingerprint(text: &str) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for line in text.lines() {
+        hasher.update(line.as_bytes()).update(b"\n");
+    }
+    hasher.finalize().to_hex()[..32].to_owned()
 }
 
 fn parse_file(text: &str) -> Result<Kernel> {
@@ -78,6 +88,7 @@ impl Parse for Spanned<Kernel> {
         }
         let mut kernel = Kernel {
             name,
+            fingerprint: String::new(),
             doc,
             args,
             specialize: Vec::new(),
