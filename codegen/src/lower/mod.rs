@@ -69,6 +69,9 @@
 //! * `abs` at 0: 0. `sqrt` at 0: 0, though its slope grows without bound towards it.
 //! * `ln` and `log2` at 0, and a division by 0: what IEEE arithmetic gives. The value is an infinity or NaN too.
 //!
+//! What overflows on the way to a value that is finite, as the `exp` of `1 / (1 + (-10.0 * score).exp())` far below 0, takes the
+//! slope with it: it is 0 there, and no 0 · ∞ is formed.
+//!
 //! A branch that is not taken takes no part, so `if kv <= q { score } else { f32::NEG_INFINITY }` has the derivative 1
 //! or 0. A score of -inf has the weight 0 in a softmax: its derivative need not be asked for, and may be anything.
 
