@@ -20,6 +20,7 @@ mod dtype;
 mod emit;
 mod error;
 mod generator;
+pub mod limits;
 pub mod lower;
 mod model;
 mod params;

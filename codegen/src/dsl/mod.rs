@@ -38,6 +38,7 @@
 mod ast;
 mod check;
 mod expr;
+pub(crate) mod names;
 mod parse;
 mod parse_body;
 mod spans;

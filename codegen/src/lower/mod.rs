@@ -94,6 +94,8 @@ pub use cuda::DEVICE_PRELUDE;
 pub use eval::{EvalError, Evaluator, Value};
 pub use ir::Type;
 
+use crate::limits;
+
 /// What a device function is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FunctionKind {
@@ -156,9 +158,8 @@ pub struct DeviceFunction {
     gradient: Option<ir::Body>,
 }
 
-/// Brackets may nest this deep in a source text. The syntax is read by recursion: an unoptimised build fills a
-/// stack of 2 MiB somewhere between 100 and 150.
-const MAX_BRACKETS: usize = 64;
+/// A page of formulas is 4 KiB.
+const MAX_BYTES: usize = 64 << 10;
 
 impl DeviceFunction {
     /// Checks a function. Attributes on the function itself are not looked at.
@@ -166,27 +167,16 @@ impl DeviceFunction {
     /// # Errors
     /// At the first token that is outside the subset or has the wrong type.
     pub fn parse(kind: FunctionKind, item: &syn::ItemFn) -> syn::Result<Self> {
-        parse::function(kind, item)
+        limits::with_room(|| parse::function(kind, item))
     }
 
     /// Reads and checks a function from text, such as [`source_text`] makes.
     ///
     /// # Errors
-    /// As [`DeviceFunction::parse`], and if the text is not one Rust function.
+    /// As [`DeviceFunction::parse`], and if the text is not one Rust function, or one too large or too deep to be read.
     pub fn from_source(kind: FunctionKind, source: &str) -> syn::Result<Self> {
-        let mut open = 0usize;
-        for character in source.chars() {
-            match character {
-                '(' | '[' | '{' => open += 1,
-                ')' | ']' | '}' => open = open.saturating_sub(1),
-                _ => {}
-            }
-            if open > MAX_BRACKETS {
-                let message = format!("brackets may nest {MAX_BRACKETS} deep in a device function");
-                return Err(syn::Error::new(proc_macro2::Span::call_site(), message));
-            }
-        }
-        Self::parse(kind, &syn::parse_str(source)?)
+        let tokens = limits::tokens(source, MAX_BYTES)?;
+        limits::with_room(|| parse::function(kind, &syn::parse2(tokens)?))
     }
 
     /// The function's name in Rust.
