@@ -98,6 +98,15 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Runs a command line and keeps what it would have said: for `fuzz/`.
+///
+/// # Errors
+/// The text of any error.
+pub fn quietly(line: &[&str]) -> Result<String, String> {
+    let cli = Cli::try_parse_from(line).map_err(|error| error.to_string())?;
+    cli.command.run().map(|report| report.text).map_err(|error| error.to_string())
+}
+
 /// What the library warns of goes to standard error; `TILEWRIGHT_LOG=debug` shows every hit, miss, compile and race.
 fn log() {
     let filter = EnvFilter::builder()
