@@ -36,9 +36,6 @@ pub fn check(tokens: &TokenStream) -> Result<()> {
 /// The tokens of a text of at most `max_bytes`.
 pub(crate) fn tokens(text: &str, max_bytes: usize) -> Result<TokenStream> {
     let whole = |message: String| Err(Error::new(Span::call_site(), message));
-    if text.len() > max_bytes {
-        return whole(format!("the text has {} bytes: at most {max_bytes} are read", text.len()));
-    }
     let mut open = 0usize;
     for character in text.chars() {
         match character {
@@ -49,6 +46,9 @@ pub(crate) fn tokens(text: &str, max_bytes: usize) -> Result<TokenStream> {
         if open > MAX_BRACKETS {
             return whole(too_many_brackets());
         }
+    }
+    if text.len() > max_bytes {
+        return whole(format!("the text has {} bytes: at most {max_bytes} are read", text.len()));
     }
     let tokens = text.parse::<TokenStream>().map_err(|error| {
         // syn's own message for this is about token streams, which an author has not heard of.
