@@ -185,7 +185,7 @@ fn small_stacks_are_enough() {
         let error = on_a_small_stack(format!("{}score", nested.repeat(n))).unwrap_err();
         assert!(matches!(error, FunctionError::Source { .. }), "{error}");
     }
-    let deep = format!("{}score{}", "(0.5 + ".repeat(40), ".tanh())".repeat(40));
+    let deep = format!("{}score{}", "(0.5 + ".repeat(30), ".tanh())".repeat(30));
     assert!(on_a_small_stack(deep).unwrap().1 > 0.0);
     assert_eq!(on_a_small_stack(format!("{}score", "score + ".repeat(98))).unwrap(), (49.5, 99.0));
 }

@@ -14,8 +14,11 @@ fn on_small_stacks(work: impl Fn() + Copy + Send + 'static) {
     }
 }
 
+/// An expression that nests so deep.
+type Nested = fn(usize) -> String;
+
 /// Expressions that nest by tokens of their own, `n` deep, with nothing that a limit of their brackets would find.
-const NESTING: &[(&str, fn(usize) -> String)] = &[
+const NESTING: &[(&str, Nested)] = &[
     ("generics", |n| format!("score as {}", "A<".repeat(n))),
     ("generics with commas", |n| format!("score as {}", "A<B, ".repeat(n))),
     ("closures", |n| "|| ".repeat(n) + "score"),
@@ -72,7 +75,7 @@ fn device_functions_too_deep_are_an_error() {
 }
 
 /// Expressions of declarations that nest.
-const EXPRESSIONS: &[(&str, fn(usize) -> String)] = &[
+const EXPRESSIONS: &[(&str, Nested)] = &[
     ("sums", |n| "n + ".repeat(n) + "n"),
     ("parentheses", |n| format!("{}n{}", "(".repeat(n), ")".repeat(n))),
     ("branches", |n| format!("{}{{ n }}", "if n > 1 { n } else ".repeat(n))),

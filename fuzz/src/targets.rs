@@ -9,8 +9,11 @@ use tilewright::codegen::lower::{CaptureType, CaptureValue, DeviceFunction, Func
 use tilewright::codegen::{Arch, Generator, KernelSource, Machine, bindings};
 use tilewright::tune::{Bucket, DeviceKey, Policy, TuneKey, TuneRecord};
 
+/// What is done with an input.
+type Target = fn(&[u8]);
+
 /// The name of every target with its function.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("device_function", device_function),
     ("declaration", declaration),
     ("run_header", run_header),
