@@ -17,8 +17,8 @@ const MAX_RUN: usize = 2000;
 /// Characters of a number. The exact digits of the smallest `f32` are 112, after 38 zeros.
 const MAX_DIGITS: usize = 256;
 
-/// An unoptimised build needs some 16 KiB for a bracket and 8 KiB for the dearest token. Only what is used takes memory.
-const STACK: usize = 64 << 20;
+/// An unoptimised build needs some 35 KiB for the dearest token, the `&` of a type. Only what is used takes memory.
+const STACK: usize = 128 << 20;
 
 /// Runs `work` on a stack for the deepest syntax that [`check`] lets through.
 pub fn with_room<R>(work: impl FnOnce() -> R) -> R {
