@@ -184,6 +184,7 @@ def plot(results, path):
     import matplotlib
 
     matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "tilewright"  # equal figures, equal bytes
     from matplotlib import pyplot
 
     names = list(dict.fromkeys(row.workload for row in results.rows))
@@ -210,7 +211,7 @@ def plot(results, path):
         axis.legend(fontsize=7)
     figure.suptitle(f"{results.device}, forward, bf16")
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main():

@@ -1,6 +1,7 @@
 //! Tokens regrouped on a GPU: `cargo bench --bench regroup`. Medians of CUDA-event times; the rate counts every byte read and
 //! every byte written, beside a plain copy of the same tensor on the same GPU.
 
+use cudarc::driver::CudaContext;
 use std::error::Error;
 use tilewright::device::{CudaDevice, DeviceError};
 use tilewright::{DType, Device, Tensor, TokenGrid};
@@ -44,9 +45,11 @@ fn run(
     let bytes = x.elements() * dtype.size();
     let regroup = median(cuda, || Ok(grid.regroup_into(&x, &mut out)?))?;
     let restore = median(cuda, || Ok(grid.restore_into(&x, &mut out)?))?;
-    let from = cuda.stream().alloc_zeros::<u8>(bytes)?;
-    let mut to = cuda.stream().alloc_zeros::<u8>(bytes)?;
-    let copy = median(cuda, || Ok(cuda.stream().memcpy_dtod(&from, &mut to)?))?;
+    let context = CudaContext::new(cuda.info().ordinal)?;
+    // SAFETY: the stream is of this GPU's primary context, and lives as long as the process.
+    let stream = unsafe { context.wrap_borrowed_stream(cuda.cu_stream().cast()) };
+    let (from, mut to) = (stream.alloc_zeros::<u8>(bytes)?, stream.alloc_zeros::<u8>(bytes)?);
+    let copy = median(cuda, || Ok(stream.memcpy_dtod(&from, &mut to)?))?;
     let rate = |ms: f32| 2.0 * bytes as f64 / f64::from(ms) / 1e6;
     println!(
         "  {name:<26} {:>6.1} MB  regroup {regroup:.4} ms ({:.0} GB/s)  restore {restore:.4} ms ({:.0} GB/s)  copy {copy:.4} ms ({:.0} GB/s)",

@@ -120,6 +120,7 @@ def plot(found, path):
     import matplotlib
 
     matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "tilewright"  # equal figures, equal bytes
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(7.5, 5))
@@ -146,7 +147,7 @@ def plot(found, path):
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7, loc="lower right")
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main():

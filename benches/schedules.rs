@@ -7,6 +7,7 @@
 
 mod support;
 
+use cudarc::driver::CudaContext;
 use cudarc::driver::sys::CUevent_flags;
 use std::error::Error;
 use std::sync::Arc;
@@ -150,7 +151,8 @@ fn run(device: &Device, workload: &Workload, rows: Rows) -> Result<Vec<Timing>, 
             lse: &mut lse,
             scale: 1.0 / (d as f32).sqrt(),
         };
-        entry.kernel.launch(&args, Some(&functions))
+        // SAFETY: the lists are those of a mask.
+        unsafe { entry.kernel.launch(&args, Some(&functions)) }
     };
     let mut bursts = Vec::new();
     for entry in &entries {
@@ -188,13 +190,16 @@ fn times(
     launches: usize,
     mut launch: impl FnMut() -> Result<(), Box<dyn Error>>,
 ) -> Result<Vec<f64>, Box<dyn Error>> {
-    let event = || cuda.context().new_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
+    let context = CudaContext::new(cuda.info().ordinal)?;
+    // SAFETY: the stream is of this GPU's primary context, and lives as long as the process.
+    let stream = unsafe { context.wrap_borrowed_stream(cuda.cu_stream().cast()) };
+    let event = || context.new_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
     let mut events = vec![event()?];
-    events[0].record(cuda.stream())?;
+    events[0].record(&stream)?;
     for _ in 0..launches {
         launch()?;
         let after = event()?;
-        after.record(cuda.stream())?;
+        after.record(&stream)?;
         events.push(after);
     }
     cuda.synchronize()?;

@@ -195,13 +195,13 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "backward_kv";
-    const DECLARATION: &'static str = "308939fee7e06ca47a405c9dc5d5c625";
+    const DECLARATION: &'static str = "308939fee7e06ca47a405c9dc5d5c625c61beaaad3a6f43557122295f053e2f9";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
-        let mut binder = Binder::new(Self::KERNEL, candidate)?;
+        let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
         let dtype = binder.dtype(candidate, "T")?;
         let q = binder
-            .tensor(
+            .input(
                 "q",
                 Some(self.q),
                 dtype,
@@ -215,7 +215,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = binder.dtype(candidate, "T")?;
         let k = binder
-            .tensor(
+            .input(
                 "k",
                 Some(self.k),
                 dtype,
@@ -229,7 +229,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = binder.dtype(candidate, "T")?;
         let v = binder
-            .tensor(
+            .input(
                 "v",
                 Some(self.v),
                 dtype,
@@ -243,7 +243,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = binder.dtype(candidate, "T")?;
         let d_out = binder
-            .tensor(
+            .input(
                 "d_out",
                 Some(self.d_out),
                 dtype,
@@ -257,7 +257,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::F32;
         let lse = binder
-            .tensor(
+            .input(
                 "lse",
                 Some(self.lse),
                 dtype,
@@ -266,7 +266,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::F32;
         let delta = binder
-            .tensor(
+            .input(
                 "delta",
                 Some(self.delta),
                 dtype,
@@ -275,7 +275,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let q_counts = binder
-            .tensor(
+            .input(
                 "q_counts",
                 Some(self.q_counts),
                 dtype,
@@ -288,7 +288,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let q_indices = binder
-            .tensor(
+            .input(
                 "q_indices",
                 Some(self.q_indices),
                 dtype,
@@ -302,7 +302,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let full_q_counts = binder
-            .tensor(
+            .input(
                 "full_q_counts",
                 self.full_q_counts,
                 dtype,
@@ -315,7 +315,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let full_q_indices = binder
-            .tensor(
+            .input(
                 "full_q_indices",
                 self.full_q_indices,
                 dtype,
@@ -329,7 +329,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let key_order = binder
-            .tensor(
+            .input(
                 "key_order",
                 self.key_order,
                 dtype,
@@ -342,7 +342,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = binder.dtype(candidate, "T")?;
         let dk = binder
-            .tensor(
+            .output(
                 "dk",
                 Some(&*self.dk),
                 dtype,
@@ -356,7 +356,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = binder.dtype(candidate, "T")?;
         let dv = binder
-            .tensor(
+            .output(
                 "dv",
                 Some(&*self.dv),
                 dtype,

@@ -192,13 +192,13 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "backward_q";
-    const DECLARATION: &'static str = "cce9acfaf6ceda4573944453a7a52cb5";
+    const DECLARATION: &'static str = "cce9acfaf6ceda4573944453a7a52cb5f7cdf696962106c057e3b1446222f0d6";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
-        let mut binder = Binder::new(Self::KERNEL, candidate)?;
+        let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
         let dtype = binder.dtype(candidate, "T")?;
         let q = binder
-            .tensor(
+            .input(
                 "q",
                 Some(self.q),
                 dtype,
@@ -212,7 +212,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = binder.dtype(candidate, "T")?;
         let k = binder
-            .tensor(
+            .input(
                 "k",
                 Some(self.k),
                 dtype,
@@ -226,7 +226,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = binder.dtype(candidate, "T")?;
         let v = binder
-            .tensor(
+            .input(
                 "v",
                 Some(self.v),
                 dtype,
@@ -240,7 +240,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = binder.dtype(candidate, "T")?;
         let out = binder
-            .tensor(
+            .input(
                 "out",
                 Some(self.out),
                 dtype,
@@ -254,7 +254,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = binder.dtype(candidate, "T")?;
         let d_out = binder
-            .tensor(
+            .input(
                 "d_out",
                 Some(self.d_out),
                 dtype,
@@ -268,7 +268,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::F32;
         let lse = binder
-            .tensor(
+            .input(
                 "lse",
                 Some(self.lse),
                 dtype,
@@ -277,7 +277,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::F32;
         let d_lse = binder
-            .tensor(
+            .input(
                 "d_lse",
                 self.d_lse,
                 dtype,
@@ -286,7 +286,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let kv_counts = binder
-            .tensor(
+            .input(
                 "kv_counts",
                 Some(self.kv_counts),
                 dtype,
@@ -299,7 +299,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let kv_indices = binder
-            .tensor(
+            .input(
                 "kv_indices",
                 Some(self.kv_indices),
                 dtype,
@@ -313,7 +313,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let full_kv_counts = binder
-            .tensor(
+            .input(
                 "full_kv_counts",
                 self.full_kv_counts,
                 dtype,
@@ -326,7 +326,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let full_kv_indices = binder
-            .tensor(
+            .input(
                 "full_kv_indices",
                 self.full_kv_indices,
                 dtype,
@@ -340,7 +340,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = binder.dtype(candidate, "T")?;
         let dq = binder
-            .tensor(
+            .output(
                 "dq",
                 Some(&*self.dq),
                 dtype,
@@ -354,7 +354,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::F32;
         let delta = binder
-            .tensor(
+            .output(
                 "delta",
                 Some(&*self.delta),
                 dtype,

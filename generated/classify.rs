@@ -68,13 +68,13 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "classify";
-    const DECLARATION: &'static str = "7519abee4bbf6500cecbd00fb0924056";
+    const DECLARATION: &'static str = "7519abee4bbf6500cecbd00fb0924056034affea30ba5670d62fbe8c0a447b86";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
-        let mut binder = Binder::new(Self::KERNEL, candidate)?;
+        let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
         let dtype = DType::U8;
         let classes = binder
-            .tensor(
+            .output(
                 "classes",
                 Some(&*self.classes),
                 dtype,

@@ -176,13 +176,13 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "forward";
-    const DECLARATION: &'static str = "02c60f4e982b9b7b9d4cd17035aea209";
+    const DECLARATION: &'static str = "02c60f4e982b9b7b9d4cd17035aea209c40884715ced0e9d05b835a9fa500084";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
-        let mut binder = Binder::new(Self::KERNEL, candidate)?;
+        let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
         let dtype = binder.dtype(candidate, "T")?;
         let q = binder
-            .tensor(
+            .input(
                 "q",
                 Some(self.q),
                 dtype,
@@ -196,7 +196,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = binder.dtype(candidate, "T")?;
         let k = binder
-            .tensor(
+            .input(
                 "k",
                 Some(self.k),
                 dtype,
@@ -210,7 +210,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = binder.dtype(candidate, "T")?;
         let v = binder
-            .tensor(
+            .input(
                 "v",
                 Some(self.v),
                 dtype,
@@ -224,7 +224,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let kv_counts = binder
-            .tensor(
+            .input(
                 "kv_counts",
                 Some(self.kv_counts),
                 dtype,
@@ -237,7 +237,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let kv_indices = binder
-            .tensor(
+            .input(
                 "kv_indices",
                 Some(self.kv_indices),
                 dtype,
@@ -251,7 +251,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let full_kv_counts = binder
-            .tensor(
+            .input(
                 "full_kv_counts",
                 self.full_kv_counts,
                 dtype,
@@ -264,7 +264,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let full_kv_indices = binder
-            .tensor(
+            .input(
                 "full_kv_indices",
                 self.full_kv_indices,
                 dtype,
@@ -278,7 +278,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let row_order = binder
-            .tensor(
+            .input(
                 "row_order",
                 self.row_order,
                 dtype,
@@ -291,7 +291,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = binder.dtype(candidate, "T")?;
         let out = binder
-            .tensor(
+            .output(
                 "out",
                 Some(&*self.out),
                 dtype,
@@ -305,7 +305,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::F32;
         let lse = binder
-            .tensor(
+            .output(
                 "lse",
                 Some(&*self.lse),
                 dtype,

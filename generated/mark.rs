@@ -91,13 +91,13 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "mark";
-    const DECLARATION: &'static str = "d856e065e3780cb965171945c40b4960";
+    const DECLARATION: &'static str = "d856e065e3780cb965171945c40b496094901f34c549ae6bf1d46ff66a70dcfb";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
-        let mut binder = Binder::new(Self::KERNEL, candidate)?;
+        let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
         let dtype = DType::I32;
         let kv_counts = binder
-            .tensor(
+            .input(
                 "kv_counts",
                 Some(self.kv_counts),
                 dtype,
@@ -106,7 +106,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let kv_indices = binder
-            .tensor(
+            .input(
                 "kv_indices",
                 Some(self.kv_indices),
                 dtype,
@@ -120,7 +120,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let keep = binder
-            .tensor(
+            .output(
                 "keep",
                 Some(&*self.keep),
                 dtype,
@@ -134,7 +134,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let finished = binder
-            .tensor(
+            .output(
                 "finished",
                 self.finished.as_deref(),
                 dtype,

@@ -21,6 +21,8 @@ pub mod rank;
 pub mod regroup;
 #[doc = "The logit of every pair of blocks: the product of the two means times `scale`, nearly as exact as in f32 throughout."]
 pub mod score;
+#[doc = "The logits of the pairs of blocks that a mask function keeps in part (`classes` is 1), over what `logits` holds there: the"]
+pub mod score_partial;
 #[doc = "Picks each row's key blocks: in descending order of probability (ties: lower index first) the shortest"]
 pub mod select;
 #[doc = "The lists of query blocks by key block, from the bits of `rank` and `select`: those of `keep` go to `q_indices`,"]
@@ -38,6 +40,7 @@ pub static ALL: &[&::tilewright::codegen::KernelSource] = &[
     &rank::SOURCE,
     &regroup::SOURCE,
     &score::SOURCE,
+    &score_partial::SOURCE,
     &select::SOURCE,
     &transpose::SOURCE,
 ];

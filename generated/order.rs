@@ -76,13 +76,13 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "order";
-    const DECLARATION: &'static str = "c59e0aec43232a05b5560f442b7593af";
+    const DECLARATION: &'static str = "c59e0aec43232a05b5560f442b7593af8b242837f856e6be3ac92821e8cfd4cc";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
-        let mut binder = Binder::new(Self::KERNEL, candidate)?;
+        let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
         let dtype = DType::I32;
         let counts = binder
-            .tensor(
+            .input(
                 "counts",
                 Some(self.counts),
                 dtype,
@@ -91,7 +91,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let full_counts = binder
-            .tensor(
+            .input(
                 "full_counts",
                 self.full_counts,
                 dtype,
@@ -100,7 +100,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let row_order = binder
-            .tensor(
+            .output(
                 "row_order",
                 Some(&*self.row_order),
                 dtype,

@@ -102,13 +102,13 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "pool";
-    const DECLARATION: &'static str = "e293397ce2cf707eff9533809c6da10d";
+    const DECLARATION: &'static str = "e293397ce2cf707eff9533809c6da10dfb2e46bc8f5835352dca209dcc9c568e";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
-        let mut binder = Binder::new(Self::KERNEL, candidate)?;
+        let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
         let dtype = binder.dtype(candidate, "T")?;
         let q = binder
-            .tensor(
+            .input(
                 "q",
                 Some(self.q),
                 dtype,
@@ -122,7 +122,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = binder.dtype(candidate, "T")?;
         let k = binder
-            .tensor(
+            .input(
                 "k",
                 Some(self.k),
                 dtype,
@@ -136,7 +136,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::F32;
         let q_mean = binder
-            .tensor(
+            .output(
                 "q_mean",
                 Some(&*self.q_mean),
                 dtype,
@@ -150,7 +150,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::F32;
         let k_mean = binder
-            .tensor(
+            .output(
                 "k_mean",
                 Some(&*self.k_mean),
                 dtype,
@@ -164,7 +164,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let finished = binder
-            .tensor(
+            .output(
                 "finished",
                 self.finished.as_deref(),
                 dtype,

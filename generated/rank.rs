@@ -33,6 +33,10 @@ pub struct Params {
     pub classes: u64,
     /// Strides in elements of all dimensions but the last.
     pub classes_stride: [i64; 3],
+    /// Device pointer of `partial_logits`.
+    pub partial_logits: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub partial_logits_stride: [i64; 3],
     /// Device pointer of `kv_counts`.
     pub kv_counts: u64,
     /// Strides in elements of all dimensions but the last.
@@ -87,45 +91,49 @@ pub struct Params {
     pub top_p: f32,
 }
 const _: () = {
-    assert!(size_of:: < Params > () == 352);
+    assert!(size_of:: < Params > () == 384);
     assert!(offset_of!(Params, q_mean) == 0);
     assert!(offset_of!(Params, q_mean_stride) == 8);
     assert!(offset_of!(Params, k_mean) == 32);
     assert!(offset_of!(Params, k_mean_stride) == 40);
     assert!(offset_of!(Params, classes) == 64);
     assert!(offset_of!(Params, classes_stride) == 72);
-    assert!(offset_of!(Params, kv_counts) == 96);
-    assert!(offset_of!(Params, kv_counts_stride) == 104);
-    assert!(offset_of!(Params, kv_indices) == 120);
-    assert!(offset_of!(Params, kv_indices_stride) == 128);
-    assert!(offset_of!(Params, full_kv_counts) == 152);
-    assert!(offset_of!(Params, full_kv_counts_stride) == 160);
-    assert!(offset_of!(Params, full_kv_indices) == 176);
-    assert!(offset_of!(Params, full_kv_indices_stride) == 184);
-    assert!(offset_of!(Params, keep) == 208);
-    assert!(offset_of!(Params, keep_stride) == 216);
-    assert!(offset_of!(Params, full_keep) == 240);
-    assert!(offset_of!(Params, full_keep_stride) == 248);
-    assert!(offset_of!(Params, row_order) == 272);
-    assert!(offset_of!(Params, row_order_stride) == 280);
-    assert!(offset_of!(Params, finished) == 296);
-    assert!(offset_of!(Params, finished_stride) == 304);
-    assert!(offset_of!(Params, batch) == 312);
-    assert!(offset_of!(Params, heads) == 316);
-    assert!(offset_of!(Params, q_blocks) == 320);
-    assert!(offset_of!(Params, head_dim) == 324);
-    assert!(offset_of!(Params, kv_heads) == 328);
-    assert!(offset_of!(Params, kv_blocks) == 332);
-    assert!(offset_of!(Params, words) == 336);
-    assert!(offset_of!(Params, scale) == 340);
-    assert!(offset_of!(Params, top_k) == 344);
-    assert!(offset_of!(Params, top_p) == 348);
+    assert!(offset_of!(Params, partial_logits) == 96);
+    assert!(offset_of!(Params, partial_logits_stride) == 104);
+    assert!(offset_of!(Params, kv_counts) == 128);
+    assert!(offset_of!(Params, kv_counts_stride) == 136);
+    assert!(offset_of!(Params, kv_indices) == 152);
+    assert!(offset_of!(Params, kv_indices_stride) == 160);
+    assert!(offset_of!(Params, full_kv_counts) == 184);
+    assert!(offset_of!(Params, full_kv_counts_stride) == 192);
+    assert!(offset_of!(Params, full_kv_indices) == 208);
+    assert!(offset_of!(Params, full_kv_indices_stride) == 216);
+    assert!(offset_of!(Params, keep) == 240);
+    assert!(offset_of!(Params, keep_stride) == 248);
+    assert!(offset_of!(Params, full_keep) == 272);
+    assert!(offset_of!(Params, full_keep_stride) == 280);
+    assert!(offset_of!(Params, row_order) == 304);
+    assert!(offset_of!(Params, row_order_stride) == 312);
+    assert!(offset_of!(Params, finished) == 328);
+    assert!(offset_of!(Params, finished_stride) == 336);
+    assert!(offset_of!(Params, batch) == 344);
+    assert!(offset_of!(Params, heads) == 348);
+    assert!(offset_of!(Params, q_blocks) == 352);
+    assert!(offset_of!(Params, head_dim) == 356);
+    assert!(offset_of!(Params, kv_heads) == 360);
+    assert!(offset_of!(Params, kv_blocks) == 364);
+    assert!(offset_of!(Params, words) == 368);
+    assert!(offset_of!(Params, scale) == 372);
+    assert!(offset_of!(Params, top_k) == 376);
+    assert!(offset_of!(Params, top_p) == 380);
 };
 /// The arguments of `rank`.
 ///
 /// Scores and selection in one: the logits of a query block against all key blocks (the products of the means times
 /// `scale`) stay in shared memory, and from them each row's key blocks are picked as `select` says, with the same
 /// results. CAPACITY: the most key blocks of a row.
+///
+/// `partial_logits` stand in for the logits of the blocks whose class is 1 (see `score_partial`).
 ///
 /// `row_order` becomes the query blocks of each head by falling number of key blocks, equal ones in any order, for the
 /// forward; for it `finished` must be 0, and is 0 again afterwards.
@@ -137,6 +145,8 @@ pub struct Args<'a> {
     pub k_mean: &'a Tensor,
     /// `[batch or 1, heads or 1, q_blocks, kv_blocks]` of u8.
     pub classes: Option<&'a Tensor>,
+    /// `[batch, heads, q_blocks, kv_blocks]` of f32.
+    pub partial_logits: Option<&'a Tensor>,
     /// `[batch, heads, q_blocks]` of i32.
     pub kv_counts: &'a mut Tensor,
     /// `[batch, heads, q_blocks, kv_blocks]` of i32.
@@ -166,13 +176,13 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "rank";
-    const DECLARATION: &'static str = "23a0a18f4577569667bb44a092f31328";
+    const DECLARATION: &'static str = "68372f9033b7dd1ca6fc3a013aab32b0824511a293fc4eb012e8fdedf4c8c762";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
-        let mut binder = Binder::new(Self::KERNEL, candidate)?;
+        let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
         let dtype = DType::F32;
         let q_mean = binder
-            .tensor(
+            .input(
                 "q_mean",
                 Some(self.q_mean),
                 dtype,
@@ -186,7 +196,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::F32;
         let k_mean = binder
-            .tensor(
+            .input(
                 "k_mean",
                 Some(self.k_mean),
                 dtype,
@@ -200,7 +210,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::U8;
         let classes = binder
-            .tensor(
+            .input(
                 "classes",
                 self.classes,
                 dtype,
@@ -212,9 +222,23 @@ unsafe impl KernelArgs for Args<'_> {
                     Dim::exact("kv_blocks"),
                 ],
             )?;
+        let dtype = DType::F32;
+        let partial_logits = binder
+            .input(
+                "partial_logits",
+                self.partial_logits,
+                dtype,
+                1,
+                [
+                    Dim::exact("batch"),
+                    Dim::exact("heads"),
+                    Dim::exact("q_blocks"),
+                    Dim::exact("kv_blocks"),
+                ],
+            )?;
         let dtype = DType::I32;
         let kv_counts = binder
-            .tensor(
+            .output(
                 "kv_counts",
                 Some(&*self.kv_counts),
                 dtype,
@@ -223,7 +247,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let kv_indices = binder
-            .tensor(
+            .output(
                 "kv_indices",
                 Some(&*self.kv_indices),
                 dtype,
@@ -237,7 +261,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let full_kv_counts = binder
-            .tensor(
+            .output(
                 "full_kv_counts",
                 self.full_kv_counts.as_deref(),
                 dtype,
@@ -246,7 +270,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let full_kv_indices = binder
-            .tensor(
+            .output(
                 "full_kv_indices",
                 self.full_kv_indices.as_deref(),
                 dtype,
@@ -260,7 +284,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let keep = binder
-            .tensor(
+            .output(
                 "keep",
                 Some(&*self.keep),
                 dtype,
@@ -274,7 +298,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let full_keep = binder
-            .tensor(
+            .output(
                 "full_keep",
                 self.full_keep.as_deref(),
                 dtype,
@@ -288,7 +312,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let row_order = binder
-            .tensor(
+            .output(
                 "row_order",
                 self.row_order.as_deref(),
                 dtype,
@@ -297,7 +321,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let finished = binder
-            .tensor(
+            .output(
                 "finished",
                 self.finished.as_deref(),
                 dtype,
@@ -356,6 +380,8 @@ unsafe impl KernelArgs for Args<'_> {
             k_mean_stride: k_mean.strides,
             classes: classes.pointer,
             classes_stride: classes.strides,
+            partial_logits: partial_logits.pointer,
+            partial_logits_stride: partial_logits.strides,
             kv_counts: kv_counts.pointer,
             kv_counts_stride: kv_counts.strides,
             kv_indices: kv_indices.pointer,

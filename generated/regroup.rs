@@ -70,13 +70,13 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "regroup";
-    const DECLARATION: &'static str = "5d8a6471c4bf1f91efff07e1fc93c6a2";
+    const DECLARATION: &'static str = "5d8a6471c4bf1f91efff07e1fc93c6a2b19cc0305e3595d8257fc22015eb7192";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
-        let mut binder = Binder::new(Self::KERNEL, candidate)?;
+        let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
         let dtype = binder.dtype(candidate, "T")?;
         let x = binder
-            .tensor(
+            .input(
                 "x",
                 Some(self.x),
                 dtype,
@@ -90,10 +90,10 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let order = binder
-            .tensor::<1, 0>("order", Some(self.order), dtype, 1, [Dim::exact("seq")])?;
+            .input::<1, 0>("order", Some(self.order), dtype, 1, [Dim::exact("seq")])?;
         let dtype = binder.dtype(candidate, "T")?;
         let out = binder
-            .tensor(
+            .output(
                 "out",
                 Some(&*self.out),
                 dtype,

@@ -88,13 +88,13 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "score";
-    const DECLARATION: &'static str = "3cb8642b1edbbc6e231b499e59ef1655";
+    const DECLARATION: &'static str = "3cb8642b1edbbc6e231b499e59ef1655aee21d2b62ac1f943e9f60ee6f338b9e";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
-        let mut binder = Binder::new(Self::KERNEL, candidate)?;
+        let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
         let dtype = DType::F32;
         let q_mean = binder
-            .tensor(
+            .input(
                 "q_mean",
                 Some(self.q_mean),
                 dtype,
@@ -108,7 +108,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::F32;
         let k_mean = binder
-            .tensor(
+            .input(
                 "k_mean",
                 Some(self.k_mean),
                 dtype,
@@ -122,7 +122,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::F32;
         let logits = binder
-            .tensor(
+            .output(
                 "logits",
                 Some(&*self.logits),
                 dtype,

@@ -157,13 +157,13 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "select";
-    const DECLARATION: &'static str = "75b3effe24c7e8a83ceb5aa09f08cec5";
+    const DECLARATION: &'static str = "75b3effe24c7e8a83ceb5aa09f08cec5618ca0a95b2f1f2c4accbe6f2be5fc8f";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
-        let mut binder = Binder::new(Self::KERNEL, candidate)?;
+        let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
         let dtype = DType::F32;
         let logits = binder
-            .tensor(
+            .output(
                 "logits",
                 Some(&*self.logits),
                 dtype,
@@ -177,7 +177,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::U8;
         let classes = binder
-            .tensor(
+            .input(
                 "classes",
                 self.classes,
                 dtype,
@@ -191,7 +191,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let kv_counts = binder
-            .tensor(
+            .output(
                 "kv_counts",
                 Some(&*self.kv_counts),
                 dtype,
@@ -200,7 +200,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let kv_indices = binder
-            .tensor(
+            .output(
                 "kv_indices",
                 Some(&*self.kv_indices),
                 dtype,
@@ -214,7 +214,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let full_kv_counts = binder
-            .tensor(
+            .output(
                 "full_kv_counts",
                 self.full_kv_counts.as_deref(),
                 dtype,
@@ -223,7 +223,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let full_kv_indices = binder
-            .tensor(
+            .output(
                 "full_kv_indices",
                 self.full_kv_indices.as_deref(),
                 dtype,
@@ -237,7 +237,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let keep = binder
-            .tensor(
+            .output(
                 "keep",
                 Some(&*self.keep),
                 dtype,
@@ -251,7 +251,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let full_keep = binder
-            .tensor(
+            .output(
                 "full_keep",
                 self.full_keep.as_deref(),
                 dtype,
@@ -265,7 +265,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let row_order = binder
-            .tensor(
+            .output(
                 "row_order",
                 self.row_order.as_deref(),
                 dtype,
@@ -274,7 +274,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let finished = binder
-            .tensor(
+            .output(
                 "finished",
                 self.finished.as_deref(),
                 dtype,

@@ -123,13 +123,13 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "transpose";
-    const DECLARATION: &'static str = "a0c5c42088600f9dfba35da5524548c5";
+    const DECLARATION: &'static str = "a0c5c42088600f9dfba35da5524548c517ae28d9ae0b789b5bfec87d67660504";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
-        let mut binder = Binder::new(Self::KERNEL, candidate)?;
+        let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
         let dtype = DType::I32;
         let keep = binder
-            .tensor(
+            .input(
                 "keep",
                 Some(self.keep),
                 dtype,
@@ -143,7 +143,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let full_keep = binder
-            .tensor(
+            .input(
                 "full_keep",
                 self.full_keep,
                 dtype,
@@ -157,7 +157,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let q_counts = binder
-            .tensor(
+            .output(
                 "q_counts",
                 Some(&*self.q_counts),
                 dtype,
@@ -166,7 +166,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let q_indices = binder
-            .tensor(
+            .output(
                 "q_indices",
                 Some(&*self.q_indices),
                 dtype,
@@ -180,7 +180,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let full_q_counts = binder
-            .tensor(
+            .output(
                 "full_q_counts",
                 self.full_q_counts.as_deref(),
                 dtype,
@@ -189,7 +189,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let full_q_indices = binder
-            .tensor(
+            .output(
                 "full_q_indices",
                 self.full_q_indices.as_deref(),
                 dtype,
@@ -203,7 +203,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let key_order = binder
-            .tensor(
+            .output(
                 "key_order",
                 self.key_order.as_deref(),
                 dtype,
@@ -212,7 +212,7 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let dtype = DType::I32;
         let finished = binder
-            .tensor(
+            .output(
                 "finished",
                 self.finished.as_deref(),
                 dtype,

@@ -100,11 +100,15 @@ pub enum Error {
         /// The scale.
         found: f32,
     },
-    /// A tensor that is read and written by one call.
-    #[error("`{what}` shares its memory with the call's `out`: copy it first, or write to another tensor")]
+    /// Memory that a call would read and write at once, or write twice.
+    #[error(
+        "`{what}` shares its memory with `{with}`, which the call writes: copy it first, or write to another tensor"
+    )]
     Aliased {
         /// The argument.
         what: &'static str,
+        /// The argument that is written.
+        with: &'static str,
     },
     /// Rows that would be read and written at once.
     #[error("the tensor and its result share their memory, but rows change places: write to another tensor")]
@@ -169,6 +173,9 @@ pub enum Error {
         /// What is not supported.
         message: String,
     },
+    /// An [`Interrupt`](crate::Interrupt) was set.
+    #[error("the call was interrupted before it was done: call again")]
+    Interrupted,
     /// A user's score or mask function panicked on the CPU (an index out of range, a division by zero, an overflow).
     #[error(
         "device function `{name}` panicked: {message}; the GPU would read 0 or wrap instead: guard the expression"

@@ -23,13 +23,18 @@ pub mod grid;
 #[rustfmt::skip]
 #[path = "../generated/mod.rs"]
 pub mod kernels;
+mod interrupt;
 pub mod launch;
 pub mod mask;
 mod operands;
+pub mod output;
+mod parallel;
 pub mod reference;
+mod room;
 pub mod select;
 pub mod tensor;
 pub mod toolchain;
+mod trust;
 pub mod tune;
 mod user_code;
 
@@ -39,6 +44,7 @@ pub use dynamic::{DynamicMaskMod, DynamicScoreMod, FunctionError};
 pub use error::Error;
 pub use function::{CaptureValue, DeviceFn, MaskMod, ScoreMod};
 pub use grid::{GridError, TokenGrid, TokenGridBuilder};
+pub use interrupt::Interrupt;
 pub use mask::{BlockIndex, BlockMask, BlockSize, DenseMap, MaskError};
 pub use select::{Selection, top_k, top_p};
 pub use tensor::Tensor;

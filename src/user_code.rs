@@ -1,6 +1,6 @@
 //! Panics of a user's functions become errors; any other panic stays one.
 
-use crate::Error;
+use crate::{Error, Interrupt, parallel};
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -11,6 +11,7 @@ const NONE: usize = usize::MAX;
 /// The user's functions of one call.
 pub(crate) struct UserCode<'a> {
     names: [&'a str; 2],
+    interrupt: Option<Interrupt>,
     culprit: AtomicUsize,
 }
 
@@ -37,7 +38,12 @@ impl Drop for Inside<'_> {
 
 impl<'a> UserCode<'a> {
     pub(crate) fn new(names: [&'a str; 2]) -> Self {
-        UserCode { names, culprit: AtomicUsize::new(NONE) }
+        UserCode { names, interrupt: Interrupt::current(), culprit: AtomicUsize::new(NONE) }
+    }
+
+    /// Whether the call is to end: what is left of a loop need not be done.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.interrupt.as_ref().is_some_and(Interrupt::is_set)
     }
 
     /// To be held while functions are being called.
@@ -46,9 +52,9 @@ impl<'a> UserCode<'a> {
     }
 
     /// Runs `work`, a whole parallel loop: rayon carries a panic from any of its threads to here.
-    pub(crate) fn run<R>(&self, work: impl FnOnce() -> R) -> Result<R, Error> {
+    pub(crate) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> Result<R, Error> {
         // What the loop was writing is dropped with the error, so nobody sees it half done.
-        catch_unwind(AssertUnwindSafe(work)).map_err(|payload| {
+        let done = catch_unwind(AssertUnwindSafe(|| parallel::run(work))).map_err(|payload| {
             let culprit = self.culprit.load(Ordering::Relaxed);
             match self.names.get(culprit) {
                 Some(name) => {
@@ -56,7 +62,8 @@ impl<'a> UserCode<'a> {
                 }
                 None => resume_unwind(payload),
             }
-        })
+        })?;
+        if self.is_interrupted() { Err(Error::Interrupted) } else { Ok(done) }
     }
 }
 

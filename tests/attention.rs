@@ -4,7 +4,9 @@ mod support;
 
 use support::Random;
 use tilewright::tensor::TensorError;
-use tilewright::{Attention, BlockMask, BlockSize, DType, Device, Error, HeadDim, Tensor, top_k, top_p};
+use tilewright::{
+    Attention, BlockMask, BlockSize, DType, Device, Error, HeadDim, Output, Tensor, top_k, top_p,
+};
 
 fn attention() -> Attention {
     Attention::builder(HeadDim::D64, DType::Bf16).select(top_k(0.5)).build(&Device::cpu()).unwrap()
@@ -27,7 +29,7 @@ fn nothing_to_attend_to_gives_zeros_and_no_sum() {
 #[test]
 fn a_builder_refuses_what_it_cannot_build() {
     let builder = || Attention::builder(HeadDim::D64, DType::Bf16);
-    let message = |result: Result<Attention, Error>| result.err().expect("an error").to_string();
+    let message = |result: Result<Attention, Error>| result.expect_err("an error").to_string();
     let cpu = Device::cpu();
     for (found, expected) in [
         (message(builder().select(top_k(0.0)).build(&cpu)), "top-k is 0, needed a share in (0, 1]"),
@@ -134,4 +136,44 @@ fn block_means_give_the_mask_of_their_tensors() {
     let three_heads = support::block_means(&tensor([2, 3, 300, 64]), 128);
     let error = of(&three_heads, &k_mean, (300, 1000)).unwrap_err();
     assert!(matches!(error, Error::Tensor(TensorError::HeadGroups { heads: 3, kv_heads: 2 })), "{error}");
+}
+
+/// Views that repeat a row: what they are made into would not fit into memory. Errors at once, of every step.
+#[test]
+fn inputs_larger_than_memory_are_refused() {
+    let row = tensor([1, 1, 1, 64]);
+    let view = |shape: [usize; 4]| row.with_strides(&shape, &[0, 0, 0, 1]).unwrap();
+    let builder = || Attention::builder(HeadDim::D64, DType::Bf16);
+    let selects = builder().select(top_k(0.5)).build(&Device::cpu()).unwrap();
+    let dense = builder().build(&Device::cpu()).unwrap();
+    let long = 2_000_000_000;
+    for [batch, heads, seq_q, seq_kv] in
+        [[1, 1, long, long], [1 << 40, 1, 200, 200], [1, 1 << 40, 200, 200], [1 << 20, 1 << 20, 200, 64]]
+    {
+        let (q, kv) = (view([batch, heads, seq_q, 64]), view([batch, heads, seq_kv, 64]));
+        for attention in [&selects, &dense] {
+            for result in [attention.mask(&q, &kv).map(drop), attention.forward(&q, &kv, &kv).map(drop)] {
+                let error = result.expect_err("no memory holds it").to_string();
+                assert!(error.contains("does not fit into memory"), "{error}");
+            }
+        }
+    }
+    // A mask shared by all fits, the output does not.
+    let q = view([1 << 40, 1, 200, 64]);
+    let mask = BlockMask::full(1, 1, (128, 64), (200, 200)).unwrap();
+    let error = dense.attend_with(&q, &q, &q, &mask).unwrap_err();
+    assert!(matches!(error, Error::Tensor(TensorError::TooLarge { .. })), "{error}");
+    let rows = Tensor::zeros(DType::F32, &[1]).unwrap().with_strides(&[1 << 40, 1, 200], &[0; 3]).unwrap();
+    let (out, d_out) = (q.clone(), q.clone());
+    let output = Output { out, lse: rows, mask };
+    let error = dense.backward(&q, &q, &q, &output, &d_out, None).unwrap_err();
+    assert!(matches!(error, Error::Tensor(TensorError::TooLarge { .. })), "{error}");
+
+    for shape in [&[1 << 50][..], &[usize::MAX, 2], &[usize::MAX, usize::MAX, 0]] {
+        let error = Tensor::zeros(DType::F32, shape).unwrap_err();
+        assert!(matches!(error, Error::Tensor(TensorError::TooLarge { .. })), "{shape:?}: {error}");
+        let strides = vec![0; shape.len()];
+        let copied = row.with_strides(shape, &strides).and_then(|view| view.to_f32_vec());
+        assert!(matches!(copied, Err(Error::Tensor(TensorError::TooLarge { .. }))), "{shape:?}: {copied:?}");
+    }
 }

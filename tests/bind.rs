@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use tilewright::codegen::{Arch, Candidate, Family, Generator, KernelSource, Value};
-use tilewright::kernels::{forward, pool, select, transpose};
+use tilewright::kernels::{forward, order, pool, select, transpose};
 use tilewright::launch::{BindError, Binder, Bound, Dim, KernelArgs};
 use tilewright::tensor::{TensorError, contiguous_strides};
 use tilewright::{DType, Device, Error, Tensor};
@@ -63,16 +63,16 @@ const KV: [usize; 4] = [2, 2, 200, 128];
 impl Forward {
     fn good() -> Self {
         Forward {
-            q: dense(0x1_0000, DType::Bf16, &Q),
-            k: dense(0x2_0000, DType::Bf16, &KV),
-            v: dense(0x3_0000, DType::Bf16, &KV),
-            kv_counts: dense(0x4_0000, DType::I32, &[2, 4, 3]),
-            kv_indices: dense(0x5_0000, DType::I32, &[2, 4, 3, 4]),
+            q: dense(0x1000_0000, DType::Bf16, &Q),
+            k: dense(0x2000_0000, DType::Bf16, &KV),
+            v: dense(0x3000_0000, DType::Bf16, &KV),
+            kv_counts: dense(0x4000_0000, DType::I32, &[2, 4, 3]),
+            kv_indices: dense(0x5000_0000, DType::I32, &[2, 4, 3, 4]),
             full_kv_counts: None,
             full_kv_indices: None,
             row_order: None,
-            out: dense(0x6_0000, DType::Bf16, &Q),
-            lse: dense(0x7_0000, DType::F32, &Q[..3]),
+            out: dense(0x6000_0000, DType::Bf16, &Q),
+            lse: dense(0x7000_0000, DType::F32, &Q[..3]),
         }
     }
 
@@ -97,16 +97,16 @@ impl Forward {
 #[test]
 fn what_is_refused_says_why() {
     let candidate = bf16_128();
-    let bf16 = |shape: &[usize]| dense(0x9_0000, DType::Bf16, shape);
-    let ints = |shape: &[usize]| dense(0x9_0000, DType::I32, shape);
+    let bf16 = |shape: &[usize]| dense(0x9000_0000, DType::Bf16, shape);
+    let ints = |shape: &[usize]| dense(0x9000_0000, DType::I32, shape);
     type Spoil<'a> = Box<dyn Fn(&mut Forward) + 'a>;
     let mistakes: Vec<(Spoil, &str)> = vec![
         (
-            Box::new(|a| a.k = dense(0x2_0000, DType::F16, &KV)),
+            Box::new(|a| a.k = dense(0x2000_0000, DType::F16, &KV)),
             "`k` has dtype f16, needed bf16: convert it, or build for f16",
         ),
         (
-            Box::new(|a| a.kv_counts = dense(0x4_0000, DType::F32, &[2, 4, 3])),
+            Box::new(|a| a.kv_counts = dense(0x4000_0000, DType::F32, &[2, 4, 3])),
             "`kv_counts` has dtype f32, needed i32: convert it, or build for f32",
         ),
         (
@@ -114,7 +114,7 @@ fn what_is_refused_says_why() {
             "`q` has shape [4, 300, 128], needed [batch, heads, seq_q, head_dim]: add or remove dimensions",
         ),
         (
-            Box::new(|a| a.lse = dense(0x7_0000, DType::F32, &[2, 4, 300, 1])),
+            Box::new(|a| a.lse = dense(0x7000_0000, DType::F32, &[2, 4, 300, 1])),
             "`lse` has shape [2, 4, 300, 1], needed [batch, heads, seq_q]: add or remove dimensions",
         ),
         (
@@ -122,15 +122,15 @@ fn what_is_refused_says_why() {
             "`v` has stride 200 on its last dimension, needed 1: make that dimension contiguous",
         ),
         (
-            Box::new(|a| a.q = dense(0x1_0008, DType::Bf16, &Q)),
-            "the address of `q` is 65544 bytes, needed a multiple of 16: align it, or copy the tensor",
+            Box::new(|a| a.q = dense(0x1000_0008, DType::Bf16, &Q)),
+            "the address of `q` is 268435464 bytes, needed a multiple of 16: align it, or copy the tensor",
         ),
         (
-            Box::new(|a| a.lse = dense(0x7_0002, DType::F32, &Q[..3])),
-            "the address of `lse` is 458754 bytes, needed a multiple of 4: align it, or copy the tensor",
+            Box::new(|a| a.lse = dense(0x7000_0002, DType::F32, &Q[..3])),
+            "the address of `lse` is 1879048194 bytes, needed a multiple of 4: align it, or copy the tensor",
         ),
         (
-            Box::new(|a| a.q = view(0, 0x1_0000, DType::Bf16, &Q, &[4 * 300 * 132, 300 * 132, 132, 1])),
+            Box::new(|a| a.q = view(0, 0x1000_0000, DType::Bf16, &Q, &[4 * 300 * 132, 300 * 132, 132, 1])),
             "a stride of `q` is 264 bytes, needed a multiple of 16: align it, or copy the tensor",
         ),
         (
@@ -152,7 +152,7 @@ fn what_is_refused_says_why() {
         ),
         (Box::new(|a| a.q = bf16(&[2, 4, 0, 128])), "`seq_q` is 0 in `q`, needed 1 to 2147483647"),
         (
-            Box::new(|a| a.q = view(0, 0x1_0000, DType::Bf16, &[2, 4, 1 << 31, 128], &[0, 0, 128, 1])),
+            Box::new(|a| a.q = view(0, 0x1000_0000, DType::Bf16, &[2, 4, 1 << 31, 128], &[0, 0, 128, 1])),
             "`seq_q` is 2147483648 in `q`, needed 1 to 2147483647",
         ),
         (
@@ -164,7 +164,7 @@ fn what_is_refused_says_why() {
             "`q` is on the CPU, needed on a CUDA device: call `.to(&device)` first",
         ),
         (
-            Box::new(|a| a.v = view(1, 0x3_0000, DType::Bf16, &KV, &contiguous_strides(&KV))),
+            Box::new(|a| a.v = view(1, 0x3000_0000, DType::Bf16, &KV, &contiguous_strides(&KV))),
             "`v` is on cuda:1, needed on cuda:0: call `.to(&device)` first",
         ),
     ];
@@ -197,21 +197,21 @@ fn what_the_declaration_requires_is_checked() {
     ] {
         let (q, kv) = ([2, heads, 300, d], [2, kv_heads, 200, d]);
         let mut args = Forward {
-            q: dense(0x1_0000, DType::Bf16, &q),
-            k: dense(0x2_0000, DType::Bf16, &kv),
-            v: dense(0x3_0000, DType::Bf16, &kv),
-            kv_counts: dense(0x4_0000, DType::I32, &[1, 1, 3]),
-            kv_indices: dense(0x5_0000, DType::I32, &[1, 1, 3, 4]),
-            out: dense(0x6_0000, DType::Bf16, &q),
-            lse: dense(0x7_0000, DType::F32, &q[..3]),
+            q: dense(0x1000_0000, DType::Bf16, &q),
+            k: dense(0x2000_0000, DType::Bf16, &kv),
+            v: dense(0x3000_0000, DType::Bf16, &kv),
+            kv_counts: dense(0x4000_0000, DType::I32, &[1, 1, 3]),
+            kv_indices: dense(0x5000_0000, DType::I32, &[1, 1, 3, 4]),
+            out: dense(0x6000_0000, DType::Bf16, &q),
+            lse: dense(0x7000_0000, DType::F32, &q[..3]),
             ..Forward::good()
         };
         assert_eq!(args.bind(&candidate).expect_err(expected).to_string(), expected);
     }
     // A row of 20 elements is 40 bytes: the rows' alignment is found out first.
-    let x = view(0, 0x1_0000, DType::Bf16, &[1, 1, 64, 20], &[2048, 2048, 32, 1]);
+    let x = view(0, 0x1000_0000, DType::Bf16, &[1, 1, 64, 20], &[2048, 2048, 32, 1]);
     let [mut q_mean, mut k_mean] =
-        [0x2_0000, 0x3_0000].map(|address| dense(address, DType::F32, &[1, 1, 1, 20]));
+        [0x2000_0000, 0x3000_0000].map(|address| dense(address, DType::F32, &[1, 1, 1, 20]));
     let (q_mean, k_mean) = (&mut q_mean, &mut k_mean);
     let error = pool::Args { q: &x, k: &x, q_mean, k_mean, finished: None }.bind(&pool_64()).expect_err("20");
     assert!(matches!(error, BindError::Require { condition: "head_dim % 8 == 0", .. }), "{error}");
@@ -221,9 +221,9 @@ fn what_the_declaration_requires_is_checked() {
 fn a_grid_over_cuda_s_limits_is_refused() {
     let candidate = candidate(&transpose::SOURCE, &[]);
     let bind = |batch: usize, heads: usize| {
-        let keep = dense(0x1_0000, DType::I32, &[batch, heads, 1, 1]);
-        let mut q_counts = dense(0x2_0000, DType::I32, &[batch, heads, 1]);
-        let mut q_indices = dense(0x3_0000, DType::I32, &[batch, heads, 1, 1]);
+        let keep = dense(0x1000_0000, DType::I32, &[batch, heads, 1, 1]);
+        let mut q_counts = dense(0x2000_0000, DType::I32, &[batch, heads, 1]);
+        let mut q_indices = dense(0x3000_0000, DType::I32, &[batch, heads, 1, 1]);
         let args = transpose::Args {
             keep: &keep,
             full_keep: None,
@@ -234,19 +234,18 @@ fn a_grid_over_cuda_s_limits_is_refused() {
             key_order: None,
             finished: None,
         };
-        args.bind(&candidate).map(|bound| bound.grid)
+        args.bind(&candidate).map(|bound| (bound.grid, bound.folded))
     };
-    assert_eq!(bind(1, 65535), Ok([1, 65535, 1]));
-    assert_eq!(bind(65535, 1), Ok([1, 1, 65535]));
-    for (batch, heads) in [(1, 65536), (65536, 1)] {
-        assert_eq!(
-            bind(batch, heads).expect_err("too large").to_string(),
-            format!(
-                "kernel `transpose` would need a grid of [1, {heads}, {batch}] blocks, the limit is \
-                 [2147483647, 65535, 65535]: split the call"
-            )
-        );
-    }
+    assert_eq!(bind(1, 65535), Ok(([1, 65535, 1], false)));
+    assert_eq!(bind(65535, 1), Ok(([1, 1, 65535], false)));
+    // More lie along x, and what was along x along y.
+    assert_eq!(bind(1, 65536), Ok(([65536, 1, 1], true)));
+    assert_eq!(bind(65536, 3), Ok(([3 * 65536, 1, 1], true)));
+    assert_eq!(
+        bind(65536, 65536).expect_err("too large").to_string(),
+        "kernel `transpose` would need a grid of [1, 65536, 65536] blocks, the limit is 2147483647 in all and 65535 along \
+         all but one side: split the call"
+    );
 }
 
 #[test]
@@ -258,13 +257,75 @@ fn a_candidate_of_another_kernel_is_refused() {
     );
 }
 
+/// Two crates' kernels of one name: what a launch must hold to stands in the declaration.
+#[test]
+fn a_candidate_of_another_declaration_is_refused() {
+    let mut other = order::SOURCE.clone();
+    other.declaration = other
+        .declaration
+        .replace("counts: Tensor<i32, [batch, heads, rows]>", "counts: Tensor<i32, [heads]>")
+        .into();
+    assert_ne!(other.declaration, order::SOURCE.declaration);
+    let bind = |source: &KernelSource| {
+        let [counts, mut row_order] = [0x1000_0000, 0x2000_0000].map(|at| dense(at, DType::I32, &[1, 2, 3]));
+        let args = order::Args { counts: &counts, full_counts: None, row_order: &mut row_order, longest: -1 };
+        args.bind(&candidate(source, &[])).map(drop)
+    };
+    assert_eq!(bind(&order::SOURCE), Ok(()));
+    assert_eq!(
+        bind(&other).expect_err("another `order`").to_string(),
+        "the arguments are of kernel `order`, the candidate is of another kernel of that name, with a declaration of its own: \
+         load the kernel the arguments belong to"
+    );
+}
+
+/// Whoever owns the memory: what a kernel writes is no argument's beside.
+#[test]
+fn outputs_in_the_memory_of_other_arguments_are_refused() {
+    type Spoil = fn(&mut Forward);
+    let cases: [(Spoil, Option<(&str, &str)>); 9] = [
+        (|_| {}, None),
+        // Inputs may be one.
+        (|a| a.v = a.k.clone(), None),
+        (|a| a.out = a.q.clone(), Some(("q", "out"))),
+        (|a| a.lse = dense(0x4000_0000 - 4, DType::F32, &Q[..3]), Some(("kv_counts", "lse"))),
+        (|a| a.lse = dense(0x6000_0000 + 64, DType::F32, &Q[..3]), Some(("out", "lse"))),
+        (|a| a.row_order = Some(dense(0x6000_0000, DType::I32, &[2, 4, 3])), Some(("row_order", "out"))),
+        (
+            |a| a.full_kv_counts = Some(dense(0x7000_0000 + 9596, DType::I32, &[2, 4, 3])),
+            Some(("full_kv_counts", "lse")),
+        ),
+        (|a| a.full_kv_counts = Some(dense(0x7000_0000 + 9600, DType::I32, &[2, 4, 3])), None),
+        // Side by side in rows of one tensor, as a projection writes q, k and v.
+        (
+            |a| {
+                let strides = [4 * 300 * 256, 300 * 256, 256, 1];
+                a.q = view(0, 0x1000_0000, DType::Bf16, &Q, &strides);
+                a.out = view(0, 0x1000_0100, DType::Bf16, &Q, &strides);
+            },
+            None,
+        ),
+    ];
+    for (place, (spoil, expected)) in cases.into_iter().enumerate() {
+        let mut args = Forward::good();
+        spoil(&mut args);
+        let found = args.bind(&bf16_128()).map(drop);
+        let expected = expected
+            .map_or(Ok(()), |(arg, written)| Err(BindError::Aliased { kernel: "forward", arg, written }));
+        assert_eq!(found, expected, "case {place}");
+    }
+}
+
 #[test]
 fn parameters_of_dense_tensors() {
-    let Bound { params, grid, on, persistent, queue, tensor_maps } =
+    let Bound { params, grid, folded, on, persistent, queue, tensor_maps } =
         Forward::good().bind(&bf16_128()).unwrap();
-    assert_eq!((grid, on), ([3, 4, 2], Some(("q", 0))));
+    assert_eq!((grid, folded, on), ([3, 4, 2], false, Some(("q", 0))));
     assert_eq!((persistent, queue, tensor_maps.len()), (false, false, 0));
-    assert_eq!((params.q, params.k, params.v, params.out), (0x1_0000, 0x2_0000, 0x3_0000, 0x6_0000));
+    assert_eq!(
+        (params.q, params.k, params.v, params.out),
+        (0x1000_0000, 0x2000_0000, 0x3000_0000, 0x6000_0000)
+    );
     assert_eq!(params.q_stride, [4 * 300 * 128, 300 * 128, 128]);
     assert_eq!(params.k_stride, [2 * 200 * 128, 200 * 128, 128]);
     assert_eq!(params.kv_counts_stride, [12, 3]);
@@ -285,11 +346,11 @@ fn parameters_of_dense_tensors() {
 #[test]
 fn the_order_of_rows_binds_like_the_lists() {
     let bind = |shape: &[usize]| {
-        let mut args = Forward { row_order: Some(dense(0x8_0000, DType::I32, shape)), ..Forward::good() };
+        let mut args = Forward { row_order: Some(dense(0x8000_0000, DType::I32, shape)), ..Forward::good() };
         args.bind(&forward_on(Arch::Sm90a)).map(|bound| bound.params)
     };
     let each = bind(&[2, 4, 3]).unwrap();
-    assert_eq!((each.row_order, each.row_order_stride), (0x8_0000, [12, 3]));
+    assert_eq!((each.row_order, each.row_order_stride), (0x8000_0000, [12, 3]));
     assert_eq!(bind(&[1, 1, 3]).unwrap().row_order_stride, [0, 0]);
     assert!(matches!(bind(&[2, 4, 4]), Err(BindError::Disagree { dim: "q_blocks", .. })));
 }
@@ -305,22 +366,22 @@ fn a_copy_engine_is_told_what_it_reads() {
     assert_eq!(
         text[..2],
         [
-            "BoxedTensor { arg: \"q\", pointer: 65536, dtype: Bf16, extents: [128, 300, 4, 2], \
+            "BoxedTensor { arg: \"q\", pointer: 268435456, dtype: Bf16, extents: [128, 300, 4, 2], \
              strides: [256, 76800, 307200], sides: [64, 64, 1, 1] }",
-            "BoxedTensor { arg: \"k\", pointer: 131072, dtype: Bf16, extents: [128, 200, 2, 2], \
+            "BoxedTensor { arg: \"k\", pointer: 536870912, dtype: Bf16, extents: [128, 200, 2, 2], \
              strides: [256, 51200, 102400], sides: [64, 64, 1, 1] }",
         ]
     );
     assert_eq!(text.len(), 4);
     // One head and one batch: their strides may be anything, and the engine is told something it takes.
     let mut args = Forward::good();
-    args.q = view(0, 0x1_0000, DType::Bf16, &[1, 1, 300, 128], &[7, 9, 128, 1]);
-    args.k = view(0, 0x2_0000, DType::Bf16, &[1, 1, 200, 128], &[1, 1, 136, 1]);
-    args.v = dense(0x3_0000, DType::Bf16, &[1, 1, 200, 128]);
-    args.out = dense(0x6_0000, DType::Bf16, &[1, 1, 300, 128]);
-    args.lse = dense(0x7_0000, DType::F32, &[1, 1, 300]);
-    args.kv_counts = dense(0x4_0000, DType::I32, &[1, 1, 3]);
-    args.kv_indices = dense(0x5_0000, DType::I32, &[1, 1, 3, 4]);
+    args.q = view(0, 0x1000_0000, DType::Bf16, &[1, 1, 300, 128], &[7, 9, 128, 1]);
+    args.k = view(0, 0x2000_0000, DType::Bf16, &[1, 1, 200, 128], &[1, 1, 136, 1]);
+    args.v = dense(0x3000_0000, DType::Bf16, &[1, 1, 200, 128]);
+    args.out = dense(0x6000_0000, DType::Bf16, &[1, 1, 300, 128]);
+    args.lse = dense(0x7000_0000, DType::F32, &[1, 1, 300]);
+    args.kv_counts = dense(0x4000_0000, DType::I32, &[1, 1, 3]);
+    args.kv_indices = dense(0x5000_0000, DType::I32, &[1, 1, 3, 4]);
     let maps = args.bind(&candidate).unwrap().tensor_maps;
     assert!(format!("{:?}", maps[0]).contains("strides: [256, 256, 256]"), "{:?}", maps[0]);
     assert!(format!("{:?}", maps[1]).contains("strides: [272, 256, 256]"), "{:?}", maps[1]);
@@ -329,7 +390,7 @@ fn a_copy_engine_is_told_what_it_reads() {
 /// What the copy engine cannot read, the other body can.
 #[test]
 fn a_stride_over_the_copy_engine_s_limit_is_refused_with_a_way_out() {
-    let far = || view(0, 0x2_0000, DType::Bf16, &KV, &[1 << 40, 200 * 128, 128, 1]);
+    let far = || view(0, 0x2000_0000, DType::Bf16, &KV, &[1 << 40, 200 * 128, 128, 1]);
     let mut args = Forward { k: far(), ..Forward::good() };
     let error = args.bind(&forward_on(Arch::Sm90a)).expect_err("2^41 bytes");
     assert!(matches!(error, BindError::TensorMap { arg: "k", .. }), "{error:?}");
@@ -345,14 +406,16 @@ fn a_stride_over_the_copy_engine_s_limit_is_refused_with_a_way_out() {
 #[test]
 fn a_persistent_grid_counts_tiles() {
     let binder = |persistent: bool| {
-        let mut binder = Binder::new("forward", &bf16_128()).unwrap();
+        let mut binder = Binder::new("forward", forward::Args::DECLARATION, &bf16_128()).unwrap();
         if persistent {
             binder.persistent();
         }
         binder
     };
     assert!(binder(true).finish((), [3, 70_000, 2]).is_ok());
-    assert!(binder(false).finish((), [3, 70_000, 2]).is_err());
+    let folded = binder(false).finish((), [3, 70_000, 2]).unwrap();
+    assert_eq!((folded.grid, folded.folded), ([140_000, 3, 1], true));
+    assert!(binder(false).finish((), [70_000, 70_000, 2]).is_err());
     let most = i64::from(i32::MAX);
     // A block adds the grid's size to its tile: that must fit as well.
     assert!(binder(true).finish((), [most - 65_535, 1, 1]).is_ok());
@@ -368,7 +431,7 @@ fn parameters_of_bshd_tensors() {
         dense(address, DType::Bf16, &[batch, seq, heads, d]).permute(&[0, 2, 1, 3]).unwrap()
     };
     (args.q, args.k, args.v, args.out) =
-        (bshd(0x1_0000, Q), bshd(0x2_0000, KV), bshd(0x3_0000, KV), bshd(0x6_0000, Q));
+        (bshd(0x1000_0000, Q), bshd(0x2000_0000, KV), bshd(0x3000_0000, KV), bshd(0x6000_0000, Q));
     let params = args.bind(&bf16_128()).unwrap().params;
     assert_eq!(params.q_stride, [300 * 4 * 128, 128, 4 * 128]);
     assert_eq!(params.v_stride, [200 * 2 * 128, 128, 2 * 128]);
@@ -379,15 +442,15 @@ fn parameters_of_bshd_tensors() {
 #[test]
 fn a_shared_mask_is_repeated() {
     let mut args = Forward::good();
-    args.kv_counts = dense(0x4_0000, DType::I32, &[1, 4, 3]);
-    args.kv_indices = dense(0x5_0000, DType::I32, &[1, 1, 3, 4]);
-    args.full_kv_counts = Some(dense(0x8_0000, DType::I32, &[2, 1, 3]));
-    args.full_kv_indices = Some(dense(0x9_0000, DType::I32, &[2, 1, 3, 7]));
+    args.kv_counts = dense(0x4000_0000, DType::I32, &[1, 4, 3]);
+    args.kv_indices = dense(0x5000_0000, DType::I32, &[1, 1, 3, 4]);
+    args.full_kv_counts = Some(dense(0x8000_0000, DType::I32, &[2, 1, 3]));
+    args.full_kv_indices = Some(dense(0x9000_0000, DType::I32, &[2, 1, 3, 7]));
     let params = args.bind(&bf16_128()).unwrap().params;
     assert_eq!(params.kv_counts_stride, [0, 3]);
     assert_eq!(params.kv_indices_stride, [0, 0, 4]);
-    assert_eq!((params.full_kv_counts, params.full_kv_counts_stride), (0x8_0000, [3, 0]));
-    assert_eq!((params.full_kv_indices, params.full_kv_indices_stride), (0x9_0000, [21, 0, 7]));
+    assert_eq!((params.full_kv_counts, params.full_kv_counts_stride), (0x8000_0000, [3, 0]));
+    assert_eq!((params.full_kv_indices, params.full_kv_indices_stride), (0x9000_0000, [21, 0, 7]));
     assert_eq!((params.max_blocks, params.max_full_blocks), (4, 7));
 }
 
@@ -396,13 +459,13 @@ fn a_shared_mask_is_repeated() {
 fn strides_of_single_elements_are_free() {
     let mut args = Forward::good();
     let one = [1, 4, 300, 128];
-    args.q = view(0, 0x1_0000, DType::Bf16, &one, &[7, 300 * 128, 128, 1]);
-    args.k = dense(0x2_0000, DType::Bf16, &[1, 2, 200, 128]);
+    args.q = view(0, 0x1000_0000, DType::Bf16, &one, &[7, 300 * 128, 128, 1]);
+    args.k = dense(0x2000_0000, DType::Bf16, &[1, 2, 200, 128]);
     args.v = args.k.clone();
-    args.kv_counts = dense(0x4_0000, DType::I32, &[1, 4, 3]);
-    args.kv_indices = view(0, 0x5_0000, DType::I32, &[1, 4, 3, 1], &[12, 3, 1, 9]);
-    args.out = dense(0x6_0000, DType::Bf16, &one);
-    args.lse = dense(0x7_0000, DType::F32, &one[..3]);
+    args.kv_counts = dense(0x4000_0000, DType::I32, &[1, 4, 3]);
+    args.kv_indices = view(0, 0x5000_0000, DType::I32, &[1, 4, 3, 1], &[12, 3, 1, 9]);
+    args.out = dense(0x6000_0000, DType::Bf16, &one);
+    args.lse = dense(0x7000_0000, DType::F32, &one[..3]);
     let params = args.bind(&bf16_128()).unwrap().params;
     assert_eq!((params.q_stride, params.batch, params.max_blocks), ([0, 300 * 128, 128], 1, 1));
 }
@@ -410,11 +473,11 @@ fn strides_of_single_elements_are_free() {
 /// One of a pair of optional outputs, and a scalar that means "not given".
 #[test]
 fn optional_outputs_may_be_absent() {
-    let mut tensors = [0x1_0000, 0x2_0000, 0x3_0000].map(|address| {
-        let dtype = if address == 0x1_0000 { DType::F32 } else { DType::I32 };
-        dense(address, dtype, if address == 0x2_0000 { &[1, 2, 3] } else { &[1, 2, 3, 4] })
+    let mut tensors = [0x1000_0000, 0x2000_0000, 0x3000_0000].map(|address| {
+        let dtype = if address == 0x1000_0000 { DType::F32 } else { DType::I32 };
+        dense(address, dtype, if address == 0x2000_0000 { &[1, 2, 3] } else { &[1, 2, 3, 4] })
     });
-    let mut keep = dense(0x4_0000, DType::I32, &[1, 2, 3, 1]);
+    let mut keep = dense(0x4000_0000, DType::I32, &[1, 2, 3, 1]);
     let [logits, kv_counts, kv_indices] = &mut tensors;
     let args = select::Args {
         logits,
@@ -438,12 +501,12 @@ fn optional_outputs_may_be_absent() {
 
 #[test]
 fn a_dimension_that_everybody_repeats_is_1() {
-    let mut binder = Binder::new("forward", &bf16_128()).unwrap();
-    let row = dense(0x1_0000, DType::F32, &[1, 8]);
+    let mut binder = Binder::new("forward", forward::Args::DECLARATION, &bf16_128()).unwrap();
+    let row = dense(0x1000_0000, DType::F32, &[1, 8]);
     let dims = [Dim::broadcast("rows"), Dim::exact("columns")];
-    let bound = binder.tensor::<2, 1>("row", Some(&row), DType::F32, 1, dims).unwrap();
+    let bound = binder.input::<2, 1>("row", Some(&row), DType::F32, 1, dims).unwrap();
     assert_eq!((binder.dim("rows"), binder.dim("columns"), binder.dim("absent")), (1, 8, 0));
-    assert_eq!((bound.pointer, bound.strides), (0x1_0000, [0]));
+    assert_eq!((bound.pointer, bound.strides), (0x1000_0000, [0]));
 }
 
 /// Views of memory that somebody else owns: what they refuse, without a GPU in the machine.

@@ -1,7 +1,7 @@
 //! The kernel cache on disks, among processes and under users as they are: none of it may ever give a wrong kernel or
 //! a hang.
 //!
-//! What needs root (mounting a small disk, being somebody else) is skipped, loudly, without.
+//! What needs root (mounting a small disk, being somebody else) is in tests/needs.rs.
 #![cfg(unix)]
 
 #[path = "cache/support.rs"]
@@ -13,8 +13,6 @@ mod basics;
 mod command;
 #[path = "cache/damage.rs"]
 mod damage;
-#[path = "cache/disk.rs"]
-mod disk;
 #[path = "cache/processes.rs"]
 mod processes;
 #[path = "cache/upkeep.rs"]
@@ -30,7 +28,6 @@ fn child() {
         Ok("race") => processes::race(),
         Ok("write") => processes::write(),
         Ok("hold") => processes::hold(),
-        Ok("open") => users::open(),
         role => panic!("{role:?} is no role"),
     }
 }

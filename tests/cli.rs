@@ -1,6 +1,6 @@
 //! The command, run as a user runs it.
 //!
-//! What needs NVRTC is skipped, loudly, where there is none; nothing here installs it.
+//! What the command says without NVRTC is tested where there is none; nothing here installs it.
 
 #[path = "cli/support.rs"]
 mod support;
@@ -9,7 +9,11 @@ mod support;
 mod bad_input;
 #[path = "cli/demo.rs"]
 mod demo;
+#[path = "cli/failures.rs"]
+mod failures;
 #[path = "cli/generator.rs"]
 mod generator;
+#[path = "cli/outputs.rs"]
+mod outputs;
 #[path = "cli/run.rs"]
 mod run;

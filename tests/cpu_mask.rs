@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use support::{Mask, Random};
 use tilewright::mask::{EMPTY, FULL, PARTIAL};
 use tilewright::tensor::TensorError;
+use tilewright::tune::{Workload, synthetic_mask};
 use tilewright::{BlockIndex, BlockMask, BlockSize, Error, MaskError, Tensor};
 
 fn index(counts: &[i32], indices: &[i32], shape: [usize; 4]) -> BlockIndex {
@@ -125,11 +126,55 @@ fn bad_maps() {
     assert_eq!(found, MaskError::Grid { dimension: "q_blocks", found: 2, needed: 3, seq: 129, block: 64 });
     let found = map(&[true; 4], shape, (64, 64), (128, 64));
     assert_eq!(found, MaskError::Grid { dimension: "kv_blocks", found: 2, needed: 1, seq: 64, block: 64 });
-    let long = 1 << 31;
-    assert_eq!(refused(BlockMask::full(1, 1, (64, 64), (64, long))), MaskError::TooLong { found: long });
+    for long in [(1 << 31) - 256, 1 << 31, usize::MAX] {
+        assert_eq!(refused(BlockMask::full(1, 1, (64, 64), (64, long))), MaskError::TooLong { found: long });
+    }
     let classes = [0, 1, 2, 1, 0, 0, 0, 3];
     let found = refused(BlockMask::from_classes(&classes, [1, 2, 2, 2], (64, 64), (128, 128)));
     assert_eq!(found, MaskError::Class { at: [0, 1, 1, 1], found: 3 });
+}
+
+/// Sizes that no memory holds, and sizes whose product is beyond all numbers: of every constructor, at once.
+#[test]
+fn more_blocks_than_memory_holds() {
+    const LONG: usize = 2_000_000_000;
+    let sizes = [
+        (1, 1, LONG, LONG),
+        (40, 40, LONG, 100_000),
+        (usize::MAX, 1, 64, 64),
+        (usize::MAX, usize::MAX, 64, 64),
+        (1 << 40, 1 << 40, 0, 0),
+        (1 << 40, 1, 0, 64),
+        (1, 1 << 40, 64, 0),
+        (0, usize::MAX, LONG, LONG),
+    ];
+    let keep = |_, _, _, _| -> bool { panic!("nobody asks before there is memory") };
+    for (batch, heads, seq_q, seq_kv) in sizes {
+        let shape = [batch, heads, seq_q.div_ceil(128), seq_kv.div_ceil(64)];
+        let (blocks, seqs) = ((128, 64), (seq_q, seq_kv));
+        let too_large = MaskError::TooLarge { shape };
+        assert_eq!(refused(BlockMask::full(batch, heads, blocks, seqs)), too_large);
+        let of_function = BlockMask::from_mask_mod(&Mask(keep), batch, heads, seq_q, seq_kv, blocks);
+        assert_eq!(refused(of_function), too_large);
+        let workload = Workload { batch, heads, seq_q, seq_kv, density: 0.1 };
+        let synthetic = synthetic_mask(&workload, BlockSize::default(), 0.5);
+        assert_eq!(refused(synthetic), too_large);
+        let text = too_large.to_string();
+        assert!(
+            text.contains(&format!("{batch} × {heads}")) && text.contains("does not fit into memory"),
+            "{text}"
+        );
+    }
+    // Lists of ten thousand rows, each over the longest sequence there is.
+    let zeros = |shape: &[usize]| Tensor::zeros(tilewright::DType::I32, shape).unwrap();
+    let (counts, indices) = (zeros(&[100, 100, 1]), zeros(&[100, 100, 1, 1]));
+    let most = i32::MAX as usize - 256;
+    let shape = [100, 100, 1, most.div_ceil(64)];
+    let lists = BlockMask::from_kv_indices(counts, indices, None, (64, 64), (64, most));
+    assert_eq!(refused(lists), MaskError::TooLarge { shape });
+    // Of a map the length is looked at first.
+    let map = BlockMask::from_dense(&[true; 4], [1, 1, LONG / 128, LONG / 64], (128, 64), (LONG, LONG));
+    assert!(matches!(refused(map), MaskError::MapLength { found: 4, .. }));
 }
 
 #[test]

@@ -176,6 +176,29 @@ fn what_is_no_grid_is_refused() {
     fails(TokenGrid::builder([8, 8, 8]).tile([4, 4, 4]).blocks(blocks).build(), &["64 tokens", "needed 128"]);
     fails(TokenGrid::new([1 << 12, 1 << 12, 1 << 12]), &["68719476736 tokens", "32-bit"]);
     fails(TokenGrid::builder([1, 1, 1]).before(usize::MAX).after(usize::MAX).build(), &["32-bit"]);
+    fails(TokenGrid::new([1 << 31, 1, 1]), &["2147483648 tokens", "32-bit"]);
+}
+
+/// In a process with little memory, whatever the machine has.
+#[cfg(target_os = "linux")]
+#[test]
+fn more_tokens_than_memory_holds() {
+    const CHILD: &str = "TILEWRIGHT_TEST_LITTLE_MEMORY";
+    if std::env::var_os(CHILD).is_some() {
+        let error = TokenGrid::new([1, 1 << 29, 1]).unwrap_err();
+        assert!(matches!(error, Error::Grid(GridError::TooLarge { tokens: 0x2000_0000 })), "{error}");
+        return;
+    }
+    // 4 GB of addresses; the order of so many tokens and its inverse take 6.
+    let output = std::process::Command::new("sh")
+        .args(["-c", "ulimit -v 4000000 && exec \"$0\" --exact more_tokens_than_memory_holds --nocapture"])
+        .arg(std::env::current_exe().unwrap())
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let failed = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}{failed}");
 }
 
 #[test]

@@ -137,7 +137,7 @@ fn element_text(element: &ElementType) -> String {
 }
 
 fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
-    let (name, fingerprint) = (&kernel.name, &kernel.fingerprint);
+    let (name, declaration) = (&kernel.name, &kernel.declaration);
     let lifetime = has_tensors(kernel).then(|| quote!(<'_>));
     let tensors = kernel.args.iter().filter_map(bind_tensor);
     let constants = used_constants(kernel).into_iter().map(|name| {
@@ -219,14 +219,14 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
         )]
         unsafe impl KernelArgs for Args #lifetime {
             const KERNEL: &'static str = #name;
-            const DECLARATION: &'static str = #fingerprint;
+            const DECLARATION: &'static str = #declaration;
             type Params = Params;
 
             fn bind(
                 &self,
                 candidate: &Candidate,
             ) -> Result<Bound<Params>, BindError> {
-                let mut binder = Binder::new(Self::KERNEL, candidate)?;
+                let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
                 #(#tensors)*
                 #(#constants)*
                 #(#dims)*
@@ -268,9 +268,10 @@ fn bind_tensor(arg: &Arg) -> Option<TokenStream> {
         (false, true) => quote!(Some(&*self.#ident)),
         (false, false) => quote!(Some(self.#ident)),
     };
+    let check = if *mutable { quote!(output) } else { quote!(input) };
     Some(quote! {
         let dtype = #dtype;
-        let #ident = binder.tensor #sizes (#name, #tensor, dtype, #align, [#(#dims),*])?;
+        let #ident = binder.#check #sizes (#name, #tensor, dtype, #align, [#(#dims),*])?;
     })
 }
 

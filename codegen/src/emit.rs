@@ -96,11 +96,25 @@ impl Difference {
 /// # Errors
 /// As [`emit`].
 pub fn sync(templates: &Path, out: &Path, check: bool) -> Result<Difference, Error> {
+    sync_with(templates, out, check, |path, text| std::fs::write(path, text))
+}
+
+/// The same with another way to write a file.
+///
+/// # Errors
+/// As [`sync`].
+pub fn sync_with(
+    templates: &Path,
+    out: &Path,
+    check: bool,
+    write: impl Fn(&Path, &str) -> std::io::Result<()>,
+) -> Result<Difference, Error> {
     let files = generated(templates)?;
     let mut difference = Difference::default();
     for (name, text) in &files {
         let path = out.join(name);
-        if std::fs::read_to_string(&path).is_ok_and(|found| found == *text) {
+        // Reading a pipe would wait for its other end.
+        if path.is_file() && std::fs::read_to_string(&path).is_ok_and(|found| found == *text) {
             continue;
         }
         difference.stale.push(name.clone());
@@ -111,7 +125,7 @@ pub fn sync(templates: &Path, out: &Path, check: bool) -> Result<Difference, Err
                 path: folder.to_owned(),
                 source,
             })?;
-            write(&path, text)?;
+            write(&path, text).map_err(|source| Error::Io { action: "writing", path, source })?;
         }
     }
     for folder in ["", "sources"] {

@@ -9,12 +9,19 @@ use crate::render::Renderer;
 use crate::source::KernelSource;
 use crate::spec::{KernelSpec, Value};
 use crate::variant::Variant;
+use std::fmt;
 use std::sync::Arc;
 
 /// A parsed kernel with its templates.
 pub struct Generator {
     kernel: Kernel,
     renderer: Renderer,
+}
+
+impl fmt::Debug for Generator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Generator").field("kernel", &self.kernel).finish_non_exhaustive()
+    }
 }
 
 impl Generator {

@@ -33,7 +33,7 @@ mod variant;
 pub use arch::{Arch, Family, Limits};
 pub use budget::{Budget, Candidate, Candidates, Reason, Rejection};
 pub use dtype::DType;
-pub use emit::{Difference, bindings, emit, generated, sync};
+pub use emit::{Difference, bindings, emit, generated, sync, sync_with};
 pub use error::Error;
 pub use generator::Generator;
 pub use model::Machine;

@@ -103,14 +103,8 @@ impl KernelSpec {
             value.is_some_and(|value| chosen.contains(&(param.name.clone(), value)))
         };
         let defaults = kernel.specialize.iter().filter(is_default).map(|param| param.name.clone()).collect();
-        Ok(KernelSpec {
-            kernel: kernel.name.clone(),
-            declaration: kernel.fingerprint.clone(),
-            values: chosen,
-            functions,
-            kinds,
-            defaults,
-        })
+        let (name, declaration) = (kernel.name.clone(), kernel.declaration.clone());
+        Ok(KernelSpec { kernel: name, declaration, values: chosen, functions, kinds, defaults })
     }
 
     /// The same spec with a device function in one of the kernel's slots.
@@ -136,7 +130,7 @@ impl KernelSpec {
         &self.kernel
     }
 
-    /// The fingerprint of the declaration ([`Kernel::fingerprint`]), which generated bindings have as `DECLARATION`.
+    /// The hash of its declaration: see [`Kernel::declaration`].
     pub fn declaration(&self) -> &str {
         &self.declaration
     }

@@ -430,11 +430,14 @@ __device__ __forceinline__ uint4 transpose_quad(unsigned (&x)[4]) {
 
 /// This thread block's place in a [q_blocks, heads, batch] grid, read anew at each call. What is computed from
 /// blockIdx would be kept in registers across a whole loop; from this it is made where it is (rarely) needed.
-__device__ __forceinline__ dim3 block_place() {
+__device__ __forceinline__ dim3 block_place([[maybe_unused]] const Params& p) {
     dim3 place;
     asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(place.x));
     asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(place.y));
     asm volatile("mov.u32 %0, %%ctaid.z;" : "=r"(place.z));
+#ifdef TILEWRIGHT_FOLDED
+    place = dim3(place.y, place.x % blocks_along_y(p), place.x / blocks_along_y(p));
+#endif
     return place;
 }
 

@@ -414,11 +414,14 @@ __device__ __forceinline__ uint4 transpose_quad(unsigned (&x)[4]) {
 
 /// This thread block's place in a [q_blocks, heads, batch] grid, read anew at each call. What is computed from
 /// blockIdx would be kept in registers across a whole loop; from this it is made where it is (rarely) needed.
-__device__ __forceinline__ dim3 block_place() {
+__device__ __forceinline__ dim3 block_place([[maybe_unused]] const Params& p) {
     dim3 place;
     asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(place.x));
     asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(place.y));
     asm volatile("mov.u32 %0, %%ctaid.z;" : "=r"(place.z));
+#ifdef TILEWRIGHT_FOLDED
+    place = dim3(place.y, place.x % blocks_along_y(p), place.x / blocks_along_y(p));
+#endif
     return place;
 }
 
@@ -720,7 +723,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
     const int steps = counts.all * STEPS_PER_BLOCK;
     // Must be asked for each step in turn.
     const auto first_key_of = [&](int step) {
-        if (step % (32 * STEPS_PER_BLOCK) == 0) blocks.move_window(p, kept[thread_place() / 32].counts, step / STEPS_PER_BLOCK, block_place);
+        if (step % (32 * STEPS_PER_BLOCK) == 0) blocks.move_window(p, kept[thread_place() / 32].counts, step / STEPS_PER_BLOCK, [&] { return block_place(p); });
         return blocks.at(step / STEPS_PER_BLOCK) * BLOCK_KV + step % STEPS_PER_BLOCK * STEP_KV;
     };
     int first_key[AHEAD + 1];  // of this step and those whose copies start before it ends

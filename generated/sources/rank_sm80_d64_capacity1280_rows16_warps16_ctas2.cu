@@ -22,6 +22,8 @@ struct Params {
   long long k_mean_stride[3];
   const unsigned char* classes;
   long long classes_stride[3];
+  const float* partial_logits;
+  long long partial_logits_stride[3];
   int* kv_counts;
   long long kv_counts_stride[2];
   int* kv_indices;
@@ -49,39 +51,41 @@ struct Params {
   float top_k;
   float top_p;
 };
-static_assert(sizeof(Params) == 352, "Params differs from the Rust side");
+static_assert(sizeof(Params) == 384, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q_mean) == 0, "q_mean differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q_mean_stride) == 8, "q_mean_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, k_mean) == 32, "k_mean differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, k_mean_stride) == 40, "k_mean_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, classes) == 64, "classes differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, classes_stride) == 72, "classes_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_counts) == 96, "kv_counts differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_counts_stride) == 104, "kv_counts_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_indices) == 120, "kv_indices differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_indices_stride) == 128, "kv_indices_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_counts) == 152, "full_kv_counts differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_counts_stride) == 160, "full_kv_counts_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices) == 176, "full_kv_indices differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices_stride) == 184, "full_kv_indices_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, keep) == 208, "keep differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, keep_stride) == 216, "keep_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, full_keep) == 240, "full_keep differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, full_keep_stride) == 248, "full_keep_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, row_order) == 272, "row_order differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, row_order_stride) == 280, "row_order_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, finished) == 296, "finished differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, finished_stride) == 304, "finished_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 312, "batch differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 316, "heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 320, "q_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 324, "head_dim differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 328, "kv_heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 332, "kv_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, words) == 336, "words differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 340, "scale differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, top_k) == 344, "top_k differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, top_p) == 348, "top_p differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, partial_logits) == 96, "partial_logits differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, partial_logits_stride) == 104, "partial_logits_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_counts) == 128, "kv_counts differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_counts_stride) == 136, "kv_counts_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_indices) == 152, "kv_indices differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_indices_stride) == 160, "kv_indices_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_counts) == 184, "full_kv_counts differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_counts_stride) == 192, "full_kv_counts_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices) == 208, "full_kv_indices differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices_stride) == 216, "full_kv_indices_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, keep) == 240, "keep differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, keep_stride) == 248, "keep_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_keep) == 272, "full_keep differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, full_keep_stride) == 280, "full_keep_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, row_order) == 304, "row_order differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, row_order_stride) == 312, "row_order_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, finished) == 328, "finished differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, finished_stride) == 336, "finished_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 344, "batch differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 348, "heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 352, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 356, "head_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 360, "kv_heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 364, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, words) == 368, "words differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 372, "scale differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, top_k) == 376, "top_k differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, top_p) == 380, "top_p differs from the Rust side");
 
 #define TILEWRIGHT_KERNEL rank_sm80_d64_capacity1280_rows16_warps16_ctas2
 
@@ -735,15 +739,15 @@ __device__ __forceinline__ void order_rows(const int* counts, const int* full_co
     for (int row = threadIdx.x; row < rows; row += THREADS) order[atomicAdd(bins + bin_of(row), 1)] = row;
 }
 
-/// As `order_rows`, for kernels whose grid has heads as its second dimension: the last thread block of a head to come here has all its
-/// counts before it, and orders its rows. `finished` counts the head's thread blocks, and is 0 again afterwards.
-__device__ __forceinline__ void order_when_last(int* finished, const int* counts, const int* full_counts, int rows, int longest,
+/// As `order_rows`, for kernels whose grid has heads as its second dimension: the last of a head's `blocks` thread blocks to come here
+/// has all its counts before it, and orders its rows. `finished` counts them, and is 0 again afterwards.
+__device__ __forceinline__ void order_when_last(int* finished, int blocks, const int* counts, const int* full_counts, int rows, int longest,
                                                 int* bins, int* order) {
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) bins[0] = atomicAdd(finished, 1);
     __syncthreads();
-    const bool last = bins[0] + 1 == gridDim.x;
+    const bool last = bins[0] + 1 == blocks;
     __syncthreads();
     if (!last) return;
     __threadfence();
@@ -757,7 +761,7 @@ __device__ __forceinline__ void order_query_blocks_when_last(const Arguments& p,
     const long long head = blockIdx.y, batch = blockIdx.z;
     const auto at = [&](const long long* stride) { return batch * stride[0] + head * stride[1]; };
     const int* full_counts = p.full_kv_counts == nullptr ? nullptr : p.full_kv_counts + at(p.full_kv_counts_stride);
-    order_when_last(p.finished + batch * p.finished_stride[0] + head, p.kv_counts + at(p.kv_counts_stride), full_counts, p.q_blocks,
+    order_when_last(p.finished + batch * p.finished_stride[0] + head, gridDim.x, p.kv_counts + at(p.kv_counts_stride), full_counts, p.q_blocks,
                     p.kv_blocks, bins, p.row_order + at(p.row_order_stride));
 }
 
@@ -901,6 +905,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS) TILEWRIGHT_KERNEL(co
         if (p.classes != nullptr)
             row.classes = p.classes + blockIdx.z * p.classes_stride[0] + blockIdx.y * p.classes_stride[1] + q * p.classes_stride[2];
         row.blocks = p.kv_blocks;
+        if (p.partial_logits != nullptr && p.classes != nullptr) {
+            const float* partial = p.partial_logits + blockIdx.z * p.partial_logits_stride[0] +
+                                   blockIdx.y * p.partial_logits_stride[1] + q * p.partial_logits_stride[2];
+            for (int kv = lane; kv < p.kv_blocks; kv += 32)
+                if (row.classes[kv] == PARTIAL) logits[i * PITCH + kv] = __ldg(partial + kv);
+            __syncwarp();
+        }
         select_row(row, [&] { return result_of(p, blockIdx.z, blockIdx.y, q); }, p.top_k, p.top_p, scratch + 32 * warp);
     }
 

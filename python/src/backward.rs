@@ -1,6 +1,6 @@
 //! The gradients of a call, over tensors of PyTorch or numpy.
 
-use crate::call::{Inputs, Options, apart, unpanicked};
+use crate::call::{Inputs, Options, apart, interruptible, unpanicked};
 use crate::make;
 use crate::ops::{self, Lists};
 use crate::view::View;
@@ -57,7 +57,7 @@ pub(crate) fn attention_backward<'py>(
     };
     let ((dq, dq_view), (dk, dk_view), (dv, dv_view)) = (like(q)?, like(k)?, like(v)?);
     let seqs = (inputs.q.shape[2], inputs.k.shape[2]);
-    apart(py, || {
+    interruptible(py, || {
         // SAFETY: the caller holds the tensors, and whoever writes to them meanwhile races as with any operator; the gradients
         // were made above and nobody else has them.
         unsafe {
@@ -65,7 +65,7 @@ pub(crate) fn attention_backward<'py>(
             let v = v.as_ref().unwrap_or(&k);
             let mask = lists.mask((block_q, block_kv), seqs)?;
             let output = Output { out: rows.out.copied()?, lse: rows.lse.copied()?, mask };
-            let d_lse = rows.d_lse.map(|d_lse| d_lse.copied()).transpose()?;
+            let d_lse = rows.d_lse.as_ref().map(|d_lse| d_lse.copied()).transpose()?;
             let found = attention.backward(&q, &k, v, &output, &rows.d_out.copied()?, d_lse.as_ref())?;
             dq_view.write(&found.dq)?;
             dk_view.write(&found.dk)?;
@@ -87,7 +87,7 @@ fn on_gpu<'py>(
     // SAFETY: the caller holds the tensors until the launches are on the stream, and PyTorch frees in the stream's order.
     let ((q_view, k_view, v_view), lists, [out, lse, d_out], d_lse) = unsafe {
         let of_rows = [rows.out.on_gpu("out")?, rows.lse.on_gpu("lse")?, rows.d_out.on_gpu("d_out")?];
-        let d_lse = rows.d_lse.map(|d_lse| d_lse.on_gpu("d_lse")).transpose()?;
+        let d_lse = rows.d_lse.as_ref().map(|d_lse| d_lse.on_gpu("d_lse")).transpose()?;
         (inputs.on_gpu()?, lists.on_gpu()?, of_rows, d_lse)
     };
     let v_view = v_view.unwrap_or_else(|| k_view.clone());

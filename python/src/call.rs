@@ -9,7 +9,9 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use tilewright::{Attention, Tensor};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+use tilewright::{Attention, Interrupt, Tensor};
 
 /// The options of a call, as the package passes them.
 #[derive(FromPyObject)]
@@ -133,7 +135,7 @@ impl Inputs {
     pub(crate) unsafe fn on_gpu(&self) -> PyResult<(Tensor, Tensor, Option<Tensor>)> {
         // SAFETY: the caller's.
         unsafe {
-            let v = self.v.map(|v| v.on_gpu("v")).transpose()?;
+            let v = self.v.as_ref().map(|v| v.on_gpu("v")).transpose()?;
             Ok((self.q.on_gpu("q")?, self.k.on_gpu("k")?, v))
         }
     }
@@ -145,7 +147,7 @@ impl Inputs {
     pub(crate) unsafe fn copied(&self) -> Result<(Tensor, Tensor, Option<Tensor>), tilewright::Error> {
         // SAFETY: the caller's.
         unsafe {
-            let v = self.v.map(|v| v.copied()).transpose()?;
+            let v = self.v.as_ref().map(|v| v.copied()).transpose()?;
             Ok((self.q.copied()?, self.k.copied()?, v))
         }
     }
@@ -157,6 +159,42 @@ pub(crate) fn apart<T: Send>(
     work: impl FnOnce() -> Result<T, tilewright::Error> + Send,
 ) -> PyResult<T> {
     py.detach(|| unpanicked(work))
+}
+
+/// How often a call on the CPU looks for a signal.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Runs `work` on the CPU while other Python threads go on. Ctrl-C ends it.
+pub(crate) fn interruptible<T: Send>(
+    py: Python<'_>,
+    work: impl FnOnce() -> Result<T, tilewright::Error> + Send,
+) -> PyResult<T> {
+    let interrupt = Interrupt::default();
+    let wait = |done: mpsc::Receiver<PyResult<T>>| loop {
+        match done.recv_timeout(PAUSE) {
+            Ok(result) => return result,
+            // Python runs its handlers in its main thread alone, which waits here.
+            Err(RecvTimeoutError::Timeout) => {
+                Python::attach(|py| py.check_signals()).inspect_err(|_| interrupt.set())?
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(crate::error::Error::new_err(
+                    "Tilewright's thread ended before its work was done",
+                ));
+            }
+        }
+    };
+    py.detach(|| {
+        std::thread::scope(|scope| {
+            let (send, done) = mpsc::channel();
+            let interrupt = &interrupt;
+            let run = move || drop(send.send(interrupt.over(|| unpanicked(work))));
+            let thread = std::thread::Builder::new().name("tilewright".to_owned()).spawn_scoped(scope, run);
+            thread
+                .map_err(|error| crate::error::Error::new_err(format!("cannot start a thread: {error}")))?;
+            wait(done)
+        })
+    })
 }
 
 /// Runs `work`, short as it is, while this thread holds on to Python.

@@ -2,9 +2,9 @@
 
 use crate::error::to_python;
 use crate::registry;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyMemoryError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyTuple};
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tilewright::codegen::lower::{self, CaptureValue};
@@ -14,14 +14,15 @@ use tilewright::{DeviceFn, DynamicMaskMod, DynamicScoreMod, MaskMod, ScoreMod};
 ///
 /// `DeviceFunction(kind, source, captures)`: `kind` is "score_mod" or "mask_mod", `source` the text of one Rust function,
 /// and `captures` a list of (type, value) in the order of its parameters: "f32", "i32" and "bool" with a number or bool,
-/// "f32s" and "i32s" with the little-endian bytes of the elements. Equal functions compare and hash as equal.
+/// "f32s" and "i32s" with the number of elements and an iterable of their little-endian bytes, in parts, so that a
+/// table is in memory once; machines with GPUs are little-endian. Equal functions compare and hash as equal.
 #[pyclass(module = "tilewright._native", frozen, eq, hash)]
 pub(crate) struct DeviceFunction(Arc<Shared>);
 
 /// A function with its number. Equal ones are one, as long as somebody holds it: they share their attentions.
 struct Shared {
     function: Function,
-    hash: u64,
+    digest: blake3::Hash,
     number: u64,
 }
 
@@ -46,11 +47,6 @@ impl Function {
     }
 }
 
-/// The bits of the captures: a NaN equals itself, and 0 is not -0.
-fn bits(captures: &[CaptureValue]) -> Vec<Vec<u8>> {
-    captures.iter().map(CaptureValue::to_bytes).collect()
-}
-
 impl PartialEq for DeviceFunction {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
@@ -59,7 +55,7 @@ impl PartialEq for DeviceFunction {
 
 impl Hash for DeviceFunction {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.0.hash);
+        state.write_u64(leading(&self.0.digest));
     }
 }
 
@@ -71,8 +67,8 @@ impl Drop for Shared {
     }
 }
 
-/// The same in every process: the number in an exported program is made of it.
-fn digest(kind: &str, source: &str, captures: &[CaptureValue]) -> u64 {
+/// Of the text and the bits of the captures: a NaN equals itself, and 0 is not -0. The same in every process.
+fn digest(kind: &str, source: &str, captures: &[CaptureValue]) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
     let mut add = |bytes: &[u8]| {
         hasher.update(&(bytes.len() as u64).to_le_bytes());
@@ -80,9 +76,21 @@ fn digest(kind: &str, source: &str, captures: &[CaptureValue]) -> u64 {
     };
     add(kind.as_bytes());
     add(source.as_bytes());
-    bits(captures).iter().for_each(|capture| add(capture));
+    for capture in captures {
+        match capture {
+            // Without a copy of the elements.
+            CaptureValue::F32s(values) => add(bytemuck::cast_slice(values)),
+            CaptureValue::I32s(values) => add(bytemuck::cast_slice(values)),
+            other => add(&other.to_bytes()),
+        }
+    }
+    hasher.finalize()
+}
+
+/// The first bytes of a digest: the number in an exported program is made of them.
+fn leading(digest: &blake3::Hash) -> u64 {
     let mut first = [0; 8];
-    first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    first.copy_from_slice(&digest.as_bytes()[..8]);
     u64::from_le_bytes(first)
 }
 
@@ -93,35 +101,20 @@ fn lock() -> MutexGuard<'static, Vec<Weak<Shared>>> {
     HELD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The function of this text and these captures that somebody holds already.
-fn held(hash: u64, source: &str, captures: &[CaptureValue]) -> Option<Arc<Shared>> {
+/// The function of this digest that somebody holds already.
+fn held(digest: &blake3::Hash) -> Option<Arc<Shared>> {
     // Whatever is let go of here may be the last one, whose drop takes the lock: not while it is held.
     let held: Vec<Arc<Shared>> = lock().iter().filter_map(Weak::upgrade).collect();
-    held.into_iter().find(|shared| {
-        // The text names the kind and the types of the captures.
-        let function = shared.function.device_fn();
-        shared.hash == hash && function.source() == source && bits(&function.captures()) == bits(captures)
-    })
+    held.into_iter().find(|shared| shared.digest == *digest)
 }
 
 fn capture((kind, value): (String, Bound<'_, PyAny>)) -> PyResult<CaptureValue> {
-    fn elements<T>(value: &Bound<'_, PyAny>, read: fn([u8; 4]) -> T) -> PyResult<Vec<T>> {
-        let bytes = value.cast::<PyBytes>()?.as_bytes();
-        let (words, rest) = bytes.as_chunks::<4>();
-        if !rest.is_empty() {
-            let found = bytes.len();
-            return Err(PyValueError::new_err(format!(
-                "a slice capture has {found} bytes: an element has 4"
-            )));
-        }
-        Ok(words.iter().map(|&word| read(word)).collect())
-    }
     Ok(match kind.as_str() {
         "f32" => CaptureValue::F32(value.extract()?),
         "i32" => CaptureValue::I32(value.extract()?),
         "bool" => CaptureValue::Bool(value.extract()?),
-        "f32s" => CaptureValue::F32s(elements(&value, f32::from_le_bytes)?),
-        "i32s" => CaptureValue::I32s(elements(&value, i32::from_le_bytes)?),
+        "f32s" => CaptureValue::F32s(elements(&value)?),
+        "i32s" => CaptureValue::I32s(elements(&value)?),
         other => {
             let message = format!("`{other}` is no type of captures: use f32, i32, bool, f32s or i32s");
             return Err(PyValueError::new_err(message));
@@ -129,13 +122,39 @@ fn capture((kind, value): (String, Bound<'_, PyAny>)) -> PyResult<CaptureValue> 
     })
 }
 
+/// The elements of a slice, whose parts are copied to their place as they come.
+fn elements<T: bytemuck::Pod>(value: &Bound<'_, PyAny>) -> PyResult<Vec<T>> {
+    let (count, parts): (usize, Bound<'_, PyAny>) = value.extract()?;
+    let mut values: Vec<T> = Vec::new();
+    values.try_reserve_exact(count).map_err(|_| {
+        PyMemoryError::new_err(format!("a slice capture of {count} elements does not fit in memory"))
+    })?;
+    for part in parts.try_iter()? {
+        let part = part?;
+        let part = part.cast::<PyBytes>()?.as_bytes();
+        match bytemuck::try_cast_slice(part) {
+            Ok(whole) => values.extend_from_slice(whole),
+            Err(_) => values.extend(
+                part.chunks(size_of::<T>()).filter_map(|e| bytemuck::try_pod_read_unaligned::<T>(e).ok()),
+            ),
+        }
+    }
+    match values.len() {
+        found if found == count => Ok(values),
+        found => Err(PyValueError::new_err(format!(
+            "a slice capture of {count} elements brought bytes of {found}: an element has {}",
+            size_of::<T>()
+        ))),
+    }
+}
+
 #[pymethods]
 impl DeviceFunction {
     #[new]
     fn new(kind: &str, source: &str, captures: Vec<(String, Bound<'_, PyAny>)>) -> PyResult<Self> {
         let captures = captures.into_iter().map(capture).collect::<PyResult<Vec<_>>>()?;
-        let hash = digest(kind, source, &captures);
-        if let Some(shared) = held(hash, source, &captures) {
+        let digest = digest(kind, source, &captures);
+        if let Some(shared) = held(&digest) {
             return Ok(DeviceFunction(shared));
         }
         let fail = |error: tilewright::FunctionError| to_python(error.into());
@@ -153,7 +172,8 @@ impl DeviceFunction {
                 return Err(PyValueError::new_err(message));
             }
         };
-        let shared = Arc::new(Shared { function, hash, number: registry::register(registered, hash) });
+        let number = registry::register(registered, leading(&digest));
+        let shared = Arc::new(Shared { function, digest, number });
         lock().push(Arc::downgrade(&shared));
         Ok(DeviceFunction(shared))
     }
@@ -186,6 +206,23 @@ impl DeviceFunction {
     #[getter]
     fn cuda(&self) -> String {
         self.0.function.checked().cuda()
+    }
+
+    /// The values of the captures, in order: numbers and bools, tuples for slices.
+    fn captures(&self, py: Python<'_>) -> PyResult<Vec<Py<PyAny>>> {
+        let values = self.0.function.device_fn().captures();
+        let object = |value: &CaptureValue| -> PyResult<Py<PyAny>> {
+            Ok(match value {
+                CaptureValue::F32(value) => value.into_pyobject(py)?.into_any().unbind(),
+                CaptureValue::I32(value) => value.into_pyobject(py)?.into_any().unbind(),
+                CaptureValue::U32(value) => value.into_pyobject(py)?.into_any().unbind(),
+                CaptureValue::Bool(value) => value.into_pyobject(py)?.to_owned().into_any().unbind(),
+                CaptureValue::F32s(values) => PyTuple::new(py, values)?.into_any().unbind(),
+                CaptureValue::I32s(values) => PyTuple::new(py, values)?.into_any().unbind(),
+                CaptureValue::U32s(values) => PyTuple::new(py, values)?.into_any().unbind(),
+            })
+        };
+        values.iter().map(object).collect()
     }
 
     /// The derivative of a score function's value by the score, on the CPU, for one element; 0 of a mask function.

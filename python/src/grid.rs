@@ -117,7 +117,7 @@ impl TokenGrid {
         restore: bool,
     ) -> PyResult<()> {
         let from = View::<N>::any("the tensor", Kind::Torch, tensor)?;
-        let to = View::<N>::any("the result", Kind::Torch, out)?;
+        let to = View::<N>::output("the result", Kind::Torch, out)?;
         let (Some(ordinal), Some(torch)) = (from.ordinal, Torch::get(py)) else {
             return Err(PyValueError::new_err("the tensor is on cpu, needed on a GPU"));
         };

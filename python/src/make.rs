@@ -38,7 +38,7 @@ pub(crate) fn beside<'py>(
 
 /// Looks at a tensor that was just made.
 pub(crate) fn view<const N: usize>(kind: Kind, made: &Bound<'_, PyAny>) -> PyResult<View<N>> {
-    View::any("the result", kind, made)
+    View::output("the result", kind, made)
 }
 
 pub(crate) fn torch(py: Python<'_>) -> PyResult<&Torch> {

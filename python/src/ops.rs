@@ -1,6 +1,6 @@
 //! The three calls, over tensors of PyTorch or numpy.
 
-use crate::call::{Inputs, Options, apart, unpanicked};
+use crate::call::{Inputs, Options, apart, interruptible, unpanicked};
 use crate::make;
 use crate::view::{Kind, View};
 use pyo3::exceptions::PyValueError;
@@ -36,7 +36,7 @@ pub(crate) fn sparse_attention<'py>(
     let inputs = Inputs::of(q, k, Some(v), heads_last, &options)?;
     let attention = inputs.attention(py, &options)?;
     if inputs.q.ordinal.is_none() {
-        let computed = apart(py, || {
+        let computed = interruptible(py, || {
             // SAFETY: the caller holds the tensors, and whoever writes to them meanwhile races as with any operator.
             let (q, k, v) = unsafe { inputs.copied()? };
             let v = v.as_ref().unwrap_or(&k);
@@ -105,7 +105,7 @@ pub(crate) fn block_mask<'py>(
         }
     }
     if inputs.q.ordinal.is_none() {
-        let mask = apart(py, || {
+        let mask = interruptible(py, || {
             // SAFETY: as in `sparse_attention`.
             let (q, k, _) = unsafe { inputs.copied()? };
             attention.mask(&q, &k)
@@ -172,7 +172,7 @@ pub(crate) fn attention<'py>(
     let attention = inputs.attention(py, &options)?;
     if inputs.q.ordinal.is_none() {
         let seqs = (inputs.q.shape[2], inputs.k.shape[2]);
-        let computed = apart(py, || {
+        let computed = interruptible(py, || {
             // SAFETY: as in `sparse_attention`.
             let ((q, k, v), mask) = unsafe { (inputs.copied()?, lists.mask((block_q, block_kv), seqs)?) };
             let v = v.as_ref().unwrap_or(&k);

@@ -15,6 +15,8 @@ pub(crate) struct Torch {
     /// How its tensors are looked at in one call; absent before 2.10.
     pub(crate) dlpack: Option<Dlpack>,
     empty_like: Py<PyAny>,
+    /// `torch.Tensor.is_neg`.
+    is_neg: Py<PyAny>,
     /// `(device index) -> cudaStream_t`; absent in a build without CUDA.
     current_raw_stream: Option<Py<PyAny>>,
     /// Absent in a build without CUDA.
@@ -74,6 +76,7 @@ impl Torch {
             (DType::I32, "int32"),
             (DType::U8, "uint8"),
         ];
+        let tensor = torch.getattr("Tensor")?;
         let core = torch.getattr("_C")?;
         let of_core = |name: &str| core.getattr(name).ok().map(Bound::unbind);
         let allocator = || {
@@ -84,8 +87,9 @@ impl Torch {
             })
         };
         let bound = Torch {
-            tensor: get("Tensor")?,
-            dlpack: Dlpack::of(&torch.getattr("Tensor")?),
+            is_neg: tensor.getattr("is_neg")?.unbind(),
+            tensor: tensor.clone().unbind(),
+            dlpack: Dlpack::of(&tensor),
             empty_like: get("empty_like")?,
             current_raw_stream: of_core("_cuda_getCurrentRawStream"),
             allocator: allocator(),
@@ -102,6 +106,19 @@ impl Torch {
     /// PyTorch, where it is bound.
     pub(crate) fn get(py: Python<'_>) -> Option<&Torch> {
         TORCH.get(py)
+    }
+
+    /// The tensor that a lazily negated one stands for: `x.conj().imag` is a view whose memory holds the values that are still to be
+    /// negated. `None` for what is as its memory says, and for what is no tensor.
+    pub(crate) fn resolved<'py>(&self, object: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let py = object.py();
+        // A lazy conjugate is of complex numbers, which no kernel takes.
+        if !object.is_instance(self.tensor.bind(py))?
+            || !self.is_neg.bind(py).call1((object,))?.is_truthy()?
+        {
+            return Ok(None);
+        }
+        object.call_method0(intern!(py, "resolve_neg")).map(Some)
     }
 
     /// The element type of a `torch.dtype`; `None` for those no kernel takes.

@@ -6,10 +6,11 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyAnyMethods, PyTuple};
+use std::sync::Arc;
 use tilewright::{DType, Tensor};
 
 /// A `[batch, heads, seq, head_dim]` tensor (or another of four dimensions at most) as Python owns it.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct View<const N: usize> {
     /// The GPU; `None` in host memory.
     pub(crate) ordinal: Option<usize>,
@@ -18,6 +19,8 @@ pub(crate) struct View<const N: usize> {
     pub(crate) shape: [usize; N],
     /// In elements.
     strides: [isize; N],
+    /// The tensor looked at, where it is not the caller's, for that one's memory holds other values than it stands for.
+    resolved: Option<Arc<Py<PyAny>>>,
 }
 
 /// What kind of object a tensor is.
@@ -65,6 +68,17 @@ impl<const N: usize> View<N> {
         Self::of(what, kind, object, |_| true, "another")
     }
 
+    /// Looks at a tensor that is written to. `what` names it in messages.
+    pub(crate) fn output(what: &str, kind: Kind, object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let view = Self::any(what, kind, object)?;
+        match view.resolved {
+            None => Ok(view),
+            Some(_) => Err(PyValueError::new_err(format!(
+                "{what} is lazily negated, or lazily zero, needed one that can be written to: make it with torch.empty"
+            ))),
+        }
+    }
+
     /// Looks at a tensor of int32.
     pub(crate) fn int(what: &str, kind: Kind, object: &Bound<'_, PyAny>) -> PyResult<Self> {
         Self::of(what, kind, object, |dtype| dtype == DType::I32, "int32: block lists count in 32 bits")
@@ -74,16 +88,20 @@ impl<const N: usize> View<N> {
         what: &str,
         kind: Kind,
         object: &Bound<'_, PyAny>,
-        accepts: impl Fn(DType) -> bool,
+        accepts: fn(DType) -> bool,
         needed: &str,
     ) -> PyResult<Self> {
         let py = object.py();
-        if let (Kind::Torch, Some(torch)) = (kind, Torch::get(py))
-            && let Some(seen) = torch.dlpack.as_ref().and_then(|dlpack| dlpack.look::<N>(object))
-            && accepts(seen.dtype)
-        {
-            let Borrowed { address, ordinal, dtype, shape, strides } = seen;
-            return Ok(View { ordinal, address, dtype, shape, strides });
+        if let (Kind::Torch, Some(torch)) = (kind, Torch::get(py)) {
+            if let Some(resolved) = torch.resolved(object)? {
+                return Self::of_resolved(what, kind, resolved, accepts, needed);
+            }
+            if let Some(seen) = torch.dlpack.as_ref().and_then(|dlpack| dlpack.look::<N>(object))
+                && accepts(seen.dtype)
+            {
+                let Borrowed { address, ordinal, dtype, shape, strides } = seen;
+                return Ok(View { ordinal, address, dtype, shape, strides, resolved: None });
+            }
         }
         // The long way: older than DLPack's C functions, not of PyTorch, or something is amiss, and it says what.
         let found = object.getattr(intern!(py, "dtype")).map_err(|_| wrong_type(what, kind, object))?;
@@ -92,7 +110,10 @@ impl<const N: usize> View<N> {
             Kind::Numpy if !object.hasattr(intern!(py, "__array_interface__"))? => {
                 return Err(wrong_type(what, kind, object));
             }
-            Kind::Numpy => numpy_dtype(what, &found)?,
+            Kind::Numpy => {
+                refuse_masked(what, object)?;
+                numpy_dtype(what, &found)?
+            }
         };
         let Some(dtype) = dtype.filter(|&dtype| accepts(dtype)) else {
             // An array of numpy has a dtype too, of the same name maybe.
@@ -135,6 +156,11 @@ impl<const N: usize> View<N> {
                 let address: usize =
                     address.map_err(|error| without_memory(what, object, error))?.extract()?;
                 if address == 0 && !extents.contains(&0) {
+                    // Forward-mode differentiation has zeros without memory.
+                    if object.call_method0(intern!(py, "_is_zerotensor"))?.is_truthy()? {
+                        let zeros = object.call_method0(intern!(py, "clone"))?;
+                        return Self::of_resolved(what, kind, zeros, accepts, needed);
+                    }
                     // PyTorch's functional and fake tensors are shapes alone.
                     return Err(PyValueError::new_err(format!(
                         "{what} has no memory: pass a tensor with elements, not a traced or a fake one"
@@ -159,7 +185,19 @@ impl<const N: usize> View<N> {
                 "{what} has elements at odd places: pass a contiguous copy of it"
             )));
         };
-        Ok(View { ordinal, address, dtype, shape: extents, strides })
+        Ok(View { ordinal, address, dtype, shape: extents, strides, resolved: None })
+    }
+
+    /// Looks at the tensor that the caller's stands for, and keeps it.
+    fn of_resolved(
+        what: &str,
+        kind: Kind,
+        resolved: Bound<'_, PyAny>,
+        accepts: fn(DType) -> bool,
+        needed: &str,
+    ) -> PyResult<Self> {
+        let view = Self::of(what, kind, &resolved, accepts, needed)?;
+        Ok(View { resolved: Some(Arc::new(resolved.unbind())), ..view })
     }
 
     /// `[batch, seq, heads, …]` seen as `[batch, heads, seq, d]`.
@@ -273,6 +311,21 @@ fn wrong_type(what: &str, kind: Kind, object: &Bound<'_, PyAny>) -> PyErr {
     };
     let found = type_name(object);
     PyTypeError::new_err(format!("{what} is of type {found}, needed a {needed} as q is: convert it first"))
+}
+
+/// A masked array's mask says which elements count, and no kernel looks at it.
+fn refuse_masked(what: &str, object: &Bound<'_, PyAny>) -> PyResult<()> {
+    let numpy = object.py().import(intern!(object.py(), "numpy"))?;
+    // Most arrays are of the very type, and none of those has a mask.
+    if object.get_type().is(numpy.getattr(intern!(object.py(), "ndarray"))?)
+        || !object.is_instance(&numpy.getattr("ma")?.getattr("MaskedArray")?)?
+    {
+        return Ok(());
+    }
+    Err(PyTypeError::new_err(format!(
+        "{what} is a numpy.ma.MaskedArray, whose mask would be ignored: pass `array.filled(0)`, and say which keys count with a mask_mod \
+         or a block mask"
+    )))
 }
 
 /// Why a tensor of PyTorch does not tell where its elements are: its layout, or what PyTorch said.

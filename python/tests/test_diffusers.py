@@ -8,14 +8,25 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from diffusers import (  # noqa: E402
-    CogVideoXTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
-    HunyuanVideoTransformer3DModel,
-    LTXVideoTransformer3DModel,
     UNet2DModel,
     WanPipeline,
-    WanTransformer3DModel,
-    WanVACETransformer3DModel,
+)
+from video_models import (  # noqa: E402
+    GRID,
+    TEXT,
+    cogvideox,
+    error,
+    hunyuan,
+    hunyuan_from_image,
+    hunyuan_one_length,
+    ltx,
+    ltx_per_token,
+    make,
+    run,
+    wan,
+    wan_per_token,
+    wan_vace,
 )
 
 import tilewright.diffusers  # noqa: E402
@@ -24,153 +35,10 @@ from tilewright.diffusers import processors  # noqa: E402
 # Everything kept: what is left is the difference of two kernels in half precision.
 ALL = {"top_k": 1.0, "top_p": None, "min_tokens": 64}
 FEW = {"top_k": 0.1, "top_p": None, "min_tokens": 64}
-# (t, h, w) of tokens: neither a multiple of the tile nor, together, of a block.
-GRID = (5, 11, 14)
 TOKENS = 5 * 11 * 14
-TEXT = 24
-
-
-def wan(**options):
-    model = WanTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=64,
-        in_channels=4,
-        out_channels=4,
-        text_dim=32,
-        freq_dim=32,
-        ffn_dim=128,
-        num_layers=3,
-        **options,
-    )
-    t, h, w = GRID
-    return model, {
-        "hidden_states": torch.randn(2, 4, t, 2 * h, 2 * w),
-        "timestep": torch.tensor([900, 900]),
-        "encoder_hidden_states": torch.randn(2, TEXT, 32),
-    }
-
-
-def wan_per_token():
-    """Wan 2.2's image conditioning: a timestep for each token."""
-    model, inputs = wan()
-    return model, {**inputs, "timestep": torch.randint(1, 999, (2, TOKENS))}
-
-
-def cogvideox(**options):
-    model = CogVideoXTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=64,
-        in_channels=4,
-        out_channels=4,
-        time_embed_dim=32,
-        text_embed_dim=32,
-        num_layers=2,
-        max_text_seq_length=TEXT,
-        use_rotary_positional_embeddings=True,
-        **options,
-    )
-    t, h, w = GRID
-    return model, {
-        "hidden_states": torch.randn(2, t, 4, 2 * h, 2 * w),
-        "timestep": torch.tensor([900, 900]),
-        "encoder_hidden_states": torch.randn(2, TEXT, 32),
-        "image_rotary_emb": _rope(64),
-    }
-
-
-def hunyuan(lengths=(9, 17), **options):
-    model = HunyuanVideoTransformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=64,
-        num_layers=1,
-        num_single_layers=2,
-        num_refiner_layers=1,
-        text_embed_dim=32,
-        pooled_projection_dim=16,
-        rope_axes_dim=(16, 24, 24),
-        guidance_embeds=False,
-        **options,
-    )
-    t, h, w = GRID
-    return model, {
-        "hidden_states": torch.randn(2, 4, t, 2 * h, 2 * w),
-        "timestep": torch.tensor([900, 900]),
-        "encoder_hidden_states": torch.randn(2, TEXT, 32),
-        "encoder_attention_mask": (torch.arange(TEXT) < torch.tensor(lengths)[:, None]).long(),
-        "pooled_projections": torch.randn(2, 16),
-    }
-
-
-def hunyuan_one_length():
-    return hunyuan(lengths=(13, 13))
-
-
-def hunyuan_from_image():
-    """The first frame's tokens are modulated apart: they have to stay in front."""
-    return hunyuan(image_condition_type="token_replace")
-
-
-def ltx(**options):
-    model = LTXVideoTransformer3DModel(
-        in_channels=8,
-        out_channels=8,
-        num_attention_heads=2,
-        attention_head_dim=64,
-        cross_attention_dim=128,
-        num_layers=2,
-        caption_channels=32,
-        **options,
-    )
-    t, h, w = GRID
-    return model, {
-        "hidden_states": torch.randn(2, TOKENS, 8),
-        "timestep": torch.tensor([900, 900]),
-        "encoder_hidden_states": torch.randn(2, TEXT, 32),
-        "encoder_attention_mask": torch.ones(2, TEXT),
-        "num_frames": t,
-        "height": h,
-        "width": w,
-    }
-
-
-def ltx_per_token():
-    model, inputs = ltx()
-    return model, {**inputs, "timestep": torch.randint(1, 999, (2, TOKENS))}
-
 
 FAMILIES = [wan, cogvideox, hunyuan, ltx]
 VARIANTS = [*FAMILIES, wan_per_token, hunyuan_one_length, hunyuan_from_image, ltx_per_token]
-
-
-def _rope(dim):
-    angles = torch.randn(TOKENS, dim // 2).repeat_interleave(2, dim=1)
-    return angles.cos(), angles.sin()
-
-
-def make(family, device, dtype=torch.float16):
-    torch.manual_seed(7)
-    model, inputs = family()
-    model = model.to(device, dtype).eval()
-    return model, {name: _to(value, device, dtype) for name, value in inputs.items()}
-
-
-def _to(value, device, dtype):
-    if isinstance(value, tuple):
-        return tuple(tensor.to(device) for tensor in value)  # tables of the rotary embedding stay float32
-    if not isinstance(value, torch.Tensor):
-        return value
-    return value.to(device, dtype if value.is_floating_point() else value.dtype)
-
-
-@torch.no_grad()
-def run(model, inputs, **changes):
-    return model(**{**inputs, **changes}, return_dict=False)[0].double()
-
-
-def error(found, expected):
-    return float((found - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("family", VARIANTS)
@@ -444,23 +312,7 @@ def test_another_grid_than_the_input_has():
 
 def test_a_model_built_of_wans_attention(device):
     """VACE: sparse, but its tokens are looked at in places of its own, so that they stay in raster order."""
-    torch.manual_seed(7)
-    model = WanVACETransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=64,
-        in_channels=4,
-        out_channels=4,
-        text_dim=32,
-        freq_dim=32,
-        ffn_dim=128,
-        num_layers=2,
-        vace_layers=[0],
-        vace_in_channels=6,
-    )
-    model = model.to(device, torch.float16).eval()
-    _, inputs = make(wan, device)
-    t, h, w = GRID
-    inputs["control_hidden_states"] = torch.randn(2, 6, t, 2 * h, 2 * w, device=device, dtype=torch.float16)
+    model, inputs = make(wan_vace, device)
     dense = run(model, inputs)
     with tilewright.diffusers.enable(model, **ALL) as enabled:
         assert error(run(model, inputs), dense) < 4e-3

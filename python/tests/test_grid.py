@@ -98,6 +98,19 @@ def test_on_a_stream_and_in_a_graph():
     assert torch.equal(captured, x[:, order])
 
 
+@pytest.mark.parametrize("batches", [70_000, 65_536])
+@pytest.mark.parametrize("rank", [3, 4])
+def test_more_batches_than_a_launch_has_rows_of_blocks(device, batches, rank):
+    """A dimension of a launch's grid has 65,535 blocks at most."""
+    torch = pytest.importorskip("torch")
+    grid = tilewright.TokenGrid((2, 2, 2))
+    shape = (batches, 8, 8) if rank == 3 else (batches, 1, 8, 8)
+    x = torch.arange(batches * 64, device=device, dtype=torch.float32).reshape(shape)
+    moved = grid.regroup(x, -2)
+    assert torch.equal(moved, x.index_select(-2, torch.tensor(grid.order(), device=device)))
+    assert torch.equal(grid.restore(moved, -2), x)
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
@@ -107,6 +120,9 @@ def test_on_a_stream_and_in_a_graph():
         (lambda: tilewright.TokenGrid((4, 8)), r"grid is \(4, 8\), needed three sizes"),
         (lambda: tilewright.TokenGrid((4, 8, -8)), "grid is .*needed three sizes"),
         (lambda: tilewright.TokenGrid((4, 8, 8), before=-1), "before is -1"),
+        (lambda: tilewright.TokenGrid((4, 8, 8), after=1.5), "after is 1.5"),
+        (lambda: tilewright.TokenGrid((4.0, 8, 8)), r"grid is \(4.0, 8, 8\), needed three sizes"),
+        (lambda: tilewright.TokenGrid(256), r"grid is \(256,\), needed three sizes"),
         (lambda: tilewright.TokenGrid((4, 8, 8)).regroup(numpy.zeros((2, 255, 4)), 1), "has 255 tokens, needed 256"),
         (lambda: tilewright.TokenGrid((4, 8, 8)).regroup(numpy.zeros((256, 4)), 2), "dim is 2, needed one of the 2 dimensions"),
     ],
@@ -114,6 +130,12 @@ def test_on_a_stream_and_in_a_graph():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("tensor", [[1.0] * 256, "tokens", None])
+def test_what_is_no_tensor(tensor):
+    with pytest.raises(TypeError, match=f"the tensor is of type {type(tensor).__name__}, needed a torch.Tensor or a numpy array"):
+        tilewright.TokenGrid((4, 8, 8)).regroup(tensor, 0)
 
 
 def test_tokens_that_are_not_there():

@@ -176,3 +176,91 @@ def test_lists_that_name_no_block():
         )
         with pytest.raises(ValueError, match=words):
             tilewright.attention(x, x, x, mask)
+
+
+# ---- numbers and arrays of numpy -------------------------------------------------------------------------------------
+
+INTEGERS = [np.int64, np.int32, np.uint8, np.uint64, np.intp]
+
+
+@pytest.mark.parametrize("integer", INTEGERS)
+def test_integers_of_numpy_are_sizes(integer):
+    q, k, v = (noise(seed, 1, 2, 200, 64) for seed in (1, 2, 3))
+    blocks = (integer(64), integer(64))
+    out, mask = tilewright.sparse_attention(q, k, v, top_k=0.5, block_size=blocks, return_mask=True)
+    expected, plain = tilewright.sparse_attention(q, k, v, top_k=0.5, block_size=(64, 64), return_mask=True)
+    assert (out == expected).all() and repr(mask) == repr(plain)
+    assert (tilewright.sparse_attention(q, k, v, top_k=0.5, block_size=np.array([64, 64])) == expected).all()
+    seqs = (integer(200), integer(200))
+    for again in (
+        tilewright.BlockMask.from_dense(mask.to_dense(), seq_lengths=seqs, BLOCK_SIZE=blocks),
+        tilewright.BlockMask(mask.kv_num_blocks, mask.kv_indices, seq_lengths=seqs, BLOCK_SIZE=integer(64)),
+    ):
+        assert repr(again) == repr(plain) and again.sparsity() == plain.sparsity()
+        assert all(type(number) is int for number in (*again.seq_lengths, *again.BLOCK_SIZE))
+        assert (tilewright.attention(q, k, v, again) == expected).all()
+    sizes = [integer(4), integer(5), integer(8)]
+    grid = tilewright.TokenGrid(sizes, (integer(4), integer(4), integer(4)), before=integer(3), after=integer(2))
+    assert grid == tilewright.TokenGrid((4, 5, 8), before=3, after=2) and type(grid.before) is int
+    assert (grid.regroup(np.arange(165), integer(0)) == grid.order()).all()
+
+
+@pytest.mark.parametrize("real", [np.float64, np.float32, np.float16])
+def test_reals_of_numpy_are_options(real):
+    q, k, v = (noise(seed, 1, 2, 300, 64) for seed in (1, 2, 3))
+    options = dict(top_k=0.5, top_p=0.25, scale=0.125)
+    expected = tilewright.sparse_attention(q, k, v, **options)
+    of_numpy = {name: real(value) for name, value in options.items()}
+    assert (tilewright.sparse_attention(q, k, v, **of_numpy) == expected).all()
+    mask = tilewright.block_mask(q, k, **of_numpy)
+    assert (tilewright.attention(q, k, v, mask, scale=real(0.125)) == expected).all()
+    assert (tilewright.sparse_attention(q, k, v, is_causal=np.True_, **of_numpy) == tilewright.sparse_attention(q, k, v, is_causal=True, **options)).all()
+    assert (tilewright.sparse_attention(q, k, v, top_k=np.int64(1)) == tilewright.sparse_attention(q, k, v, top_k=1.0)).all()
+
+
+@pytest.mark.parametrize("option", ["top_k", "top_p", "scale"])
+@pytest.mark.parametrize("value", ["0.5", b"1", [0.5], (1,), {}, 1j])
+def test_options_that_are_no_numbers(option, value):
+    q = noise(1, 1, 2, 300, 64)
+    for call in (lambda **options: tilewright.sparse_attention(q, q, q, **options), lambda **options: tilewright.block_mask(q, q, **options)):
+        with pytest.raises(TypeError, match=f"{option} is .*, of type {type(value).__name__}, needed a number or None"):
+            call(**{option: value})
+
+
+def test_masked_arrays():
+    q, k, v = (noise(seed, 1, 2, 300, 64) for seed in (1, 2, 3))
+    masked = [np.ma.masked_array(x, mask=x > 1) for x in (q, k, v)]
+    for i, name in enumerate("qkv"):
+        operands = [m if i == j else x for j, (m, x) in enumerate(zip(masked, (q, k, v)))]
+        with pytest.raises(TypeError, match=rf"{name} is a numpy.ma.MaskedArray, whose mask would be ignored: pass `array.filled\(0\)`"):
+            tilewright.sparse_attention(*operands)
+    map = np.ma.masked_array(np.ones((1, 1, 3, 5), dtype=bool), mask=False)
+    with pytest.raises(TypeError, match="the block map is a numpy.ma.MaskedArray"):
+        tilewright.attention(q, k, v, map)
+    mask = tilewright.block_mask(q, k)
+    lists = tilewright.BlockMask(mask.kv_num_blocks, np.ma.masked_array(mask.kv_indices), seq_lengths=(300, 300))
+    with pytest.raises(TypeError, match="kv_indices is a numpy.ma.MaskedArray"):
+        tilewright.attention(q, k, v, lists)
+    grid = tilewright.TokenGrid((3, 10, 10))
+    moved = grid.regroup(masked[0], 2)
+    assert (moved.mask == grid.regroup(masked[0].mask, 2)).all() and (moved.data == grid.regroup(q, 2)).all()
+
+
+def test_arrays_in_a_file_and_arrays_that_are_read_only(tmp_path):
+    q = noise(1, 1, 2, 300, 64)
+    expected = tilewright.sparse_attention(q, q, q)
+    np.save(tmp_path / "q.npy", q)
+    mapped = np.load(tmp_path / "q.npy", mmap_mode="r")
+    assert (tilewright.sparse_attention(mapped, mapped, mapped) == expected).all()
+    q.flags.writeable = False
+    assert (tilewright.sparse_attention(q, q, q) == expected).all()
+
+
+def test_the_text_of_a_mask():
+    q = noise(1, 1, 2, 300, 64)
+    mask = tilewright.block_mask(q, q, top_k=0.5, top_p=None)
+    assert repr(mask) == "BlockMask(shape=(1, 2, 300, 300), BLOCK_SIZE=(128, 64), sparsity=0.4, mask_mod=None)"
+    none = tilewright.BlockMask.from_dense(np.zeros((1, 1, 3, 5), dtype=bool), seq_lengths=(300, 300))
+    assert "sparsity=1," in repr(none)
+    empty = tilewright.block_mask(q[:, :, :0], q)
+    assert "shape=(1, 2, 0, 300)" in repr(empty) and "sparsity=0," in repr(empty)

@@ -303,3 +303,121 @@ def test_what_lists_hold_is_checked_on_the_cpu(full):
     for bad in ((counts + 1, indices), (counts, indices + 1), (counts, indices.clamp(max=3))):
         with pytest.raises(ValueError):
             attend(*bad)
+
+
+# ---- masks of FlexAttention that were sliced ---------------------------------------------------------------------
+
+
+def flex_mask(function, blocks=(2, 2), device="cpu"):
+    flex = pytest.importorskip("torch.nn.attention.flex_attention")
+    return flex.create_block_mask(function, *blocks, 300, 300, device=device, BLOCK_SIZE=128)
+
+
+def causal(b, h, q, kv):
+    return q >= kv
+
+
+@pytest.mark.parametrize("index", [slice(1, 2), (slice(0, 1), slice(0, 1)), (slice(None), slice(1, 2))])
+def test_a_slice_that_lost_its_function(device, index):
+    whole = flex_mask(causal, device=device)
+    sliced = whole[index]
+    batch, heads = sliced.kv_num_blocks.shape[:2]
+    q, k, v = tensors(device, (batch, heads, 300, 64))
+    with pytest.raises(ValueError, match="the BlockMask was sliced, which resets its mask_mod, and its kv_num_blocks count partial blocks"):
+        tilewright.attention(q, k, v, sliced)
+    sliced.mask_mod = whole.mask_mod
+    expected = tilewright.sparse_attention(q, k, v, top_k=1.0, block_size=(128, 128), is_causal=True)
+    assert torch.equal(tilewright.attention(q, k, v, sliced), expected)
+
+
+def test_a_slice_of_full_blocks_needs_no_function(device):
+    flex = pytest.importorskip("torch.nn.attention.flex_attention")
+    blocks = lambda b, h, q, kv: q // 128 >= kv // 128  # noqa: E731
+    whole = flex.create_block_mask(blocks, 2, 2, 256, 256, device=device, BLOCK_SIZE=128)
+    q, k, v = tensors(device, (1, 2, 256, 64))
+    map = torch.tensor([[1, 0], [1, 1]], device=device).bool().expand(1, 1, 2, 2)
+    expected = tilewright.attention(q, k, v, map, block_size=(128, 128))
+    assert torch.equal(tilewright.attention(q, k, v, whole[1:2]), expected)
+
+
+def test_a_slice_of_query_blocks_keeps_the_seq_lengths_of_the_whole(device):
+    whole = flex_mask(causal, device=device)
+    sliced = whole[:, :, 1:2]
+    sliced.mask_mod = whole.mask_mod
+    q, k, v = tensors(device, (2, 2, 128, 64))
+    words = r"kv_num_blocks has shape \(2, 2, 1\), needed \[batch, heads, 3\]: .* the 300 queries of seq_lengths. Of a part"
+    with pytest.raises(ValueError, match=words):
+        tilewright.attention(q, k, v, sliced)
+
+
+# ---- operands of several devices, with and without elements ------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 300, 64), (1, 2, 0, 64), (0, 2, 300, 64)])
+def test_operands_on_several_devices(device, shape):
+    """"meta" stands for another device: PyTorch gives a call with one such tensor to the fake kernels."""
+    q, k, v = tensors(device, shape)
+    mask = tilewright.block_mask(q, k)
+    lists = [mask.kv_num_blocks, mask.kv_indices]
+    ops, options = torch.ops.tilewright, (128, 64, None, 0, 0, False)
+    out, lse = tilewright.attention(q, k, v, mask, return_lse=True)
+    calls = {
+        "sparse_attention": ([q, k, v], lambda q, k, v: ops.sparse_attention(q, k, v, 0.5, 0.5, *options)),
+        "block_mask": ([q, k], lambda q, k: ops.block_mask(q, k, 0.5, 0.5, 128, 64, None, 0, False)),
+        "attention": ([q, k, v, *lists], lambda *x: ops.attention(*x, None, None, *options)),
+        "backward": ([out, lse, q, k, v, out, lse, *lists], lambda *x: ops.attention_backward(*x, None, None, *options)),
+        "direct": ([q, k, v], tilewright.sparse_attention),
+        "with a gradient": ([q.clone().requires_grad_(), k, v], tilewright.sparse_attention),
+    }
+    for name, (operands, call) in calls.items():
+        call(*operands)
+        for i, operand in enumerate(operands):
+            elsewhere = [*operands[:i], operand.detach().to("meta"), *operands[i + 1 :]]
+            with pytest.raises(ValueError, match="is on"):
+                call(*elsewhere)
+                pytest.fail(f"{name} took operand {i}")
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 5, 7), (1, 2, 0, 7), (1, 2, 5, 0), (0, 2, 5, 7), (1, 0, 5, 7)])
+def test_rows_of_another_shape_or_dtype(device, shape):
+    """What a backward is given besides q, k and v is checked whether or not there are elements."""
+    batch, heads, seq_q, seq_kv = shape
+    zeros = lambda *shape, dtype=torch.float16: torch.zeros(shape, dtype=dtype, device=device)  # noqa: E731
+    rows, columns = -(-seq_q // 128), -(-seq_kv // 64)
+    operands = {
+        "d_out": zeros(batch, heads, seq_q, 24),
+        "d_lse": zeros(batch, heads, seq_q, dtype=torch.float32),
+        "q": zeros(batch, heads, seq_q, 64),
+        "k": zeros(batch, heads, seq_kv, 64),
+        "v": zeros(batch, heads, seq_kv, 24),
+        "out": zeros(batch, heads, seq_q, 24),
+        "lse": zeros(batch, heads, seq_q, dtype=torch.float32),
+        "kv_num_blocks": zeros(1, 1, rows, dtype=torch.int32),
+        "kv_indices": zeros(1, 1, rows, max(columns, 1), dtype=torch.int32),
+    }
+    rest = (None, None, 128, 64, None, 0, 0, False)
+    calls = {
+        "backward": (list(operands), lambda *x: tilewright._native.attention_backward(*x, *rest)),
+        "backward's operator": (list(operands), lambda *x: torch.ops.tilewright.attention_backward(*x, *rest)),
+        "attention": (["q", "k", "v", "kv_num_blocks", "kv_indices"], lambda *x: tilewright._native.attention(*x, *rest, False)),
+        "attention's operator": (["q", "k", "v", "kv_num_blocks", "kv_indices"], lambda *x: torch.ops.tilewright.attention(*x, *rest)),
+    }
+    wider = lambda x: torch.cat([x, x[..., -8:] if x.shape[-1] > 8 else x.new_zeros(*x.shape[:-1], 8)], -1)  # noqa: E731
+    changes = {
+        "one more dimension": lambda x: x[None],
+        "another batch": lambda x: x.new_zeros(3, *x.shape[1:]),
+        "a longer last dimension": wider,
+        "float64": lambda x: x.double(),
+        "another dtype of as many bits": lambda x: x.bfloat16() if x.dtype == torch.float16 else x.view(torch.int32) if x.is_floating_point() else x.float(),
+    }
+    for call, (names, work) in calls.items():
+        work(*(operands[name] for name in names))
+        for name in names:
+            for change, make in changes.items():
+                # A list may be wider than there are key blocks, and a forward's output is as wide as v.
+                is_free = name == "kv_indices" or (name == "v" and call.startswith("attention"))
+                if is_free and change == "a longer last dimension":
+                    continue
+                with pytest.raises((ValueError, TypeError)):
+                    work(*(make(operands[other]) if other == name else operands[other] for other in names))
+                    pytest.fail(f"{call} took {name} with {change}")

@@ -8,6 +8,8 @@ package: it is looked up at the first call with a tensor of it.
 """
 
 import contextlib
+import importlib
+import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from .grid import TokenGrid
 from .mask import BLOCK_SIZES, BlockMask
 
 if TYPE_CHECKING:
-    from . import diffusers
+    from . import diffusers as diffusers
     from .module import SparseAttention
 
 __all__ = [
@@ -28,14 +30,12 @@ __all__ = [
     "BlockMask",
     "DeviceFunction",
     "Error",
-    "SparseAttention",
     "TokenGrid",
     "TranslationError",
     "__version__",
     "attention",
     "best_device",
     "block_mask",
-    "diffusers",
     "gpu_name",
     "mask_mod",
     "mask_mod_of",
@@ -43,8 +43,23 @@ __all__ = [
     "sparse_attention",
 ]
 
-# NVRTC, which compiles the kernels, is a package too: that of this Python, not of the one that is first on the PATH.
-_native.set_package_folders([folder for folder in sys.path if folder])
+
+def _has_torch() -> bool:
+    try:
+        spec = importlib.util.find_spec("torch")
+    except ValueError:
+        # Somebody put a module of that name there that no loader made.
+        return False
+    # Any folder of that name is a package, without a file of its own.
+    return spec is not None and spec.origin is not None
+
+
+if TYPE_CHECKING or _has_torch():
+    __all__ += ["SparseAttention"]
+
+# NVRTC, which compiles the kernels, is a package too: that of this Python, not of the one that is first on the PATH. As Python does,
+# entries that are no text are passed over.
+_native.set_package_folders([folder for folder in sys.path if isinstance(folder, str) and folder])
 
 # Operators exist before anything is compiled or exported; without PyTorch, or before it, the first call registers them. A
 # PyTorch that is too old is an error of the first call with its tensors: arrays work all the same.
@@ -61,7 +76,9 @@ def __getattr__(name: str) -> Any:
 
         return SparseAttention
     if name == "diffusers":
-        import importlib
-
         return importlib.import_module(".diffusers", __name__)
     raise AttributeError(f"module 'tilewright' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,15 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal, Optional, Union, overload
 
 from . import _native
 from ._torch import torch_of
+from ._typing import Array, CallOptions, FlexBlockMask, Layout, SelectionOptions
 from .mask import BLOCK_SIZES, BlockMask, as_block_mask, checked_pair, function_numbers
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .functions import DeviceFunction
 
 _LAYOUTS = ("BHSD", "BSHD")
 
 
+@overload
+def sparse_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    return_lse: Literal[False] = False,
+    return_mask: Literal[False] = False,
+    **options: Unpack[SelectionOptions],
+) -> Array: ...
+@overload
+def sparse_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    return_lse: Literal[True],
+    return_mask: Literal[False] = False,
+    **options: Unpack[SelectionOptions],
+) -> tuple[Array, Array]: ...
+@overload
+def sparse_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    return_lse: Literal[False] = False,
+    return_mask: Literal[True],
+    **options: Unpack[SelectionOptions],
+) -> tuple[Array, BlockMask[Array]]: ...
+@overload
+def sparse_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    return_lse: Literal[True],
+    return_mask: Literal[True],
+    **options: Unpack[SelectionOptions],
+) -> tuple[Array, Array, BlockMask[Array]]: ...
+@overload
+def sparse_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    return_lse: bool = False,
+    return_mask: bool = False,
+    **options: Unpack[SelectionOptions],
+) -> Any: ...
 def sparse_attention(
     q: Any,
     k: Any,
@@ -23,7 +80,7 @@ def sparse_attention(
     scale: Optional[float] = None,
     is_causal: bool = False,
     enable_gqa: bool = False,
-    layout: str = "BHSD",
+    layout: Layout = "BHSD",
     return_lse: bool = False,
     return_mask: bool = False,
     score_mod: Any = None,
@@ -71,8 +128,9 @@ def sparse_attention(
     """
     score, masked = function_numbers(score_mod, mask_mod, is_causal)
     torch = torch_of(q)
+    top_k, top_p, scale = _number("top_k", top_k), _number("top_p", top_p), _number("scale", scale)
     if mask is None and not return_mask:
-        if block_size not in BLOCK_SIZES:
+        if type(block_size) is not tuple or block_size not in BLOCK_SIZES:
             block_size = checked_pair(block_size)
         block_q, block_kv = block_size
         if torch is None or _is_plain(torch, q, k, v):
@@ -124,8 +182,8 @@ def sparse_attention(
 
 
 def block_mask(
-    q: Any,
-    k: Any,
+    q: Array,
+    k: Array,
     *,
     top_k: Optional[float] = 0.03,
     top_p: Optional[float] = 0.2,
@@ -133,16 +191,17 @@ def block_mask(
     scale: Optional[float] = None,
     is_causal: bool = False,
     enable_gqa: bool = False,
-    layout: str = "BHSD",
-    mask_mod: Any = None,
-) -> BlockMask:
+    layout: Layout = "BHSD",
+    mask_mod: Optional[DeviceFunction] = None,
+) -> BlockMask[Array]:
     """The blocks that `sparse_attention` would keep; arguments and errors as there.
 
     Returns:
         A `BlockMask`, on the device of q. No gradient flows into a selection.
     """
     _, masked = function_numbers(None, mask_mod, is_causal)
-    if block_size not in BLOCK_SIZES:
+    top_k, top_p, scale = _number("top_k", top_k), _number("top_p", top_p), _number("scale", scale)
+    if type(block_size) is not tuple or block_size not in BLOCK_SIZES:
         block_size = checked_pair(block_size)
     block_q, block_kv = block_size
     _seqs(q, k, layout)
@@ -160,6 +219,36 @@ def block_mask(
     return BlockMask.of_lists(lists, block_size, (q.shape[2], k.shape[2]), function)
 
 
+@overload
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Union[BlockMask[Array], Array, FlexBlockMask],
+    *,
+    return_lse: Literal[False] = False,
+    **options: Unpack[CallOptions],
+) -> Array: ...
+@overload
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Union[BlockMask[Array], Array, FlexBlockMask],
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[CallOptions],
+) -> tuple[Array, Array]: ...
+@overload
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Union[BlockMask[Array], Array, FlexBlockMask],
+    *,
+    return_lse: bool = False,
+    **options: Unpack[CallOptions],
+) -> Any: ...
 def attention(
     q: Any,
     k: Any,
@@ -170,7 +259,7 @@ def attention(
     scale: Optional[float] = None,
     is_causal: bool = False,
     enable_gqa: bool = False,
-    layout: str = "BHSD",
+    layout: Layout = "BHSD",
     return_lse: bool = False,
     score_mod: Any = None,
     mask_mod: Any = None,
@@ -205,6 +294,7 @@ def attention(
     elif masked != own:
         _check_function(mask, is_causal)
     mask.check_fits(q, k, layout)
+    scale = _number("scale", scale)
     lists = (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices)
     options = (*mask.BLOCK_SIZE, scale, score, masked, enable_gqa)
     torch = torch_of(q)
@@ -219,6 +309,17 @@ def attention(
         out, lse = torch.ops.tilewright.attention(q, k, v, *lists, *options)
         out = _heads_first(out, layout)
     return (out, lse) if return_lse else out
+
+
+def _number(what: str, value: Any) -> Any:
+    """An option as PyTorch's operators take it: numbers of numpy are made Python's, symbolic ones stay."""
+    if value is None or isinstance(value, (float, int)):
+        return value
+    if isinstance(value, Real):
+        return float(value)
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{what} is {value!r}, of type {type(value).__name__}, needed a number or None")
+    return value
 
 
 def _is_plain(torch: Any, q: Any, k: Any, v: Any) -> bool:

@@ -11,12 +11,13 @@ GPU. ``docs/python-functions.md`` tells what it may contain.
 
 from __future__ import annotations
 
-import struct
+import sys
 import weakref
 from typing import Any, Callable
 
 from . import _native
-from .translate import TranslationError, translate
+from .translate import Capture, TranslationError, translate
+from .translate.arrays import NotCapturable, Table
 from .translate.walk import unwrap
 
 __all__ = ["DeviceFunction", "TranslationError", "mask_mod", "mask_mod_of", "score_mod"]
@@ -32,18 +33,20 @@ class DeviceFunction:
     def __init__(self, kind: str, function: Callable, overrides: dict[str, Any] | None = None):
         self._overrides = dict(overrides or {})
         translation = translate(kind, function, self._overrides)
-        captures = [(capture.kind, capture.value) for capture in translation.captures]
         try:
-            self._native = _native.DeviceFunction(kind, translation.source, captures)
-        except ValueError as error:
-            reason = f"its translation is refused: {error}\n{translation.source}"
+            self._native = _native.DeviceFunction(kind, translation.source, [_given(capture) for capture in translation.captures])
+        except NotCapturable as error:
+            raise TranslationError(translation.name, str(error), translation.place, translation.node) from None
+        except Exception as error:
+            reason = f"its translation is refused: {error}\n{_excerpt(translation.source)}"
             raise TranslationError(translation.name, reason, translation.place, translation.node) from None
         #: By which the operators of PyTorch know the function: they take tensors and numbers alone.
         self.number: int = self._native.number
         self.__tilewright_function__ = unwrap(function)
         self.__name__ = translation.name
         self.__doc__ = getattr(function, "__doc__", None)
-        self._captures = translation.captures
+        # Of tables the size alone: they are kept once, where kernels read them.
+        self._captures = {c.name: _Size(c.value.elements) if isinstance(c.value, Table) else c.value for c in translation.captures}
 
     @property
     def kind(self) -> str:
@@ -68,7 +71,10 @@ class DeviceFunction:
     @property
     def captures(self) -> dict[str, Any]:
         """The captured values by the name of their parameter: numbers and bools; tuples for slices."""
-        return {capture.name: _shown(capture.kind, capture.value) for capture in self._captures}
+        if not any(isinstance(value, _Size) for value in self._captures.values()):
+            return dict(self._captures)
+        pairs = zip(self._captures.items(), self._native.captures())
+        return {name: table if isinstance(value, _Size) else value for (name, value), table in pairs}
 
     def bind(self, **values: Any) -> "DeviceFunction":
         """The same function with other values for what it closes over, or for its parameters with defaults.
@@ -108,11 +114,19 @@ class DeviceFunction:
     def __deepcopy__(self, memo: Any) -> "DeviceFunction":
         return self
 
-    def __reduce__(self) -> tuple:
-        return DeviceFunction, (self.kind, self.function, self._overrides)
+    def __reduce__(self) -> "str | tuple":
+        function, overrides = self.function, self._overrides
+        # A decorated function has the place of the plain one in its module: it is found there, as functions are.
+        decorated = _global_of(function)
+        if decorated is self:
+            self.__module__, self.__qualname__ = function.__module__, function.__qualname__
+            return function.__qualname__
+        if isinstance(decorated, DeviceFunction) and decorated.kind == self.kind and decorated.function is function:
+            return _bound, (decorated, overrides)
+        return DeviceFunction, (self.kind, function, overrides)
 
     def __repr__(self) -> str:
-        captured = ", ".join(f"{name}={_brief(value)}" for name, value in self.captures.items())
+        captured = ", ".join(f"{name}={value!r}" for name, value in self._captures.items())
         return f"<tilewright.{self.kind} {self.__name__}({captured})>"
 
 
@@ -173,11 +187,32 @@ def _is_noop(function: Any) -> bool:
     return function is noop_mask
 
 
-def _shown(kind: str, value: Any) -> Any:
-    if not kind.endswith("s"):
-        return value
-    return struct.unpack(f"<{len(value) // 4}{'f' if kind == 'f32s' else 'i'}", value)
+class _Size(int):
+    """The number of elements of a captured table."""
+
+    def __repr__(self) -> str:
+        return f"({int(self)} values)"
 
 
-def _brief(value: Any) -> str:
-    return f"({len(value)} values)" if isinstance(value, tuple) else repr(value)
+def _given(capture: Capture) -> tuple[str, Any]:
+    """A capture as the native module takes it."""
+    table = capture.value
+    return capture.kind, (table.elements, table.chunks()) if isinstance(table, Table) else table
+
+
+def _excerpt(text: str) -> str:
+    """A text for a message: all of it where it is short."""
+    return text if len(text) <= 4000 else f"{text[:4000]}\n… ({len(text)} characters)"
+
+
+def _global_of(function: Any) -> Any:
+    """What the module of a function has under the function's name; None for a function inside of another."""
+    found = sys.modules.get(getattr(function, "__module__", None) or "")
+    for part in getattr(function, "__qualname__", "").split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _bound(function: DeviceFunction, values: dict[str, Any]) -> DeviceFunction:
+    """A copied function: the decorated one with other values."""
+    return DeviceFunction(function.kind, function.function, values)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Union
+from numbers import Integral
+from typing import Any, Generic, Optional, Union
 
 from . import _native
 from ._torch import torch_of
+from ._typing import Array, FlexBlockMask
 from .functions import TranslationError, mask_mod_of
 
 #: The sparse blocks there are, (queries, keys); the default first.
@@ -16,7 +18,7 @@ BLOCK_SIZES = ((128, 64), (128, 128), (64, 64), (64, 128))
 MaskFunction = Any
 
 
-class BlockMask:
+class BlockMask(Generic[Array]):
     """For every block of queries, the list of key blocks it attends to, under FlexAttention's names.
 
     Attributes:
@@ -36,19 +38,24 @@ class BlockMask:
     see: its keys would count twice.
     """
 
+    kv_num_blocks: Array
+    kv_indices: Array
+    full_kv_num_blocks: Optional[Array]
+    full_kv_indices: Optional[Array]
+
     def __init__(
         self,
-        kv_num_blocks: Any,
-        kv_indices: Any,
-        full_kv_num_blocks: Any = None,
-        full_kv_indices: Any = None,
+        kv_num_blocks: Array,
+        kv_indices: Array,
+        full_kv_num_blocks: Optional[Array] = None,
+        full_kv_indices: Optional[Array] = None,
         *,
         BLOCK_SIZE: Union[int, tuple[int, int]] = (128, 64),
         seq_lengths: tuple[int, int],
         mask_mod: MaskFunction = None,
     ) -> None:
         self.BLOCK_SIZE = checked_block_size(BLOCK_SIZE)
-        self.seq_lengths = (seq_lengths[0], seq_lengths[1])
+        self.seq_lengths = (_count(seq_lengths[0]), _count(seq_lengths[1]))
         self.kv_num_blocks, self.kv_indices = kv_num_blocks, kv_indices
         self.full_kv_num_blocks, self.full_kv_indices = full_kv_num_blocks, full_kv_indices
         self.mask_mod = mask_mod
@@ -70,7 +77,8 @@ class BlockMask:
             if len(counts.shape) != 3 or counts.shape[2] != rows:
                 raise ValueError(
                     f"{name}_num_blocks has shape {tuple(counts.shape)}, needed [batch, heads, {rows}]: {rows} blocks of "
-                    f"{self.BLOCK_SIZE[0]} cover {self.seq_lengths[0]} queries"
+                    f"{self.BLOCK_SIZE[0]} cover the {self.seq_lengths[0]} queries of seq_lengths. Of a part of the query blocks, give the "
+                    "seq_lengths of that part"
                 )
             if len(indices.shape) != 4 or tuple(indices.shape[:3]) != tuple(counts.shape):
                 raise ValueError(
@@ -99,30 +107,33 @@ class BlockMask:
     @classmethod
     def from_dense(
         cls,
-        map: Any,
+        map: Array,
         *,
         seq_lengths: tuple[int, int],
         BLOCK_SIZE: Union[int, tuple[int, int]] = (128, 64),
         mask_mod: MaskFunction = None,
-    ) -> "BlockMask":
+    ) -> "BlockMask[Array]":
         """The mask of a map of the blocks to keep, bool `[batch or 1, heads or 1, q_blocks, kv_blocks]`."""
         blocks = checked_block_size(BLOCK_SIZE)
-        needed = tuple(-(-seq // block) for seq, block in zip(seq_lengths, blocks))
+        needed = tuple(-(-_count(seq) // block) for seq, block in zip(seq_lengths, blocks))
         if len(map.shape) != 4 or tuple(map.shape[2:]) != needed:
             raise ValueError(
                 f"the block map has shape {tuple(map.shape)}, needed [batch or 1, heads or 1, {needed[0]}, {needed[1]}]: blocks of "
                 f"{blocks[0]} queries and {blocks[1]} keys over {tuple(seq_lengths)}. A map of single elements is no block map: give "
                 "it as a mask_mod"
             )
+        if torch_of(map) is None:
+            _refuse_masked_array(map)
         counts, indices = _lists_of(map)
         return cls(counts, indices, BLOCK_SIZE=blocks, seq_lengths=seq_lengths, mask_mod=mask_mod)
 
     @classmethod
-    def from_flex(cls, mask: Any) -> "BlockMask":
+    def from_flex(cls, mask: FlexBlockMask) -> "BlockMask[Any]":
         """FlexAttention's `BlockMask`, its lists as they are.
 
         Raises:
-            ValueError: its BLOCK_SIZE is none of `BLOCK_SIZES`.
+            ValueError: its BLOCK_SIZE is none of `BLOCK_SIZES`; it is a slice of another mask, which lost its mask_mod and has partial
+                blocks, or has other query blocks than its seq_lengths say.
             tilewright.Error: its mask_mod is no device function, and there are partial blocks for it to decide. Finding out about the
                 blocks waits for the GPU.
         """
@@ -174,26 +185,26 @@ class BlockMask:
         return (*self.kv_num_blocks.shape[:2], *self.seq_lengths)
 
     @property
-    def q_num_blocks(self) -> Any:
+    def q_num_blocks(self) -> Array:
         """How many query blocks attend to each key block: int32 `[batch or 1, heads or 1, kv_blocks]`."""
         return self._transpose()[0]
 
     @property
-    def q_indices(self) -> Any:
+    def q_indices(self) -> Array:
         """The query blocks of each key block: int32 `[batch or 1, heads or 1, kv_blocks, q_blocks]`."""
         return self._transpose()[1]
 
     @property
-    def full_q_num_blocks(self) -> Any:
+    def full_q_num_blocks(self) -> Optional[Array]:
         """As `q_num_blocks`, of full blocks; or None."""
         return self._transpose()[2]
 
     @property
-    def full_q_indices(self) -> Any:
+    def full_q_indices(self) -> Optional[Array]:
         """As `q_indices`, of full blocks; or None."""
         return self._transpose()[3]
 
-    def row_counts(self) -> Any:
+    def row_counts(self) -> Array:
         """How many blocks each query block keeps: int32 `[batch or 1, heads or 1, q_blocks]`, on the mask's device."""
         if self.full_kv_num_blocks is None:
             return self.kv_num_blocks
@@ -210,14 +221,14 @@ class BlockMask:
         total = batch * heads * rows * columns
         return 1.0 - self.kept_blocks() / total if total else 0.0
 
-    def to_dense(self) -> Any:
+    def to_dense(self) -> Array:
         """The map of kept blocks, bool `[batch or 1, heads or 1, q_blocks, kv_blocks]`."""
         map = _map_of(self.kv_num_blocks, self.kv_indices, self._grid()[1])
         if self.full_kv_num_blocks is not None:
             map = map | _map_of(self.full_kv_num_blocks, self.full_kv_indices, self._grid()[1])
         return map
 
-    def to(self, device: Any) -> "BlockMask":
+    def to(self, device: Any) -> "BlockMask[Array]":
         """The same mask with its lists on another device (PyTorch)."""
         move = lambda tensor: None if tensor is None else tensor.to(device)  # noqa: E731
         mask = BlockMask(
@@ -248,7 +259,9 @@ class BlockMask:
             )
 
     def __repr__(self) -> str:
-        return f"BlockMask(shape={self.shape}, BLOCK_SIZE={self.BLOCK_SIZE}, mask_mod={self.mask_mod!r})"
+        """What the mask is, and its sparsity, for which it waits for the GPU; not where that cannot be read."""
+        sparsity = f", sparsity={self.sparsity():.4g}" if _is_readable(self.kv_num_blocks) else ""
+        return f"BlockMask(shape={self.shape}, BLOCK_SIZE={self.BLOCK_SIZE}{sparsity}, mask_mod={self.mask_mod!r})"
 
     def _grid(self) -> tuple[int, int]:
         (seq_q, seq_kv), (block_q, block_kv) = self.seq_lengths, self.BLOCK_SIZE
@@ -264,13 +277,15 @@ class BlockMask:
                     lists += [None, None]
                 else:
                     lists += _lists_of(_map_of(counts, indices, columns).swapaxes(-1, -2))
+            if not all(list is None or _is_lasting(list) for list in lists):
+                return tuple(lists)
             self._transposed = tuple(lists)
         return self._transposed
 
 
 def checked_block_size(block_size: Union[int, tuple[int, int]]) -> tuple[int, int]:
     """A pair of `BLOCK_SIZES`, or ValueError."""
-    return checked_pair((block_size, block_size) if isinstance(block_size, int) else block_size)
+    return checked_pair((block_size, block_size) if isinstance(block_size, Integral) else block_size)
 
 
 def checked_pair(block_size: Any) -> tuple[int, int]:
@@ -281,7 +296,8 @@ def checked_pair(block_size: Any) -> tuple[int, int]:
     pair = tuple(block_size)
     if pair not in BLOCK_SIZES:
         raise ValueError(f"sparse blocks of {pair} (queries, keys), {needed}")
-    return pair  # type: ignore[return-value]
+    # Python's own numbers, whatever the pair was made of.
+    return BLOCK_SIZES[BLOCK_SIZES.index(pair)]
 
 
 def as_block_mask(mask: Any, block_size: tuple[int, int], seqs: tuple[int, int]) -> BlockMask:
@@ -321,13 +337,55 @@ def _number(what: str, function: Any) -> int:
 
 def _flex_function(mask: Any) -> MaskFunction:
     """The device function for the partial blocks of FlexAttention's mask; None when it would keep everything."""
+    # FlexAttention takes the function away from a mask that is sliced: another batch or head is its first now.
+    is_sliced = getattr(mask.mask_mod, "__name__", "") == "_sliced_mask_mod_error"
     try:
-        return mask_mod_of(mask)
+        if not is_sliced:
+            return mask_mod_of(mask)
     except TranslationError:
         # Without partial blocks nobody asks it.
         if int(mask.kv_num_blocks.sum()) == 0:
             return None
         raise
+    if int(mask.kv_num_blocks.sum()) == 0:
+        return None
+    raise ValueError(
+        "the BlockMask was sliced, which resets its mask_mod, and its kv_num_blocks count partial blocks, within which mask_mod decides: set "
+        "`sliced.mask_mod = whole.mask_mod` (or a function that adds to b, h and q_idx where the slice begins, if it depends on them), or "
+        "make the mask of this part with create_block_mask"
+    )
+
+
+def _refuse_masked_array(map: Any) -> None:
+    import numpy
+
+    if isinstance(map, numpy.ma.MaskedArray):
+        raise TypeError(
+            "the block map is a numpy.ma.MaskedArray, whose mask would be ignored: pass `map.filled(False)` to drop the masked blocks"
+        )
+
+
+def _count(size: Any) -> Any:
+    """A number of tokens as Python's own; a symbolic one stays what it is."""
+    return int(size) if isinstance(size, Integral) else size
+
+
+def _is_lasting(list: Any) -> bool:
+    """Whether the mask may keep it: what a compiler, an exporter or a mode of fake tensors made is of no use after them."""
+    torch = torch_of(list)
+    return torch is None or (type(list) is torch.Tensor and not torch.compiler.is_compiling())
+
+
+def _is_readable(lists: Any) -> bool:
+    """Whether their contents can be read now: not of traced and fake lists, nor while a graph is captured."""
+    torch = torch_of(lists)
+    if torch is None:
+        return True
+    if torch.compiler.is_compiling() or type(lists) not in (torch.Tensor, torch.nn.Parameter) or lists.is_meta:
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.maybe_current_level() is not None:
+        return False
+    return not (lists.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _lists_of(map: Any) -> list[Any]:

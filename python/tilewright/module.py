@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ._torch import bind
+from ._typing import Layout
 from .functional import sparse_attention
+from .functions import DeviceFunction
 from .mask import checked_pair
 
 bind()
@@ -34,15 +36,15 @@ class SparseAttention(nn.Module):
         scale: Optional[float] = None,
         is_causal: bool = False,
         enable_gqa: bool = False,
-        layout: str = "BHSD",
-        score_mod: Any = None,
-        mask_mod: Any = None,
+        layout: Layout = "BHSD",
+        score_mod: Optional[DeviceFunction] = None,
+        mask_mod: Optional[DeviceFunction] = None,
     ) -> None:
         super().__init__()
         self.top_k, self.top_p = top_k, top_p
         self.block_size = checked_pair(block_size)
         self.scale, self.is_causal, self.enable_gqa = scale, is_causal, enable_gqa
-        self.layout = layout
+        self.layout: Layout = layout
         self.score_mod, self.mask_mod = score_mod, mask_mod
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Any = None) -> torch.Tensor:

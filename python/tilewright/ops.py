@@ -1,4 +1,4 @@
-"""The operators of PyTorch: `torch.ops.tilewright.{sparse_attention, block_mask, attention, attention_backward}`.
+"""The operators of PyTorch: `torch.ops.tilewright.{sparse_attention, block_mask, attention, attention_backward, regroup}`.
 
 Importing this module registers them, with kernels for CUDA and CPU tensors, fake kernels (shapes alone, for `torch.compile` and
 `torch.export`), autocast and autograd.
@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 
 from . import _native
 from ._native import Error
+from .grid import grid_of, moved
 
 _OPTIONS = "float? scale, int score_mod, int mask_mod, bool enable_gqa"
 
@@ -27,6 +28,7 @@ _SCHEMAS = {
     "attention_backward": "(Tensor d_out, Tensor? d_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
     "Tensor kv_num_blocks, Tensor kv_indices, Tensor? full_kv_num_blocks, Tensor? full_kv_indices, int block_q, int block_kv, "
     f"{_OPTIONS}) -> (Tensor, Tensor, Tensor)",
+    "regroup": "(Tensor tensor, int dim, int[] grid, int[] tile, int before, int after, int[] block_size, bool restore) -> Tensor",
 }
 
 # How many of an operator's first arguments are q, k and v.
@@ -89,6 +91,12 @@ def _attention_backward(d_out, d_lse, *args):
     return _native.attention_backward(d_out, d_lse, *args)
 
 
+def _regroup(tensor, dim, grid, tile, before, after, block_size, restore):
+    """What `TokenGrid` does while something traces it; the dimension has the grid's number of tokens."""
+    order = grid_of(tuple(grid), tuple(tile), before, after, tuple(block_size))
+    return moved(torch, order, tensor, dim, restore, kernel=True)
+
+
 def _rows_are_readable(tensor: Tensor) -> bool:
     """Whether kernels can read rows 16 bytes at a time."""
     aligned = tensor.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in tensor.stride()[:-1])
@@ -98,8 +106,19 @@ def _rows_are_readable(tensor: Tensor) -> bool:
 # ---- shapes alone --------------------------------------------------------------------------------------------------
 
 
-def _fake_attention(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _check_devices(q: Tensor, *operands: Any) -> None:
+    """PyTorch calls these kernels where any tensor is on "meta", whatever the others are on: what they return has no values then."""
+    for operand in operands:
+        if isinstance(operand, Tensor) and operand.device != q.device:
+            raise ValueError(
+                f"q is on {q.device}, another tensor of the call (of shape {tuple(operand.shape)}) is on {operand.device}: move them to "
+                "one device with `.to(q.device)`"
+            )
+
+
+def _fake_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """`out` lies in memory as q does, or is contiguous where v has another last dimension; `lse` is contiguous."""
+    _check_devices(q, k, v, *rest)
     out = torch.empty_like(q) if v.shape[3] == q.shape[3] else q.new_empty((*q.shape[:3], v.shape[3]))
     return out, q.new_empty(q.shape[:3], dtype=torch.float32)
 
@@ -115,6 +134,7 @@ def _fake_block_mask(
     mask_mod: int,
     enable_gqa: bool,
 ) -> list[Tensor]:
+    _check_devices(q, k)
     batch, heads = q.shape[0], q.shape[1]
     # As `BlockMask` writes it: a symbolic size is compared with the size of these lists, expression by expression.
     q_blocks, kv_blocks = -(-q.shape[2] // block_q), -(-k.shape[2] // block_kv)
@@ -126,8 +146,15 @@ def _fake_block_mask(
     return lists
 
 
-def _fake_attention_backward(d_out: Tensor, d_lse: Optional[Tensor], q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple:
+def _fake_attention_backward(
+    d_out: Tensor, d_lse: Optional[Tensor], q: Tensor, k: Tensor, v: Tensor, *rest: Any
+) -> tuple:
+    _check_devices(q, d_out, d_lse, k, v, *rest)
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _fake_regroup(tensor: Tensor, *_: Any) -> Tensor:
+    return tensor.new_empty(tensor.shape)
 
 
 # ---- autograd ------------------------------------------------------------------------------------------------------
@@ -239,6 +266,20 @@ def _backward_of_attention(ctx: Any, d_out: Optional[Tensor], d_lse: Optional[Te
     return *gradients, *rest
 
 
+def _setup_regroup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.arguments = inputs[1:]
+
+
+def _backward_of_regroup(ctx: Any, d_out: Tensor) -> tuple:
+    """The way back is the inverse order."""
+    *sizes, restore = ctx.arguments
+    return torch.ops.tilewright.regroup(d_out, *sizes, not restore), *(None,) * len(ctx.arguments)
+
+
+def _vmap_of_regroup(info: Any, in_dims: tuple, tensor: Tensor, dim: int, *arguments: Any) -> tuple[Tensor, int]:
+    return torch.ops.tilewright.regroup(tensor.movedim(in_dims[0], 0), dim + 1, *arguments), 0
+
+
 # ---- autocast ------------------------------------------------------------------------------------------------------
 
 
@@ -268,6 +309,7 @@ def _register() -> None:
         "block_mask": (_block_mask, _fake_block_mask),
         "attention": (_attention, _fake_attention),
         "attention_backward": (_attention_backward, _fake_attention_backward),
+        "regroup": (_regroup, _fake_regroup),
     }
     for name, (kernel, fake) in kernels.items():
         tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
@@ -283,6 +325,10 @@ def _register() -> None:
     torch.library.register_autograd(
         "tilewright::attention", _backward_of_attention, setup_context=_setup_attention, lib=_library
     )
+    torch.library.register_autograd(
+        "tilewright::regroup", _backward_of_regroup, setup_context=_setup_regroup, lib=_library
+    )
+    torch.library.register_vmap("tilewright::regroup", _vmap_of_regroup, lib=_library)
 
 
 _register()

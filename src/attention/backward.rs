@@ -4,7 +4,7 @@ use super::caller::{arena, check_dense};
 use super::gpu::Upstream;
 use super::memory::{Fill, Memory};
 use super::{Attention, MaskLists, Output, Sizes, is_empty};
-use crate::tensor::Arena;
+use crate::tensor::{Arena, expect_apart};
 use crate::{Error, MaskError, Tensor, cpu};
 
 /// What [`Attention::backward`] returns: gradients in the dtype of q, summed in f32, contiguous.
@@ -54,11 +54,7 @@ impl Attention {
         let Output { out, lse, mask } = output;
         let shape = self.check(q, k, Some(v))?;
         shape.check_backward(q, [out, lse], d_out, d_lse)?;
-        for (what, tensor) in
-            [("out", Some(out)), ("lse", Some(lse)), ("d_out", Some(d_out)), ("d_lse", d_lse)]
-        {
-            tensor.map_or(Ok(()), |tensor| tensor.expect_place(what, &self.device))?;
-        }
+        self.expect_places([out, lse], d_out, d_lse)?;
         mask.check_fits(shape.batch, shape.heads, shape.seq_q, shape.seq_kv)?;
         mask.check_blocks(self.rule.blocks)?;
         let Some(pipeline) = &self.pipeline else {
@@ -116,8 +112,9 @@ impl Attention {
     /// not specified. Nothing is read on the host, so that nothing waits.
     ///
     /// # Errors
-    /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Scratch`], [`Error::Gaps`], [`Error::Aliased`]; [`Error::Bind`]
-    /// for lists of the wrong shape or dtype; otherwise as [`backward`](Self::backward).
+    /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Scratch`], [`Error::Gaps`], [`Error::Aliased`]; [`Error::Tensor`]
+    /// for gradients of another shape, dtype or device, over nothing too, [`Error::Bind`] for lists of the wrong shape or dtype;
+    /// otherwise as [`backward`](Self::backward).
     pub fn backward_in(
         &self,
         qkv: [&Tensor; 3],
@@ -131,16 +128,18 @@ impl Attention {
         let shape = self.check(q, k, Some(v))?;
         shape.check_backward(q, [out, lse], d_out, d_lse)?;
         let (cuda, pipeline) = self.gpu()?;
+        self.expect_places([out, lse], d_out, d_lse)?;
+        self.expect_gradients(qkv, gradients)?;
         let _current = cuda.enter()?;
         check_lists(lists)?;
         let inputs = [("q", q), ("k", k), ("v", v), ("out", out), ("lse", lse), ("d_out", d_out)];
         for (name, gradient) in gradients.named() {
             check_dense(name, gradient)?;
-            if let Some((what, _)) = inputs.iter().find(|(_, input)| input.shares_storage(gradient)) {
-                return Err(Error::Aliased { what });
-            }
         }
+        let read = inputs.into_iter().chain(d_lse.map(|d_lse| ("d_lse", d_lse))).chain(lists.named());
+        expect_apart(gradients.named().into_iter().chain([("scratch", &*scratch)]), read)?;
         if is_empty(q, k) {
+            self.expect_read_lists(&Sizes::of(&self.rule, q, k), &lists.kv, lists.full_kv.as_ref())?;
             let Gradients { dq, dk, dv } = gradients;
             return [dq, dk, dv].into_iter().try_for_each(|gradient| gradient.fill_words(cuda, 0));
         }
@@ -160,7 +159,7 @@ impl Attention {
 }
 
 impl Gradients {
-    fn named(&self) -> [(&'static str, &Tensor); 3] {
+    pub(super) fn named(&self) -> [(&'static str, &Tensor); 3] {
         [("dq", &self.dq), ("dk", &self.dk), ("dv", &self.dv)]
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 /// Collects what an attention computes; [`build`](Self::build) makes it for a device.
 #[must_use = "call `.build(&device)`"]
+#[derive(Debug)]
 pub struct AttentionBuilder {
     head_dim: HeadDim,
     value_dim: Option<HeadDim>,

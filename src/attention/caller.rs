@@ -8,7 +8,7 @@ use super::gpu::{Pipeline, Ranked};
 use super::memory::Memory;
 use super::{Attention, Sizes, is_empty};
 use crate::device::CudaDevice;
-use crate::tensor::Arena;
+use crate::tensor::{Arena, Named, expect_apart};
 use crate::{BlockIndex, BlockMask, BlockSize, DType, Error, Tensor};
 
 /// The lists of a block mask in memory of the caller's: see [`BlockMask`](crate::BlockMask), whose names these are.
@@ -40,6 +40,13 @@ impl MaskLists {
         MaskLists { kv: kv.clone(), full_kv: full_kv.clone(), q: q.clone(), full_q: full_q.clone() }
     }
 
+    /// The lists that there are, by the names that the kernels have for them.
+    pub(super) fn named(&self) -> impl Iterator<Item = Named<'_>> {
+        let by_key = named(["q_counts", "q_indices"], self.q.as_ref());
+        let full_by_key = named(["full_q_counts", "full_q_indices"], self.full_q.as_ref());
+        named_lists(&self.kv, self.full_kv.as_ref()).chain(by_key).chain(full_by_key)
+    }
+
     fn each(&mut self) -> impl Iterator<Item = &mut BlockIndex> {
         let MaskLists { kv, full_kv, q, full_q } = self;
         [Some(kv), full_kv.as_mut(), q.as_mut(), full_q.as_mut()].into_iter().flatten()
@@ -69,7 +76,8 @@ impl Attention {
     ///
     /// # Errors
     /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Scratch`], [`Error::Gaps`], [`Error::Aliased`];
-    /// otherwise as [`forward`](Self::forward).
+    /// [`Error::Tensor`] for outputs of another shape, dtype or device, over nothing too; otherwise as
+    /// [`forward`](Self::forward).
     pub fn forward_in(
         &self,
         q: &Tensor,
@@ -80,8 +88,9 @@ impl Attention {
     ) -> Result<(), Error> {
         self.check(q, k, Some(v))?;
         let (cuda, pipeline) = self.gpu()?;
+        self.expect_outputs(q, [out, lse])?;
         let _current = cuda.enter()?;
-        check_outputs([q, k, v], [out, lse])?;
+        check_outputs([q, k, v], [out, lse], scratch)?;
         if is_empty(q, k) {
             return nothing(cuda, out, lse);
         }
@@ -98,8 +107,9 @@ impl Attention {
     /// As [`mask`](Self::mask), into `lists`.
     ///
     /// # Errors
-    /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Lists`] for lists of the wrong kind, [`Error::Scratch`];
-    /// otherwise as [`mask`](Self::mask).
+    /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Lists`] for lists of the wrong kind, [`Error::Scratch`],
+    /// [`Error::Aliased`]; [`Error::Tensor`] for lists of another shape, dtype or device, over nothing too; otherwise as
+    /// [`mask`](Self::mask).
     pub fn mask_in(
         &self,
         q: &Tensor,
@@ -118,15 +128,17 @@ impl Attention {
             };
             return Err(Error::Lists { found });
         }
+        let sizes = Sizes::of(&self.rule, q, k);
+        self.expect_written_lists(&sizes, lists)?;
         for BlockIndex { counts, indices } in lists.each() {
             check_dense("the counts", counts)?;
             check_dense("the indices", indices)?;
         }
+        expect_apart(lists.named().chain([("scratch", &*scratch)]), [("q", q), ("k", k)])?;
         if is_empty(q, k) {
             return lists.each().try_for_each(|index| index.counts.fill_words(cuda, 0));
         }
         let mut arena = arena(scratch)?;
-        let sizes = Sizes::of(&self.rule, q, k);
         let mut work = pipeline.scratch(&sizes, true, &mut Memory::Arena(&mut arena))?;
         pipeline.select(&self.rule, &sizes, Ranked::Tensors(q, k), &mut work, lists)
     }
@@ -163,9 +175,13 @@ impl Attention {
         let [q, k, v] = qkv;
         self.check(q, k, Some(v))?;
         let (cuda, pipeline) = self.gpu()?;
+        self.expect_outputs(q, [out, lse])?;
         let _current = cuda.enter()?;
-        check_outputs(qkv, [out, lse])?;
+        check_outputs(qkv, [out, lse], scratch)?;
+        let lists = named_lists(kv, full_kv);
+        expect_apart([("out", &*out), ("lse", &*lse), ("scratch", &*scratch)], lists)?;
         if is_empty(q, k) {
+            self.expect_read_lists(&Sizes::of(&self.rule, q, k), kv, full_kv)?;
             return nothing(cuda, out, lse);
         }
         let (rule, sizes) = (&self.rule, Sizes::of(&self.rule, q, k));
@@ -195,21 +211,28 @@ impl Attention {
     }
 }
 
+fn named_lists<'a>(kv: &'a BlockIndex, full_kv: Option<&'a BlockIndex>) -> impl Iterator<Item = Named<'a>> {
+    let full = named(["full_kv_counts", "full_kv_indices"], full_kv);
+    named(["kv_counts", "kv_indices"], Some(kv)).chain(full)
+}
+
+fn named<'a>(
+    [counts, indices]: [&'static str; 2],
+    index: Option<&'a BlockIndex>,
+) -> impl Iterator<Item = Named<'a>> {
+    index.into_iter().flat_map(move |index| [(counts, &index.counts), (indices, &index.indices)])
+}
+
 pub(super) fn arena(scratch: &Tensor) -> Result<Arena, Error> {
     let found = scratch.elements() * scratch.dtype().size();
     Arena::of(scratch).filter(|_| scratch.is_contiguous()).ok_or(Error::Scratch { found })
 }
 
-/// What the bindings of the kernels do not check: gaps and aliases.
-fn check_outputs(inputs: [&Tensor; 3], [out, lse]: [&Tensor; 2]) -> Result<(), Error> {
+/// What the bindings of the kernels do not check: gaps, and what one kernel reads where another has written.
+fn check_outputs([q, k, v]: [&Tensor; 3], [out, lse]: [&Tensor; 2], scratch: &Tensor) -> Result<(), Error> {
     check_dense("out", out)?;
     check_dense("lse", lse)?;
-    for (what, input) in ["q", "k", "v"].into_iter().zip(inputs) {
-        if input.shares_storage(out) || input.shares_storage(lse) {
-            return Err(Error::Aliased { what });
-        }
-    }
-    Ok(())
+    expect_apart([("out", out), ("lse", lse), ("scratch", scratch)], [("q", q), ("k", k), ("v", v)])
 }
 
 pub(super) fn check_dense(what: &'static str, tensor: &Tensor) -> Result<(), Error> {

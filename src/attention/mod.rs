@@ -19,11 +19,13 @@ mod advice;
 mod backward;
 mod builder;
 mod caller;
+mod debug;
 mod gpu;
 mod head_dim;
 mod means;
 mod memory;
 mod oracle;
+mod outputs;
 mod sizes;
 mod workspace;
 
@@ -35,6 +37,7 @@ pub use workspace::Workspace;
 
 use crate::device::Device;
 use crate::launch::{Choice, Kernel, Tuned};
+use crate::mask::MOST_POSITIONS;
 use crate::operands::Shape;
 use crate::tensor::TensorError;
 use crate::{BlockMask, BlockSize, DType, Error, MaskError, MaskMod, ScoreMod, Selection, Tensor, cpu};
@@ -52,6 +55,7 @@ pub struct Attention {
 }
 
 /// The parts of an attention that do not depend on the device.
+#[derive(Debug)]
 struct Rule {
     head_dim: HeadDim,
     /// Of v and the output.
@@ -300,8 +304,7 @@ impl Attention {
     }
 
     fn check_sizes(&self, d: usize, seqs: [usize; 2]) -> Result<(), Error> {
-        // Kernels count positions in 32 bits, a block beyond the last included.
-        if let Some(found) = seqs.into_iter().find(|&seq| seq > i32::MAX as usize - 256) {
+        if let Some(found) = seqs.into_iter().find(|&seq| seq > MOST_POSITIONS) {
             return Err(MaskError::TooLong { found }.into());
         }
         let needed = self.rule.head_dim.get();

@@ -4,6 +4,7 @@ use super::gpu::{Ranked, Scratch};
 use super::memory::{Fill, Memory};
 use super::{Attention, MaskLists, Output, Rule, Sizes, is_empty};
 use crate::launch::FunctionArgs;
+use crate::tensor::expect_apart;
 use crate::{DType, Error, Tensor};
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ impl Workspace {
 }
 
 impl Attention {
-    /// Memory for [`forward_into`](Self::forward_into) on tensors of these shapes.
+    /// Memory for [`forward_into`](Self::forward_into) on tensors of these shapes: `out` has the width of v.
     ///
     /// # Errors
     /// As [`forward`](Self::forward); a device error when the GPU's memory does not suffice.
@@ -49,9 +50,11 @@ impl Attention {
         let sizes = Sizes::of(&self.rule, q, k);
         let scratch = pipeline.scratch(&sizes, true, &mut memory)?;
         let lists = pipeline.lists(&sizes, true, &mut memory)?;
+        let rows = [shape.batch, shape.heads, shape.seq_q];
+        let out = [rows[0], rows[1], rows[2], self.rule.value_dim.get()];
         let output = Output {
-            out: Tensor::uninit(&self.device, self.rule.dtype, q.shape())?,
-            lse: Tensor::uninit(&self.device, DType::F32, &q.shape()[..3])?,
+            out: Tensor::uninit(&self.device, self.rule.dtype, &out)?,
+            lse: Tensor::uninit(&self.device, DType::F32, &rows)?,
             mask: lists.share().into_mask(self.rule.blocks, (shape.seq_q, shape.seq_kv)),
         };
         let _functions = pipeline.functions();
@@ -64,7 +67,7 @@ impl Attention {
     ///
     /// # Errors
     /// [`Error::Workspace`] for tensors of other sizes, [`Error::ForeignWorkspace`] for a workspace of another
-    /// attention, [`Error::Aliased`] when q, k or v is the workspace's own `out`; otherwise as [`forward`](Self::forward).
+    /// attention, [`Error::Aliased`] when q, k or v lies in the workspace; otherwise as [`forward`](Self::forward).
     pub fn forward_into<'a>(
         &self,
         q: &Tensor,
@@ -76,11 +79,9 @@ impl Attention {
         if !Arc::ptr_eq(&workspace.rule, &self.rule) {
             return Err(Error::ForeignWorkspace);
         }
-        for (what, tensor) in [("q", q), ("k", k), ("v", v)] {
-            if tensor.shares_storage(&workspace.output.out) {
-                return Err(Error::Aliased { what });
-            }
-        }
+        let Output { out, lse, .. } = &workspace.output;
+        let lists = workspace.buffers.iter().flat_map(|(_, lists)| lists.named());
+        expect_apart(lists.chain([("out", out), ("lse", lse)]), [("q", q), ("k", k), ("v", v)])?;
         if workspace.shapes[0] != q.shape() || workspace.shapes[1] != k.shape() {
             let text = |q: &[usize], k: &[usize]| format!("q {q:?} and k {k:?}");
             return Err(Error::Workspace {
@@ -96,7 +97,9 @@ impl Attention {
                 let lists = (mask.kv(), mask.full_kv(), scratch.row_order());
                 pipeline.attend(&self.rule, [q, k, v], lists, None, [out, lse])?;
             }
-            _ => workspace.output = self.forward(q, k, v)?,
+            // Over nothing, what the workspace was made with is the result: it depends on the sizes alone.
+            (Some(_), None) => {}
+            (None, _) => workspace.output = self.forward(q, k, v)?,
         }
         Ok(&workspace.output)
     }

@@ -4,14 +4,15 @@ use std::io;
 use std::path::PathBuf;
 
 use super::SCHEMA;
-use crate::cache::CacheError;
+use crate::cache::{CacheError, LIMIT_VARIABLE};
+use crate::output::{printable, shown};
 
 /// Why a bundle was not made or not imported.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BundleError {
     /// The bundle is not one to import. The cache is as it was.
-    #[error("the bundle {} was refused, and nothing of it imported: {refusal}", path.display())]
+    #[error("the bundle {} was refused, and nothing of it imported: {refusal}", shown(path))]
     Refused {
         /// The bundle.
         path: PathBuf,
@@ -19,7 +20,10 @@ pub enum BundleError {
         refusal: Refusal,
     },
     /// The bundle cannot be opened.
-    #[error("could not open the bundle {}: {source}; name the file that `tilewright export` wrote", path.display())]
+    #[error(
+        "could not open the bundle {}: {source}; name the file that `tilewright export` wrote",
+        shown(path)
+    )]
     Open {
         /// The bundle.
         path: PathBuf,
@@ -27,7 +31,10 @@ pub enum BundleError {
         source: io::Error,
     },
     /// The bundle cannot be written. What was there before is as it was.
-    #[error("could not write the bundle {}: {source}; free space or permission there, or name another place", path.display())]
+    #[error(
+        "could not write the bundle {}: {source}; free space or permission there, or name another place",
+        shown(path)
+    )]
     Write {
         /// The bundle.
         path: PathBuf,
@@ -35,7 +42,10 @@ pub enum BundleError {
         source: io::Error,
     },
     /// Unpacking failed for reasons of this machine.
-    #[error("could not unpack the bundle in {}: {source}; free space or permission there and import again", path.display())]
+    #[error(
+        "could not unpack the bundle in {}: {source}; free space or permission there and import again",
+        shown(path)
+    )]
     Unpack {
         /// The file that could not be written.
         path: PathBuf,
@@ -45,7 +55,8 @@ pub enum BundleError {
     /// There is nothing to put in.
     #[error(
         "the kernel cache {} holds nothing of what was to be exported: run the kernels once, `tilewright tune`, or \
-         `tilewright compile --bundle`", cache.display()
+         `tilewright compile --bundle`",
+        shown(cache)
     )]
     Empty {
         /// The cache.
@@ -63,6 +74,20 @@ pub enum BundleError {
         /// How much there may be.
         limit: u64,
     },
+    /// The cache's limit is less than what the bundle holds. Nothing of it was imported.
+    #[error(
+        "the bundle's kernels take {needed} bytes, and the limit of the kernel cache {} is {limit}: some would be removed at \
+         once. Set {LIMIT_VARIABLE} to more, or export an architecture at a time (`--arch`)",
+        shown(cache)
+    )]
+    OverLimit {
+        /// The cache.
+        cache: PathBuf,
+        /// What the bundle's kernels take.
+        needed: u64,
+        /// What all kernels may take.
+        limit: u64,
+    },
     /// The cache cannot be used. Of an import that ends so, what was published is sound and stays.
     #[error("{0} Then import again: what is there already is kept.")]
     Cache(#[from] CacheError),
@@ -76,7 +101,7 @@ pub enum Refusal {
     #[error("it ends in the middle; copy it again")]
     Truncated,
     /// It cannot be unpacked.
-    #[error("it is damaged, or no bundle ({0}); copy it again, or export it again")]
+    #[error("it is damaged, or no bundle ({}); copy it again, or export it again", printable(.0))]
     Damaged(String),
     /// Something follows the end.
     #[error("something follows its end; export it again")]
@@ -90,7 +115,7 @@ pub enum Refusal {
         found: String,
     },
     /// The list of files cannot be read.
-    #[error("its manifest.json is unreadable: {0}; export it again")]
+    #[error("its manifest.json is unreadable: {}; export it again", printable(.0))]
     Manifest(String),
     /// Another version of the form.
     #[error(
@@ -171,7 +196,7 @@ pub enum Refusal {
         limit: u64,
     },
     /// A compiled kernel or a record that the cache would not take.
-    #[error("{path:?} cannot be used: {why}; export it again")]
+    #[error("{path:?} cannot be used: {}; export it again", printable(why))]
     Content {
         /// The entry's folder or the record's file.
         path: String,

@@ -1,7 +1,7 @@
 //! From a cache to a bundle.
 
 use std::collections::BTreeMap;
-use std::io::{self, Seek, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use tar::{EntryType, Header};
@@ -12,6 +12,7 @@ use super::place::MANIFEST;
 use super::{LARGEST, MOST_FILES};
 use crate::cache::transfer::PARTS;
 use crate::cache::{CubinKey, KernelCache, RecordId};
+use crate::output::Output;
 use crate::tune::TuneRecord;
 
 /// zstd's effort: a hundred kernels take a second.
@@ -73,12 +74,34 @@ pub struct ExportReport {
     pub skipped: Vec<(String, String)>,
 }
 
-/// Writes what is in a cache to one file. It appears whole or not at all, and replaces what had its name.
+/// Writes what is in a cache to one file, as [`Output`] does: it appears whole or not at all, and replaces a file that had
+/// its name.
 ///
 /// # Errors
 /// [`BundleError::Empty`] when there is nothing to write, [`BundleError::TooMuch`] when no import would take it,
 /// [`BundleError::Write`] when the file cannot be written.
 pub fn export(cache: &KernelCache, contents: &Contents<'_>, to: &Path) -> Result<ExportReport, BundleError> {
+    let open = || Output::open(to).map_err(|source| BundleError::Write { path: to.to_owned(), source });
+    export_with(cache, contents, open)
+}
+
+/// The same to a place that is open already, such as standard output.
+///
+/// # Errors
+/// As [`export`].
+pub fn export_to(
+    cache: &KernelCache,
+    contents: &Contents<'_>,
+    to: Output,
+) -> Result<ExportReport, BundleError> {
+    export_with(cache, contents, || Ok(to))
+}
+
+fn export_with(
+    cache: &KernelCache,
+    contents: &Contents<'_>,
+    open: impl FnOnce() -> Result<Output, BundleError>,
+) -> Result<ExportReport, BundleError> {
     let mut found = Found::default();
     found.kernels(cache, contents)?;
     found.records(cache, contents)?;
@@ -86,10 +109,16 @@ pub fn export(cache: &KernelCache, contents: &Contents<'_>, to: &Path) -> Result
     if files.is_empty() {
         return Err(BundleError::Empty { cache: cache.root().to_owned() });
     }
-    let (bytes, blake3) =
-        write(&files, to).map_err(|source| BundleError::Write { path: to.to_owned(), source })?;
-    tracing::debug!(path = %to.display(), bytes, kernels = kernels.len(), records = records.len(), "exported");
-    Ok(ExportReport { path: to.to_owned(), kernels, records, bytes, content_bytes, blake3, skipped })
+    let output = open()?;
+    let path = output.path().to_owned();
+    let write = || -> io::Result<(u64, String)> {
+        let bundle = pack(&files)?;
+        output.write(&bundle)?;
+        Ok((bundle.len() as u64, blake3::hash(&bundle).to_hex().to_string()))
+    };
+    let (bytes, blake3) = write().map_err(|source| BundleError::Write { path: path.clone(), source })?;
+    tracing::debug!(path = %path.display(), bytes, kernels = kernels.len(), records = records.len(), "exported");
+    Ok(ExportReport { path, kernels, records, bytes, content_bytes, blake3, skipped })
 }
 
 /// What was found to export.
@@ -166,19 +195,9 @@ impl Found {
     }
 }
 
-/// Writes the bundle beside its place and renames it. Its size and digest.
-fn write(files: &BTreeMap<String, Vec<u8>>, to: &Path) -> io::Result<(u64, String)> {
-    let parent = match to.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    // Readable by whom the user's umask allows: a bundle is there to be copied.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.prefix(".tilewright-").suffix(".tmp").tempfile_in(parent)?;
-
-    let mut encoder = zstd::Encoder::new(file.as_file_mut(), LEVEL)?;
+/// The bundle.
+fn pack(files: &BTreeMap<String, Vec<u8>>) -> io::Result<Vec<u8>> {
+    let mut encoder = zstd::Encoder::new(Vec::new(), LEVEL)?;
     encoder.include_checksum(true)?;
     let mut archive = tar::Builder::new(encoder);
     let listed = files.iter().map(|(path, bytes)| Listed {
@@ -190,15 +209,7 @@ fn write(files: &BTreeMap<String, Vec<u8>>, to: &Path) -> io::Result<(u64, Strin
     for (path, bytes) in files {
         append(&mut archive, path, bytes)?;
     }
-    archive.into_inner()?.finish()?;
-
-    let output = file.as_file_mut();
-    output.sync_all()?;
-    output.rewind()?;
-    let digest = blake3::Hasher::new().update_reader(&mut *output)?.finalize().to_hex().to_string();
-    let bytes = output.metadata()?.len();
-    file.persist(to).map_err(|error| error.error)?;
-    Ok((bytes, digest))
+    archive.into_inner()?.finish()
 }
 
 /// Adds a file without anything that differs from machine to machine: no times, no owners.

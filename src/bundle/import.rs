@@ -1,12 +1,13 @@
 //! From a bundle to a cache.
 
+use std::io::Read;
 use std::path::Path;
 
 use serde::Deserialize;
 
 use super::error::{BundleError, Refusal};
 use super::manifest::Manifest;
-use super::unpack::unpack;
+use super::unpack::{Content, unpack};
 use crate::cache::transfer::{self, Staged, Unfit};
 use crate::cache::{CubinKey, KernelCache};
 use crate::tune::{self, TuneRecord};
@@ -25,6 +26,8 @@ pub struct ImportReport {
     pub replaced_records: Vec<RecordName>,
     /// Tuning records that were there already.
     pub present_records: Vec<RecordName>,
+    /// How many other kernels, those that were used the longest time ago, were removed to keep the cache's limit.
+    pub removed: usize,
     /// What is sound but of no use to this version of Tilewright, with the reason.
     pub refused: Vec<(String, String)>,
 }
@@ -44,13 +47,42 @@ pub struct RecordName {
 /// or not at all. Importing twice, or again after an interruption, does no harm.
 ///
 /// # Errors
-/// [`BundleError::Refused`] for a bundle that is damaged or not made by an export: the cache is as it was.
-/// [`BundleError::Cache`] when the cache cannot be written to.
+/// [`BundleError::Refused`] for a bundle that is damaged or not made by an export, and [`BundleError::OverLimit`] for one
+/// that the cache's limit has no room for: the cache is as it was. [`BundleError::Cache`] when the cache cannot be written
+/// to.
 pub fn import(cache: &KernelCache, from: &Path) -> Result<ImportReport, BundleError> {
+    let content = Content::open(from);
+    import_content(
+        cache,
+        from,
+        content.map_err(|source| BundleError::Open { path: from.to_owned(), source })?,
+    )
+}
+
+/// The same of a bundle that comes from somewhere else than a file, such as standard input. Messages call it `name`.
+///
+/// # Errors
+/// As [`import`].
+pub fn import_from(
+    cache: &KernelCache,
+    name: &Path,
+    bundle: impl Read + 'static,
+) -> Result<ImportReport, BundleError> {
+    import_content(cache, name, Content::of(bundle))
+}
+
+fn import_content(cache: &KernelCache, from: &Path, bundle: Content) -> Result<ImportReport, BundleError> {
     let staging = cache.staging()?;
-    let manifest = unpack(from, staging.path())?;
+    let manifest = unpack(from, bundle, staging.path())?;
     let mut report = ImportReport::default();
     let contents = verify(staging.path(), &manifest, &mut report).map_err(|refusal| refusal.of(from))?;
+    let sizes = contents.entries.iter().map(|folder| transfer::entry_bytes(&staging.path().join(folder)));
+    let (needed, limit) = (sizes.sum::<u64>(), cache.limit());
+    if needed > limit {
+        return Err(BundleError::OverLimit { cache: cache.root().to_owned(), needed, limit });
+    }
+    // What was published first must not make room for what is published last.
+    let unlimited = cache.clone().with_limit(u64::MAX);
 
     // The kernels first: a record whose winner is not there yet would have it compiled.
     for folder in contents.entries {
@@ -62,7 +94,7 @@ pub fn import(cache: &KernelCache, from: &Path) -> Result<ImportReport, BundleEr
             report.present.push(key);
             continue;
         }
-        cache.put(&key, &source, &cubin)?;
+        unlimited.put(&key, &source, &cubin)?;
         report.added.push(key);
     }
     for (name, content) in contents.records {
@@ -76,6 +108,7 @@ pub fn import(cache: &KernelCache, from: &Path) -> Result<ImportReport, BundleEr
             }
         }
     }
+    report.removed = cache.make_room_around(report.added.iter().chain(&report.present));
     tracing::debug!(path = %from.display(), added = report.added.len(), "imported");
     Ok(report)
 }

@@ -7,7 +7,7 @@
 //! <arch>/<name>-<hash>/{kernel.cu,kernel.cubin,meta.json}   a compiled kernel
 //! tune/<device>/<file>.json                                 a tuning record
 //! ```
-//! The same content gives the same bytes.
+//! The same content gives the same bytes: when and how long a kernel was compiled is left out.
 //!
 //! [`import`] trusts nothing it reads: it unpacks into a private folder of the cache with limits on everything,
 //! verifies all of it, and only then publishes entry by entry. What it cannot do is know who made a bundle: the digests
@@ -36,8 +36,8 @@ mod place;
 mod unpack;
 
 pub use error::{BundleError, PathFault, Refusal};
-pub use export::{Contents, ExportReport, export};
-pub use import::{ImportReport, RecordName, import};
+pub use export::{Contents, ExportReport, export, export_to};
+pub use import::{ImportReport, RecordName, import, import_from};
 
 /// The version of a bundle's form.
 pub const SCHEMA: u32 = 1;

@@ -19,9 +19,10 @@ use super::{LARGEST, allowance};
 const BLOCK: usize = 512;
 
 /// Unpacks the files of a bundle into an empty folder, every one compared with the manifest.
-pub(super) fn unpack(bundle: &Path, folder: &Path) -> Result<Manifest, BundleError> {
+pub(super) fn unpack(bundle: &Path, content: Content, folder: &Path) -> Result<Manifest, BundleError> {
     let refused = |refusal: Refusal| refusal.of(bundle);
-    let mut reader = Reader::open(bundle)?;
+    let open = Reader::new(content);
+    let mut reader = open.map_err(|source| BundleError::Open { path: bundle.to_owned(), source })?;
     let first = reader.next().map_err(refused)?;
     let (path, size) = first.unwrap_or_default();
     if path != MANIFEST {
@@ -87,31 +88,54 @@ fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).open(path)
 }
 
+/// The bytes of a bundle, and how many there are: of a pipe, how many have come.
+pub(super) struct Content {
+    bytes: Box<dyn Read>,
+    size: Option<u64>,
+    read: u64,
+}
+
+impl Content {
+    /// The content of a file, a pipe or a device.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let found = file.metadata()?;
+        if found.is_dir() {
+            return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder"));
+        }
+        let size = found.is_file().then_some(found.len());
+        Ok(Content { bytes: Box::new(file), size, read: 0 })
+    }
+
+    /// What comes from somewhere else.
+    pub fn of(bytes: impl Read + 'static) -> Self {
+        Content { bytes: Box::new(bytes), size: None, read: 0 }
+    }
+
+    fn size(&self) -> u64 {
+        self.size.unwrap_or(self.read)
+    }
+}
+
+impl Read for Content {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.bytes.read(buffer)?;
+        self.read += count as u64;
+        Ok(count)
+    }
+}
+
 /// An archive that is being read, with a budget.
 struct Reader {
-    archive: Decoder<'static, BufReader<File>>,
-    /// The bundle's size.
-    bytes: u64,
-    /// What it may unpack to, and how much of that is left.
-    limit: u64,
-    left: u64,
+    archive: Decoder<'static, BufReader<Content>>,
+    /// What was unpacked.
+    unpacked: u64,
 }
 
 impl Reader {
-    fn open(bundle: &Path) -> Result<Self, BundleError> {
-        let open = || {
-            let file = File::open(bundle)?;
-            let metadata = file.metadata()?;
-            match metadata.is_file() {
-                true => Ok((Decoder::new(file)?.single_frame(), metadata.len())),
-                false => Err(io::Error::other("it is not a file")),
-            }
-        };
-        let (archive, bytes) =
-            open().map_err(|source| BundleError::Open { path: bundle.to_owned(), source })?;
-        // Headers, padding and the manifest come on top of the files.
-        let limit = allowance(bytes).min(LARGEST + (LARGEST >> 2));
-        Ok(Self { archive, bytes, limit, left: limit })
+    fn new(content: Content) -> io::Result<Self> {
+        let archive = Decoder::new(content)?.single_frame();
+        Ok(Self { archive, unpacked: 0 })
     }
 
     /// The next file's path and size; none at the archive's end.
@@ -193,10 +217,13 @@ impl Reader {
 
     /// Fills a buffer, if the budget allows for it.
     fn fill(&mut self, buffer: &mut [u8]) -> Result<(), Refusal> {
-        let Some(left) = self.left.checked_sub(buffer.len() as u64) else {
-            return Err(Refusal::Bomb { bytes: self.bytes, limit: self.limit });
-        };
-        self.left = left;
+        let bytes = self.archive.get_ref().get_ref().size();
+        // Headers, padding and the manifest come on top of the files.
+        let limit = allowance(bytes).min(LARGEST + (LARGEST >> 2));
+        self.unpacked += buffer.len() as u64;
+        if self.unpacked > limit {
+            return Err(Refusal::Bomb { bytes, limit });
+        }
         self.archive.read_exact(buffer).map_err(damaged)
     }
 

@@ -73,6 +73,7 @@ pub(super) fn load(folder: &Path) -> Result<Loaded, Fault> {
         arch: key.arch().to_string(),
         nvrtc: key.nvrtc(),
         bytes,
+        source: Some(blake3::hash(source.as_bytes())),
         report: meta.report,
         compile_time: meta.compile_time(),
         warnings: meta.warnings,
@@ -159,6 +160,10 @@ pub(super) fn check(key: &CubinKey, source: &str, cubin: &Cubin) -> Result<(), C
     same("the architecture", &cubin.arch, &key.arch())?;
     same("the NVRTC version", &version(cubin.nvrtc), &version(key.nvrtc()))?;
     same("a source of digest", &digest(source.as_bytes()), &key.source_blake3())?;
+    // Code of another source under this key would run in its stead.
+    let compiled =
+        cubin.source.map_or_else(|| "nobody knows".to_owned(), |source| source.to_hex().to_string());
+    same("code of a source of digest", &compiled, &key.source_blake3())?;
     for (what, bytes) in [("source", source.len()), ("cubin", cubin.bytes.len())] {
         if bytes as u64 > LARGEST {
             return Err(CacheError::TooLarge { name: name(), what, bytes, limit: LARGEST });

@@ -1,6 +1,6 @@
 //! What a cache can fail with.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::CACHE_VARIABLE;
 
@@ -16,8 +16,7 @@ pub enum CacheError {
     NoFolder,
     /// The place is taken by something else.
     #[error(
-        "the kernel cache's {} is not a folder, and a folder was needed. Remove it, or set {CACHE_VARIABLE} to another \
-         place.",
+        "the kernel cache's {} is not a folder, and a folder was needed. Set {CACHE_VARIABLE} to a folder of your own.",
         path.display()
     )]
     NotAFolder {
@@ -26,8 +25,8 @@ pub enum CacheError {
     },
     /// The folder is another user's.
     #[error(
-        "the kernel cache's folder {} belongs to user {owner}, and it must belong to user {user}, who runs this: what \
-         lies in it is executed. Set {CACHE_VARIABLE} to a folder of your own.",
+        "the kernel cache cannot lie in {}, which belongs to user {owner}: it must belong to user {user}, who runs this, or to \
+         root, for what lies in it is executed. Set {CACHE_VARIABLE} to a folder of your own.",
         path.display()
     )]
     Owner {
@@ -40,15 +39,27 @@ pub enum CacheError {
     },
     /// Others may write to the folder.
     #[error(
-        "the kernel cache's folder {} has mode {mode:03o}, and only its owner may write to it: what lies in it is \
-         executed. If nobody has changed what is in it, run `chmod go-w '{}'`; else set {CACHE_VARIABLE} to another folder.",
-        path.display(), path.display()
+        "the kernel cache cannot lie in {}, which has mode {mode:03o}: only you and root may be able to write to it, for \
+         what lies in it is executed. {}",
+        path.display(), keep_others_out(path, *ours)
     )]
     Writable {
         /// The folder.
         path: PathBuf,
         /// Its permissions.
         mode: u32,
+        /// Whether it is for this user to change: a folder for all, such as `/tmp`, is not.
+        ours: bool,
+    },
+    /// The folder is root's, and not for others to read.
+    #[error(
+        "the kernel cache in {} belongs to root, and you may not read it. Let root run `chmod -R a+rX` on the cache, or set \
+         {CACHE_VARIABLE} to a folder of your own.",
+        path.display()
+    )]
+    Unreadable {
+        /// The folder.
+        path: PathBuf,
     },
     /// A cubin that is not what its key says.
     #[error(
@@ -99,6 +110,18 @@ pub enum CacheError {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+/// What to do about a folder that others may write to. A place for all is not to be changed for the cache's sake.
+fn keep_others_out(path: &Path, ours: bool) -> String {
+    match ours {
+        true => format!(
+            "If it is for you alone, and nobody has changed what is in it, run `chmod go-w '{}'`; else set {CACHE_VARIABLE} to \
+             another folder.",
+            path.display()
+        ),
+        false => format!("Set {CACHE_VARIABLE} to a folder of your own, in a place that is for you alone."),
+    }
 }
 
 impl CacheError {

@@ -49,7 +49,7 @@ pub(super) fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
         use rustix::fs::OFlags;
         use std::os::unix::fs::OpenOptionsExt;
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        options.mode(0o600).custom_flags(flags.bits() as i32);
+        options.mode(private::modes().1).custom_flags(flags.bits() as i32);
     }
     options.open(path)
 }
@@ -85,7 +85,7 @@ fn absent(error: io::Error) -> Fault {
     }
 }
 
-/// Creates a file for this user alone and writes it through to the disk.
+/// Creates a file that only this user may write to, and writes it through to the disk.
 pub(super) fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = open(OpenOptions::new().write(true).create_new(true), path)?;
     file.write_all(bytes)?;
@@ -98,6 +98,8 @@ pub(super) fn replace(v1: &Path, path: &Path, bytes: &[u8]) -> Result<(), CacheE
     let mut builder = tempfile::Builder::new();
     let prefix = temporary_prefix();
     builder.prefix(&prefix);
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(private::modes().1));
     let mut file = builder.tempfile_in(parent).map_err(io_error("create a file in", parent))?;
     let written = file.write_all(bytes).and_then(|()| file.as_file().sync_all());
     written.map_err(io_error("write", path))?;
@@ -162,11 +164,11 @@ fn quarantine_place(v1: &Path) -> Result<tempfile::TempDir, CacheError> {
     new_folder(&folder, "")
 }
 
-/// A folder for this user alone, removed when it is dropped.
+/// A folder that only this user may write to, removed when it is dropped.
 pub(super) fn new_folder(parent: &Path, prefix: &str) -> Result<tempfile::TempDir, CacheError> {
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(private::modes().0));
     builder.prefix(prefix).tempdir_in(parent).map_err(io_error("create a folder in", parent))
 }
 

@@ -68,6 +68,11 @@ impl Meta {
         }
     }
 
+    /// The same without the times, which differ between equal compilations.
+    pub fn timeless(self) -> Self {
+        Self { compile_ms: 0, created: 0, ..self }
+    }
+
     /// The file's text.
     pub fn to_json(&self) -> Vec<u8> {
         let unsealed = Self { checksum: String::new(), ..self.clone() };

@@ -98,11 +98,37 @@ impl KernelCache {
         Self::at(&settings::folder()?)
     }
 
-    /// Opens the cache in the folder `root`, which is created for this user alone.
+    /// The folder that the environment names. It need not be there, and is not created.
     ///
     /// # Errors
-    /// A folder that belongs to another user or that others may write to, for cubins are code; one that does not exist
-    /// and cannot be created. A folder that can only be read is a cache that stores nothing.
+    /// A user without a home.
+    pub fn folder() -> Result<PathBuf, CacheError> {
+        settings::folder()
+    }
+
+    /// As [`KernelCache::open`], if the folder is there: for those who only want to look.
+    ///
+    /// # Errors
+    /// Those of [`KernelCache::open`].
+    pub fn open_existing() -> Result<Option<Self>, CacheError> {
+        let folder = settings::folder()?;
+        match std::fs::symlink_metadata(&folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            _ => Self::at(&folder).map(Some),
+        }
+    }
+
+    /// The limit that the environment sets.
+    pub fn default_limit() -> u64 {
+        settings::limit()
+    }
+
+    /// Opens the cache in the folder `root`, which is created for this user alone; by root, for all to read.
+    ///
+    /// # Errors
+    /// A folder that belongs to another user than this one and root, or one that others may write to, for cubins are code. A
+    /// folder that may not be read, or that does not exist and cannot be created. A folder that can only be read is a
+    /// cache that stores nothing.
     pub fn at(root: &Path) -> Result<Self, CacheError> {
         private::folder(root, true)?;
         let root = root.canonicalize().map_err(files::io_error("look at", root))?;
@@ -247,8 +273,16 @@ impl KernelCache {
         }
     }
 
+    /// Whether what lies in the cache may be used: nobody has put another folder in its place.
+    fn is_ours(&self) -> bool {
+        private::is_still(&self.inner.root) && private::is_still(&self.v1())
+    }
+
     /// Loads an entry; one that is damaged or another key's is moved to the quarantine.
     fn load(&self, folder: &Path, key: &CubinKey) -> Option<entry::Loaded> {
+        if !self.is_ours() {
+            return None;
+        }
         let result = entry::load(folder).and_then(|loaded| match loaded.key == *key {
             true => Ok(loaded),
             false => Err(Fault::Broken(format!("it holds `{}`", loaded.key.name()))),
@@ -292,8 +326,7 @@ impl KernelCache {
         unmeasured.store(limit / MEASURE, Ordering::Relaxed);
         let total: u64 = entry::folders(&self.v1()).iter().map(|path| upkeep::size(path)).sum();
         if total > limit {
-            // A little below the limit, so that the next store does not prune again.
-            let report = self.prune(limit - limit / MEASURE);
+            let report = self.prune(self.pruned_size());
             tracing::info!(
                 limit,
                 removed = report.removed,

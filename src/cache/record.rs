@@ -86,7 +86,7 @@ impl KernelCache {
             .skip(1)
             .take_while(|folder| *folder != self.v1())
             .any(|folder| !std::fs::symlink_metadata(folder).is_ok_and(|metadata| metadata.is_dir()));
-        match outside {
+        match outside || !self.is_ours() {
             true => Err(Fault::Absent),
             false => files::read(path, LARGEST + SEAL).and_then(|bytes| sealed::open(&bytes)),
         }

@@ -8,9 +8,7 @@ use std::time::UNIX_EPOCH;
 use serde::{Deserialize, Serialize};
 
 use super::{KernelCache, files, sealed};
-use crate::toolchain::{
-    CUDA_VARIABLES, DATA_VARIABLE, Environment, NVRTC_VARIABLE, PYTHON_VARIABLES, Toolchain,
-};
+use crate::toolchain::{Environment, Toolchain, variables};
 
 const FILE: &str = "toolchain.json";
 
@@ -73,8 +71,8 @@ impl KernelCache {
 
 /// All that decides where the search looks.
 fn surroundings(environment: &Environment) -> (BTreeMap<String, PathBuf>, Option<PathBuf>) {
-    let names = CUDA_VARIABLES.iter().chain(&PYTHON_VARIABLES).chain([&NVRTC_VARIABLE, &DATA_VARIABLE]);
-    let set = names.filter_map(|name| Some((name.to_string(), environment.variable(name)?.to_path_buf())));
+    let set =
+        variables().filter_map(|name| Some((name.to_string(), environment.variable(name)?.to_path_buf())));
     (set.collect(), environment.data_folder().map(Path::to_path_buf))
 }
 

@@ -51,14 +51,16 @@ impl KernelCache {
         files::new_folder(&v1, &files::temporary_prefix())
     }
 
-    /// The place of an entry in the layout, and its files in the order of [`PARTS`]; or why it cannot be used.
+    /// The place of an entry in the layout, and its files in the order of [`PARTS`], without what differs from one
+    /// compilation to the next; or why it cannot be used.
     pub(crate) fn parts(&self, key: &CubinKey) -> Result<(String, [Vec<u8>; 3]), String> {
         let folder = self.entry_folder(key);
         let read = || {
             let meta = files::read(&folder.join(entry::META), meta::LARGEST)?;
             let loaded = entry::load(&folder)?;
-            match meta::Meta::from_json(&meta)?.key() == *key && loaded.key == *key {
-                true => Ok([loaded.source.into_bytes(), loaded.cubin.bytes, meta]),
+            let meta = meta::Meta::from_json(&meta)?;
+            match meta.key() == *key && loaded.key == *key {
+                true => Ok([loaded.source.into_bytes(), loaded.cubin.bytes, meta.timeless().to_json()]),
                 false => Err(Fault::Broken(format!("it holds `{}`", loaded.key.name()))),
             }
         };
@@ -75,6 +77,11 @@ impl KernelCache {
             false => Err(format!("it is the record `{}` of {}", opened.file, opened.device)),
         }
     }
+}
+
+/// What an entry that lies elsewhere takes.
+pub(crate) fn entry_bytes(folder: &Path) -> u64 {
+    super::upkeep::size(folder)
 }
 
 /// Reads an entry in a folder that is named as it would be in the cache, and verifies all of it.

@@ -1,5 +1,6 @@
 //! What is in the cache, whether it is sound, and keeping it small.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -119,6 +120,27 @@ impl KernelCache {
     /// Empties the quarantine and removes the entries that were used the longest time ago, until the entries take no
     /// more than `max_bytes`. Tuning records are small and stay.
     pub fn prune(&self, max_bytes: u64) -> PruneReport {
+        self.prune_around(max_bytes, &BTreeSet::new())
+    }
+
+    /// Keeps the limit as storing does, without removing what was just imported. How many entries were removed.
+    pub(crate) fn make_room_around<'a>(&self, imported: impl Iterator<Item = &'a CubinKey>) -> usize {
+        let total: u64 = entry::folders(&self.v1()).iter().map(|path| size(path)).sum();
+        match total > self.limit() {
+            true => {
+                let keep = imported.map(|key| self.entry_folder(key)).collect();
+                self.prune_around(self.pruned_size(), &keep).removed
+            }
+            false => 0,
+        }
+    }
+
+    /// What pruning on its own leaves: a little below the limit, so that the next store does not prune again.
+    pub(super) fn pruned_size(&self) -> u64 {
+        self.limit() - self.limit() / super::MEASURE
+    }
+
+    fn prune_around(&self, max_bytes: u64, keep: &BTreeSet<PathBuf>) -> PruneReport {
         let mut report = PruneReport::default();
         for path in files::children(&self.v1().join("quarantine")) {
             let bytes = size(&path);
@@ -135,7 +157,7 @@ impl KernelCache {
         entries.sort();
         let mut total: u64 = entries.iter().map(|(_, bytes, _)| bytes).sum();
         for (_, bytes, path) in &entries {
-            if total > max_bytes && files::retire(path) {
+            if total > max_bytes && !keep.contains(path) && files::retire(path) {
                 tracing::debug!(path = %path.display(), bytes, "removed from the kernel cache");
                 total -= bytes;
                 report.removed += 1;

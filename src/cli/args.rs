@@ -11,10 +11,10 @@ use tilewright::{BlockSize, DType, Device, Selection, top_k, top_p};
 #[derive(Args, Clone, Copy)]
 pub struct AttentionArgs {
     /// Keep this share of each row's key blocks, the best by pooled probability. Without either rule: 0.03.
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", allow_hyphen_values = true)]
     top_k: Option<f64>,
     /// Keep the best key blocks until they hold this probability mass; the union with top-k. Without either rule: 0.2.
-    #[arg(long, value_name = "MASS")]
+    #[arg(long, value_name = "MASS", allow_hyphen_values = true)]
     top_p: Option<f64>,
     /// The sparse block, queries by keys: 128x64, 128x128, 64x64 or 64x128.
     #[arg(long, value_name = "QxKV", default_value = "128x64", value_parser = block_size)]

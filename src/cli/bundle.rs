@@ -3,19 +3,21 @@
 use super::args::ArchList;
 use super::cache::bytes;
 use super::error::CliError;
+use super::files::{Destination, Source};
 use super::report::Report;
 use clap::Args;
 use serde_json::{Value, json};
 use std::fmt::Write;
-use std::path::PathBuf;
-use tilewright::bundle::{Contents, ExportReport, RecordName, export, import};
+use std::path::Path;
+use tilewright::bundle::{BundleError, Contents, ExportReport, RecordName, export_to, import, import_from};
 use tilewright::cache::{CubinKey, KernelCache};
+use tilewright::output::shown;
 
 #[derive(Args)]
 pub struct ExportArgs {
-    /// The bundle to write; what has its name is replaced.
+    /// The bundle to write, `-` for standard output; a file that has its name is replaced.
     #[arg(value_name = "FILE")]
-    file: PathBuf,
+    file: Destination,
     /// Only kernels and tuning records of these architectures, such as `sm_80,sm_90a`.
     #[arg(long)]
     arch: Option<ArchList>,
@@ -23,18 +25,21 @@ pub struct ExportArgs {
 
 #[derive(Args)]
 pub struct ImportArgs {
-    /// A bundle from where you would run programs from: the kernels in it are code.
+    /// A bundle from where you would run programs from, for the kernels in it are code; `-` for standard input.
     #[arg(value_name = "FILE")]
-    file: PathBuf,
+    file: Source,
 }
 
 pub fn run_export(args: &ExportArgs) -> Result<Report, CliError> {
-    let cache = KernelCache::open()?;
+    // Without a cache there is nothing to export, and no reason to make one.
+    let Some(cache) = KernelCache::open_existing()? else {
+        return Err(BundleError::Empty { cache: KernelCache::folder()? }.into());
+    };
     let archs: Option<Vec<&str>> =
         args.arch.as_ref().map(|list| list.0.iter().map(|arch| arch.name()).collect());
     let contents = archs.as_ref().map_or(Contents::Everything, |archs| Contents::Archs(archs));
-    let report = export(&cache, &contents, &args.file)?;
-    Ok(Report::new(exported(&report), &exported_json(&report)))
+    let report = export_to(&cache, &contents, args.file.open("FILE")?)?;
+    Ok(Report::new(exported(&report), &exported_json(&report)).aside(args.file.is_standard()))
 }
 
 /// An export in words.
@@ -46,7 +51,7 @@ pub fn exported(report: &ExportReport) -> String {
     let _ = writeln!(
         text,
         "{}: {} kernels and {} tuning records in {} (unpacked {})\nblake3 {}",
-        report.path.display(),
+        shown(&report.path),
         report.kernels.len(),
         report.records.len(),
         bytes(report.bytes),
@@ -73,7 +78,10 @@ pub fn exported_json(report: &ExportReport) -> Value {
 
 pub fn run_import(args: &ImportArgs) -> Result<Report, CliError> {
     let cache = KernelCache::open()?;
-    let report = import(&cache, &args.file)?;
+    let report = match args.file.is_standard() {
+        true => import_from(&cache, Path::new("standard input"), std::io::stdin())?,
+        false => import(&cache, args.file.path())?,
+    };
     let mut text = String::new();
     for (what, why) in &report.refused {
         let _ = writeln!(text, "refused {what}: {why}");
@@ -86,8 +94,16 @@ pub fn run_import(args: &ImportArgs) -> Result<Report, CliError> {
         report.added_records.len(),
         report.replaced_records.len(),
         report.present_records.len(),
-        cache.root().display()
+        shown(cache.root())
     );
+    if report.removed > 0 {
+        let _ = writeln!(
+            text,
+            "{} other kernels, those that were used the longest time ago, were removed to keep the limit of {}",
+            report.removed,
+            bytes(cache.limit())
+        );
+    }
     let records = |names: &[RecordName]| -> Vec<Value> {
         names.iter().map(|name| json!({ "device": name.device, "file": name.file })).collect()
     };
@@ -98,6 +114,7 @@ pub fn run_import(args: &ImportArgs) -> Result<Report, CliError> {
         "added_records": records(&report.added_records),
         "replaced_records": records(&report.replaced_records),
         "present_records": records(&report.present_records),
+        "removed": report.removed,
         "refused": reasons(&report.refused),
     });
     Ok(Report::new(text, &json).with_outcome(report.refused.is_empty()))

@@ -7,8 +7,10 @@ use clap::{Args, Subcommand};
 use comfy_table::Cell;
 use serde_json::json;
 use std::fmt::Write;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
-use tilewright::cache::{Entry, KernelCache, parse_size};
+use tilewright::cache::{Entry, KernelCache, PruneReport, VerifyReport, parse_size};
+use tilewright::output::shown;
 
 #[derive(Subcommand)]
 pub enum CacheCommand {
@@ -28,7 +30,7 @@ pub enum CacheCommand {
 pub struct PruneArgs {
     /// Bytes that may be left, such as 500M or 2G; without it the limit that every process keeps
     /// (`TILEWRIGHT_CACHE_LIMIT`, 2G by default).
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
     max: Option<u64>,
 }
 
@@ -37,20 +39,29 @@ fn size(text: &str) -> Result<u64, String> {
 }
 
 pub fn run(command: &CacheCommand) -> Result<Report, CliError> {
-    let cache = KernelCache::open()?;
+    let folder = KernelCache::folder()?;
+    let root = folder.canonicalize().unwrap_or(folder);
+    if let CacheCommand::Path = command {
+        return Ok(Report::new(shown(&root), &json!({ "path": root })));
+    }
+    // Looking at a cache does not make one.
+    let cache = KernelCache::open_existing()?;
+    let cache = cache.as_ref();
     Ok(match command {
-        CacheCommand::List => list(&cache),
-        CacheCommand::Verify => verify(&cache),
-        CacheCommand::Prune(args) => prune(&cache, args.max.unwrap_or(cache.limit())),
-        CacheCommand::Clear => clear(&cache),
-        CacheCommand::Path => {
-            Report::new(cache.root().display().to_string(), &json!({ "path": cache.root() }))
+        CacheCommand::List => list(cache, &root),
+        CacheCommand::Verify => verify(cache.map(KernelCache::verify).unwrap_or_default()),
+        CacheCommand::Prune(args) => {
+            let max = args.max.unwrap_or_else(KernelCache::default_limit);
+            prune(cache.map(|cache| cache.prune(max)).unwrap_or_default(), max)
         }
+        CacheCommand::Clear => clear(cache),
+        CacheCommand::Path => unreachable!("it was answered above"),
     })
 }
 
-fn list(cache: &KernelCache) -> Report {
-    let (entries, records) = (cache.entries(), cache.records());
+fn list(cache: Option<&KernelCache>, root: &Path) -> Report {
+    let (entries, records) = cache.map(|cache| (cache.entries(), cache.records())).unwrap_or_default();
+    let limit = KernelCache::default_limit();
     let total: u64 = entries.iter().map(|entry| entry.bytes).sum();
     let mut table =
         table(&["kernel", "architecture", "NVRTC", "registers", "size", "compile", "used", "hash"]);
@@ -62,7 +73,7 @@ fn list(cache: &KernelCache) -> Report {
             Cell::new(format!("{major}.{minor}")),
             number(entry.report.registers),
             number(bytes(entry.bytes)),
-            number(milliseconds(entry.compile_time.as_secs_f64() * 1e3)),
+            number(compile_time(entry)),
             number(ago(entry.used)),
             Cell::new(&entry.key.hash()[..8]),
         ]);
@@ -79,22 +90,30 @@ fn list(cache: &KernelCache) -> Report {
         "{} kernels ({} of at most {}) and {} tuning records in {}",
         entries.len(),
         bytes(total),
-        bytes(cache.limit()),
+        bytes(limit),
         records.len(),
-        cache.root().display()
+        shown(root)
     );
     let records: Vec<_> = records
         .iter()
         .map(|record| json!({ "device": record.device, "file": record.file, "path": record.path }))
         .collect();
     let json = json!({
-        "path": cache.root(),
-        "limit_bytes": cache.limit(),
+        "path": root,
+        "limit_bytes": limit,
         "bytes": total,
         "kernels": entries.iter().map(entry_json).collect::<Vec<_>>(),
         "records": records,
     });
     Report::new(text, &json)
+}
+
+/// How long the compilation took; a bundle does not say.
+fn compile_time(entry: &Entry) -> String {
+    match entry.compile_time.is_zero() {
+        true => "–".to_owned(),
+        false => milliseconds(entry.compile_time.as_secs_f64() * 1e3),
+    }
 }
 
 fn entry_json(entry: &Entry) -> serde_json::Value {
@@ -116,11 +135,10 @@ fn entry_json(entry: &Entry) -> serde_json::Value {
     })
 }
 
-fn verify(cache: &KernelCache) -> Report {
-    let report = cache.verify();
+fn verify(report: VerifyReport) -> Report {
     let mut text = String::new();
     for (path, why) in &report.broken {
-        let _ = writeln!(text, "{}: {why}", path.display());
+        let _ = writeln!(text, "{}: {why}", shown(path));
     }
     let _ = write!(text, "{} kernels and {} tuning records are sound", report.entries, report.records);
     if report.other_schema > 0 {
@@ -146,8 +164,7 @@ fn verify(cache: &KernelCache) -> Report {
     Report::new(text, &json).with_outcome(report.broken.is_empty())
 }
 
-fn prune(cache: &KernelCache, max: u64) -> Report {
-    let report = cache.prune(max);
+fn prune(report: PruneReport, max: u64) -> Report {
     let text = format!(
         "removed {} kernels and freed {}; {} are left ({} of at most {})",
         report.removed,
@@ -166,15 +183,15 @@ fn prune(cache: &KernelCache, max: u64) -> Report {
     Report::new(text, &json).with_outcome(report.kept_bytes <= max)
 }
 
-fn clear(cache: &KernelCache) -> Report {
-    let report = cache.clear();
+fn clear(cache: Option<&KernelCache>) -> Report {
+    let report = cache.map(KernelCache::clear).unwrap_or_default();
     let text = format!(
         "removed {} kernels and {} tuning records and freed {}",
         report.entries,
         report.records,
         bytes(report.freed_bytes)
     );
-    let left = cache.entries().len();
+    let left = cache.map_or(0, |cache| cache.entries().len());
     let json = json!({
         "kernels": report.entries,
         "records": report.records,

@@ -3,20 +3,20 @@
 use super::args::ArchList;
 use super::bundle::{exported, exported_json};
 use super::error::CliError;
-use super::progress::note;
+use super::files::Destination;
+use super::nvrtc;
 use super::report::Report;
 use super::{table, variants};
 use clap::Args;
 use serde_json::json;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
 use std::time::Instant;
-use tilewright::bundle::{Contents, ExportReport, export};
+use tilewright::bundle::{Contents, ExportReport, export_to};
 use tilewright::cache::{CacheError, CubinKey, KernelCache};
 use tilewright::codegen::{KernelSource, Variant};
 use tilewright::compile::{Cubin, OPTIONS};
 use tilewright::kernels;
-use tilewright::toolchain::Toolchain;
+use tilewright::output::{Output, shown};
 
 #[derive(Args)]
 pub struct CompileArgs {
@@ -27,9 +27,9 @@ pub struct CompileArgs {
     #[arg(long, value_name = "NAME")]
     kernel: Option<String>,
     /// Write the compiled kernels to a bundle, for `tilewright import` on other machines. Neither a GPU nor the cache is
-    /// touched.
+    /// touched. `-` is standard output.
     #[arg(long, value_name = "FILE")]
-    bundle: Option<PathBuf>,
+    bundle: Option<Destination>,
 }
 
 /// The shipped kernel of that name.
@@ -40,12 +40,13 @@ pub fn kernel(name: &str) -> Result<&'static KernelSource, CliError> {
     })
 }
 
-pub fn run(args: &CompileArgs) -> Result<Report, CliError> {
+pub fn run(args: &CompileArgs, offline: bool) -> Result<Report, CliError> {
     let sources = match &args.kernel {
         Some(name) => vec![kernel(name)?],
         None => kernels::ALL.to_vec(),
     };
-    let toolchain = Toolchain::find_or_install(note)?;
+    let toolchain = nvrtc::find_or_install(offline)?;
+    let output = args.bundle.as_ref().map(|file| file.open("--bundle")).transpose()?;
     let mut jobs = Vec::new();
     for source in sources {
         jobs.extend(variants::shipped(source, &args.arch.0)?);
@@ -53,7 +54,7 @@ pub fn run(args: &CompileArgs) -> Result<Report, CliError> {
     let start = Instant::now();
     let mut cubins = Vec::new();
     let reports = variants::compile_with(&toolchain, &jobs, |variant, cubin| {
-        if args.bundle.is_some() {
+        if output.is_some() {
             cubins.push((variant.clone(), cubin.clone()));
         }
     });
@@ -61,11 +62,12 @@ pub fn run(args: &CompileArgs) -> Result<Report, CliError> {
 
     let all = || reports.iter().flat_map(|report| report.compiled.iter().map(move |one| (report, one)));
     let failed = all().filter(|(_, one)| one.ptxas.is_none()).count();
-    let spilled = all().filter(|(_, one)| one.ptxas.is_some_and(|ptxas| ptxas.spills())).count();
+    let spilled = all().filter(|(_, one)| one.preferred && one.spills()).count();
+    let passed_over = all().filter(|(_, one)| !one.preferred && one.spills()).count();
     let ok = all().all(|(_, one)| one.is_good());
     // Half a bundle would be missed only where it is used.
-    let bundled = match &args.bundle {
-        Some(file) if failed == 0 => Some(bundle(&cubins, file)?),
+    let bundled = match output {
+        Some(output) if failed == 0 => Some(bundle(&cubins, output)?),
         _ => None,
     };
 
@@ -84,10 +86,16 @@ pub fn run(args: &CompileArgs) -> Result<Report, CliError> {
         text,
         "{count} compilations with NVRTC {major}.{minor} in {seconds:.1} s: {failed} failed, {spilled} with spills"
     );
+    if passed_over > 0 {
+        let _ = writeln!(
+            text,
+            "{passed_over} more spill where another schedule is preferred: they are not taken there"
+        );
+    }
     if let Some(bundled) = &bundled {
         text.push_str(&exported(bundled));
     } else if let Some(file) = &args.bundle {
-        let _ = writeln!(text, "{} was not written, because not everything compiled", file.display());
+        let _ = writeln!(text, "{} was not written, because not everything compiled", shown(file.path()));
     }
     let json = json!({
         "bundle": bundled.as_ref().map(exported_json),
@@ -96,13 +104,15 @@ pub fn run(args: &CompileArgs) -> Result<Report, CliError> {
         "compilations": count,
         "failed": failed,
         "spilled": spilled,
+        "passed_over": passed_over,
         "variants": reports,
     });
-    Ok(Report::new(text, &json).with_outcome(ok))
+    let aside = args.bundle.as_ref().is_some_and(Destination::is_standard);
+    Ok(Report::new(text, &json).with_outcome(ok).aside(aside))
 }
 
 /// Writes cubins to a bundle, by way of a cache of their own.
-fn bundle(cubins: &[(Variant, Cubin)], file: &Path) -> Result<ExportReport, CliError> {
+fn bundle(cubins: &[(Variant, Cubin)], output: Output) -> Result<ExportReport, CliError> {
     let folder = tempfile::tempdir().map_err(CliError::TemporaryFolder)?;
     let cache = KernelCache::at(folder.path())?.with_limit(u64::MAX);
     let put = |(variant, cubin): &(Variant, Cubin)| -> Result<(), CacheError> {
@@ -110,5 +120,5 @@ fn bundle(cubins: &[(Variant, Cubin)], file: &Path) -> Result<ExportReport, CliE
         cache.put(&key, &variant.source, cubin)
     };
     cubins.iter().try_for_each(put)?;
-    Ok(export(&cache, &Contents::Everything, file)?)
+    Ok(export_to(&cache, &Contents::Everything, output)?)
 }

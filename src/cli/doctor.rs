@@ -5,8 +5,9 @@ use super::report::Report;
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::Path;
-use tilewright::cache::KernelCache;
+use tilewright::cache::{CacheError, KernelCache};
 use tilewright::device::{DeviceError, driver_version};
+use tilewright::output::shown;
 use tilewright::reference::{attention_f64, relative_error};
 use tilewright::toolchain::{Environment, Toolchain, ToolchainError};
 use tilewright::{Attention, DType, Device, HeadDim, Output, Tensor, top_k};
@@ -125,7 +126,7 @@ fn nvrtc(toolchain: &Result<Toolchain, ToolchainError>) -> Finding {
     match toolchain {
         Ok(toolchain) => {
             let (major, minor) = toolchain.version();
-            let found = format!("NVRTC {major}.{minor}: {}", toolchain.library().display());
+            let found = format!("NVRTC {major}.{minor}: {}", shown(toolchain.library()));
             let details = toolchain.searched().iter().map(ToString::to_string).collect();
             Finding { what: "NVRTC", ok: true, found, details }
         }
@@ -142,21 +143,27 @@ fn data_folder(environment: &Environment) -> Finding {
     finding(
         "data folder",
         match writable(folder) {
-            Ok(()) => Ok(format!("{}: writable, {holds}", folder.display())),
+            Ok(()) => Ok(format!("{}: writable, {holds}", shown(folder))),
             Err(error) => Err(format!(
                 "{}: {holds} and cannot be written to ({error}); set TILEWRIGHT_DATA to a folder that can",
-                folder.display()
+                shown(folder)
             )),
         },
     )
 }
 
 fn kernel_cache() -> Finding {
-    let found = KernelCache::open().map_err(|error| error.to_string()).map(|cache| {
-        let (kernels, records) = (cache.entries().len(), cache.records().len());
-        format!("{}: {kernels} kernels, {records} tuning records", cache.root().display())
-    });
-    finding("kernel cache", found)
+    // A look at the machine does not change it.
+    let look = || {
+        Ok(match KernelCache::open_existing()? {
+            Some(cache) => {
+                let (kernels, records) = (cache.entries().len(), cache.records().len());
+                format!("{}: {kernels} kernels, {records} tuning records", shown(cache.root()))
+            }
+            None => format!("{}: is not there yet", shown(&KernelCache::folder()?)),
+        })
+    };
+    finding("kernel cache", look().map_err(|error: CacheError| error.to_string()))
 }
 
 /// Whether a folder, or the nearest one above it that exists, can be written to.

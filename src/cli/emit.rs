@@ -5,8 +5,9 @@ use super::report::Report;
 use clap::Args;
 use serde_json::json;
 use std::fmt::Write;
-use std::path::PathBuf;
-use tilewright::codegen::sync;
+use std::path::{Path, PathBuf};
+use tilewright::codegen::sync_with;
+use tilewright::output::{Output, shown};
 
 #[derive(Args)]
 pub struct EmitArgs {
@@ -22,18 +23,19 @@ pub struct EmitArgs {
 }
 
 pub fn run(args: &EmitArgs) -> Result<Report, CliError> {
-    let difference = sync(&args.templates, &args.out, args.check)?;
+    let write = |path: &Path, text: &str| Output::open(path)?.write(text.as_bytes());
+    let difference = sync_with(&args.templates, &args.out, args.check, write)?;
     let (stale, extra) = if args.check { ("out of date", "not generated") } else { ("written", "removed") };
     let mut text = String::new();
     for (what, names) in [(stale, &difference.stale), (extra, &difference.extra)] {
         for name in names {
-            let _ = writeln!(text, "{what}: {}", args.out.join(name).display());
+            let _ = writeln!(text, "{what}: {}", shown(&args.out.join(name)));
         }
     }
     let ok = !args.check || difference.is_empty();
     let _ = match ok {
-        true => writeln!(text, "{} is up to date with {}", args.out.display(), args.templates.display()),
-        false => writeln!(text, "{} is out of date: run this without --check", args.out.display()),
+        true => writeln!(text, "{} is up to date with {}", shown(&args.out), shown(&args.templates)),
+        false => writeln!(text, "{} is out of date: run this without --check", shown(&args.out)),
     };
     let json = json!({
         "templates": args.templates,

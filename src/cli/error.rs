@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use tilewright::bundle::BundleError;
 use tilewright::cache::CacheError;
 use tilewright::device::DeviceError;
+use tilewright::output::shown;
 use tilewright::tensor::TensorError;
 use tilewright::toolchain::ToolchainError;
 
@@ -25,7 +26,7 @@ pub enum CliError {
     Device(#[from] DeviceError),
     #[error(transparent)]
     TensorFile(#[from] TensorFileError),
-    #[error("cannot write {}: {source}; choose a place you may write to with `{option}`", path.display())]
+    #[error("cannot write {}: {source}; choose a place you may write to with `{option}`", shown(path))]
     Write {
         path: PathBuf,
         /// The argument that names the place.
@@ -34,9 +35,13 @@ pub enum CliError {
     },
     #[error(
         "{} does not say how its tokens lie: its metadata has {} as `token_grid`, needed TxHxW such as 8x16x28; save it with that",
-        path.display(), found.as_deref().unwrap_or("nothing")
+        shown(path), found.as_deref().unwrap_or("nothing")
     )]
     NoTokenGrid { path: PathBuf, found: Option<String> },
+    #[error("{} has nothing to measure: a tensor of shape {shape:?} has no elements", shown(path))]
+    NoElements { path: PathBuf, shape: Vec<usize> },
+    #[error("an installation is a download, which `--offline` rules out: leave one of the two away")]
+    Offline,
     #[error("cannot write to standard output: {0}")]
     Stdout(std::io::Error),
     #[error(
@@ -54,5 +59,25 @@ pub enum CliError {
 impl From<TensorError> for CliError {
     fn from(error: TensorError) -> Self {
         CliError::Library(error.into())
+    }
+}
+
+impl CliError {
+    /// What kind of failure it is, in one word for programs.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            CliError::Library(_) => "library",
+            CliError::Codegen(_) => "codegen",
+            CliError::Toolchain(_) => "toolchain",
+            CliError::Cache(_) => "cache",
+            CliError::Bundle(_) => "bundle",
+            CliError::Device(_) => "device",
+            CliError::TensorFile(_) | CliError::NoTokenGrid { .. } | CliError::NoElements { .. } => "input",
+            CliError::Write { .. } | CliError::Stdout(_) | CliError::TemporaryFolder(_) => "output",
+            CliError::Offline
+            | CliError::NothingToTune
+            | CliError::NoKernel { .. }
+            | CliError::NoCandidate { .. } => "arguments",
+        }
     }
 }

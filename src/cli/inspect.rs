@@ -27,7 +27,7 @@ pub struct InspectArgs {
     #[arg(long, default_value = "sm_90a")]
     arch: Arch,
     /// The candidate to look at, by its number in the list.
-    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, allow_hyphen_values = true)]
     candidate: usize,
     /// Print the candidate's source and nothing else (with --json: add it).
     #[arg(long)]
@@ -54,8 +54,7 @@ fn list() -> Result<Report, CliError> {
         let params: Vec<String> = kernel.specialize.iter().map(parameter).collect();
         let bodies: Vec<String> = kernel.bodies.iter().map(|body| body.family.to_string()).collect();
         let shipped = generator.shipped()?;
-        let summary = kernel.doc.split_once('.').map_or(kernel.doc.as_str(), |(first, _)| first);
-        let summary = summary.split_whitespace().collect::<Vec<_>>().join(" ");
+        let summary = first_sentence(&kernel.doc);
         table.add_row([
             kernel.name.clone(),
             params.join("\n"),
@@ -72,6 +71,21 @@ fn list() -> Result<Report, CliError> {
         }));
     }
     Ok(Report::new(format!("{table}\n"), &json!({ "kernels": json })))
+}
+
+/// The first sentence of a description, without its dot and on one line.
+fn first_sentence(doc: &str) -> String {
+    let paragraph = doc.trim().split("\n\n").next().unwrap_or_default();
+    let words: Vec<&str> = paragraph.split_whitespace().collect();
+    let ends = |(at, word): (usize, &&str)| {
+        let next = words.get(at + 1).and_then(|next| next.chars().next());
+        // `e.g.`, `et al.` and `Eq. 3` go on: with a small letter, a digit or a bracket.
+        let goes_on = next.is_some_and(|next| next.is_lowercase() || next.is_numeric() || next == '(');
+        let is_short = matches!(word.trim_start_matches('('), "e.g." | "i.e." | "cf." | "vs." | "al.");
+        word.ends_with('.') && !goes_on && !is_short
+    };
+    let end = words.iter().enumerate().position(ends).map_or(words.len(), |at| at + 1);
+    words[..end].join(" ").trim_end_matches('.').to_owned()
 }
 
 fn parameter(param: &SpecParam) -> String {
@@ -91,7 +105,8 @@ fn one(source: &KernelSource, args: &InspectArgs) -> Result<Report, CliError> {
         return Err(CliError::NoCandidate { found, count, arch: args.arch.to_string() });
     };
     let variant = generator.render(candidate)?;
-    let job = Job { variant, archs: vec![args.arch] };
+    let preferred = if args.candidate == 0 { vec![args.arch] } else { Vec::new() };
+    let job = Job { variant, archs: vec![args.arch], preferred };
     // A look at a kernel must not start a download.
     let compiled =
         Toolchain::find().map(|toolchain| variants::compile(&toolchain, std::slice::from_ref(&job)));
@@ -188,4 +203,41 @@ fn describe(spec: &KernelSpec, candidates: &Candidates, args: &InspectArgs) -> S
         let _ = writeln!(text, "\n{rejected}");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sentence_ends_at_a_dot_that_ends_one() {
+        for (doc, sentence) in [
+            ("", ""),
+            ("Means of runs of\nconsecutive keys.", "Means of runs of consecutive keys"),
+            ("No dot at all\n\nAnother paragraph.", "No dot at all"),
+            (
+                "Keeps 0.05 of the blocks, e.g. Those of `a.b`. Then more.",
+                "Keeps 0.05 of the blocks, e.g. Those of `a.b`",
+            ),
+            (
+                "After (Dao et al., arXiv\n2205.14135, appendix B.2). More.",
+                "After (Dao et al., arXiv 2205.14135, appendix B.2)",
+            ),
+            ("By Dao et al. (2022) and by Eq. 3 of it. More.", "By Dao et al. (2022) and by Eq. 3 of it"),
+            ("Ends in an ellipsis... and goes on. More.", "Ends in an ellipsis... and goes on"),
+        ] {
+            assert_eq!(first_sentence(doc), sentence, "{doc:?}");
+        }
+    }
+
+    #[test]
+    fn every_kernel_has_a_whole_summary() {
+        for source in kernels::ALL {
+            let generator = Generator::new(source).unwrap();
+            let summary = first_sentence(&generator.kernel().doc);
+            let open = |a, b| summary.matches(a).count() != summary.matches(b).count();
+            assert!(summary.len() > 20 && !open('(', ')') && !open('[', ']'), "{}: {summary}", source.name);
+            assert_eq!(summary.matches('`').count() % 2, 0, "{}: {summary}", source.name);
+        }
+    }
 }

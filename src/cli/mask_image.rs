@@ -1,7 +1,5 @@
 //! A block mask as a picture: one panel for each head, a cell for each block, side by side.
 
-use std::io::BufWriter;
-use std::path::Path;
 use tilewright::mask::EMPTY;
 use tilewright::{BlockMask, Error};
 
@@ -28,9 +26,9 @@ struct Panel {
     guides: Option<(f64, f64)>,
 }
 
-/// Writes every head of every mask, from left to right. Beside a mask stands a number of tokens after which a thin line is
+/// A PNG of every head of every mask, from left to right. Beside a mask stands a number of tokens after which a thin line is
 /// drawn: the length of a video frame, say.
-pub fn write(path: &Path, masks: &[(BlockMask, Option<usize>)]) -> Result<(), ImageError> {
+pub fn png(masks: &[(BlockMask, Option<usize>)]) -> Result<Vec<u8>, ImageError> {
     let mut panels = Vec::new();
     for (mask, guide) in masks {
         panels.extend(panels_of(mask, *guide)?);
@@ -43,14 +41,15 @@ pub fn write(path: &Path, masks: &[(BlockMask, Option<usize>)]) -> Result<(), Im
         panel.draw(&mut pixels[MARGIN * width + left..], width);
         left += panel.width() + MARGIN;
     }
-    let file = std::fs::File::create(path)?;
-    let mut encoder = png::Encoder::new(BufWriter::new(file), width as u32, height as u32);
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, width as u32, height as u32);
     encoder.set_color(png::ColorType::Indexed);
     encoder.set_depth(png::BitDepth::Eight);
     encoder.set_palette(PALETTE.concat());
     let mut writer = encoder.write_header()?;
     writer.write_image_data(&pixels)?;
-    Ok(writer.finish()?)
+    writer.finish()?;
+    Ok(file)
 }
 
 /// Why there is no picture.
@@ -58,8 +57,6 @@ pub fn write(path: &Path, masks: &[(BlockMask, Option<usize>)]) -> Result<(), Im
 pub enum ImageError {
     #[error(transparent)]
     Mask(#[from] Error),
-    #[error(transparent)]
-    Io(#[from] std::io::Error),
     #[error(transparent)]
     Png(#[from] png::EncodingError),
 }

@@ -8,8 +8,10 @@ mod demo;
 mod doctor;
 mod emit;
 mod error;
+mod files;
 mod inspect;
 mod mask_image;
+mod nvrtc;
 mod progress;
 mod report;
 mod run;
@@ -22,7 +24,6 @@ mod variants;
 use clap::{Parser, Subcommand};
 use error::CliError;
 use report::Report;
-use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -31,9 +32,12 @@ use tracing_subscriber::filter::LevelFilter;
 #[derive(Parser)]
 #[command(version, arg_required_else_help = true, max_term_width = 120)]
 struct Cli {
-    /// Print one JSON document instead of text.
+    /// Print one JSON document instead of text; of a failure, `{"error": {"kind", "message", "status"}}`.
     #[arg(long, global = true)]
     json: bool,
+    /// Download nothing: where there is no NVRTC, do without.
+    #[arg(long, global = true)]
+    offline: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -67,34 +71,45 @@ enum Command {
 }
 
 impl Command {
-    fn run(&self) -> Result<Report, CliError> {
+    fn run(&self, offline: bool) -> Result<Report, CliError> {
         match self {
-            Command::Demo(args) => demo::run(args),
-            Command::Run(args) => run::run(args),
+            Command::Demo(args) => demo::run(args, offline),
+            Command::Run(args) => run::run(args, offline),
             Command::Emit(args) => emit::run(args),
-            Command::Compile(args) => compile::run(args),
+            Command::Compile(args) => compile::run(args, offline),
             Command::Inspect(args) => inspect::run(args),
             Command::Tune(args) => tune::run(args),
             Command::Cache(command) => cache::run(command),
             Command::Export(args) => bundle::run_export(args),
             Command::Import(args) => bundle::run_import(args),
             Command::Doctor => doctor::run(),
-            Command::Toolchain(command) => toolchain::run(command),
+            Command::Toolchain(command) => toolchain::run(command, offline),
         }
     }
 }
 
-/// Runs the command: 0 when all is well, 1 for a failure, 2 (clap's) for arguments that make no sense.
+/// Runs the command: 0 when all is well, 1 for a failure, 2 for arguments that make no sense.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return misread(&error),
+    };
     log();
-    match cli.command.run() {
-        Ok(report) => match print(&report, cli.json) {
-            Ok(()) if report.ok => ExitCode::SUCCESS,
-            Ok(()) => ExitCode::FAILURE,
-            Err(error) => fail(&error),
-        },
-        Err(error) => fail(&error),
+    let done = cli.command.run(cli.offline).and_then(|report| {
+        report.print(cli.json)?;
+        Ok(report.ok)
+    });
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) if cli.json => {
+            report::print_failure(error.kind(), &error.to_string(), FAILURE);
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            progress::note(&format!("error: {error}"));
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -104,7 +119,26 @@ pub fn main() -> ExitCode {
 /// The text of any error.
 pub fn quietly(line: &[&str]) -> Result<String, String> {
     let cli = Cli::try_parse_from(line).map_err(|error| error.to_string())?;
-    cli.command.run().map(|report| report.text).map_err(|error| error.to_string())
+    cli.command.run(true).map(|report| report.text).map_err(|error| error.to_string())
+}
+
+/// The status of a command that failed.
+const FAILURE: u8 = 1;
+
+/// What is said of arguments that make no sense, and of a question for help.
+fn misread(error: &clap::Error) -> ExitCode {
+    let status = error.exit_code() as u8;
+    // What comes behind `--` is no option.
+    let mut arguments = std::env::args_os().skip(1).take_while(|argument| argument != "--");
+    match error.use_stderr() && arguments.any(|argument| argument == "--json") {
+        true => {
+            let text = error.render().to_string();
+            report::print_failure("usage", text.trim_start_matches("error: ").trim_end(), status);
+        }
+        // Where it cannot be printed nobody reads it.
+        false => drop(error.print()),
+    }
+    ExitCode::from(status)
 }
 
 /// What the library warns of goes to standard error; `TILEWRIGHT_LOG=debug` shows every hit, miss, compile and race.
@@ -113,22 +147,7 @@ fn log() {
         .with_default_directive(LevelFilter::WARN.into())
         .with_env_var("TILEWRIGHT_LOG")
         .from_env_lossy();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
-}
-
-fn fail(error: &CliError) -> ExitCode {
-    progress::note(&format!("error: {error}"));
-    ExitCode::FAILURE
-}
-
-/// Writes the report to standard output. A reader that has seen enough (`| head`) is no failure.
-fn print(report: &Report, json: bool) -> Result<(), CliError> {
-    let mut text = if json { format!("{:#}", report.json) } else { report.text.clone() };
-    text.truncate(text.trim_end().len());
-    text.push('\n');
-    let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(CliError::Stdout(error)),
-        _ => Ok(()),
-    }
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time();
+    // A standard error that nobody reads must not end the command.
+    log.log_internal_errors(false).init();
 }

@@ -2,10 +2,11 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::Write;
+use tilewright::output::printable_lines;
 
 /// A line on standard error; where that is closed nobody is there to read it.
 pub fn note(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(std::io::stderr(), "{}", printable_lines(line));
 }
 
 /// A bar of `len` steps of `what`; it hides itself where standard error is no terminal.

@@ -35,7 +35,7 @@ pub fn milliseconds(ms: f64) -> String {
     }
 }
 
-/// A row for each variant: registers on each architecture in a column of its own, or, `folded`, in one for all.
+/// A row for each variant: registers of a thread on each architecture in a column of its own, or, `folded`, in one for all.
 pub fn variants(reports: &[VariantReport], folded: bool) -> Table {
     let mut archs: Vec<&str> = Vec::new();
     for compiled in reports.iter().flat_map(|report| &report.compiled) {
@@ -44,11 +44,13 @@ pub fn variants(reports: &[VariantReport], folded: bool) -> Table {
         }
     }
     let folded = folded || archs.len() == 1;
+    // A column each is narrow: the heading has two lines.
+    let of_archs: Vec<String> = archs.iter().map(|arch| format!("regs\n{arch}")).collect();
     let mut headings = vec!["kernel", "variant", "shared"];
     match archs[..] {
         [] => {}
         _ if folded => headings.extend(["registers", "spills", "compile"]),
-        _ => headings.extend(archs.iter().copied().chain(["spills", "compile"])),
+        _ => headings.extend(of_archs.iter().map(String::as_str).chain(["spills", "compile"])),
     }
     let mut table = table(&headings);
     for report in reports {

@@ -2,27 +2,31 @@
 
 use safetensors::tensor::{SafeTensorError, SafeTensors, TensorView};
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use tempfile::NamedTempFile;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
 use tilewright::DType;
+use tilewright::output::{printable, shown};
+
+use super::files::Source;
 
 /// What can be wrong with a file of tensors.
 #[derive(Debug, thiserror::Error)]
 pub enum TensorFileError {
-    #[error("cannot read {}: {source}; check the path", path.display())]
+    #[error("cannot read {}: {source}; check the path", shown(path))]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{} is no safetensors file: {why}; save q, k and v with safetensors", path.display())]
+    #[error("{} is no safetensors file: {}; save q, k and v with safetensors", shown(path), printable(why))]
     NotSafetensors { path: PathBuf, why: String },
-    #[error(
-        "{} is cut short: it has {found} bytes of {needed}; copy or download it again",
-        path.display()
-    )]
+    #[error("{} is cut short: it has {found} bytes of {needed}; copy or download it again", shown(path))]
     CutShort { path: PathBuf, found: u64, needed: u64 },
-    #[error("{} has no tensor `{name}`, it has {found}; name the tensors q, k and v", path.display())]
+    #[error(
+        "{} has no tensor `{name}`, it has {}; name the tensors q, k and v",
+        shown(path),
+        printable(found)
+    )]
     Missing { path: PathBuf, name: String, found: String },
-    #[error("`{name}` in {} has dtype {found}, needed f16 or bf16: convert it first", path.display())]
+    #[error("`{name}` in {} has dtype {found}, needed f16 or bf16: convert it first", shown(path))]
     DType { path: PathBuf, name: String, found: String },
 }
 
@@ -40,11 +44,16 @@ pub struct RawTensor<'a> {
 }
 
 impl TensorFile {
-    /// Reads a file and checks that it is complete.
-    pub fn read(path: &Path) -> Result<Self, TensorFileError> {
-        let read = std::fs::read(path);
-        let bytes = read.map_err(|source| TensorFileError::Read { path: path.to_owned(), source })?;
-        Self::new(path.to_owned(), bytes.into())
+    /// Reads a file, a pipe or standard input, and checks that it is complete.
+    pub fn read(source: &Source) -> Result<Self, TensorFileError> {
+        let (path, read) = match source.is_standard() {
+            true => (PathBuf::from("standard input"), read_all(io::stdin().lock())),
+            false => (source.path().to_owned(), File::open(source.path()).and_then(read_all)),
+        };
+        match read {
+            Ok(bytes) => Self::new(path, bytes.into()),
+            Err(source) => Err(TensorFileError::Read { path, source }),
+        }
     }
 
     /// A file that is part of the program; `name` is what messages call it.
@@ -99,10 +108,26 @@ impl TensorFile {
     }
 }
 
+/// Reads as much as a file should have by its header, and one byte: what has no end (`/dev/zero`) is no such file.
+fn read_all(mut from: impl Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    from.by_ref().take(8).read_to_end(&mut bytes)?;
+    let header = bytes.first_chunk().map_or(0, |&length| u64::from_le_bytes(length));
+    if header <= LARGEST_HEADER {
+        from.by_ref().take(header).read_to_end(&mut bytes)?;
+        let rest = complete_length(&bytes).unwrap_or(0).saturating_sub(bytes.len() as u64);
+        from.take(rest.saturating_add(1)).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
+}
+
+/// The largest header that safetensors reads.
+const LARGEST_HEADER: u64 = 100_000_000;
+
 /// The length the file should have by its header, as far as the header is there; none when it does not look like one.
 fn complete_length(bytes: &[u8]) -> Option<u64> {
     let header = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
-    let start = header.checked_add(8).filter(|_| header <= 100_000_000)?;
+    let start = header.checked_add(8).filter(|_| header <= LARGEST_HEADER)?;
     let Some(text) = bytes.get(8..start as usize) else {
         // The header itself is cut; a text file would claim a header of many petabytes.
         return bytes.get(8).is_none_or(|&first| first == b'{').then_some(start);
@@ -123,48 +148,92 @@ fn reason(error: &SafeTensorError, len: usize) -> String {
     }
 }
 
-/// A file that appears under its name only when it is complete.
-pub struct PendingFile {
-    target: PathBuf,
-    file: NamedTempFile,
-}
-
-impl PendingFile {
-    /// Creates the file beside its target: a place that cannot be written to is found out before the work is done.
-    pub fn create(target: &Path) -> std::io::Result<Self> {
-        if target.is_dir() {
-            return Err(std::io::Error::new(std::io::ErrorKind::IsADirectory, "it is a folder"));
-        }
-        let folder = match target.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".tilewright-").suffix(".partial");
-        #[cfg(unix)]
-        {
-            // As any other new file; tempfile's own are for their owner alone.
-            use std::os::unix::fs::PermissionsExt;
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
-        }
-        Ok(PendingFile { target: target.to_owned(), file: builder.tempfile_in(folder)? })
-    }
-
-    /// Writes everything and gives the file its name.
-    pub fn publish(mut self, bytes: &[u8]) -> std::io::Result<()> {
-        self.file.write_all(bytes)?;
-        self.file.persist(&self.target).map(drop).map_err(|error| error.error)
-    }
-}
-
-/// The bytes of a safetensors file with these tensors.
+/// The bytes of a safetensors file with these tensors. Equal content gives equal bytes.
 pub fn serialize(
     tensors: &[(&str, safetensors::Dtype, Vec<usize>, Vec<u8>)],
-    metadata: HashMap<String, String>,
+    metadata: &BTreeMap<&str, String>,
 ) -> Result<Vec<u8>, SafeTensorError> {
     let views = tensors
         .iter()
         .map(|(name, dtype, shape, bytes)| Ok((*name, TensorView::new(*dtype, shape.clone(), bytes)?)))
         .collect::<Result<Vec<_>, SafeTensorError>>()?;
-    safetensors::serialize(views, Some(metadata))
+    let mut bytes = safetensors::serialize(views, None)?;
+    // The crate writes metadata in the order of a hash map, another one each time: they are put in here.
+    let length = bytes.first_chunk().map_or(0, |&length| u64::from_le_bytes(length)) as usize;
+    let invalid = SafeTensorError::InvalidHeaderDeserialization;
+    let mut header: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&bytes[8..8 + length]).map_err(invalid)?;
+    header.insert("__metadata__".to_owned(), serde_json::json!(metadata));
+    let mut text = serde_json::Value::Object(header).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let new = (text.len() as u64).to_le_bytes().into_iter().chain(text);
+    bytes.splice(..8 + length, new);
+    Ok(bytes)
+}
+
+impl RawTensor<'_> {
+    /// How many elements are NaN, and how many infinite.
+    pub fn non_finite(&self) -> NonFinite {
+        // All bits of the exponent; what is above the sign and the infinity is a NaN.
+        let infinity = if self.dtype == DType::F16 { 0x7c00 } else { 0x7f80 };
+        let mut count = NonFinite::default();
+        for bits in self.bytes.chunks_exact(2) {
+            let magnitude = u16::from_le_bytes([bits[0], bits[1]]) & 0x7fff;
+            count.nan += u64::from(magnitude > infinity);
+            count.infinite += u64::from(magnitude == infinity);
+        }
+        count
+    }
+}
+
+/// Elements that are no numbers one can compute with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct NonFinite {
+    pub nan: u64,
+    pub infinite: u64,
+}
+
+impl NonFinite {
+    /// A remark on tensor `name`, if there is something to remark.
+    pub fn remark(&self, name: &str) -> Option<String> {
+        let NonFinite { nan, infinite } = *self;
+        let remark = format!(
+            "{name} has {nan} NaN and {infinite} infinite elements: every row that attends to one of them becomes NaN"
+        );
+        (nan + infinite > 0).then_some(remark)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::{bf16, f16};
+
+    #[test]
+    fn what_is_not_finite_is_counted() {
+        let values =
+            [0.0, -0.0, 1.5, f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::INFINITY, 65504.0];
+        let count = |dtype, bytes: &[u8]| RawTensor { dtype, shape: vec![9], bytes }.non_finite();
+        let f16s: Vec<u8> = values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
+        let bf16s: Vec<u8> = values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect();
+        let found = NonFinite { nan: 2, infinite: 3 };
+        assert_eq!((count(DType::F16, &f16s), count(DType::Bf16, &bf16s)), (found, found));
+        assert!(found.remark("k").unwrap().starts_with("k has 2 NaN and 3 infinite"));
+        assert_eq!(NonFinite::default().remark("q"), None);
+    }
+
+    #[test]
+    fn no_more_is_read_than_a_file_has() {
+        let tensors = [("x", safetensors::Dtype::U8, vec![3], vec![1, 2, 3])];
+        let whole = serialize(&tensors, &BTreeMap::from([("b", "1".into()), ("a", "2".into())])).unwrap();
+        assert_eq!(read_all(&whole[..]).unwrap(), whole);
+        assert_eq!(read_all(&whole[..20]).unwrap(), whole[..20]);
+        assert_eq!(read_all((&whole[..]).chain(io::repeat(7))).unwrap().len(), whole.len() + 1);
+        assert!(read_all(io::repeat(0)).unwrap().len() < 16);
+        assert_eq!(read_all(io::repeat(255)).unwrap().len(), 8);
+        let read = SafeTensors::deserialize(&whole).unwrap();
+        assert_eq!(read.tensor("x").unwrap().data(), [1, 2, 3]);
+        let (header, metadata) = SafeTensors::read_metadata(&whole).unwrap();
+        assert_eq!((header % 8, metadata.metadata().as_ref().unwrap()["a"].as_str()), (0, "2"));
+    }
 }

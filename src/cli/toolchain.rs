@@ -6,6 +6,7 @@ use super::report::Report;
 use clap::Subcommand;
 use serde_json::json;
 use std::fmt::Write;
+use tilewright::output::shown;
 use tilewright::toolchain::{Environment, Toolchain, install};
 
 #[derive(Subcommand)]
@@ -16,9 +17,10 @@ pub enum ToolchainCommand {
     Install,
 }
 
-pub fn run(command: &ToolchainCommand) -> Result<Report, CliError> {
+pub fn run(command: &ToolchainCommand, offline: bool) -> Result<Report, CliError> {
     match command {
         ToolchainCommand::Find => describe(&Toolchain::find()?, None),
+        ToolchainCommand::Install if offline => Err(CliError::Offline),
         ToolchainCommand::Install => {
             let folder = install(&Environment::current(), &note)?;
             let toolchain = Toolchain::find()?;
@@ -26,7 +28,7 @@ pub fn run(command: &ToolchainCommand) -> Result<Report, CliError> {
             let remark = elsewhere.then(|| {
                 format!(
                     "{} is installed; the NVRTC above comes before it in the search and stays in use",
-                    folder.display()
+                    shown(&folder)
                 )
             });
             describe(&toolchain, remark)
@@ -36,8 +38,8 @@ pub fn run(command: &ToolchainCommand) -> Result<Report, CliError> {
 
 fn describe(toolchain: &Toolchain, remark: Option<String>) -> Result<Report, CliError> {
     let (major, minor) = toolchain.version();
-    let mut text = format!("NVRTC {major}.{minor}: {}\n", toolchain.library().display());
-    let _ = writeln!(text, "headers:    {}", toolchain.include_dir().display());
+    let mut text = format!("NVRTC {major}.{minor}: {}\n", shown(toolchain.library()));
+    let _ = writeln!(text, "headers:    {}", shown(toolchain.include_dir()));
     let _ = writeln!(text, "looked at:");
     for place in toolchain.searched() {
         let _ = writeln!(text, "  {place}");

@@ -25,6 +25,8 @@ pub struct VariantReport {
 #[derive(Serialize)]
 pub struct ArchReport {
     pub arch: String,
+    /// Whether this is the candidate that is tried first there; others are compiled because they fit.
+    pub preferred: bool,
     /// None when it does not compile.
     pub ptxas: Option<PtxasReport>,
     /// Dynamic and static shared memory of a block, bytes.
@@ -34,9 +36,11 @@ pub struct ArchReport {
 }
 
 impl ArchReport {
+    /// Of the preferred candidate.
     pub fn new(variant: &Variant, arch: &str, ptxas: PtxasReport, time: Duration) -> Self {
         ArchReport {
             arch: arch.to_owned(),
+            preferred: true,
             shared_bytes: variant.candidate.budget.smem_bytes + i64::from(ptxas.static_smem_bytes),
             ptxas: Some(ptxas),
             compile_ms: time.as_secs_f64() * 1e3,
@@ -47,6 +51,7 @@ impl ArchReport {
     fn failed(variant: &Variant, arch: &str, error: String) -> Self {
         ArchReport {
             arch: arch.to_owned(),
+            preferred: true,
             ptxas: None,
             shared_bytes: variant.candidate.budget.smem_bytes,
             compile_ms: 0.0,
@@ -54,9 +59,14 @@ impl ArchReport {
         }
     }
 
-    /// Compiled without spills.
+    /// Whether registers spill.
+    pub fn spills(&self) -> bool {
+        self.ptxas.is_some_and(|report| report.spills())
+    }
+
+    /// Compiled, and without spills if it is preferred: another candidate that spills is never taken.
     pub fn is_good(&self) -> bool {
-        self.ptxas.is_some_and(|report| !report.spills())
+        self.ptxas.is_some() && !(self.preferred && self.spills())
     }
 }
 
@@ -85,6 +95,8 @@ impl VariantReport {
 pub struct Job {
     pub variant: Variant,
     pub archs: Vec<Arch>,
+    /// Those of them on which the variant is the preferred candidate.
+    pub preferred: Vec<Arch>,
 }
 
 /// The shipped variants of a kernel with those of `archs` whose limits they keep.
@@ -92,15 +104,16 @@ pub fn shipped(source: &KernelSource, archs: &[Arch]) -> Result<Vec<Job>, CliErr
     let generator = Generator::new(source)?;
     let mut jobs = Vec::new();
     for variant in generator.shipped()? {
-        let mut fitting = Vec::new();
+        let (mut fitting, mut preferred) = (Vec::new(), Vec::new());
         for &arch in archs {
             let accepted = generator.candidates(&variant.candidate.spec, arch)?.accepted;
-            if accepted.iter().any(|candidate| candidate.schedule == variant.candidate.schedule) {
-                fitting.push(arch);
-            }
+            let place =
+                accepted.iter().position(|candidate| candidate.schedule == variant.candidate.schedule);
+            fitting.extend(place.map(|_| arch));
+            preferred.extend(place.filter(|&place| place == 0).map(|_| arch));
         }
         if !fitting.is_empty() {
-            jobs.push(Job { variant, archs: fitting });
+            jobs.push(Job { variant, archs: fitting, preferred });
         }
     }
     Ok(jobs)
@@ -137,9 +150,13 @@ pub fn compile_with(
         }
         Err(error) => ArchReport::failed(variant, arch.name(), error.to_string()),
     });
-    let report = |job: &Job| VariantReport {
-        compiled: results.by_ref().take(job.archs.len()).collect(),
-        ..VariantReport::new(&job.variant)
+    let report = |job: &Job| {
+        let compiled = results.by_ref().take(job.archs.len()).zip(&job.archs);
+        let of = |(report, arch): (ArchReport, _)| ArchReport {
+            preferred: job.preferred.contains(arch),
+            ..report
+        };
+        VariantReport { compiled: compiled.map(of).collect(), ..VariantReport::new(&job.variant) }
     };
     jobs.iter().map(report).collect()
 }

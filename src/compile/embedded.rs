@@ -1,25 +1,70 @@
 //! Cubins that were compiled when the program was built, and are part of it.
 
+use std::fmt;
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use super::{Cubin, PtxasReport};
 
 /// A cubin in the program itself. [`build::Emit`](crate::build::Emit) writes a list of them at build time.
-#[derive(Clone, Copy, Debug)]
+///
+/// ```compile_fail,E0451
+/// use tilewright::compile::{EmbeddedCubin, PtxasReport};
+/// let report = PtxasReport::default();
+/// let cubin = EmbeddedCubin { name: "mine", fingerprint: "", arch: "sm_80", nvrtc: (13, 0), report, bytes: &[] };
+/// ```
+#[derive(Clone, Copy)]
 pub struct EmbeddedCubin {
+    name: &'static str,
+    fingerprint: &'static str,
+    arch: &'static str,
+    nvrtc: (i32, i32),
+    report: PtxasReport,
+    bytes: &'static [u8],
+}
+
+impl EmbeddedCubin {
+    /// The ELF file `bytes`, made by that version of NVRTC of the [variant](crate::codegen::Variant) of that name and fingerprint for
+    /// that architecture.
+    ///
+    /// # Safety
+    /// It is what is said. The driver reads an ELF file without checking it, and whoever asks for the variant runs what is in it.
+    pub const unsafe fn new(
+        [name, fingerprint, arch]: [&'static str; 3],
+        nvrtc: (i32, i32),
+        report: PtxasReport,
+        bytes: &'static [u8],
+    ) -> Self {
+        EmbeddedCubin { name, fingerprint, arch, nvrtc, report, bytes }
+    }
+
     /// The variant's name, also its entry function's.
-    pub name: &'static str,
-    /// The [variant](crate::codegen::Variant)'s fingerprint: another source has another one.
-    pub fingerprint: &'static str,
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The variant's fingerprint: another source has another one.
+    pub fn fingerprint(&self) -> &'static str {
+        self.fingerprint
+    }
+
     /// The architecture, such as `sm_90a`.
-    pub arch: &'static str,
-    /// The version of NVRTC that made it.
-    pub nvrtc: (i32, i32),
-    /// The resources it takes.
-    pub report: PtxasReport,
-    /// The ELF file that the driver loads.
-    pub bytes: &'static [u8],
+    pub fn arch(&self) -> &'static str {
+        self.arch
+    }
+}
+
+impl fmt::Debug for EmbeddedCubin {
+    /// Everything but the bytes, of which there are many.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EmbeddedCubin")
+            .field("name", &self.name)
+            .field("fingerprint", &self.fingerprint)
+            .field("arch", &self.arch)
+            .field("nvrtc", &self.nvrtc)
+            .field("bytes", &self.bytes.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// What [`register`] was told.
@@ -43,6 +88,7 @@ pub fn embedded(fingerprint: &str, arch: &str) -> Option<Cubin> {
         arch: found.arch.to_owned(),
         nvrtc: found.nvrtc,
         bytes: found.bytes.to_vec(),
+        source: None,
         report: found.report,
         compile_time: Duration::ZERO,
         warnings: Vec::new(),

@@ -32,6 +32,16 @@ pub use report::PtxasReport;
 const STACK_BYTES: usize = 64 << 20;
 
 /// The machine code of one kernel for one architecture.
+///
+/// The driver runs it as it is: it comes from [`Toolchain::compile`], or from a cache that keeps what did, and the bytes cannot be
+/// changed. Code of another origin is the caller's to answer for: [`Cubin::from_code`].
+/// ```compile_fail,E0616
+/// # fn of(mut cubin: tilewright::compile::Cubin) {
+/// cubin.bytes = Vec::new();
+/// # }
+/// ```
+///
+/// [`Toolchain::compile`]: crate::toolchain::Toolchain::compile
 #[derive(Clone, PartialEq, Eq)]
 pub struct Cubin {
     /// The name of the kernel and of its entry function.
@@ -40,8 +50,9 @@ pub struct Cubin {
     pub arch: String,
     /// The version of the NVRTC that made it: a driver loads the cubins of its own major version and of older ones.
     pub nvrtc: (i32, i32),
-    /// The ELF file that the driver loads.
-    pub bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
+    /// Of the source that this was compiled from, where it is known: the cache keeps it under no other.
+    pub(crate) source: Option<blake3::Hash>,
     /// The resources it takes, as ptxas reported them.
     pub report: PtxasReport,
     /// How long the compilation took.
@@ -53,6 +64,29 @@ pub struct Cubin {
 }
 
 impl Cubin {
+    /// Code that was compiled elsewhere, from `source`: its name, architecture and NVRTC, and the ELF file.
+    ///
+    /// # Safety
+    /// The bytes are what that NVRTC made of that source for that architecture. The driver reads an ELF file without checking it, and a
+    /// launch runs what is in it with the arguments that the source is declared to take.
+    pub unsafe fn from_code(
+        [name, arch]: [&str; 2],
+        nvrtc: (i32, i32),
+        source: &str,
+        bytes: Vec<u8>,
+        report: PtxasReport,
+    ) -> Self {
+        let source = Some(blake3::hash(source.as_bytes()));
+        let (compile_time, warnings, log) = (Duration::ZERO, Vec::new(), String::new());
+        let (name, arch) = (name.to_owned(), arch.to_owned());
+        Cubin { name, arch, nvrtc, bytes, source, report, compile_time, warnings, log }
+    }
+
+    /// The ELF file that the driver loads.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Whether the bytes are an ELF file with nothing missing. The driver takes a pointer without a length, so a file
     /// cut short on its way through a disk must not reach it.
     pub fn is_whole(&self) -> bool {

@@ -94,11 +94,14 @@ impl Toolchain {
             return Err(CompileError::NoEntry { name: name.to_string(), found });
         };
         tracing::debug!(name, arch, ?compile_time, registers = report.registers, "compiled");
+        // Other options may make other code of it.
+        let plain = more.iter().all(|option| *option == NO_CACHE);
         Ok(Cubin {
             name: name.to_string(),
             arch: arch.to_string(),
             nvrtc: self.version(),
             bytes: compilation.cubin()?,
+            source: plain.then(|| blake3::hash(source.as_bytes())),
             report: *report,
             compile_time,
             warnings: diagnostics.into_iter().map(|d| d.message).collect(),

@@ -5,9 +5,9 @@ use super::gemm::{Matrix, product};
 use super::softmax::RowState;
 use crate::mask::{BlockMask, BlockSize};
 use crate::operands::{Rows, Shape, half_dtype_error};
-use crate::tensor::Half;
+use crate::tensor::{Half, host_count};
 use crate::user_code::UserCode;
-use crate::{DType, Error, MaskMod, ScoreMod, Tensor};
+use crate::{DType, Error, MaskMod, ScoreMod, Tensor, parallel};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::f32::consts::LOG2_E;
@@ -56,8 +56,10 @@ fn run<T: Half>(
     functions: Functions,
 ) -> Result<(Tensor, Tensor), Error> {
     let &Shape { batch, heads, kv_heads, seq_q, seq_kv, d, value_d } = shape;
-    let mut out = vec![T::narrow(0.0); batch * heads * seq_q * value_d];
-    let mut lse = vec![f32::NEG_INFINITY; batch * heads * seq_q];
+    // Inputs may repeat what little they hold: results do not.
+    let dims = [batch, heads, seq_q, value_d];
+    let mut out = vec![T::narrow(0.0); host_count(&dims, T::DTYPE)?];
+    let mut lse = vec![f32::NEG_INFINITY; host_count(&dims[..3], DType::F32)?];
     let call = Call {
         shape: *shape,
         blocks: mask.blocks(),
@@ -69,7 +71,7 @@ fn run<T: Half>(
     };
     if !out.is_empty() && seq_kv > 0 {
         let (k, v) = (Rows::<T>::of(k)?, Rows::<T>::of(v)?);
-        let head_len = seq_kv * (d + value_d);
+        let head_len = host_count(&[seq_kv, d + value_d], DType::F32)?;
         let units = batch * kv_heads;
         let at_once = (WIDENED_BYTES / (4 * head_len)).clamp(1, units);
         let mut widened = vec![0.0; at_once * head_len];
@@ -78,15 +80,15 @@ fn run<T: Half>(
         for (i, (out, lse)) in jobs {
             let first_unit = i * at_once;
             let widened = &mut widened[..at_once.min(units - first_unit) * head_len];
-            widened.par_chunks_mut(head_len).enumerate().for_each(|(i, to)| {
+            let widen = |(i, to): (usize, &mut [f32])| {
                 let (keys, values) = to.split_at_mut(seq_kv * d);
                 let unit = first_unit + i;
                 rayon::join(|| k.widen(unit, 0, keys), || v.widen(unit, 0, values));
-            });
+            };
+            parallel::run(|| widened.par_chunks_mut(head_len).enumerate().for_each(widen));
             call.heads(first_unit, widened, out, lse)?;
         }
     }
-    let dims = [batch, heads, seq_q, value_d];
     Ok((Tensor::from_slice(&out, &dims)?, Tensor::from_slice(&lse, &dims[..3])?))
 }
 
@@ -158,6 +160,9 @@ impl<T: Half> Call<'_, T> {
     }
 
     fn query_block(&self, scratch: &mut Scratch, task: Task<T>) {
+        if self.code.is_interrupted() {
+            return;
+        }
         let Shape { seq_kv, d, value_d, .. } = self.shape;
         let rows = task.lse.len();
         let q = &mut scratch.q[..rows * d];

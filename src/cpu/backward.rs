@@ -10,9 +10,9 @@ use super::softmax::weights;
 use crate::attention::Gradients;
 use crate::mask::{BlockMask, BlockSize};
 use crate::operands::{Rows, Shape, half_dtype_error};
-use crate::tensor::Half;
+use crate::tensor::{Half, host_count};
 use crate::user_code::UserCode;
-use crate::{DType, Error, MaskMod, ScoreMod, Tensor};
+use crate::{DType, Error, MaskMod, ScoreMod, Tensor, parallel};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::f32::consts::LOG2_E;
@@ -68,9 +68,10 @@ fn run<T: Half>(
     functions: Functions,
 ) -> Result<Gradients, Error> {
     let Shape { batch, heads, kv_heads, seq_q, seq_kv, d, value_d } = shape;
-    let zeros = |elements: usize| vec![T::narrow(0.0); elements];
-    let mut dq = zeros(batch * heads * seq_q * d);
-    let (mut dk, mut dv) = (zeros(batch * kv_heads * seq_kv * d), zeros(batch * kv_heads * seq_kv * value_d));
+    let zeros = |dims: [usize; 4]| Ok::<_, Error>(vec![T::narrow(0.0); host_count(&dims, T::DTYPE)?]);
+    let keys = |d| [batch, kv_heads, seq_kv, d];
+    let mut dq = zeros([batch, heads, seq_q, d])?;
+    let (mut dk, mut dv) = (zeros(keys(d))?, zeros(keys(value_d))?);
     if !dq.is_empty() && !dk.is_empty() {
         let call = Call {
             shape,
@@ -88,7 +89,6 @@ fn run<T: Half>(
         call.by_query(&Lists::of(mask.kv(), mask.full_kv())?, &mut dq)?;
         call.by_key(&Lists::of(mask.q(), mask.full_q())?, &mut dk, &mut dv)?;
     }
-    let keys = |d| [batch, kv_heads, seq_kv, d];
     Ok(Gradients {
         dq: Tensor::from_slice(&dq, &[batch, heads, seq_q, d])?,
         dk: Tensor::from_slice(&dk, &keys(d))?,
@@ -100,16 +100,18 @@ fn run<T: Half>(
 fn delta<T: Half>(tensors: &Tensors, shape: &Shape) -> Result<Vec<f32>, Error> {
     let mut delta = match tensors.d_lse {
         Some(d_lse) => d_lse.to_vec()?,
-        None => vec![0.0; shape.batch * shape.heads * shape.seq_q],
+        None => vec![0.0; host_count(&[shape.batch, shape.heads, shape.seq_q], DType::F32)?],
     };
     let (out, d_out) = (Rows::<T>::of(tensors.out)?, Rows::<T>::of(tensors.d_out)?);
     let tiles = || (vec![0.0; shape.value_d], vec![0.0; shape.value_d]);
-    delta.par_chunks_mut(shape.seq_q).enumerate().for_each_init(tiles, |(a, b), (head, delta)| {
-        for (row, delta) in delta.iter_mut().enumerate() {
-            out.widen(head, row, a);
-            d_out.widen(head, row, b);
-            *delta = a.iter().zip(&*b).map(|(x, y)| x * y).sum::<f32>() - *delta;
-        }
+    parallel::run(|| {
+        delta.par_chunks_mut(shape.seq_q).enumerate().for_each_init(tiles, |(a, b), (head, delta)| {
+            for (row, delta) in delta.iter_mut().enumerate() {
+                out.widen(head, row, a);
+                d_out.widen(head, row, b);
+                *delta = a.iter().zip(&*b).map(|(x, y)| x * y).sum::<f32>() - *delta;
+            }
+        });
     });
     Ok(delta)
 }
@@ -237,10 +239,13 @@ impl<T: Half> Call<'_, T> {
     /// Tasks differ in length under top-p: one at a time keeps the threads busy to the end.
     fn for_each<W: Send>(&self, tasks: Vec<W>, work: impl Fn(&mut Scratch, W) + Sync) -> Result<(), Error> {
         self.code.run(|| {
-            tasks
-                .into_par_iter()
-                .with_max_len(1)
-                .for_each_init(|| self.scratch(), |scratch, task| work(scratch, task))
+            tasks.into_par_iter().with_max_len(1).for_each_init(
+                || self.scratch(),
+                |scratch, task| match self.code.is_interrupted() {
+                    true => {}
+                    false => work(scratch, task),
+                },
+            )
         })
     }
 

@@ -7,6 +7,7 @@ mod attend;
 mod backward;
 mod call;
 mod gemm;
+mod partial;
 mod pool;
 mod score;
 mod select;
@@ -14,18 +15,21 @@ mod softmax;
 
 pub use attend::attend;
 pub use backward::backward;
+pub(crate) use partial::{Head, PartialScores};
 pub(crate) use score::logits;
 pub use select::select_row;
 
-use crate::mask::{BlockMask, BlockSize, EMPTY, FULL, PARTIAL, classify};
+use crate::mask::{BlockMask, BlockSize, EMPTY, FULL, PARTIAL, blocks_of, bytes_of_lists, classify};
 use crate::operands::{Shape, half_dtype_error};
+use crate::user_code::UserCode;
 use crate::{DType, Error, MaskMod, Selection, Tensor};
 use rayon::prelude::*;
 
 /// The block mask `selection` makes of q `[batch, heads, seq_q, d]` and k `[batch, kv_heads, seq_kv, d]`.
 ///
 /// With a mask function only the blocks in which it keeps an element take part, and those it keeps as a whole are
-/// listed as full.
+/// listed as full. A block that it keeps in part scores by the mean of the keys that it keeps for at least one query of the
+/// block: what the others hold decides nothing.
 ///
 /// # Errors
 /// A [`SelectError`](crate::select::SelectError) for a rule out of range, a [`TensorError`](crate::tensor::TensorError)
@@ -42,15 +46,21 @@ pub fn mask(
         selection.validate()?;
     }
     let shape = Shape::of(q, k, None)?;
+    // Before anything is summed up.
+    blocks_of(grid_of(&shape, blocks), bytes_of_lists(mask_mod.is_some()))?;
     let means = match selection {
         Some(_) => (block_means(q, blocks.q())?, block_means(k, blocks.kv())?),
         None => Default::default(),
     };
-    mask_of_means(&means, &shape, selection, scale, blocks, mask_mod)
+    let partial = mask_mod.map(|function| {
+        let seqs = (shape.seq_q, shape.seq_kv);
+        PartialScores { function, k, blocks, seqs, scale }
+    });
+    select(&means, &shape, selection, scale, blocks, (mask_mod, partial.as_ref()))
 }
 
 /// The same of block means, contiguous `[batch, heads, q_blocks, d]` and `[batch, kv_heads, kv_blocks, d]`, of tensors of
-/// `shape`.
+/// `shape`. All blocks score by these.
 pub(crate) fn mask_of_means(
     means: &(Vec<f32>, Vec<f32>),
     shape: &Shape,
@@ -59,18 +69,34 @@ pub(crate) fn mask_of_means(
     blocks: BlockSize,
     mask_mod: Option<&dyn MaskMod>,
 ) -> Result<BlockMask, Error> {
-    let (q_blocks, kv_blocks) = (shape.seq_q.div_ceil(blocks.q()), shape.seq_kv.div_ceil(blocks.kv()));
-    let grid = [shape.batch, shape.heads, q_blocks, kv_blocks];
+    select(means, shape, selection, scale, blocks, (mask_mod, None))
+}
+
+fn select(
+    means: &(Vec<f32>, Vec<f32>),
+    shape: &Shape,
+    selection: Option<&Selection>,
+    scale: f32,
+    blocks: BlockSize,
+    (mask_mod, partial): (Option<&dyn MaskMod>, Option<&PartialScores<'_>>),
+) -> Result<BlockMask, Error> {
+    let grid = grid_of(shape, blocks);
+    let [_, _, q_blocks, kv_blocks] = grid;
     let seqs = (shape.seq_q, shape.seq_kv);
     let mut classes = match mask_mod {
         Some(function) => classify(function, grid, blocks, seqs)?,
-        None => vec![PARTIAL; grid.iter().product()],
+        None => vec![PARTIAL; blocks_of(grid, bytes_of_lists(false))?],
     };
     if let Some(selection) = selection.filter(|_| !classes.is_empty()) {
-        drop_unselected(&mut classes, means, shape, selection, scale, [q_blocks, kv_blocks]);
+        drop_unselected(&mut classes, means, shape, selection, scale, [q_blocks, kv_blocks], partial)?;
     }
     debug_assert!(classes.iter().all(|&class| class <= FULL));
     BlockMask::from_checked(&classes, grid, blocks, seqs, mask_mod.is_some())
+}
+
+/// `[batch, heads, q_blocks, kv_blocks]`.
+fn grid_of(shape: &Shape, blocks: BlockSize) -> [usize; 4] {
+    [shape.batch, shape.heads, shape.seq_q.div_ceil(blocks.q()), shape.seq_kv.div_ceil(blocks.kv())]
 }
 
 /// Empties the admissible blocks that the rule does not select, row by row.
@@ -81,11 +107,18 @@ fn drop_unselected(
     selection: &Selection,
     scale: f32,
     [q_blocks, kv_blocks]: [usize; 2],
-) {
-    classes.par_chunks_mut(q_blocks * kv_blocks).enumerate().for_each(|(head, classes)| {
+    partial: Option<&PartialScores<'_>>,
+) -> Result<(), Error> {
+    let code = UserCode::new([partial.map_or("", |partial| partial.function.name()), ""]);
+    let of_head = |(head, classes): (usize, &mut [u8])| {
         let q = &pooled_q[head * q_blocks * shape.d..][..q_blocks * shape.d];
         let k = &pooled_k[shape.kv_unit(head) * kv_blocks * shape.d..][..kv_blocks * shape.d];
-        let logits = score::logits(q, k, shape.d, scale);
+        let mut logits = score::logits(q, k, shape.d, scale);
+        if let Some(partial) = partial {
+            let place =
+                Head { batch: head / shape.heads, head: head % shape.heads, kv_unit: shape.kv_unit(head) };
+            partial.overwrite(&code, place, classes, q, &mut logits)?;
+        }
         let mut keep = vec![false; kv_blocks];
         for (classes, logits) in classes.chunks_mut(kv_blocks).zip(logits.chunks(kv_blocks)) {
             select_row(logits, |j| classes[j] != EMPTY, selection, &mut keep);
@@ -93,7 +126,9 @@ fn drop_unselected(
                 *class = if keep { *class } else { EMPTY };
             }
         }
-    });
+        Ok(())
+    };
+    code.run(|| classes.par_chunks_mut(q_blocks * kv_blocks).enumerate().try_for_each(of_head))?
 }
 
 /// The f32 means of runs of `block` rows of a `[batch, heads, seq, d]` tensor: contiguous `[batch, heads, blocks, d]`.

@@ -12,7 +12,12 @@ pub(crate) fn logits(q: &[f32], k: &[f32], d: usize, scale: f32) -> Vec<f32> {
     let mut logits = vec![0.0; rows * columns];
     product(scale, Matrix::rows(q, d), Matrix::rows(k, d).transposed(), 0.0, &mut logits);
     for logit in &mut logits {
-        *logit = if logit.is_nan() { f32::NEG_INFINITY } else { logit.clamp(-LIMIT, LIMIT) };
+        *logit = sanitised(*logit);
     }
     logits
+}
+
+/// A NaN becomes -inf, and the rest is clamped to a finite range.
+pub(super) fn sanitised(logit: f32) -> f32 {
+    if logit.is_nan() { f32::NEG_INFINITY } else { logit.clamp(-LIMIT, LIMIT) }
 }

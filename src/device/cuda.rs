@@ -1,12 +1,14 @@
-//! A CUDA GPU: its memory, its stream, its clock.
+//! A CUDA GPU: its stream, its clock.
 
 use std::collections::BTreeMap;
+use std::ffi::c_void;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys;
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
+use cudarc::driver::{CudaContext, CudaStream};
 
+use super::current::{Entered, Relaxed};
 use super::error::cuda;
 use super::inquire::inquire;
 use super::queue::TileQueues;
@@ -54,6 +56,7 @@ impl CudaDevice {
 
     fn open(ordinal: usize, driver_version: (i32, i32)) -> Result<Self, DeviceError> {
         let context = cuda("cuDevicePrimaryCtxRetain", CudaContext::new(ordinal))?;
+        let _relaxed = Relaxed::new();
         let info = inquire(&context, driver_version)?;
         // By default cudarc records two events with every use of a buffer, to order the work of several streams.
         // SAFETY: every buffer of this context is allocated, used and freed on the one stream below, in order.
@@ -71,7 +74,7 @@ impl CudaDevice {
     /// # Safety
     /// The stream belongs to this GPU's primary context and outlives everything made with the device returned. Memory
     /// that was used on another stream is ordered by the caller, with events.
-    pub unsafe fn on_stream(&self, stream: *mut std::ffi::c_void) -> Self {
+    pub unsafe fn on_stream(&self, stream: *mut c_void) -> Self {
         let inner = &*self.inner;
         // SAFETY: the caller answers for the stream; it is borrowed, so dropping it here destroys nothing.
         let stream = unsafe { inner.context.wrap_borrowed_stream(stream.cast()) };
@@ -89,14 +92,35 @@ impl CudaDevice {
         &self.inner.info.arch
     }
 
-    /// The stream that all work goes through.
-    pub fn stream(&self) -> &Arc<CudaStream> {
+    /// The stream that all work goes through, a `CUstream` or `cudaStream_t`: for events of the caller's, which order its own work with
+    /// Tilewright's. It is alive as long as this device.
+    ///
+    /// What cudarc makes of it stays inside: buffers of that context are used on one stream alone, which nobody else can promise.
+    /// ```compile_fail,E0624
+    /// # let device = tilewright::device::CudaDevice::new(0)?;
+    /// let buffer = device.stream().alloc_zeros::<u8>(16);
+    /// # Ok::<(), tilewright::device::DeviceError>(())
+    /// ```
+    /// ```compile_fail,E0624
+    /// # let device = tilewright::device::CudaDevice::new(0)?;
+    /// let stream = device.context().new_stream();
+    /// # Ok::<(), tilewright::device::DeviceError>(())
+    /// ```
+    pub fn cu_stream(&self) -> *mut c_void {
+        self.inner.stream.cu_stream().cast()
+    }
+
+    pub(crate) fn stream(&self) -> &Arc<CudaStream> {
         &self.inner.stream
     }
 
-    /// The driver's context.
-    pub fn context(&self) -> &Arc<CudaContext> {
+    pub(super) fn context(&self) -> &Arc<CudaContext> {
         &self.inner.context
+    }
+
+    /// Whether work on the two is in one order.
+    pub(crate) fn has_stream_of(&self, other: &CudaDevice) -> bool {
+        self.inner.stream.cu_stream() == other.inner.stream.cu_stream()
     }
 
     pub(super) fn tile_queues(&self) -> &TileQueues {
@@ -108,174 +132,22 @@ impl CudaDevice {
     /// # Errors
     /// An error of the driver's.
     pub fn memory(&self) -> Result<(usize, usize), DeviceError> {
+        let _current = self.enter()?;
         cuda("cuMemGetInfo", self.inner.context.mem_get_info())
     }
 
-    /// A buffer of `bytes` zero bytes, aligned to 256 bytes.
-    ///
-    /// # Errors
-    /// An error of the driver's, such as too little memory.
-    pub fn zeroed(&self, bytes: usize) -> Result<DeviceBuffer, DeviceError> {
-        let slice = cuda("cuMemAllocAsync", self.stream().alloc_zeros(bytes.max(1)))?;
-        Ok(DeviceBuffer { slice, bytes })
-    }
-
-    /// A buffer of `bytes` bytes that hold anything, aligned to 256 bytes.
-    ///
-    /// # Errors
-    /// An error of the driver's, such as too little memory.
-    pub fn uninit(&self, bytes: usize) -> Result<DeviceBuffer, DeviceError> {
-        // SAFETY: any byte is a valid `u8`. The driver refuses empty buffers.
-        let slice = cuda("cuMemAllocAsync", unsafe { self.stream().alloc(bytes.max(1)) })?;
-        Ok(DeviceBuffer { slice, bytes })
-    }
-
-    /// A buffer with a copy of `host`.
-    ///
-    /// # Errors
-    /// An error of the driver's, such as too little memory.
-    pub fn upload(&self, host: &[u8]) -> Result<DeviceBuffer, DeviceError> {
-        let mut buffer = self.uninit(host.len())?;
-        self.htod(host, &mut buffer)?;
-        Ok(buffer)
-    }
-
-    /// Copies `host` to `buffer`, and waits until that is done.
-    ///
-    /// # Errors
-    /// Sizes that differ, or an error of the driver's.
-    pub fn htod(&self, host: &[u8], buffer: &mut DeviceBuffer) -> Result<(), DeviceError> {
-        if host.len() != buffer.bytes {
-            return Err(DeviceError::CopySize { host: host.len(), device: buffer.bytes });
-        }
-        if host.is_empty() {
-            return Ok(());
-        }
-        cuda("cuMemcpyHtoDAsync", self.stream().memcpy_htod(host, &mut buffer.slice))?;
-        // The copy reads `host` after the call returns when that memory is page-locked.
-        self.synchronize()
-    }
-
-    /// Copies `buffer` to `host`, and waits until that is done.
-    ///
-    /// # Errors
-    /// Sizes that differ, or an error of the driver's.
-    pub fn dtoh(&self, buffer: &DeviceBuffer, host: &mut [u8]) -> Result<(), DeviceError> {
-        if host.len() != buffer.bytes {
-            return Err(DeviceError::CopySize { host: host.len(), device: buffer.bytes });
-        }
-        if host.is_empty() {
-            return Ok(());
-        }
-        let view = buffer.slice.slice(..buffer.bytes);
-        let copied = self.stream().memcpy_dtoh(&view, host);
-        // The wait comes first: even a failed call may have begun to write to `host`.
-        self.synchronize()?;
-        cuda("cuMemcpyDtoHAsync", copied)
-    }
-
-    /// A buffer's bytes.
-    ///
-    /// # Errors
-    /// An error of the driver's.
-    pub fn download(&self, buffer: &DeviceBuffer) -> Result<Vec<u8>, DeviceError> {
-        let mut host = vec![0; buffer.bytes];
-        self.dtoh(buffer, &mut host)?;
-        Ok(host)
-    }
-
-    /// The bytes at an address, once the work on the stream is done.
-    ///
-    /// # Safety
-    /// `bytes` bytes from `address` on are memory of this GPU, and nothing writes them meanwhile.
-    pub(crate) unsafe fn download_address(&self, address: u64, bytes: usize) -> Result<Vec<u8>, DeviceError> {
-        let mut host = vec![0; bytes];
-        self.make_current()?;
-        // SAFETY: the caller answers for the source; the destination has that many bytes and outlives the wait below.
-        let copied = unsafe {
-            cudarc::driver::result::memcpy_dtoh_async(&mut host, address, self.stream().cu_stream())
-        };
-        self.synchronize()?;
-        cuda("cuMemcpyDtoHAsync", copied)?;
-        Ok(host)
-    }
-
-    /// Sets every byte of a buffer.
-    ///
-    /// # Errors
-    /// An error of the driver's.
-    pub fn fill(&self, buffer: &mut DeviceBuffer, byte: u8) -> Result<(), DeviceError> {
-        let stream = self.stream();
-        self.make_current()?;
-        let (pointer, _record) = buffer.slice.device_ptr_mut(stream);
-        // SAFETY: the buffer has that many bytes, and is used on this stream alone.
-        let set = unsafe {
-            cudarc::driver::result::memset_d8_async(pointer, byte, buffer.bytes, stream.cu_stream())
-        };
-        cuda("cuMemsetD8Async", set)
-    }
-
-    /// Whether what is put on the stream goes into a graph instead of running.
-    ///
-    /// # Errors
-    /// An error of the driver's.
-    pub fn is_capturing(&self) -> Result<bool, DeviceError> {
-        let status = cuda("cuStreamIsCapturing", self.stream().capture_status())?;
-        Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
-    }
-
-    /// Sets every byte of memory at an address.
-    ///
-    /// # Errors
-    /// An error of the driver's.
-    ///
-    /// # Safety
-    /// There are `bytes` bytes of this GPU's memory at `address`, and nothing else uses them meanwhile.
-    pub(crate) unsafe fn set_bytes(&self, address: u64, byte: u8, bytes: usize) -> Result<(), DeviceError> {
-        self.make_current()?;
-        let stream = self.stream().cu_stream();
-        // SAFETY: the caller's.
-        cuda("cuMemsetD8Async", unsafe {
-            cudarc::driver::result::memset_d8_async(address, byte, bytes, stream)
-        })
-    }
-
-    /// Sets 32-bit words of memory at an address.
-    ///
-    /// # Errors
-    /// An error of the driver's.
-    ///
-    /// # Safety
-    /// There are `words` words of this GPU's memory at `address`, a multiple of 4, and nothing else uses them meanwhile.
-    pub(crate) unsafe fn set_words(&self, address: u64, word: u32, words: usize) -> Result<(), DeviceError> {
-        if words == 0 {
-            return Ok(());
-        }
-        self.make_current()?;
-        let stream = self.stream().cu_stream();
-        // SAFETY: the caller's.
-        let set = unsafe { sys::cuMemsetD32Async(address, word, words, stream) }.result();
-        cuda("cuMemsetD32Async", set)
-    }
-
-    /// Makes this GPU the calling thread's current one until the value returned is dropped: CUDA's runtime, and PyTorch with it,
-    /// takes the thread's current GPU from the driver's current context.
+    /// Makes this GPU the calling thread's current one until the value returned is dropped.
     ///
     /// # Errors
     /// An error of the driver's.
     pub(crate) fn enter(&self) -> Result<Entered, DeviceError> {
-        let entered = Entered::here()?;
-        if entered.before == self.inner.context.cu_ctx() {
-            // The one to put back is the one there is.
-            return Ok(Entered { changed: false, ..entered });
-        }
-        self.make_current()?;
-        Ok(entered)
+        Entered::new(&self.inner.context)
     }
 
-    /// Makes this GPU the thread's current one, for calls of the driver that take no stream.
-    pub(crate) fn make_current(&self) -> Result<(), DeviceError> {
-        cuda("cuCtxSetCurrent", self.inner.context.bind_to_thread())
+    /// The same for calls that allocate, copy or wait, beside the captures of other threads.
+    pub(crate) fn enter_relaxed(&self) -> Result<impl Sized, DeviceError> {
+        let entered = self.enter()?;
+        Ok((Relaxed::new(), entered))
     }
 
     /// Waits until all work is done. An error of a kernel shows here at the latest.
@@ -283,6 +155,7 @@ impl CudaDevice {
     /// # Errors
     /// An error of the driver's.
     pub fn synchronize(&self) -> Result<(), DeviceError> {
+        let _current = self.enter_relaxed()?;
         cuda("cuStreamSynchronize", self.stream().synchronize())
     }
 
@@ -302,8 +175,9 @@ impl CudaDevice {
         }
         check_driver(info.driver_version, cubin.nvrtc)?;
         if !cubin.is_whole() {
-            return Err(DeviceError::BrokenCubin { kernel: cubin.name.clone(), bytes: cubin.bytes.len() });
+            return Err(DeviceError::BrokenCubin { kernel: cubin.name.clone(), bytes: cubin.bytes().len() });
         }
+        let _current = self.enter()?;
         LoadedKernel::new(self, cubin)
     }
 
@@ -327,6 +201,7 @@ impl CudaDevice {
             let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
             cuda("cuEventCreate", self.inner.context.new_event(flags))
         };
+        let _current = self.enter_relaxed()?;
         let (start, end) = (event()?, event()?);
         cuda("cuEventRecord", start.record(self.stream()))?;
         enqueue(self)?;
@@ -335,57 +210,9 @@ impl CudaDevice {
     }
 }
 
-/// Puts the thread's current context back when dropped.
-pub(crate) struct Entered {
-    /// Null stands for none.
-    before: sys::CUcontext,
-    changed: bool,
-}
-
-impl Entered {
-    /// What is current now comes back, whatever happens in between.
-    fn here() -> Result<Self, DeviceError> {
-        let before = cuda("cuCtxGetCurrent", cudarc::driver::result::ctx::get_current())?;
-        Ok(Entered { before: before.unwrap_or(std::ptr::null_mut()), changed: true })
-    }
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        if self.changed {
-            // SAFETY: it was the current context a moment ago; null stands for none.
-            let _ = unsafe { sys::cuCtxSetCurrent(self.before) };
-        }
-    }
-}
-
 impl fmt::Debug for CudaDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("CudaDevice").field(self.info()).finish()
-    }
-}
-
-/// Memory of a GPU, freed when dropped, after the work that was on the stream by then.
-#[derive(Debug)]
-pub struct DeviceBuffer {
-    slice: CudaSlice<u8>,
-    bytes: usize,
-}
-
-impl DeviceBuffer {
-    /// How many bytes it has.
-    pub fn len(&self) -> usize {
-        self.bytes
-    }
-
-    /// Whether it has no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.bytes == 0
-    }
-
-    /// Its address on the GPU. It is valid while the buffer lives, for work on its device's stream.
-    pub fn address(&self) -> u64 {
-        self.slice.device_ptr(self.slice.stream()).0
     }
 }
 

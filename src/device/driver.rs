@@ -2,6 +2,7 @@
 //! first two is not so: nothing of it is called before they are answered.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use cudarc::driver::{CudaContext, result, sys};
 
@@ -34,6 +35,14 @@ pub fn driver_version() -> Result<(i32, i32), DeviceError> {
 
 /// Starts the driver and returns its version and how many GPUs there are.
 pub(super) fn start() -> Result<((i32, i32), usize), DeviceError> {
+    // CUDA does not survive a fork. Asked here, before a lock is waited for that another thread held when the process was forked.
+    static STARTED_BY: AtomicU32 = AtomicU32::new(0);
+    let process = std::process::id();
+    match STARTED_BY.load(Ordering::Relaxed) {
+        0 => {}
+        by if by == process => {}
+        by => return Err(DeviceError::Forked { by }),
+    }
     let version = driver_version()?;
     if version < OLDEST_DRIVER {
         return Err(DeviceError::driver_too_old(version));
@@ -42,6 +51,7 @@ pub(super) fn start() -> Result<((i32, i32), usize), DeviceError> {
         Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE => return Err(DeviceError::NoGpu),
         started => cuda("cuInit", started)?,
     }
+    STARTED_BY.store(process, Ordering::Relaxed);
     let count = cuda("cuDeviceGetCount", result::device::get_count())?;
     match usize::try_from(count) {
         Ok(count) if count > 0 => Ok((version, count)),

@@ -45,6 +45,15 @@ pub enum DeviceError {
         /// How many there are.
         count: usize,
     },
+    /// The process was forked from one that had started the driver.
+    #[error(
+        "process {by} had started CUDA before this process was forked from it, and CUDA does not survive a fork. Start the process anew \
+         (`spawn` instead of `fork` in Python's multiprocessing), or use the GPU in the forked processes alone."
+    )]
+    Forked {
+        /// The process that started the driver.
+        by: u32,
+    },
     /// The GPU is one that no kernel is written for.
     #[error(
         "{name} has compute capability {}.{}, which no kernel is written for: 8.0 (Ampere) to 12.1 are supported. Use the CPU.",
@@ -178,6 +187,10 @@ fn release(version: (i32, i32)) -> &'static str {
 
 fn hint(code: CUresult) -> &'static str {
     match code {
+        CUresult::CUDA_ERROR_NOT_INITIALIZED => {
+            " In a process that was forked from one that uses the GPU, CUDA does not work: start the process anew (`spawn` instead of \
+             `fork` in Python's multiprocessing), or use the GPU in the forked processes alone."
+        }
         CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
             " The GPU's memory is full: use shorter sequences or fewer heads at a time, or end other programs that use it."
         }

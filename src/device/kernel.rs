@@ -7,8 +7,9 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as DeviceAttribute, CUfunction_attribute_enum};
-use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
+use cudarc::driver::{CudaContext, DriverError, result};
 
+use super::current::{Entered, Relaxed};
 use super::error::cuda;
 use super::{CudaDevice, DeviceError};
 use crate::compile::Cubin;
@@ -41,9 +42,9 @@ unsafe impl Sync for Inner {}
 impl LoadedKernel {
     pub(super) fn new(device: &CudaDevice, cubin: &Cubin) -> Result<Self, DeviceError> {
         let context = device.context().clone();
-        cuda("cuCtxSetCurrent", context.bind_to_thread())?;
+        let (_current, _relaxed) = (Entered::new(&context)?, Relaxed::new());
         // SAFETY: the bytes are a whole cubin, which says its own length; the driver copies what it keeps.
-        let module = unsafe { result::module::load_data(cubin.bytes.as_ptr().cast()) };
+        let module = unsafe { result::module::load_data(cubin.bytes().as_ptr().cast()) };
         let mut inner = Inner {
             name: cubin.name.clone(),
             context,
@@ -82,7 +83,7 @@ impl LoadedKernel {
     /// An error of the driver's.
     pub fn blocks_per_sm(&self, threads: u32, smem_bytes: u32) -> Result<u32, DeviceError> {
         let inner = &*self.inner;
-        cuda("cuCtxSetCurrent", inner.context.bind_to_thread())?;
+        let _current = Entered::new(&inner.context)?;
         let mut blocks = 0;
         // SAFETY: the function is loaded, and the pointer is valid for a write.
         let counted = unsafe {
@@ -97,7 +98,7 @@ impl LoadedKernel {
         Ok(blocks.try_into().unwrap_or_default())
     }
 
-    /// Puts a launch on `stream`: `grid` blocks of `threads` threads, each with `smem_bytes` bytes of dynamic shared
+    /// Puts a launch on the device's stream: `grid` blocks of `threads` threads, each with `smem_bytes` bytes of dynamic shared
     /// memory. A parameter is the bytes of one argument, a whole struct as a rule. Nothing is launched when the grid is empty.
     ///
     /// # Errors
@@ -105,11 +106,11 @@ impl LoadedKernel {
     /// or an error of the driver's. What the kernel itself does wrong shows at the next synchronisation.
     ///
     /// # Safety
-    /// `stream` belongs to the kernel's device. The parameters hold what the kernel expects: pointers to memory of
+    /// `device` is the one that the kernel was loaded on, or that on another stream. The parameters hold what the kernel expects: pointers to memory of
     /// the device, alive until the kernel has run, large enough for the sizes in them, and not used on another stream meanwhile.
     pub unsafe fn launch(
         &self,
-        stream: &CudaStream,
+        device: &CudaDevice,
         grid: [u32; 3],
         threads: u32,
         smem_bytes: u32,
@@ -120,7 +121,7 @@ impl LoadedKernel {
         if grid.contains(&0) {
             return Ok(());
         }
-        cuda("cuCtxSetCurrent", inner.context.bind_to_thread())?;
+        let _current = Entered::new(&inner.context)?;
         let mut pointers: SmallVec<[*mut c_void; 4]> =
             params.iter().map(|param| param.as_ptr().cast_mut().cast()).collect();
         // SAFETY: the function is loaded, the parameters have the sizes it declares and are copied by the call; the
@@ -131,7 +132,7 @@ impl LoadedKernel {
                 grid.into(),
                 (threads, 1, 1),
                 smem_bytes,
-                stream.cu_stream(),
+                device.stream().cu_stream(),
                 &mut pointers,
             )
         };
@@ -193,8 +194,11 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // SAFETY: the module is loaded, and this is its last owner. An error here has nobody to go to.
-        let _ = self.context.bind_to_thread().and_then(|()| unsafe { result::module::unload(self.module) });
+        // An error here has nobody to go to.
+        if let (Ok(_current), _relaxed) = (Entered::new(&self.context), Relaxed::new()) {
+            // SAFETY: the module is loaded, and this is its last owner.
+            let _ = unsafe { result::module::unload(self.module) };
+        }
     }
 }
 

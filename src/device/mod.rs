@@ -7,9 +7,13 @@
 //! println!("{device}, architecture {:?}", device.arch());
 //! ```
 
+mod buffer;
+mod capture;
 mod cuda;
+mod current;
 mod driver;
 mod error;
+mod event;
 mod inquire;
 mod kernel;
 mod queue;
@@ -22,9 +26,11 @@ use std::fmt;
 use serde::Serialize;
 use tilewright_codegen::{Arch, Limits, Machine};
 
-pub use cuda::{CudaDevice, DeviceBuffer};
+pub use buffer::DeviceBuffer;
+pub use cuda::CudaDevice;
 pub use driver::{OLDEST_DRIVER, driver_version};
 pub use error::DeviceError;
+pub(crate) use event::Event;
 pub use kernel::LoadedKernel;
 pub(crate) use tensor_map::TensorMap;
 

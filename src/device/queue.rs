@@ -50,14 +50,13 @@ impl TileQueues {
 }
 
 impl CudaDevice {
-    /// The address of a counter for a launch on this device's stream, whose GPU is the thread's current one; 0 when
-    /// there is none left: tiles are then taken in turn, which is slower where they are uneven.
+    /// The address of a counter for a launch on this device's stream; 0 when there is none left: tiles are then taken in turn, which is slower where they are uneven.
     ///
     /// # Errors
     /// An error of the driver's.
     pub(crate) fn tile_queue(&self) -> Result<u64, DeviceError> {
         let queues = self.tile_queues();
-        let stream = if self.is_capturing()? { None } else { Some(stream_number(self.stream())?) };
+        let stream = if self.is_capturing()? { None } else { Some(self.stream_number()?) };
         // Nothing panics between a change of one member and of the other.
         let mut taken = queues.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(place) = taken.place(stream, TileQueues::COUNTERS) else {
@@ -67,14 +66,19 @@ impl CudaDevice {
         let (base, _record) = queues.counters.device_ptr(queues.counters.stream());
         Ok(base + (place * size_of::<u32>()) as u64)
     }
-}
 
-/// The driver's number of a stream, also of the default one (of the thread's context) and of each thread's own.
-fn stream_number(stream: &CudaStream) -> Result<u64, DeviceError> {
-    let mut number = 0;
-    // SAFETY: the stream is alive, and the pointer is valid for a write.
-    cuda("cuStreamGetId", unsafe { sys::cuStreamGetId(stream.cu_stream(), &mut number) }.result())?;
-    Ok(number)
+    /// The driver's number of the stream, which it gives to no other one later: also of the default stream, and of each thread's own.
+    ///
+    /// # Errors
+    /// An error of the driver's.
+    pub(crate) fn stream_number(&self) -> Result<u64, DeviceError> {
+        let _current = self.enter()?;
+        let mut number = 0;
+        // SAFETY: the stream is alive, and the pointer is valid for a write.
+        let asked = unsafe { sys::cuStreamGetId(self.stream().cu_stream(), &mut number) };
+        cuda("cuStreamGetId", asked.result())?;
+        Ok(number)
+    }
 }
 
 #[cfg(test)]

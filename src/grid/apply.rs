@@ -2,8 +2,8 @@
 
 use super::{GridError, TokenGrid};
 use crate::device::CudaDevice;
-use crate::tensor::{Element, TensorError};
-use crate::{DType, Device, Error, Tensor};
+use crate::tensor::{Element, TensorError, host_count};
+use crate::{DType, Device, Error, Tensor, parallel};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -46,7 +46,7 @@ impl TokenGrid {
     ///
     /// # Errors
     /// [`Error::NotOnGpu`] for tensors on the CPU, [`GridError::Output`] unless `out` has the tensor's shape and dtype,
-    /// [`Error::SharedRows`] when both share their storage; otherwise as [`regroup`](Self::regroup).
+    /// [`Error::SharedRows`] when they overlap; otherwise as [`regroup`](Self::regroup).
     pub fn regroup_into(&self, tensor: &Tensor, out: &mut Tensor) -> Result<(), Error> {
         self.move_into(tensor, out, Way::Regroup)
     }
@@ -90,7 +90,7 @@ impl TokenGrid {
             let (found, found_dtype) = (out.shape().to_vec(), out.dtype());
             return Err(GridError::Output { needed, dtype, found, found_dtype }.into());
         }
-        if tensor.shares_storage(out) {
+        if tensor.overlaps(out) {
             return Err(Error::SharedRows);
         }
         let Some(cuda) = self.device_of(tensor)? else {
@@ -159,15 +159,16 @@ impl TokenGrid {
 /// Copies rows on all cores.
 fn on_cpu<E: Element>(rows: &Tensor, list: &[i32], shape: &[usize]) -> Result<Tensor, Error> {
     let &[_, heads, tokens, d] = rows.shape() else { unreachable!("made by `rows`") };
-    let mut moved: Vec<E> = vec![bytemuck::Zeroable::zeroed(); rows.elements()];
+    let mut moved: Vec<E> = vec![bytemuck::Zeroable::zeroed(); host_count(shape, E::DTYPE)?];
     if !moved.is_empty() {
         let (elements, strides) = (rows.host_elements::<E>()?, rows.strides());
-        moved.par_chunks_mut(d).enumerate().with_min_len(64).for_each(|(place, row)| {
+        let copy = |(place, row): (usize, &mut [E])| {
             let (head, token) = (place / tokens, place % tokens);
             let start =
                 head / heads * strides[0] + head % heads * strides[1] + list[token] as usize * strides[2];
             row.copy_from_slice(&elements[start..start + d]);
-        });
+        };
+        parallel::run(|| moved.par_chunks_mut(d).enumerate().with_min_len(64).for_each(copy));
     }
     Tensor::from_slice(&moved, shape)
 }

@@ -33,6 +33,12 @@ pub enum GridError {
         /// The most there can be.
         limit: usize,
     },
+    /// More tokens than there is memory for.
+    #[error("the order of {tokens} tokens does not fit into memory: use a smaller grid")]
+    TooLarge {
+        /// Tokens of the grid and around it.
+        tokens: usize,
+    },
     /// A tensor of another length.
     #[error(
         "the tensor has {found} tokens, needed {needed}: {expected}; its shape is {shape:?}, and tokens are the dimension before the last"

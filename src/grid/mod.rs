@@ -24,7 +24,8 @@ mod order;
 pub use error::GridError;
 
 use crate::device::CudaDevice;
-use crate::{BlockSize, Error};
+use crate::mask::MOST_POSITIONS;
+use crate::{BlockSize, Error, room};
 use gpu::OnGpu;
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -72,9 +73,6 @@ pub struct TokenGridBuilder {
     after: usize,
     blocks: BlockSize,
 }
-
-/// Kernels count positions in 32 bits, a block beyond the last included.
-const MOST_TOKENS: usize = i32::MAX as usize - 256;
 
 impl TokenGrid {
     /// A grid of t × h × w tokens and nothing else, in tiles of 4×4×4.
@@ -171,7 +169,7 @@ impl TokenGridBuilder {
     ///
     /// # Errors
     /// [`GridError::Zero`] for an empty grid or tile, [`GridError::Tile`] for a tile that is not a block's keys,
-    /// [`GridError::TooLong`] for more tokens than 32-bit positions count.
+    /// [`GridError::TooLong`] for more tokens than 32-bit positions count, [`GridError::TooLarge`] for more than memory holds.
     pub fn build(self) -> Result<TokenGrid, Error> {
         let TokenGridBuilder { grid, tile, before, after, blocks } = self;
         let tile = tile.unwrap_or([blocks.kv() / 16, 4, 4]);
@@ -186,8 +184,14 @@ impl TokenGridBuilder {
             return Err(GridError::Tile { tile, tokens: product(tile), block: blocks.kv() }.into());
         }
         let found = product(grid).saturating_add(before).saturating_add(after);
-        if found > MOST_TOKENS {
-            return Err(GridError::TooLong { found, limit: MOST_TOKENS }.into());
+        if found > MOST_POSITIONS {
+            return Err(GridError::TooLong { found, limit: MOST_POSITIONS }.into());
+        }
+        // The order twice and its inverse; and what the cuts along h and w take.
+        let cuts = (grid[1] + grid[2]).checked_mul(32);
+        let bytes = found.checked_mul(12).zip(cuts).and_then(|(order, cuts)| order.checked_add(cuts));
+        if !room::has(bytes) {
+            return Err(GridError::TooLarge { tokens: found }.into());
         }
         let mut cells = order::cells(grid, tile);
         // Blocks count from the first token: the sweep must begin where one does.

@@ -2,7 +2,7 @@
 
 use super::{BindError, BoxedTensor};
 use crate::codegen::{Candidate, Family};
-use crate::tensor::place_name;
+use crate::tensor::{Region, place_name};
 use crate::{DType, Tensor};
 use smallvec::SmallVec;
 
@@ -43,6 +43,9 @@ pub struct Bound<P> {
     pub tensor_maps: SmallVec<[BoxedTensor; 4]>,
     /// Blocks along x, y, z.
     pub grid: [u32; 3],
+    /// There are more blocks along y or z than CUDA launches: the launch is that of
+    /// [`Variant::folded`](crate::codegen::Variant::folded), with a grid of `[y · z, x, 1]`.
+    pub folded: bool,
     /// The grid counts tiles of work, which as many blocks as run at once take in turn.
     pub persistent: bool,
     /// The blocks take them from a counter, which the kernel wants as its last parameter.
@@ -51,14 +54,27 @@ pub struct Bound<P> {
     pub on: Option<(&'static str, usize)>,
 }
 
+/// CUDA's limit on the blocks of a grid along y, and along z.
+const MOST_ALONG_Y_AND_Z: i64 = 65_535;
+
 /// An extent with the argument that set it.
+#[derive(Debug)]
 struct Extent {
     dim: &'static str,
     value: i64,
     arg: &'static str,
 }
 
+/// What one tensor argument reaches.
+#[derive(Debug)]
+struct Reach {
+    arg: &'static str,
+    region: Region,
+    written: bool,
+}
+
 /// Collects dimensions from the arguments and checks that they agree.
+#[derive(Debug)]
 pub struct Binder {
     kernel: &'static str,
     // On the stack up to a size no kernel here reaches: a launch allocates nothing.
@@ -68,6 +84,7 @@ pub struct Binder {
     /// The first tensor argument and the GPU it is on.
     on: Option<(&'static str, usize)>,
     tensor_maps: SmallVec<[BoxedTensor; 4]>,
+    reached: SmallVec<[Reach; 16]>,
     persistent: bool,
     queue: bool,
 }
@@ -76,10 +93,18 @@ impl Binder {
     /// Starts the checks of one launch.
     ///
     /// # Errors
-    /// [`BindError::Candidate`] when the candidate is of another kernel.
-    pub fn new(kernel: &'static str, candidate: &Candidate) -> Result<Self, BindError> {
-        if candidate.spec.kernel() != kernel {
-            let found = format!("of `{}`", candidate.spec.kernel());
+    /// [`BindError::Candidate`] when the candidate is of another kernel, or of another declaration of that name.
+    pub fn new(
+        kernel: &'static str,
+        declaration: &'static str,
+        candidate: &Candidate,
+    ) -> Result<Self, BindError> {
+        let spec = &*candidate.spec;
+        if spec.kernel() != kernel {
+            return Err(BindError::Candidate { kernel, found: format!("of `{}`", spec.kernel()) });
+        }
+        if spec.declaration() != declaration {
+            let found = "of another kernel of that name, with a declaration of its own".to_owned();
             return Err(BindError::Candidate { kernel, found });
         }
         Ok(Binder {
@@ -88,6 +113,7 @@ impl Binder {
             repeated: SmallVec::new(),
             on: None,
             tensor_maps: SmallVec::new(),
+            reached: SmallVec::new(),
             persistent: false,
             queue: false,
         })
@@ -113,17 +139,43 @@ impl Binder {
         BindError::Candidate { kernel: self.kernel, found: format!("without a value for `{name}`") }
     }
 
-    /// Checks one tensor: place, element type, rank, unit stride, alignment, extents.
+    /// Checks a tensor that is read: place, element type, rank, unit stride, alignment, extents.
     ///
     /// # Errors
     /// The [`BindError`] of the first check that fails.
-    pub fn tensor<const N: usize, const S: usize>(
+    pub fn input<const N: usize, const S: usize>(
         &mut self,
         arg: &'static str,
         tensor: Option<&Tensor>,
         dtype: DType,
         align: usize,
         dims: [Dim; N],
+    ) -> Result<BoundTensor<S>, BindError> {
+        self.tensor(arg, tensor, (dtype, align), dims, false)
+    }
+
+    /// Checks a tensor that is written, in the same way. [`finish`](Self::finish) looks at what else lies in its memory.
+    ///
+    /// # Errors
+    /// The [`BindError`] of the first check that fails.
+    pub fn output<const N: usize, const S: usize>(
+        &mut self,
+        arg: &'static str,
+        tensor: Option<&Tensor>,
+        dtype: DType,
+        align: usize,
+        dims: [Dim; N],
+    ) -> Result<BoundTensor<S>, BindError> {
+        self.tensor(arg, tensor, (dtype, align), dims, true)
+    }
+
+    fn tensor<const N: usize, const S: usize>(
+        &mut self,
+        arg: &'static str,
+        tensor: Option<&Tensor>,
+        (dtype, align): (DType, usize),
+        dims: [Dim; N],
+        written: bool,
     ) -> Result<BoundTensor<S>, BindError> {
         const { assert!(S + 1 == N, "a stride for every dimension but the last") };
         let kernel = self.kernel;
@@ -174,7 +226,21 @@ impl Binder {
                 strides[axis] = stride as i64;
             }
         }
+        self.reached.extend(Region::of(tensor).map(|region| Reach { arg, region, written }));
         Ok(BoundTensor { pointer, strides })
+    }
+
+    /// Tensors share their memory when they are cloned, so that `&mut` alone does not say that nobody else reads it.
+    fn expect_apart(&self) -> Result<(), BindError> {
+        for (place, one) in self.reached.iter().enumerate() {
+            let shares =
+                |other: &&Reach| (one.written || other.written) && one.region.overlaps(&other.region);
+            if let Some(other) = self.reached[..place].iter().find(shares) {
+                let (written, arg) = if one.written { (one.arg, other.arg) } else { (other.arg, one.arg) };
+                return Err(BindError::Aliased { kernel: self.kernel, arg, written });
+            }
+        }
+        Ok(())
     }
 
     fn place(&mut self, arg: &'static str, tensor: &Tensor) -> Result<u64, BindError> {
@@ -297,26 +363,33 @@ impl Binder {
         })
     }
 
-    /// Checks the grid and hands everything over.
+    /// Checks the grid, and the tensors against each other, and hands everything over.
     ///
     /// # Errors
-    /// [`BindError::Grid`] when it is over CUDA's limits.
-    pub fn finish<P>(self, params: P, grid: [i64; 3]) -> Result<Bound<P>, BindError> {
+    /// [`BindError::Aliased`] when a tensor that is written overlaps another, [`BindError::Grid`] when the grid is over CUDA's
+    /// limits, also with y and z folded into x.
+    pub fn finish<P>(self, params: P, [x, y, z]: [i64; 3]) -> Result<Bound<P>, BindError> {
+        self.expect_apart()?;
         let most = i64::from(i32::MAX);
-        // Tiles are counted in 32 bits.
-        let tiles = || grid.iter().try_fold(1i64, |product, &side| product.checked_mul(side));
+        let product = |a: i64, b: i64| a.checked_mul(b).unwrap_or(i64::MAX);
+        let folded = !self.persistent && (y > MOST_ALONG_Y_AND_Z || z > MOST_ALONG_Y_AND_Z);
+        let grid = if folded { [product(y, z), x, 1] } else { [x, y, z] };
         let fits = match self.persistent {
-            // A block's next tile is that of its own number plus the grid's: that must fit too.
-            true => tiles().is_some_and(|tiles| tiles <= most - 65_535),
-            false => grid[1] <= 65535 && grid[2] <= 65535,
+            // Tiles are counted in 32 bits. A block's next tile is that of its own number plus the grid's: that must fit too.
+            true => product(product(x, y), z) <= most - MOST_ALONG_Y_AND_Z,
+            false => grid[1] <= MOST_ALONG_Y_AND_Z && grid[2] <= MOST_ALONG_Y_AND_Z,
         };
-        if !fits || grid.iter().any(|side| !(0..=most).contains(side)) {
-            return Err(BindError::Grid { kernel: self.kernel, grid });
-        }
+        let in_words = grid.map(u32::try_from);
+        let ([Ok(grid_x), Ok(grid_y), Ok(grid_z)], true) =
+            (in_words, fits && grid.iter().all(|side| *side <= most))
+        else {
+            return Err(BindError::Grid { kernel: self.kernel, grid: [x, y, z] });
+        };
         Ok(Bound {
             params,
             tensor_maps: self.tensor_maps,
-            grid: grid.map(|blocks| blocks as u32),
+            grid: [grid_x, grid_y, grid_z],
+            folded,
             persistent: self.persistent,
             queue: self.queue,
             on: self.on,

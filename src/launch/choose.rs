@@ -128,8 +128,8 @@ impl Tuned {
         let shared = &*self.shared;
         let info = self.device.info();
         let line = ProgressLine::new(&info.name, &shared.name);
-        let lock = DeviceLock::acquire(DeviceLock::folder(), &info.uuid, DeviceLock::PATIENCE, || {
-            line.show(&Progress::Waiting);
+        let lock = DeviceLock::acquire(DeviceLock::folder(), &info.uuid, DeviceLock::PATIENCE, |holder| {
+            line.show(&Progress::Waiting { holder });
         });
         let all = fingerprints(ranked);
         // Whoever held the lock may have done it.
@@ -186,6 +186,9 @@ impl Tuned {
                 let mut trial = Trial::new(&self.device, &kernels, launch, outputs);
                 let settings = RaceSettings::default();
                 let result = race(&mut trial, &settings, &mut |progress: &Progress<'_>| line.show(progress));
+                if let Some(error) = trial.unchecked() {
+                    return Err(error);
+                }
                 Some(result.map_err(|error| fail(error.to_string()))?)
             }
         };

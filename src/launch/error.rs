@@ -130,9 +130,22 @@ pub enum BindError {
         /// Where the other arguments are.
         needed: String,
     },
+    /// A tensor that is written in the memory of another.
+    #[error(
+        "kernel `{kernel}`: `{arg}` shares its memory with `{written}`, which is written: copy it first, or write to another tensor"
+    )]
+    Aliased {
+        /// The kernel.
+        kernel: &'static str,
+        /// The argument, read or written.
+        arg: &'static str,
+        /// The argument that is written.
+        written: &'static str,
+    },
     /// A grid larger than CUDA launches.
     #[error(
-        "kernel `{kernel}` would need a grid of {grid:?} blocks, the limit is [2147483647, 65535, 65535]: split the call"
+        "kernel `{kernel}` would need a grid of {grid:?} blocks, the limit is 2147483647 in all and 65535 along all but one side: \
+         split the call"
     )]
     Grid {
         /// The kernel.

@@ -1,6 +1,7 @@
 //! A kernel that can be launched.
 
 use super::functions::functions_hash;
+use super::store::Store;
 use super::{BindError, BoxedTensor, FunctionArgs, KernelArgs};
 use crate::Error;
 use crate::codegen::Variant;
@@ -8,6 +9,7 @@ use crate::compile::{Cubin, PtxasReport};
 use crate::device::{CudaDevice, LoadedKernel, TensorMap};
 use crate::tensor::place_name;
 use smallvec::SmallVec;
+use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +31,22 @@ pub(super) struct Compiled {
     resident: OnceLock<u32>,
     /// The tensors of the last launch that the copy engine read, and their maps: a loop's tensors lie where they did before.
     mapped: Mutex<Mapped>,
+    /// The same for grids of more blocks along y or z than CUDA launches, compiled at the first of them.
+    folded: OnceLock<Arc<Compiled>>,
+}
+
+impl fmt::Debug for Kernel {
+    /// Everything but the source, of which there is much.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Compiled { variant, report, loaded, .. } = &*self.compiled;
+        f.debug_struct("Kernel")
+            .field("name", &variant.name)
+            .field("fingerprint", &variant.fingerprint)
+            .field("report", report)
+            .field("loaded", loaded)
+            .field("gpu", &self.device.info().ordinal)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Tensors with the maps made of them.
@@ -52,6 +70,7 @@ impl Compiled {
             functions,
             resident: OnceLock::new(),
             mapped: Mutex::default(),
+            folded: OnceLock::new(),
         })
     }
 }
@@ -118,11 +137,31 @@ impl Kernel {
 
     /// Checks the arguments and puts the launch on the device's stream.
     ///
+    /// Checked is what the declaration says: dtypes, shapes, strides, alignment, requirements, devices, that the kernel is of this
+    /// very declaration, and that what is written overlaps nothing else. What the kernel does with it is in its body, which is CUDA
+    /// text, and nothing but its author says what that is:
+    /// ```compile_fail,E0133
+    /// # use tilewright::{Error, Tensor, kernels::score, launch::Kernel};
+    /// # fn of(kernel: &Kernel, q_mean: &Tensor, k_mean: &Tensor, logits: &mut Tensor) -> Result<(), Error> {
+    /// kernel.launch(&score::Args { q_mean, k_mean, logits, scale: 0.09 }, None)
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`BindError`] for arguments the declaration does not allow; a device error when the driver refuses.
-    pub fn launch<A: KernelArgs>(&self, args: &A, functions: Option<&FunctionArgs>) -> Result<(), Error> {
+    ///
+    /// # Safety
+    /// - For these arguments the body stays within the elements of its tensors. Scalars, and numbers in tensors that the body reads
+    ///   as counts, indices or counters, are what the documentation of the kernel's `Args` asks for.
+    /// - Until the launch has run, nothing on another stream writes what it reads, or uses what it writes.
+    pub unsafe fn launch<A: KernelArgs>(
+        &self,
+        args: &A,
+        functions: Option<&FunctionArgs>,
+    ) -> Result<(), Error> {
         let Compiled { variant, loaded, .. } = &*self.compiled;
         let device = &self.device;
+        let _current = device.enter()?;
         let bound = args.bind(&variant.candidate)?;
         if functions.is_some_and(|functions| *functions.hash() != self.compiled.functions) {
             return Err(BindError::Functions { kernel: A::KERNEL }.into());
@@ -132,15 +171,17 @@ impl Kernel {
             let (found, needed) = (place_name(Some(ordinal)), place_name(Some(here)));
             return Err(BindError::Place { kernel: A::KERNEL, arg, found, needed }.into());
         }
+        if let Some(ordinal) = functions.and_then(|functions| functions.elsewhere(device)) {
+            let (found, needed) = (place_name(Some(ordinal)), place_name(Some(here)));
+            let arg = "the captures of its functions";
+            return Err(BindError::Place { kernel: A::KERNEL, arg, found, needed }.into());
+        }
         let budget = &variant.candidate.budget;
         // SAFETY: `Params` is a `repr(C)` struct of plain numbers whose size and offsets are asserted; what would be padding is a
         // member of its own, so every byte of it is defined.
         let params = unsafe {
             std::slice::from_raw_parts((&raw const bound.params).cast::<u8>(), size_of::<A::Params>())
         };
-        if bound.queue || !bound.tensor_maps.is_empty() {
-            device.make_current()?;
-        }
         let maps = self.compiled.maps(A::KERNEL, &bound.tensor_maps)?;
         let queue = if bound.queue { device.tile_queue()?.to_ne_bytes() } else { [0; 8] };
         let mut all: SmallVec<[&[u8]; 4]> = SmallVec::from_slice(&[params]);
@@ -152,12 +193,31 @@ impl Kernel {
             all.push(&queue);
         }
         let grid = if bound.persistent { self.blocks_for(bound.grid)? } else { bound.grid };
+        let loaded = if bound.folded { &self.folded()?.loaded } else { loaded };
         // SAFETY: the tensors are on this device with the extents in `Params`; their storage
-        // is freed on the same stream, after this launch.
+        // is freed on the same stream, after this launch. The caller answers for the body.
         unsafe {
-            loaded.launch(device.stream(), grid, budget.threads as u32, budget.smem_bytes as u32, &all)?;
+            loaded.launch(device, grid, budget.threads as u32, budget.smem_bytes as u32, &all)?;
         }
+        functions.map_or(Ok(()), |functions| functions.launched(device))?;
         Ok(())
+    }
+
+    /// The kernel for grids that are folded. The divisions may cost it a spilled register: it is taken as it is.
+    fn folded(&self) -> Result<&Compiled, Error> {
+        let Kernel { compiled, device } = self;
+        if let Some(folded) = compiled.folded.get() {
+            return Ok(folded);
+        }
+        let Some(variant) = compiled.variant.folded() else {
+            unreachable!("persistent grids are not folded")
+        };
+        let cubins = Store::global()?.cubins(device.arch(), &[&variant], |_| {});
+        let Some(cubin) = cubins.into_iter().next() else {
+            unreachable!("there is a cubin for each variant")
+        };
+        let folded = Arc::new(Compiled::load(device, variant, cubin?)?);
+        Ok(compiled.folded.get_or_init(|| folded))
     }
 
     /// As many blocks as run at once, or as there are tiles.

@@ -9,6 +9,7 @@ use crate::codegen::{Arch, Candidate, Generator, KernelSource, KernelSpec, Value
 use crate::compile::{Cubin, PtxasReport};
 use crate::device::CudaDevice;
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, LazyLock, Mutex};
 
 /// A kernel wanted: its source, a value for every specialisation parameter, its device functions.
@@ -16,6 +17,18 @@ pub struct Request {
     source: &'static KernelSource,
     values: Vec<(&'static str, Value)>,
     functions: Vec<(&'static str, Arc<DeviceFunction>)>,
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let functions: Vec<_> =
+            self.functions.iter().map(|(slot, function)| (slot, function.name())).collect();
+        f.debug_struct("Request")
+            .field("kernel", &self.source.name)
+            .field("values", &self.values)
+            .field("functions", &functions)
+            .finish()
+    }
 }
 
 impl Request {
@@ -70,8 +83,15 @@ impl Request {
     }
 }
 
-/// By GPU and fingerprint.
-type Loaded = HashMap<(usize, String), Arc<Compiled>>;
+/// The GPU, the source's fingerprint, and that of the declaration: two may have one source and differ in what a launch must hold to.
+type Identity = (usize, String, String);
+
+type Loaded = HashMap<Identity, Arc<Compiled>>;
+
+fn identity(device: &CudaDevice, variant: &Variant) -> Identity {
+    let declaration = variant.candidate.spec.declaration().to_owned();
+    (device.info().ordinal, variant.fingerprint.clone(), declaration)
+}
 
 /// Every kernel loaded so far: a second `Attention` of the same spec compiles nothing.
 static LOADED: LazyLock<Mutex<Loaded>> = LazyLock::new(Mutex::default);
@@ -135,7 +155,7 @@ pub(super) fn load_variants(
     // Two threads that want the same kernel compile it once: the second finds it loaded.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let key = |variant: &Variant| (device.info().ordinal, variant.fingerprint.clone());
+    let key = |variant: &Variant| identity(device, variant);
     let unknown: Vec<&Variant> = {
         let loaded = lock();
         variants.iter().copied().filter(|variant| !loaded.contains_key(&key(variant))).collect()
@@ -204,7 +224,7 @@ pub(super) fn load_cubin(
         Ok(compiled) => Arc::new(compiled),
         Err(error) => return Ok(Err(Unusable::of(error)?)),
     };
-    lock().insert((device.info().ordinal, variant.fingerprint.clone()), compiled.clone());
+    lock().insert(identity(device, variant), compiled.clone());
     Ok(Ok(Kernel::new(compiled, device)))
 }
 

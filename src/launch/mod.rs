@@ -10,7 +10,8 @@
 //! let (q_mean, k_mean) = (&means(8)?, &means(16)?);
 //! let logits = &mut Tensor::uninit(&device, DType::F32, &[1, 12, 8, 16])?;
 //! let kernel = launch::load(device.as_cuda().unwrap(), &[launch::Request::new(&score::SOURCE)])?.remove(0);
-//! kernel.launch(&score::Args { q_mean, k_mean, logits, scale: 0.09 }, None)?;
+//! // SAFETY: `score` takes any scale and any means, and asks for nothing that the checks do not see.
+//! unsafe { kernel.launch(&score::Args { q_mean, k_mean, logits, scale: 0.09 }, None)? };
 //! # Ok::<(), tilewright::Error>(())
 //! ```
 
@@ -23,6 +24,7 @@ mod kernel;
 mod lazy;
 mod library;
 mod progress;
+mod slices;
 mod store;
 mod trial;
 mod tuned;
@@ -43,13 +45,13 @@ use crate::codegen::Candidate;
 /// The arguments of a kernel; generated from its declaration.
 ///
 /// # Safety
-/// [`bind`](Self::bind) returns what the kernel `KERNEL` of the declaration `DECLARATION` expects: addresses of tensors that the arguments borrow, with
-/// extents and strides that stay inside them. `Params` has no padding and the layout of the kernel's own struct.
+/// [`bind`](Self::bind) returns what the kernel `KERNEL` of `DECLARATION` expects: addresses of tensors that the arguments borrow, with
+/// extents and strides that stay inside them, and those that it writes overlap no other. `Params` has no padding and the layout of the kernel's own struct.
 pub unsafe trait KernelArgs {
     /// The kernel's name.
     const KERNEL: &'static str;
-    /// The fingerprint of the declaration these arguments were generated from, as
-    /// [`KernelSpec::declaration`](crate::codegen::KernelSpec::declaration) gives it: another crate's kernel may have the same name.
+    /// The hash of its declaration ([`KernelSpec::declaration`](crate::codegen::KernelSpec::declaration)): another crate's kernel of
+    /// the same name has another one.
     const DECLARATION: &'static str;
     /// What it takes by value.
     type Params: Copy;

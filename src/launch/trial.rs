@@ -25,8 +25,8 @@ pub(crate) struct Outputs<'a> {
     dims: Vec<(&'static str, i64)>,
 }
 
-/// Says what is wrong with a candidate.
-type Oracle<'a> = Box<dyn Fn(&Kernel) -> Result<(), String> + 'a>;
+/// Says what is wrong with a candidate; an error where that cannot be said of any.
+type Oracle<'a> = Box<dyn Fn(&Kernel) -> Result<Result<(), String>, Error> + 'a>;
 
 impl<'a> Outputs<'a> {
     pub(crate) fn new(tensors: Vec<Tensor>, tolerance: Tolerance) -> Self {
@@ -51,7 +51,10 @@ impl<'a> Outputs<'a> {
     }
 
     /// The same with a check of each candidate on a small case of its own.
-    pub(crate) fn with_oracle(self, oracle: impl Fn(&Kernel) -> Result<(), String> + 'a) -> Self {
+    pub(crate) fn with_oracle(
+        self,
+        oracle: impl Fn(&Kernel) -> Result<Result<(), String>, Error> + 'a,
+    ) -> Self {
         Outputs { oracle: Some(Box::new(oracle)), ..self }
     }
 
@@ -134,6 +137,8 @@ pub(super) struct Trial<'a> {
     launch: &'a mut dyn FnMut(&Kernel) -> Result<(), Error>,
     outputs: &'a Outputs<'a>,
     first: Option<Vec<Vec<f32>>>,
+    /// Why no candidate can be checked.
+    unchecked: Option<Error>,
 }
 
 impl<'a> Trial<'a> {
@@ -143,7 +148,12 @@ impl<'a> Trial<'a> {
         launch: &'a mut dyn FnMut(&Kernel) -> Result<(), Error>,
         outputs: &'a Outputs<'a>,
     ) -> Self {
-        Trial { device, kernels, launch, outputs, first: None }
+        Trial { device, kernels, launch, outputs, first: None, unchecked: None }
+    }
+
+    /// Why no candidate could be checked, where that is so: it is the call's error, and says nothing about the candidates.
+    pub(super) fn unchecked(self) -> Option<Error> {
+        self.unchecked
     }
 
     /// Launches a candidate over outputs whose bytes are all `poison`: what it does not write must not look right because the
@@ -185,8 +195,18 @@ impl Bench for Trial<'_> {
     }
 
     fn check(&mut self, i: usize) -> Result<(), String> {
+        if let Some(error) = &self.unchecked {
+            return Err(error.to_string());
+        }
         if let Some(oracle) = &self.outputs.oracle {
-            oracle(&self.kernels[i])?;
+            match oracle(&self.kernels[i]) {
+                Ok(verdict) => verdict?,
+                Err(error) => {
+                    let reason = error.to_string();
+                    self.unchecked = Some(error);
+                    return Err(reason);
+                }
+            }
         }
         let (found, whole) = self.outputs_of(i).map_err(|error| error.to_string())?;
         if !whole {

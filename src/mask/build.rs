@@ -1,7 +1,10 @@
 //! Block masks from a class per block.
 
-use super::{BlockIndex, BlockMask, BlockSize, EMPTY, FULL, MaskError, PARTIAL, classify};
-use crate::{Error, MaskMod, Tensor};
+use super::{
+    BlockIndex, BlockMask, BlockSize, EMPTY, FULL, MOST_POSITIONS, MaskError, PARTIAL, blocks_of,
+    bytes_of_lists, classify,
+};
+use crate::{Error, MaskMod, Tensor, room};
 
 impl BlockMask {
     /// A mask from a map of the blocks to keep, `[batch|1, heads|1, q_blocks, kv_blocks]` row-major.
@@ -10,7 +13,7 @@ impl BlockMask {
     /// function given to the attention is applied to every element of the kept blocks.
     ///
     /// # Errors
-    /// [`MaskError::BlockSize`], [`MaskError::TooLong`], [`MaskError::Grid`] or [`MaskError::MapLength`].
+    /// [`MaskError::BlockSize`], [`MaskError::TooLong`], [`MaskError::Grid`], [`MaskError::MapLength`] or [`MaskError::TooLarge`].
     pub fn from_dense(
         map: &[bool],
         shape: [usize; 4],
@@ -46,7 +49,7 @@ impl BlockMask {
     /// A mask that keeps every block: dense attention.
     ///
     /// # Errors
-    /// [`MaskError::BlockSize`] or [`MaskError::TooLong`].
+    /// [`MaskError::BlockSize`], [`MaskError::TooLong`], or [`MaskError::TooLarge`] where there is no memory for the lists.
     pub fn full(
         batch: usize,
         heads: usize,
@@ -55,7 +58,8 @@ impl BlockMask {
     ) -> Result<Self, Error> {
         let blocks = BlockSize::new(blocks.0, blocks.1)?;
         let shape = grid(batch, heads, blocks, seqs)?;
-        Self::from_checked(&vec![PARTIAL; shape.iter().product()], shape, blocks, seqs, false)
+        let classes = vec![PARTIAL; blocks_of(shape, bytes_of_lists(false))?];
+        Self::from_checked(&classes, shape, blocks, seqs, false)
     }
 
     /// The mask of every block in which `function` keeps an element, classified on the CPU.
@@ -64,7 +68,7 @@ impl BlockMask {
     /// The function is called for each element until a block is known to be partial.
     ///
     /// # Errors
-    /// [`MaskError::BlockSize`] or [`MaskError::TooLong`]; [`Error::DeviceFunction`] when the function panics.
+    /// As [`full`](Self::full); [`Error::DeviceFunction`] when the function panics.
     pub fn from_mask_mod(
         function: &dyn MaskMod,
         batch: usize,
@@ -75,6 +79,8 @@ impl BlockMask {
     ) -> Result<Self, Error> {
         let blocks = BlockSize::new(blocks.0, blocks.1)?;
         let shape = grid(batch, heads, blocks, (seq_q, seq_kv))?;
+        // Before the function is asked about every element.
+        blocks_of(shape, bytes_of_lists(true))?;
         let classes = classify(function, shape, blocks, (seq_q, seq_kv))?;
         Self::from_checked(&classes, shape, blocks, (seq_q, seq_kv), true)
     }
@@ -87,6 +93,7 @@ impl BlockMask {
         seqs: (usize, usize),
         split: bool,
     ) -> Result<Self, Error> {
+        blocks_of(shape, bytes_of_lists(split))?;
         let of = |class| move |found: u8| found == class;
         let full = |transposed| split.then(|| list(classes, shape, transposed, of(FULL))).transpose();
         let kv = (list(classes, shape, false, of(PARTIAL))?, full(false)?);
@@ -115,13 +122,13 @@ fn longest_first(classes: &[u8], [batch, heads, rows, columns]: [usize; 4]) -> R
 }
 
 /// The shape of the class map of these sizes.
-pub(super) fn grid(
+pub(crate) fn grid(
     batch: usize,
     heads: usize,
     blocks: BlockSize,
     (seq_q, seq_kv): (usize, usize),
 ) -> Result<[usize; 4], MaskError> {
-    if let Some(found) = [seq_q, seq_kv].into_iter().find(|&seq| i32::try_from(seq).is_err()) {
+    if let Some(found) = [seq_q, seq_kv].into_iter().find(|&seq| seq > MOST_POSITIONS) {
         return Err(MaskError::TooLong { found });
     }
     Ok([batch, heads, seq_q.div_ceil(blocks.q()), seq_kv.div_ceil(blocks.kv())])
@@ -137,7 +144,7 @@ fn checked_grid(
     let [batch, heads, q_blocks, kv_blocks] = shape;
     grid(batch, heads, blocks, seqs)?;
     blocks.check_grid([q_blocks, kv_blocks], seqs)?;
-    let needed = shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim)).unwrap_or(usize::MAX);
+    let needed = room::product(&shape).unwrap_or(usize::MAX);
     if found == needed { Ok(blocks) } else { Err(MaskError::MapLength { found, needed, shape }) }
 }
 

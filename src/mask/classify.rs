@@ -1,6 +1,6 @@
 //! Empty, partial and full blocks of a mask function.
 
-use super::{BlockSize, EMPTY, FULL, PARTIAL};
+use super::{BlockSize, EMPTY, FULL, PARTIAL, blocks_of};
 use crate::user_code::UserCode;
 use crate::{Error, MaskMod};
 use rayon::prelude::*;
@@ -13,14 +13,17 @@ pub(crate) fn classify(
     blocks: BlockSize,
     (seq_q, seq_kv): (usize, usize),
 ) -> Result<Vec<u8>, Error> {
-    let [batch, heads, q_blocks, kv_blocks] = shape;
-    let mut classes = vec![EMPTY; batch * heads * q_blocks * kv_blocks];
+    let [_, heads, q_blocks, kv_blocks] = shape;
+    let mut classes = vec![EMPTY; blocks_of(shape, size_of::<u8>())?];
     if classes.is_empty() {
         return Ok(classes);
     }
     let code = UserCode::new([function.name(), ""]);
     code.run(|| {
         classes.par_chunks_mut(kv_blocks).enumerate().for_each(|(row, classes)| {
+            if code.is_interrupted() {
+                return;
+            }
             let (head, i) = (row / q_blocks, row % q_blocks);
             let (b, h) = ((head / heads) as i32, (head % heads) as i32);
             let queries = span(i, blocks.q(), seq_q);
@@ -35,7 +38,8 @@ pub(crate) fn classify(
     Ok(classes)
 }
 
-fn span(block: usize, size: usize, seq: usize) -> Range<i32> {
+/// The positions of a block of a sequence.
+pub(crate) fn span(block: usize, size: usize, seq: usize) -> Range<i32> {
     (block * size) as i32..((block + 1) * size).min(seq) as i32
 }
 

@@ -1,6 +1,6 @@
 //! What can be wrong with a block mask.
 
-use super::BlockSize;
+use super::{BlockSize, MOST_POSITIONS};
 
 /// A block mask that cannot be made or used as asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -130,10 +130,20 @@ pub enum MaskError {
     },
     /// A sequence longer than its positions can be counted.
     #[error(
-        "a sequence of {found} positions: needed at most 2147483647, as block lists and functions count in i32: split the sequence"
+        "a sequence of {found} positions: needed at most {}, as block lists and functions count in i32, a block beyond the last included: split the sequence",
+        MOST_POSITIONS
     )]
     TooLong {
         /// The length.
         found: usize,
+    },
+    /// More blocks than there is memory for.
+    #[error(
+        "a mask of {} × {} × {} × {} blocks (batch, heads, query blocks, key blocks) does not fit into memory: share one among heads and batches, or use shorter sequences",
+        shape[0], shape[1], shape[2], shape[3]
+    )]
+    TooLarge {
+        /// `[batch, heads, q_blocks, kv_blocks]`.
+        shape: [usize; 4],
     },
 }

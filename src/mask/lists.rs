@@ -1,7 +1,9 @@
 //! Block masks from FlexAttention's own lists.
 
 use super::build::{grid, list};
-use super::{BlockIndex, BlockMask, BlockSize, EMPTY, FULL, HostLists, MaskError, PARTIAL};
+use super::{
+    BlockIndex, BlockMask, BlockSize, EMPTY, FULL, HostLists, MaskError, PARTIAL, blocks_of, bytes_of_lists,
+};
 use crate::tensor::TensorError;
 use crate::{DType, Error, Tensor};
 
@@ -35,7 +37,7 @@ impl BlockMask {
             let error = MaskError::Grid { dimension: "q_blocks", found: rows, needed: shape[2], seq, block };
             return Err(error.into());
         }
-        let mut classes = vec![EMPTY; shape.iter().product()];
+        let mut classes = vec![EMPTY; blocks_of(shape, bytes_of_lists(full.is_some()))?];
         mark(&mut classes, shape, &kv, ["kv_counts", "kv_indices"], PARTIAL)?;
         if let Some(full) = &full {
             check_dtype("full_kv_counts", &full.counts)?;

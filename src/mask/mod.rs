@@ -19,10 +19,11 @@ mod error;
 mod lists;
 
 pub use block_size::BlockSize;
-pub(crate) use classify::classify;
+pub(crate) use build::grid;
+pub(crate) use classify::{classify, span};
 pub use error::MaskError;
 
-use crate::{Device, Error, Tensor};
+use crate::{Device, Error, Tensor, room};
 
 /// Class of a block of which no element is kept.
 pub const EMPTY: u8 = 0;
@@ -30,6 +31,33 @@ pub const EMPTY: u8 = 0;
 pub const PARTIAL: u8 = 1;
 /// Class of a block of which every existing element is kept.
 pub const FULL: u8 = 2;
+
+/// The longest sequence: positions count in 32 bits, and a block beyond the last is counted too.
+pub(crate) const MOST_POSITIONS: usize = i32::MAX as usize - 256;
+
+/// How many blocks a map of this shape has, where each may take so many bytes.
+///
+/// # Errors
+/// [`MaskError::TooLarge`] where there is no memory for them.
+pub(crate) fn blocks_of(shape: [usize; 4], bytes: usize) -> Result<usize, MaskError> {
+    // Counts, lengths and orders of rows and columns, of which a map without blocks may have many.
+    const BYTES_A_ROW: usize = 32;
+    let [batch, heads, rows, columns] = shape;
+    let of_rows = rows
+        .checked_add(columns)
+        .and_then(|rows| rows.checked_add(1))
+        .and_then(|rows| room::product(&[batch.max(1), heads.max(1), rows, BYTES_A_ROW]));
+    let blocks = room::product(&shape);
+    let in_all = blocks.and_then(|blocks| blocks.checked_mul(bytes)?.checked_add(of_rows?));
+    blocks.filter(|_| room::has(in_all)).ok_or(MaskError::TooLarge { shape })
+}
+
+/// Bytes a block of what [`BlockMask::from_checked`] makes of a class each: the classes, and while the last is copied, lists by query
+/// and by key; twice as many where full blocks have their own.
+pub(crate) const fn bytes_of_lists(split: bool) -> usize {
+    let lists = if split { 4 } else { 2 };
+    size_of::<u8>() + (lists + 1) * size_of::<i32>()
+}
 
 /// One list of blocks for every row of blocks.
 #[derive(Debug, Clone)]
@@ -167,11 +195,11 @@ impl BlockMask {
     /// One class per block. Blocks of [`kv`](Self::kv) are [`PARTIAL`], those of [`full_kv`](Self::full_kv) [`FULL`].
     ///
     /// # Errors
-    /// A device error when the lists cannot be copied from the GPU.
+    /// A device error when the lists cannot be copied from the GPU, [`MaskError::TooLarge`] where there is no memory for the map.
     pub fn to_dense(&self) -> Result<DenseMap, Error> {
         let shape = self.shape();
         let kv_blocks = shape[3];
-        let mut classes = vec![EMPTY; shape.iter().product()];
+        let mut classes = vec![EMPTY; blocks_of(shape, size_of::<u8>())?];
         for (index, class) in [(Some(&self.kv), PARTIAL), (self.full_kv.as_ref(), FULL)] {
             let Some(index) = index else { continue };
             let lists = HostLists::read(index)?;

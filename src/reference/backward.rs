@@ -3,7 +3,7 @@
 use super::{Problem, row, wide};
 use crate::mask::BlockMask;
 use crate::tensor::TensorError;
-use crate::{Error, MaskMod, ScoreMod, Tensor};
+use crate::{Error, MaskMod, ScoreMod, Tensor, parallel};
 use rayon::prelude::*;
 
 /// What [`attention_backward_f64`] found.
@@ -58,7 +58,7 @@ pub fn attention_backward_f64(
         found
     };
     let units: Vec<ReferenceGradients> =
-        (0..problem.batch * problem.kv_heads).into_par_iter().map(one_key_head).collect();
+        parallel::run(|| (0..problem.batch * problem.kv_heads).into_par_iter().map(one_key_head).collect());
     let joined = |part: fn(&ReferenceGradients) -> &Vec<f64>| units.iter().flat_map(part).copied().collect();
     Ok(ReferenceGradients {
         dq: joined(|unit| &unit.dq),

@@ -9,7 +9,7 @@ pub use backward::{ReferenceGradients, attention_backward_f64};
 
 use crate::mask::{BlockMask, BlockSize, DenseMap, EMPTY, PARTIAL};
 use crate::tensor::TensorError;
-use crate::{Error, MaskMod, ScoreMod, Tensor};
+use crate::{Error, MaskMod, ScoreMod, Tensor, parallel};
 use rayon::prelude::*;
 
 /// What [`attention_f64`] found.
@@ -57,7 +57,8 @@ pub fn attention_f64(
         out.iter_mut().for_each(|out| *out /= sum);
         (out, max + sum.ln())
     };
-    let rows: Vec<(Vec<f64>, f64)> = (0..problem.queries()).into_par_iter().map(one_query).collect();
+    let rows: Vec<(Vec<f64>, f64)> =
+        parallel::run(|| (0..problem.queries()).into_par_iter().map(one_query).collect());
     let lse = rows.iter().map(|row| row.1).collect();
     Ok(Reference { out: rows.into_iter().flat_map(|row| row.0).collect(), lse })
 }

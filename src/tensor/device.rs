@@ -1,6 +1,6 @@
 //! Tensors on a GPU: where they are, and copies to and from the host.
 
-use super::{Storage, Tensor, TensorError, dense_strides, element_count, host::HostBuffer};
+use super::{Region, Storage, Tensor, TensorError, dense_strides, element_count, host::HostBuffer};
 use crate::device::{CudaDevice, Device, DeviceBuffer};
 use crate::{DType, Error};
 use std::sync::Arc;
@@ -94,18 +94,14 @@ impl Tensor {
         Ok(())
     }
 
-    /// Fills a dense tensor with a byte, whoever shares it: the tuner does so before a candidate writes it. One that is not dense is
-    /// left as it is, for what lies between its elements is somebody else's.
+    /// Sets every byte of the elements of a tensor on a GPU, whoever shares them: the tuner does so before a candidate writes them. What
+    /// lies between them, or beside them in the storage, is somebody else's.
     pub(crate) fn set_bytes(&self, device: &CudaDevice, byte: u8) -> Result<(), Error> {
-        let (address, bytes) = match &self.storage {
-            Storage::Host(_) => return Ok(()),
-            Storage::Cuda(storage) => (storage.buffer.address(), storage.buffer.len()),
-            Storage::External(_) if !self.is_dense() => return Ok(()),
-            Storage::External(memory) => (memory.address, self.elements() * self.dtype.size()),
-        };
-        // SAFETY: the storage is that large and lives on; work on it is ordered by the stream. A dense view fills its memory.
-        unsafe { device.set_bytes(address, byte, bytes)? };
-        Ok(())
+        match Region::of(self).filter(|_| self.ordinal().is_some()) {
+            // SAFETY: the storage is alive as long as this is; work on it is ordered by the stream.
+            Some(region) => unsafe { region.fill(device, byte) },
+            None => Ok(()),
+        }
     }
 
     /// Sets every element of a dense tensor on `device` to the 32-bit word `word`, once the work on its stream is done. A dtype of

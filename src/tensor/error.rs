@@ -19,7 +19,7 @@ pub enum TensorError {
         shape: Vec<usize>,
     },
     /// The product of the dimensions does not fit in memory.
-    #[error("shape {shape:?} of {dtype} is larger than the address space: use a smaller shape")]
+    #[error("shape {shape:?} of {dtype} does not fit into memory: use a smaller shape")]
     TooLarge {
         /// The shape.
         shape: Vec<usize>,
@@ -35,6 +35,16 @@ pub enum TensorError {
         found: DType,
         /// What was needed.
         needed: String,
+    },
+    /// Another shape than the one asked for.
+    #[error("{what} has shape {found:?}, needed {needed:?}: make it of that shape")]
+    Shape {
+        /// Which tensor.
+        what: &'static str,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape needed.
+        needed: Vec<usize>,
     },
     /// The number of dimensions is wrong.
     #[error("{what} has {found} dimensions (shape {shape:?}), needed {needed}: {layout}")]

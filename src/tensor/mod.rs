@@ -9,11 +9,13 @@
 //! # Ok::<(), tilewright::Error>(())
 //! ```
 
+mod debug;
 mod device;
 mod element;
 mod error;
 mod external;
 mod host;
+mod region;
 
 use device::CudaStorage;
 pub(crate) use device::place_name;
@@ -22,14 +24,15 @@ pub use error::TensorError;
 pub(crate) use external::Arena;
 use external::External;
 use host::HostBuffer;
+pub(crate) use region::{Named, Region, expect_apart};
 
 use crate::device::Device;
-use crate::{DType, Error};
+use crate::{DType, Error, room};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// A strided view of shared storage. Cloning is cheap and shares the storage.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Tensor {
     dtype: DType,
     shape: Dims,
@@ -42,7 +45,7 @@ pub struct Tensor {
 type Dims = SmallVec<[usize; 4]>;
 
 /// Where the elements are.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) enum Storage {
     /// Host memory.
     Host(Arc<HostBuffer>),
@@ -60,7 +63,8 @@ pub fn contiguous_strides(shape: &[usize]) -> Vec<usize> {
 fn dense_strides(shape: &[usize]) -> Dims {
     let mut strides = Dims::from_elem(1, shape.len());
     for i in (1..shape.len()).rev() {
-        strides[i - 1] = strides[i] * shape[i].max(1);
+        // A tensor without elements may have dimensions whose product is beyond all bounds.
+        strides[i - 1] = strides[i].saturating_mul(shape[i].max(1));
     }
     strides
 }
@@ -73,6 +77,13 @@ fn element_count(shape: &[usize], dtype: DType) -> Result<usize, TensorError> {
         .ok_or_else(|| TensorError::TooLarge { shape: shape.to_vec(), dtype })
 }
 
+/// The same of elements that the host has memory for.
+pub(crate) fn host_count(shape: &[usize], dtype: DType) -> Result<usize, TensorError> {
+    let count = element_count(shape, dtype)?;
+    let has_room = room::has(count.checked_mul(dtype.size()));
+    has_room.then_some(count).ok_or_else(|| TensorError::TooLarge { shape: shape.to_vec(), dtype })
+}
+
 impl Tensor {
     /// A contiguous host tensor with a copy of `data`.
     ///
@@ -83,6 +94,7 @@ impl Tensor {
         if data.len() != needed {
             return Err(TensorError::Length { found: data.len(), needed, shape: shape.to_vec() }.into());
         }
+        host_count(shape, E::DTYPE)?;
         Ok(Self::host(E::DTYPE, shape, HostBuffer::copy_of(bytemuck::cast_slice(data))))
     }
 
@@ -96,6 +108,7 @@ impl Tensor {
             let found = bytes.len() / dtype.size();
             return Err(TensorError::Length { found, needed, shape: shape.to_vec() }.into());
         }
+        host_count(shape, dtype)?;
         Ok(Self::host(dtype, shape, HostBuffer::copy_of(bytes)))
     }
 
@@ -104,7 +117,7 @@ impl Tensor {
     /// # Errors
     /// [`TensorError::TooLarge`] when the shape does not fit in memory.
     pub fn zeros(dtype: DType, shape: &[usize]) -> Result<Self, Error> {
-        let bytes = element_count(shape, dtype)? * dtype.size();
+        let bytes = host_count(shape, dtype)? * dtype.size();
         Ok(Self::host(dtype, shape, HostBuffer::zeroed(bytes)))
     }
 
@@ -120,7 +133,8 @@ impl Tensor {
     /// The same storage seen with another shape and strides (in elements).
     ///
     /// # Errors
-    /// [`TensorError::Strides`] when a view would leave the storage or the lengths differ.
+    /// [`TensorError::Strides`] when a view would leave the storage or the lengths differ, [`TensorError::TooLarge`] for more
+    /// elements than can be counted.
     pub fn with_strides(&self, shape: &[usize], strides: &[usize]) -> Result<Self, Error> {
         let elements = self.storage_elements();
         let fail = |why| {
@@ -130,6 +144,7 @@ impl Tensor {
         if shape.len() != strides.len() {
             return fail("give one stride for every dimension");
         }
+        element_count(shape, self.dtype)?;
         let last = shape.iter().zip(strides).try_fold(0usize, |last, (&dim, &stride)| {
             dim.saturating_sub(1).checked_mul(stride).and_then(|step| last.checked_add(step))
         });
@@ -159,16 +174,6 @@ impl Tensor {
         })
     }
 
-    /// Whether both see the same storage; memory of somebody else's is the same where the views overlap.
-    pub(crate) fn shares_storage(&self, other: &Tensor) -> bool {
-        match (&self.storage, &other.storage) {
-            (Storage::Host(a), Storage::Host(b)) => Arc::ptr_eq(a, b),
-            (Storage::Cuda(a), Storage::Cuda(b)) => Arc::ptr_eq(a, b),
-            (Storage::External(a), Storage::External(b)) => a.overlaps(b),
-            _ => false,
-        }
-    }
-
     /// The element type.
     pub fn dtype(&self) -> DType {
         self.dtype
@@ -193,11 +198,6 @@ impl Tensor {
     pub fn is_contiguous(&self) -> bool {
         let dense = contiguous_strides(&self.shape);
         self.shape.iter().zip(self.strides.iter().zip(&dense)).all(|(&dim, (a, b))| dim == 1 || a == b)
-    }
-
-    /// Whether the elements are all that the storage holds: then the whole of it may be overwritten.
-    pub(crate) fn fills_storage(&self) -> bool {
-        self.elements() == self.storage_elements()
     }
 
     /// Whether the elements lie densely in some order of the dimensions: nothing lies between them.
@@ -249,7 +249,8 @@ impl Tensor {
         if self.is_contiguous() {
             return Ok(all[..self.elements()].to_vec());
         }
-        let mut out = Vec::with_capacity(self.elements());
+        // A view may repeat what little there is.
+        let mut out = Vec::with_capacity(host_count(&self.shape, self.dtype)?);
         self.for_each_offset(|offset| out.push(all[offset]));
         Ok(out)
     }

@@ -15,6 +15,15 @@ pub const CUDA_VARIABLES: [&str; 3] = ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT"];
 /// The variables that name the root of the active Python environment.
 pub const PYTHON_VARIABLES: [&str; 2] = ["VIRTUAL_ENV", "CONDA_PREFIX"];
 
+/// The variable that names further folders of Python packages.
+pub const PYTHON_PATH_VARIABLE: &str = "PYTHONPATH";
+
+/// Every variable that the search depends on.
+pub(crate) fn variables() -> impl Iterator<Item = &'static str> {
+    let single = [PYTHON_PATH_VARIABLE, NVRTC_VARIABLE, DATA_VARIABLE];
+    CUDA_VARIABLES.into_iter().chain(PYTHON_VARIABLES).chain(single)
+}
+
 /// Where Python looks for packages.
 #[derive(Clone, Debug)]
 pub(super) enum Python {
@@ -45,8 +54,7 @@ pub fn set_python_folders(folders: Vec<PathBuf>) {
 impl Environment {
     /// This process's environment.
     pub fn current() -> Self {
-        let names = CUDA_VARIABLES.iter().chain(&PYTHON_VARIABLES).chain([&NVRTC_VARIABLE, &DATA_VARIABLE]);
-        let variables = names
+        let variables = variables()
             .filter_map(|name| Some((name.to_string(), std::env::var_os(name)?)))
             .filter(|(_, value)| !value.is_empty())
             .map(|(name, value)| (name, PathBuf::from(value)))

@@ -7,13 +7,14 @@ use std::process::{Command, Stdio};
 
 use serde::Serialize;
 
-use super::environment::{CUDA_VARIABLES, Environment, NVRTC_VARIABLE, PYTHON_VARIABLES, Python};
+use super::environment::{
+    CUDA_VARIABLES, Environment, NVRTC_VARIABLE, PYTHON_PATH_VARIABLE, PYTHON_VARIABLES, Python,
+};
+use super::layout::{Located, entries, inspect, library_in, numbers};
+use crate::trust::Exposure;
 
 /// The oldest NVRTC that knows every architecture family the kernels are written for (sm_120a came with it).
 pub const OLDEST_NVRTC: (i32, i32) = (12, 8);
-
-/// The headers that rendered sources include.
-const HEADERS: [&str; 2] = ["cuda_fp16.h", "cuda_bf16.h"];
 
 /// What made the search look at a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -73,6 +74,23 @@ pub enum Refusal {
     NoHeaders {
         /// The library that was found.
         library: PathBuf,
+    },
+    /// Other users can change the library, its headers, or a folder above them.
+    #[error("{} {exposure}: a library is code, so only you and root may be able to change it", path.display())]
+    Exposed {
+        /// What others can change.
+        path: PathBuf,
+        /// How.
+        #[serde(flatten)]
+        exposure: Exposure,
+    },
+    /// A file could not be looked at.
+    #[error("{} could not be looked at: {message}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        message: String,
     },
     /// No Python answered.
     #[error("neither `python3` nor `python` could be asked for its package folders")]
@@ -136,14 +154,6 @@ impl fmt::Display for Searched {
             Outcome::Refused(refusal) => refusal.fmt(f),
         }
     }
-}
-
-/// A place that has all the files of a toolchain. The version is the one its file names tell.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Located {
-    pub library: PathBuf,
-    pub builtins: PathBuf,
-    pub include: PathBuf,
 }
 
 /// Looks at one place after the other until `open` accepts one; the list says what became of each.
@@ -222,9 +232,12 @@ fn python_packages(environment: &Environment) -> Vec<Place> {
             }
         }
         // Conda's own CUDA packages lie in the environment's root, not in site-packages.
-        if first_library(&prefix.join("lib")).is_some() {
+        if library_in(prefix).is_some() {
             places.push((prefix.to_path_buf(), Source::Python, None));
         }
+    }
+    if let Some(path) = environment.variable(PYTHON_PATH_VARIABLE) {
+        folders.extend(std::env::split_paths(path));
     }
     let asked = match &environment.python {
         Python::Ask => ask_python(),
@@ -232,6 +245,8 @@ fn python_packages(environment: &Environment) -> Vec<Place> {
     };
     let nobody = asked.is_none();
     folders.extend(asked.unwrap_or_default());
+    // What a relative name means depends on where the process happens to be.
+    folders.retain(|folder| folder.is_absolute());
     for folder in &folders {
         let packages = ["cu13", "cuda_nvrtc"].map(|package| folder.join("nvidia").join(package));
         places.extend(packages.into_iter().filter(|p| p.is_dir()).map(|p| (p, Source::Python, None)));
@@ -248,18 +263,26 @@ fn python_packages(environment: &Environment) -> Vec<Place> {
     places
 }
 
-/// The package folders of the Python on the `PATH`.
+/// Prints the package folders of an interpreter. Isolated, it leaves out the user's own, which is where `pip install --user`
+/// puts packages; a virtual environment has none.
+const PACKAGE_FOLDERS: &str = "import site, sys
+own = [site.getusersitepackages()] if sys.prefix == sys.base_prefix else []
+print('\\n'.join(path for path in sys.path + own if path))";
+
+/// The package folders of the Python on the `PATH`, which is a virtual environment's where one is active.
 fn ask_python() -> Option<Vec<PathBuf>> {
     ["python3", "python"].iter().find_map(|program| {
-        let output = Command::new(program)
-            .args(["-c", "import sys; print('\\n'.join(p for p in sys.path if p))"])
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .output()
-            .ok()?;
+        let output = ask(program).output().ok()?;
         let text = output.status.success().then(|| String::from_utf8(output.stdout).ok())??;
         Some(text.lines().map(PathBuf::from).filter(|path| path.is_dir()).collect())
     })
+}
+
+/// The command that asks an interpreter, isolated: a `json.py` in the current folder is nobody's module.
+pub(super) fn ask(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.args(["-I", "-c", PACKAGE_FOLDERS]).stdin(Stdio::null()).stderr(Stdio::null());
+    command
 }
 
 fn data_folder(environment: &Environment) -> Vec<Place> {
@@ -270,85 +293,4 @@ fn data_folder(environment: &Environment) -> Vec<Place> {
 /// Where pip puts the CUDA 13 packages below the folder it is told to install into.
 pub(super) fn package_root(target: &Path) -> PathBuf {
     target.join("nvidia/cu13")
-}
-
-/// Checks that a folder (a CUDA root, a library folder, or a library itself) has all a toolchain needs.
-pub(super) fn inspect(place: &Path) -> Result<Located, Refusal> {
-    if !place.exists() {
-        return Err(Refusal::Missing);
-    }
-    let library = match place.is_file() {
-        true => place.to_path_buf(),
-        false => ["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib", ""]
-            .iter()
-            .find_map(|folder| first_library(&place.join(folder)))
-            .ok_or(Refusal::NoLibrary)?,
-    };
-    // Absolute, or the dynamic linker would search its own path for the bare name.
-    let library = std::path::absolute(&library).unwrap_or(library);
-    let folder = library.parent().unwrap_or(Path::new("/")).to_path_buf();
-    let ((major, minor), builtins) =
-        builtins(&folder, &library).ok_or_else(|| Refusal::NoBuiltins { library: library.clone() })?;
-    if (major, minor) < OLDEST_NVRTC {
-        return Err(Refusal::TooOld { major, minor });
-    }
-    let root = folder.parent().unwrap_or(&folder);
-    // The last is where the CUDA 12 packages of pip keep the runtime's headers.
-    let includes = [
-        place.join("include"),
-        root.join("include"),
-        folder.join("include"),
-        root.join("../cuda_runtime/include"),
-    ];
-    let include = includes
-        .into_iter()
-        .find(|include| HEADERS.iter().all(|header| include.join(header).is_file()))
-        .ok_or_else(|| Refusal::NoHeaders { library: library.clone() })?;
-    let include = std::path::absolute(&include).unwrap_or(include);
-    Ok(Located { library, builtins, include })
-}
-
-/// The newest `libnvrtc.so*` of a folder.
-fn first_library(folder: &Path) -> Option<PathBuf> {
-    let versions = entries(folder).into_iter().filter_map(|(name, path)| {
-        let rest = name.strip_prefix("libnvrtc.so")?;
-        let version = match rest.strip_prefix('.') {
-            Some(version) => numbers(version)?,
-            None if rest.is_empty() => Vec::new(),
-            None => return None,
-        };
-        path.is_file().then_some((version, path))
-    });
-    versions.max().map(|(_, path)| path)
-}
-
-/// The builtins library that belongs to `library`, with the version in its name: it alone names the minor version.
-fn builtins(folder: &Path, library: &Path) -> Option<((i32, i32), PathBuf)> {
-    let real = library.canonicalize().unwrap_or_else(|_| library.to_path_buf());
-    let wanted = real
-        .file_name()
-        .and_then(|name| numbers(name.to_str()?.strip_prefix("libnvrtc.so.")?))
-        .unwrap_or_default();
-    let versions = entries(folder).into_iter().filter_map(|(name, path)| {
-        let version = numbers(name.strip_prefix("libnvrtc-builtins.so.")?)?;
-        let belongs = version.len() >= 2 && version.iter().zip(wanted.iter().take(2)).all(|(a, b)| a == b);
-        (belongs && path.is_file()).then_some((version, path))
-    });
-    let (version, path) = versions.max()?;
-    let part = |index: usize| i32::try_from(version[index]).ok();
-    Some(((part(0)?, part(1)?), path))
-}
-
-/// A folder's entries by name; none when it cannot be read.
-fn entries(folder: &Path) -> Vec<(String, PathBuf)> {
-    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
-    entries
-        .flatten()
-        .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
-        .collect()
-}
-
-/// `13.0.88` as numbers; none when anything else is in it.
-fn numbers(text: &str) -> Option<Vec<u32>> {
-    text.split('.').map(|part| part.parse().ok()).collect()
 }

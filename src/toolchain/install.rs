@@ -1,16 +1,37 @@
 //! Installing NVRTC from pip's packages into Tilewright's data folder.
 
-use std::fs::{self, File};
+use std::ffi::OsString;
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::ToolchainError;
 use super::environment::Environment;
-use super::find::{inspect, package_root};
+use super::find::package_root;
+use super::layout::{inspect, trusted};
+
+/// The packages with the SHA-256 of their wheels, those for x86-64 and those for 64-bit Arm: from wherever a wheel comes, it is
+/// the one that was tested.
+const WHEELS: [(&str, [&str; 2]); 2] = [
+    (
+        "nvidia-cuda-nvrtc==13.0.88",
+        [
+            "ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575",
+            "d27f20a0ca67a4bb34268a5e951033496c5b74870b868bacd046b1b8e0c3267b",
+        ],
+    ),
+    (
+        "nvidia-cuda-runtime==13.0.96",
+        [
+            "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548",
+            "ef9bcbe90493a2b9d810e43d249adb3d02e98dd30200d86607d8d02687c43f55",
+        ],
+    ),
+];
 
 /// The packages: the compiler, and the headers that sources include.
-pub const PACKAGES: [&str; 2] = ["nvidia-cuda-nvrtc==13.0.88", "nvidia-cuda-runtime==13.0.96"];
+pub const PACKAGES: [&str; 2] = [WHEELS[0].0, WHEELS[1].0];
 
 /// How many of a failed command's lines are shown.
 const LAST_LINES: usize = 12;
@@ -19,36 +40,75 @@ const LAST_LINES: usize = 12;
 #[derive(Clone, Debug)]
 pub(super) struct Installer {
     pub program: PathBuf,
-    pub arguments: &'static [&'static str],
+    pub arguments: Vec<OsString>,
     /// Text in its output that means it is not there after all.
     pub absent: &'static str,
 }
 
-/// `--no-user` and `--no-compile` undo settings of the user's that would break `--target` or litter it.
+/// `-I` and `--isolated`: neither modules in the current folder nor settings of the user's have a say in what is installed.
 const PIP: &[&str] = &[
+    "-I",
     "-m",
     "pip",
+    "--isolated",
     "install",
-    "--no-user",
     "--no-compile",
     "--no-input",
     "--progress-bar",
     "off",
     "--disable-pip-version-check",
-    "--only-binary",
-    ":all:",
+];
+
+/// Settings of pip's without which a closed network cannot be left. They are the only ones that count, and cannot change what is
+/// installed: of the packages the hashes are known. Of the first kind are arguments, of the second lines of the
+/// requirements, since an address may hold a password, which an argument would show to all.
+const PIP_ARGUMENTS: [(&str, &str); 3] =
+    [("PIP_CERT", "--cert"), ("PIP_CLIENT_CERT", "--client-cert"), ("PIP_DEFAULT_TIMEOUT", "--timeout")];
+const PIP_SOURCES: [(&str, &str); 4] = [
+    ("PIP_INDEX_URL", "--index-url"),
+    ("PIP_EXTRA_INDEX_URL", "--extra-index-url"),
+    ("PIP_FIND_LINKS", "--find-links"),
+    ("PIP_TRUSTED_HOST", "--trusted-host"),
 ];
 
 fn installers() -> Vec<Installer> {
-    let pip =
-        |program: &str| Installer { program: program.into(), arguments: PIP, absent: "No module named pip" };
-    let uv = ["pip", "install", "--only-binary", ":all:", "--no-progress"].as_slice();
+    let mut pip_arguments: Vec<OsString> = PIP.iter().map(OsString::from).collect();
+    for (variable, argument) in PIP_ARGUMENTS {
+        if let Some(value) = std::env::var_os(variable).filter(|value| !value.is_empty()) {
+            pip_arguments.extend([argument.into(), value]);
+        }
+    }
+    let pip = |program: &str| Installer {
+        program: program.into(),
+        arguments: pip_arguments.clone(),
+        absent: "No module named pip",
+    };
+    let uv = ["--no-config", "pip", "install", "--no-progress"].map(OsString::from).to_vec();
     // uv is asked last: it needs an interpreter too, and a user who has both expects pip's settings to count.
     vec![
         pip("python3"),
         pip("python"),
         Installer { program: "uv".into(), arguments: uv, absent: "No interpreter found" },
     ]
+}
+
+/// What is to be installed, as a file for `pip install --requirement`.
+pub(super) fn requirements(variable: impl Fn(&str) -> Option<String>) -> String {
+    let mut text = String::new();
+    for (name, option) in PIP_SOURCES {
+        let values = variable(name).unwrap_or_default();
+        // A relative folder would be looked for beside the file.
+        let absolute = |value: &str| match value.contains("://") || !Path::new(value).exists() {
+            true => value.to_string(),
+            false => std::path::absolute(value).unwrap_or_else(|_| value.into()).display().to_string(),
+        };
+        values.split_whitespace().for_each(|value| text += &format!("{option} {}\n", absolute(value)));
+    }
+    for (package, hashes) in WHEELS {
+        let hashes = hashes.map(|hash| format!(" --hash=sha256:{hash}")).concat();
+        text += &format!("{package}{hashes}\n");
+    }
+    text
 }
 
 /// Installs [`PACKAGES`] into Tilewright's data folder, unless a complete installation is there, and returns the
@@ -58,7 +118,8 @@ fn installers() -> Vec<Installer> {
 /// installation is never found; installers that run at the same time end up with the same one.
 ///
 /// # Errors
-/// No data folder, no pip, pip's failure with its last lines, or a folder that cannot be written.
+/// No data folder, or one that other users can change; no pip; pip's failure with its last lines, which a package of another hash
+/// is too; a folder that cannot be written.
 pub fn install(environment: &Environment, report: &dyn Fn(&str)) -> Result<PathBuf, ToolchainError> {
     let target = environment.toolchain_folder().ok_or(ToolchainError::NoDataFolder)?;
     install_with(&target, &installers(), report)
@@ -74,13 +135,18 @@ pub(super) fn install_with(
         report(&format!("NVRTC is already installed in {}", root.display()));
         return Ok(root);
     }
-    let parent = target.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(parent).map_err(io("create", parent))?;
+    // Installers run in a folder of their own, so a relative name would mean another.
+    let target = &std::path::absolute(target).map_err(io("look at", target))?;
+    let parent = target.parent().unwrap_or(Path::new("/"));
+    create_folders(parent).map_err(io("create", parent))?;
+    // Asked before 92 MB are fetched: there it would be refused afterwards.
+    trusted(parent).map_err(|refusal| ToolchainError::Shared { place: parent.to_path_buf(), refusal })?;
 
     // The lock only saves a second download: where locks do not work (some network file systems), the rename
     // below still decides.
     let lock_path = parent.join("toolchain.lock");
-    let lock = File::create(&lock_path).map_err(io("create", &lock_path))?;
+    let lock = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&lock_path);
+    let lock = lock.map_err(io("create", &lock_path))?;
     if lock.try_lock().is_err() {
         report("waiting for another installation to finish");
         let _ = lock.lock();
@@ -90,27 +156,50 @@ pub(super) fn install_with(
         return Ok(root);
     }
 
-    let partial = tempfile::Builder::new()
+    let private = tempfile::Builder::new()
         .prefix("toolchain.partial-")
         .tempdir_in(parent)
         .map_err(io("create a folder in", parent))?;
     report(&format!("installing {} into {}", PACKAGES.join(" and "), target.display()));
-    fetch(installers, partial.path(), report)?;
-    if let Err(refusal) = inspect(&package_root(partial.path())) {
-        return Err(ToolchainError::Incomplete { place: package_root(partial.path()), refusal });
+    let partial = private.path().join("packages");
+    fetch(installers, private.path(), &partial, report)?;
+    if partial.is_dir() {
+        make_readable(&partial)?;
     }
-    make_readable(partial.path())?;
-    publish(partial.path(), target, parent)?;
+    if let Err(refusal) = inspect(&package_root(&partial)) {
+        return Err(ToolchainError::Incomplete { place: package_root(target), refusal });
+    }
+    publish(&partial, target, parent)?;
     report(&format!("NVRTC is installed in {}", root.display()));
     Ok(root)
 }
 
-/// Runs the first installer that is there.
-fn fetch(installers: &[Installer], target: &Path, report: &dyn Fn(&str)) -> Result<(), ToolchainError> {
+/// Creates folders that only their user may write to, whatever the mask of the process.
+fn create_folders(path: &Path) -> std::io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o755);
+    builder.create(path)
+}
+
+/// Runs the first installer that is there, in the folder `private`.
+fn fetch(
+    installers: &[Installer],
+    private: &Path,
+    target: &Path,
+    report: &dyn Fn(&str),
+) -> Result<(), ToolchainError> {
     let mut tried = Vec::new();
+    let file = private.join("requirements.txt");
+    let text = requirements(|name| std::env::var(name).ok());
+    fs::write(&file, text).map_err(io("write", &file))?;
     for installer in installers {
         let mut command = Command::new(&installer.program);
-        command.args(installer.arguments).arg("--no-deps").arg("--target").arg(target).args(PACKAGES);
+        command.args(&installer.arguments).args(["--only-binary", ":all:", "--no-deps", "--require-hashes"]);
+        command.arg("--target").arg(target).arg("--requirement").arg(&file);
+        // uv takes the interpreter of a `.venv` in the current folder.
+        command.current_dir(private);
         let line = std::iter::once(command.get_program())
             .chain(command.get_args())
             .map(|part| part.to_string_lossy())
@@ -163,15 +252,26 @@ fn run(command: &mut Command, report: &dyn Fn(&str)) -> Option<(std::process::Ex
     Some((status, lines))
 }
 
-/// `tempfile` makes folders that only their owner may read, but a data folder may be shared.
-fn make_readable(folder: &Path) -> Result<(), ToolchainError> {
+/// Lets everybody read what is installed, for a data folder may be shared, and nobody else write to it: what the mask of the process
+/// lets a group write to would not be trusted.
+fn make_readable(path: &Path) -> Result<(), ToolchainError> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o755))
-            .map_err(io("set the permissions of", folder))?;
+        let metadata = fs::symlink_metadata(path).map_err(io("look at", path))?;
+        if metadata.is_symlink() {
+            return Ok(());
+        }
+        let mode = if metadata.is_dir() { 0o755 } else { 0o644 };
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+            .map_err(io("set the permissions of", path))?;
+        if metadata.is_dir() {
+            for entry in fs::read_dir(path).map_err(io("list", path))? {
+                make_readable(&entry.map_err(io("list", path))?.path())?;
+            }
+        }
     }
-    let _ = folder;
+    let _ = path;
     Ok(())
 }
 

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use libloading::Library;
 
-use super::find::{Located, OLDEST_NVRTC, Refusal};
+use super::find::{OLDEST_NVRTC, Refusal};
+use super::layout::Located;
 
 /// `nvrtcProgram`.
 pub(crate) type Program = *mut c_void;
@@ -57,13 +58,13 @@ functions! {
     log = "nvrtcGetProgramLog": fn(Program, *mut c_char) -> Code;
 }
 
-/// Loads NVRTC and asks for its version. The libraries stay loaded until the process ends: NVRTC keeps
+/// Loads NVRTC, whose files nobody else can change, and asks for its version. The libraries stay loaded until the process ends: NVRTC keeps
 /// threads and thread-local data that would outlive an unloaded library.
 pub(super) fn load(located: &Located) -> Result<(Nvrtc, (i32, i32)), Refusal> {
     // NVRTC opens its builtins by bare name at the first compile. Loaded before it, they are found whatever
     // the search path says.
     let builtins = open(&located.builtins, true)?;
-    let library = open(&located.library, false)?;
+    let library = open(&located.opened, false)?;
     // SAFETY: the library was found under NVRTC's name and is forgotten, not closed, below.
     let nvrtc = unsafe { Nvrtc::resolve(&library, &located.library) }?;
     std::mem::forget(builtins);

@@ -4,6 +4,9 @@
 //! The search looks, in this order, at `TILEWRIGHT_NVRTC`, the CUDA folder variables, the default CUDA folders, the
 //! active Python's packages and Tilewright's data folder. `TILEWRIGHT_NVRTC`, when set, is the only place.
 //!
+//! A library is code. Whatever named it, it is only loaded when nobody but this user and root can change it, the
+//! headers or a folder above them.
+//!
 //! ```no_run
 //! # fn main() -> Result<(), tilewright::toolchain::ToolchainError> {
 //! use tilewright::toolchain::Toolchain;
@@ -17,6 +20,7 @@
 mod environment;
 mod find;
 mod install;
+mod layout;
 mod load;
 #[cfg(test)]
 mod tests;
@@ -24,8 +28,11 @@ mod tests;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use crate::trust::Exposure;
+pub(crate) use environment::variables;
 pub use environment::{
-    CUDA_VARIABLES, DATA_VARIABLE, Environment, NVRTC_VARIABLE, PYTHON_VARIABLES, set_python_folders,
+    CUDA_VARIABLES, DATA_VARIABLE, Environment, NVRTC_VARIABLE, PYTHON_PATH_VARIABLE, PYTHON_VARIABLES,
+    set_python_folders,
 };
 pub use find::{OLDEST_NVRTC, Outcome, Refusal, Searched, Source};
 pub use install::{PACKAGES, install};
@@ -47,7 +54,7 @@ struct Inner {
 }
 
 impl Toolchain {
-    /// Finds and loads NVRTC.
+    /// Finds and loads NVRTC. Nothing is ever installed or downloaded: that is [`Toolchain::find_or_install`].
     ///
     /// # Errors
     /// [`ToolchainError::NotFound`] or [`ToolchainError::Told`], with every place that was looked at.
@@ -66,7 +73,7 @@ impl Toolchain {
         });
         if let Some((nvrtc, version, located)) = found {
             tracing::debug!(library = %located.library.display(), ?version, "NVRTC loaded");
-            let find::Located { library, include, .. } = located;
+            let layout::Located { library, include, .. } = located;
             return Ok(Self { inner: Arc::new(Inner { nvrtc, version, library, include, searched }) });
         }
         match environment.variable(NVRTC_VARIABLE).and_then(|_| searched.pop()) {
@@ -77,7 +84,7 @@ impl Toolchain {
         }
     }
 
-    /// Finds NVRTC, and when there is none installs it into Tilewright's data folder (92 MB to download).
+    /// Finds NVRTC, and when there is none downloads it into Tilewright's data folder (92 MB).
     /// `report` is told, a line at a time, what is going on; it is not called when NVRTC is there.
     ///
     /// # Errors
@@ -86,7 +93,7 @@ impl Toolchain {
         let environment = Environment::current();
         match Self::find_in(&environment) {
             Err(ToolchainError::NotFound { .. }) => {
-                report("no NVRTC on this machine: installing it into Tilewright's data folder");
+                report("no NVRTC on this machine: downloading it (92 MB) into Tilewright's data folder");
                 install(&environment, &report)?;
                 Self::find_in(&environment)
             }
@@ -174,6 +181,14 @@ pub enum ToolchainError {
         status: String,
         /// The end of what it printed.
         last_lines: Vec<String>,
+    },
+    /// Other users could change what is installed.
+    #[error("NVRTC is not installed into {}: {refusal}. Set {DATA_VARIABLE} to a folder of your own.", place.display())]
+    Shared {
+        /// Where it was to be installed.
+        place: PathBuf,
+        /// Who could change it.
+        refusal: Refusal,
     },
     /// The installation succeeded, but what it left is of no use.
     #[error("the packages were installed into {}, but {refusal}. Is there a package for this machine?", place.display())]

@@ -1,10 +1,12 @@
-use std::cell::RefCell;
 use std::fs;
 use std::path::Path;
 
-use super::find::{Located, inspect, search};
-use super::install::{Installer, install_with};
+use super::find::{ask, search};
+use super::layout::{Located, inspect};
 use super::*;
+
+#[cfg(unix)]
+mod install;
 
 fn touch(path: impl AsRef<Path>) {
     let path = path.as_ref();
@@ -152,70 +154,182 @@ fn a_wrong_variable_is_not_passed_over() {
     assert!(error.to_string().contains("TILEWRIGHT_NVRTC is set to"), "{error}");
 }
 
-/// A stand-in for pip: a shell script that finds the folder after `--target`.
+/// Conda keeps the libraries in `targets` with links to them in `lib`, and the headers in `targets` alone.
 #[cfg(unix)]
-fn script(folder: &Path, name: &str, body: &str) -> Installer {
-    let path = folder.join(name);
-    let target = "while [ \"$1\" != --target ]; do shift; done; target=$2";
-    fs::write(&path, format!("{target}\n{body}\n")).expect("a script");
-    // Not run by its own name: a thread that forks meanwhile would hold the file open, and it would be busy.
-    let path: &'static str = path.into_os_string().into_string().expect("a UTF-8 path").leak();
-    Installer { program: "/bin/sh".into(), arguments: vec![path].leak(), absent: "No module named pip" }
-}
-
-#[cfg(unix)]
-const FILL: &str = "root=$target/nvidia/cu13; mkdir -p $root/lib $root/include
-touch $root/lib/libnvrtc.so.13 $root/lib/libnvrtc-builtins.so.13.0
-touch $root/include/cuda_fp16.h $root/include/cuda_bf16.h
-echo Downloading; echo Successfully installed; echo $$ >> $(dirname $0)/runs";
-
-#[cfg(unix)]
-#[test]
-fn an_installation_is_there_whole_or_not_at_all() {
-    let dir = folder();
-    let target = dir.path().join("data/toolchain");
-    let left = || fs::read_dir(dir.path().join("data")).map_or(0, |entries| entries.count());
-    let lines = RefCell::new(Vec::new());
-    let report = |line: &str| lines.borrow_mut().push(line.to_string());
-
-    let missing = Installer { program: dir.path().join("nobody"), arguments: &[], absent: "" };
-    let without = script(dir.path(), "without", "echo No module named pip >&2; exit 1");
-    let error = install_with(&target, &[missing.clone(), without.clone()], &report).expect_err("no pip");
-    assert!(matches!(&error, ToolchainError::NoPython { tried } if tried.len() == 2), "{error}");
-
-    let failing = script(dir.path(), "failing", "mkdir -p $target/nvidia; echo no network >&2; exit 3");
-    let error = install_with(&target, &[failing], &report).expect_err("pip fails");
-    assert!(matches!(&error, ToolchainError::PipFailed { .. }), "{error:?}");
-    assert!(error.to_string().contains("no network"), "{error}");
-
-    let useless = script(dir.path(), "useless", "true");
-    let error = install_with(&target, &[useless], &report).expect_err("nothing came of it");
-    assert!(matches!(&error, ToolchainError::Incomplete { refusal: Refusal::Missing, .. }), "{error:?}");
-    assert!(!target.exists());
-    assert_eq!(left(), 1, "failures leave only the lock");
-
-    // A broken one is replaced.
-    touch(target.join("nvidia/cu13/lib/libnvrtc.so.13"));
-    let good = script(dir.path(), "good", FILL);
-    let root = install_with(&target, &[missing, without, good.clone()], &report).expect("an installation");
-    assert!(inspect(&root).is_ok());
-    assert_eq!(left(), 2, "the lock and the toolchain");
-    assert!(lines.borrow().iter().any(|line| line == "Downloading"));
-    // One that is there is not fetched again.
-    assert_eq!(install_with(&target, &[], &report).expect("it is there"), root);
-}
-
-#[cfg(unix)]
-#[test]
-fn installers_at_the_same_time_share_one() {
-    let dir = folder();
-    let target = dir.path().join("data/toolchain");
-    let slow = script(dir.path(), "slow", &format!("sleep 0.2\n{FILL}"));
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| install_with(&target, std::slice::from_ref(&slow), &|_| ()).expect("one of them"));
+fn plant_conda(prefix: &Path, links: bool) {
+    use std::os::unix::fs::symlink;
+    let target = format!("targets/{}-linux", if cfg!(target_arch = "aarch64") { "sbsa" } else { "x86_64" });
+    let real = prefix.join(&target);
+    touch(real.join("lib/libnvrtc.so.13.0.88"));
+    touch(real.join("lib/libnvrtc-builtins.so.13.0.88"));
+    symlink("libnvrtc.so.13.0.88", real.join("lib/libnvrtc.so.13")).expect("a link");
+    symlink("libnvrtc-builtins.so.13.0.88", real.join("lib/libnvrtc-builtins.so.13.0")).expect("a link");
+    touch(real.join("include/cuda_fp16.h"));
+    touch(real.join("include/cuda_bf16.h"));
+    if links {
+        fs::create_dir_all(prefix.join("lib")).expect("a folder");
+        for name in ["libnvrtc.so.13", "libnvrtc.so.13.0.88"] {
+            symlink(Path::new("..").join(&target).join("lib").join(name), prefix.join("lib").join(name))
+                .expect("a link");
         }
-    });
-    let runs = fs::read_to_string(dir.path().join("runs")).expect("somebody ran");
-    assert_eq!(runs.lines().count(), 1, "the others waited for the first");
+    }
+}
+
+/// Whatever names an installation, and whether its folders are links, all of it is found, and by its real place.
+#[cfg(unix)]
+#[test]
+fn layouts_and_links_lead_to_the_same_files() {
+    use std::os::unix::fs::symlink;
+    let dir = folder();
+    let root = dir.path().canonicalize().expect("a path");
+    let path = |name: &str| root.join(name);
+    let target = if cfg!(target_arch = "aarch64") { "targets/sbsa-linux" } else { "targets/x86_64-linux" };
+    plant_conda(&path("conda"), true);
+    plant_conda(&path("conda bare"), false);
+    plant(&path("cuda-13.0"), "lib64", (13, 0));
+    symlink("cuda-13.0", path("cuda")).expect("a link");
+    // NVIDIA's installer: everything is below `targets`, with links to its folders.
+    plant(&path("runfile").join(target), "lib", (13, 0));
+    symlink(Path::new(target).join("lib"), path("runfile/lib64")).expect("a link");
+    symlink(Path::new(target).join("include"), path("runfile/include")).expect("a link");
+    // Debian's.
+    plant(&path("debian"), "lib/x86_64-linux-gnu", (13, 0));
+    // A folder of links, one of which is all that is there.
+    fs::create_dir(path("alone")).expect("a folder");
+    symlink(path("cuda-13.0/lib64/libnvrtc.so.13"), path("alone/libnvrtc.so.13")).expect("a link");
+    fs::create_dir(path("lib64 alone")).expect("a folder");
+    symlink(path("cuda-13.0/lib64"), path("lib64 alone/lib64")).expect("a link");
+
+    let conda = path("conda").join(target);
+    let bare = path("conda bare").join(target);
+    let runfile = path("runfile").join(target);
+    let cuda = path("cuda-13.0");
+    for (place, real) in [
+        ("conda", &conda),
+        ("conda/lib", &conda),
+        ("conda/lib/libnvrtc.so.13", &conda),
+        ("conda bare", &bare),
+        ("cuda", &cuda),
+        ("cuda/lib64", &cuda),
+        ("cuda/lib64/libnvrtc.so.13", &cuda),
+        ("runfile", &runfile),
+        ("runfile/lib64", &runfile),
+        ("debian/lib/x86_64-linux-gnu", &path("debian")),
+        ("alone", &cuda),
+        ("alone/libnvrtc.so.13", &cuda),
+        ("lib64 alone", &cuda),
+    ] {
+        let located = inspect(&path(place)).unwrap_or_else(|refusal| panic!("{place}: {refusal}"));
+        assert!(located.library.starts_with(path(place)), "{place}: as it was found: {located:?}");
+        for file in [&located.opened, &located.builtins, &located.include.join("cuda_fp16.h")] {
+            assert!(file.starts_with(real), "{place}: {located:?}");
+            assert_eq!(
+                &file.canonicalize().expect("it is there"),
+                file,
+                "{place}: what is opened is no link"
+            );
+        }
+    }
+    for name in PYTHON_VARIABLES {
+        for place in ["conda", "conda bare"] {
+            let environment = Environment::empty(&path("nowhere")).with_variable(name, path(place));
+            assert!(
+                found(&environment).0.expect("a toolchain").library.starts_with(path(place)),
+                "{name}, {place}"
+            );
+        }
+    }
+}
+
+/// What is executed is nobody else's to change: the library, its builtins, the headers and the folders above, whatever led to
+/// them.
+#[cfg(unix)]
+#[test]
+fn what_others_can_change_is_not_loaded() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = folder();
+    let root = dir.path().canonicalize().expect("a path");
+    let home = root.join("above/cuda");
+    let set_mode = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("its mode is set");
+    };
+    plant(&home, "lib", (13, 0));
+    let elsewhere = root.join("elsewhere/nvidia/cu13");
+    plant(&elsewhere, "lib", (13, 0));
+    let environment = Environment::empty(&root)
+        .with_variable("CUDA_HOME", &home)
+        .with_python_folders(vec![root.join("elsewhere")]);
+    let told = Environment::empty(&root).with_variable(NVRTC_VARIABLE, &home);
+    assert!(found(&environment).0.expect("it is ours").library.starts_with(&home));
+    for exposed in [
+        "above",
+        "above/cuda",
+        "above/cuda/lib",
+        "above/cuda/lib/libnvrtc.so.13",
+        "above/cuda/lib/libnvrtc-builtins.so.13.0",
+        "above/cuda/include",
+        "above/cuda/include/cuda_fp16.h",
+        "above/cuda/include/cuda_bf16.h",
+    ] {
+        let path = root.join(exposed);
+        let mode = fs::metadata(&path).expect("it is there").permissions().mode() & 0o777;
+        set_mode(&path, mode | 0o002);
+        let refusal =
+            Refusal::Exposed { path: path.clone(), exposure: Exposure::Writable { mode: mode | 0o002 } };
+        // The next place is taken, and the list says why.
+        let (located, searched) = found(&environment);
+        assert!(located.expect("the next one").library.starts_with(&elsewhere), "{exposed}");
+        assert_eq!(searched[0].outcome, Outcome::Refused(refusal.clone()), "{exposed}");
+        // The user's word is no exception.
+        let error = Toolchain::find_in(&told).expect_err("it is exposed");
+        assert!(
+            matches!(&error, ToolchainError::Told { refusal: found, .. } if *found == refusal),
+            "{error}"
+        );
+        let text = error.to_string();
+        assert!(text.contains(&path.display().to_string()) && text.contains("other users"), "{text}");
+        serde_json::to_value(&searched).expect("it has a JSON form");
+        set_mode(&path, mode);
+    }
+    assert!(found(&environment).0.expect("as before").library.starts_with(&home));
+
+    if rustix::process::geteuid().is_root() {
+        for exposed in ["above", "above/cuda/lib/libnvrtc-builtins.so.13.0", "above/cuda/include/cuda_fp16.h"]
+        {
+            let path = root.join(exposed);
+            std::os::unix::fs::chown(&path, Some(65534), None).expect("it is given away");
+            let refusal = inspect(&home).expect_err("it is another user's");
+            let owner = Exposure::Owner { owner: 65534, user: 0 };
+            assert_eq!(refusal, Refusal::Exposed { path: path.clone(), exposure: owner });
+            std::os::unix::fs::chown(&path, Some(0), None).expect("it is taken back");
+        }
+    }
+}
+
+/// Neither what lies in the current folder nor a relative entry of the path is Python's module or a package folder; what the
+/// user added is.
+#[cfg(unix)]
+#[test]
+fn the_current_folder_has_no_say() {
+    let dir = folder();
+    plant(&dir.path().join("added/nvidia/cu13"), "lib", (13, 0));
+    let environment = Environment::empty(dir.path())
+        .with_python_folders(vec!["added".into(), ".".into(), "".into()])
+        .with_variable(PYTHON_PATH_VARIABLE, "added::.");
+    assert_eq!(found(&environment).0, None);
+    let added = std::env::join_paths([Path::new("."), &dir.path().join("added")]).expect("a path");
+    let environment = environment.with_variable(PYTHON_PATH_VARIABLE, added);
+    assert!(found(&environment).0.expect("a toolchain").library.starts_with(dir.path().join("added")));
+
+    // The interpreter itself, in a folder where `site.py`, `json.py` and `pip.py` tell that they were run.
+    let told = dir.path().join("told");
+    for module in ["site", "json", "pip", "sitecustomize"] {
+        let line = format!("open({told:?}, 'w').write('{module}')\n");
+        fs::write(dir.path().join(format!("{module}.py")), line).expect("a module");
+    }
+    let mut ask = ask("python3");
+    ask.current_dir(dir.path()).env("PYTHONPATH", dir.path());
+    let Ok(output) = ask.output() else { panic!("the tests of this workspace need python3") };
+    assert!(output.status.success() && !output.stdout.is_empty(), "{output:?}");
+    assert!(!told.exists(), "a module in the current folder was run");
 }

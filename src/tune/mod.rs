@@ -38,7 +38,7 @@ mod record;
 mod spec;
 mod synthetic;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use bench::Bench;
 pub use explain::Row;

@@ -5,7 +5,10 @@
 #[non_exhaustive]
 pub enum Progress<'a> {
     /// Another process tunes on this GPU.
-    Waiting,
+    Waiting {
+        /// Who, in words.
+        holder: &'a str,
+    },
     /// Candidates are compiled.
     Compiling {
         /// How many are done.
@@ -46,7 +49,7 @@ impl Progress<'_> {
     /// A line for people: `first use on NVIDIA H200: checking forward, 3 of 8`.
     pub fn line(&self, device: &str, kernel: &str) -> String {
         let step = match self {
-            Progress::Waiting => format!("waiting for another process that tunes on it, then {kernel}"),
+            Progress::Waiting { holder } => format!("waiting for {holder}, which tunes on it, then {kernel}"),
             Progress::Compiling { done, of } => format!("compiling {kernel}, {done} of {of}"),
             Progress::Checking { candidate, of, .. } => format!("checking {kernel}, {candidate} of {of}"),
             Progress::WarmingUp { candidate, of, .. } => format!("warming up {kernel}, {candidate} of {of}"),

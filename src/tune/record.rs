@@ -111,7 +111,7 @@ struct Raw {
 #[non_exhaustive]
 pub enum RecordError {
     /// It is no record.
-    #[error("not a tuning record: {0}; delete it, and it is made again")]
+    #[error("not a tuning record: {0}; tuning makes it anew")]
     Json(#[from] serde_json::Error),
     /// It has another form.
     #[error("a tuning record of schema {found}, needed {SCHEMA}: it is made again by this version")]
@@ -128,14 +128,14 @@ pub enum RecordError {
         needed: String,
     },
     /// Two entries have one fingerprint.
-    #[error("the tuning record lists {fingerprint} twice, needed once: delete it, and it is made again")]
+    #[error("the tuning record lists {fingerprint} twice, needed once; tuning makes it anew")]
     Duplicate {
         /// The fingerprint.
         fingerprint: String,
     },
     /// A time that is none.
     #[error(
-        "the tuning record gives {fingerprint} {found} µs, needed a positive number: delete it, and it is made again"
+        "the tuning record gives {fingerprint} {found} µs, needed a positive number; tuning makes it anew"
     )]
     Time {
         /// The fingerprint.
@@ -144,9 +144,7 @@ pub enum RecordError {
         found: f64,
     },
     /// The winner is not among those that were timed.
-    #[error(
-        "the tuning record's winner {winner} is not among its timed candidates: delete it, and it is made again"
-    )]
+    #[error("the tuning record's winner {winner} is not among its timed candidates; tuning makes it anew")]
     Winner {
         /// The winner's fingerprint.
         winner: String,

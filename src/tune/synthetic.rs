@@ -2,7 +2,7 @@
 
 use super::Workload;
 use crate::Error;
-use crate::mask::{BlockMask, BlockSize, MaskError};
+use crate::mask::{BlockMask, BlockSize, blocks_of, bytes_of_lists, grid};
 
 /// What of a mask decides how fast a schedule is: how many blocks it keeps, and how unevenly.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -44,15 +44,14 @@ impl MaskProfile {
 /// As [`BlockMask::from_dense`].
 pub fn synthetic_mask(workload: &Workload, blocks: BlockSize, spread: f64) -> Result<BlockMask, Error> {
     let Workload { batch, heads, seq_q, seq_kv, .. } = *workload;
-    if let Some(found) = [seq_q, seq_kv].into_iter().find(|&seq| i32::try_from(seq).is_err()) {
-        return Err(MaskError::TooLong { found }.into());
-    }
-    let shape = [batch, heads, seq_q.div_ceil(blocks.q()), seq_kv.div_ceil(blocks.kv())];
+    let shape = grid(batch, heads, blocks, (seq_q, seq_kv))?;
     let kv_blocks = shape[3];
-    let rows = batch.saturating_mul(heads).saturating_mul(shape[2]);
+    // A map of its own beside what becomes of it.
+    let blocks_in_all = blocks_of(shape, size_of::<bool>() + bytes_of_lists(false))?;
+    let rows = batch * heads * shape[2];
     let mut random = SplitMix(0x7469_6c65_7772_6967);
     let lengths = row_lengths(&mut random, rows, kv_blocks, workload.density, spread);
-    let mut map = Vec::with_capacity(rows.saturating_mul(kv_blocks));
+    let mut map = Vec::with_capacity(blocks_in_all);
     for length in lengths {
         // Each block in turn is kept with the share that is still needed of those that are left.
         let mut needed = length;

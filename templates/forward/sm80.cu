@@ -250,7 +250,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
     const int steps = counts.all * STEPS_PER_BLOCK;
     // Must be asked for each step in turn.
     const auto first_key_of = [&](int step) {
-        if (step % (32 * STEPS_PER_BLOCK) == 0) blocks.move_window(p, kept[thread_place() / 32].counts, step / STEPS_PER_BLOCK, block_place);
+        if (step % (32 * STEPS_PER_BLOCK) == 0) blocks.move_window(p, kept[thread_place() / 32].counts, step / STEPS_PER_BLOCK, [&] { return block_place(p); });
         return blocks.at(step / STEPS_PER_BLOCK) * BLOCK_KV + step % STEPS_PER_BLOCK * STEP_KV;
     };
     int first_key[AHEAD + 1];  // of this step and those whose copies start before it ends

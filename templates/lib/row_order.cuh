@@ -40,15 +40,15 @@ __device__ __forceinline__ void order_rows(const int* counts, const int* full_co
     for (int row = threadIdx.x; row < rows; row += THREADS) order[atomicAdd(bins + bin_of(row), 1)] = row;
 }
 
-/// As `order_rows`, for kernels whose grid has heads as its second dimension: the last thread block of a head to come here has all its
-/// counts before it, and orders its rows. `finished` counts the head's thread blocks, and is 0 again afterwards.
-__device__ __forceinline__ void order_when_last(int* finished, const int* counts, const int* full_counts, int rows, int longest,
+/// As `order_rows`, for kernels whose grid has heads as its second dimension: the last of a head's `blocks` thread blocks to come here
+/// has all its counts before it, and orders its rows. `finished` counts them, and is 0 again afterwards.
+__device__ __forceinline__ void order_when_last(int* finished, int blocks, const int* counts, const int* full_counts, int rows, int longest,
                                                 int* bins, int* order) {
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) bins[0] = atomicAdd(finished, 1);
     __syncthreads();
-    const bool last = bins[0] + 1 == gridDim.x;
+    const bool last = bins[0] + 1 == blocks;
     __syncthreads();
     if (!last) return;
     __threadfence();
@@ -62,6 +62,6 @@ __device__ __forceinline__ void order_query_blocks_when_last(const Arguments& p,
     const long long head = blockIdx.y, batch = blockIdx.z;
     const auto at = [&](const long long* stride) { return batch * stride[0] + head * stride[1]; };
     const int* full_counts = p.full_kv_counts == nullptr ? nullptr : p.full_kv_counts + at(p.full_kv_counts_stride);
-    order_when_last(p.finished + batch * p.finished_stride[0] + head, p.kv_counts + at(p.kv_counts_stride), full_counts, p.q_blocks,
+    order_when_last(p.finished + batch * p.finished_stride[0] + head, gridDim.x, p.kv_counts + at(p.kv_counts_stride), full_counts, p.q_blocks,
                     p.kv_blocks, bins, p.row_order + at(p.row_order_stride));
 }

@@ -9,6 +9,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __
     const long long head = blockIdx.y, batch = blockIdx.z;
     const auto at = [&](const long long* stride) { return batch * stride[0] + head * stride[1]; };
     const int* full_counts = p.full_counts == nullptr ? nullptr : p.full_counts + at(p.full_counts_stride);
-    order_rows(p.counts + at(p.counts_stride), full_counts, p.rows, p.longest, reinterpret_cast<int*>(smem),
+    // Whatever the caller says is the longest, each row has a bin: of a longest below 0, all have the last one's.
+    order_rows(p.counts + at(p.counts_stride), full_counts, p.rows, max(p.longest, 0), reinterpret_cast<int*>(smem),
                p.row_order + at(p.row_order_stride));
 }

@@ -3,12 +3,15 @@ kernel! {
     /// `scale`) stay in shared memory, and from them each row's key blocks are picked as `select` says, with the same
     /// results. CAPACITY: the most key blocks of a row.
     ///
+    /// `partial_logits` stand in for the logits of the blocks whose class is 1 (see `score_partial`).
+    ///
     /// `row_order` becomes the query blocks of each head by falling number of key blocks, equal ones in any order, for the
     /// forward; for it `finished` must be 0, and is 0 again afterwards.
     fn rank(
         #[align(16)] q_mean: Tensor<f32, [batch, heads, q_blocks, head_dim]>,
         #[align(16)] k_mean: Tensor<f32, [batch, kv_heads, kv_blocks, head_dim]>,
         classes: Option<Tensor<u8, [batch | 1, heads | 1, q_blocks, kv_blocks]>>,
+        partial_logits: Option<Tensor<f32, [batch, heads, q_blocks, kv_blocks]>>,
         kv_counts: mut Tensor<i32, [batch, heads, q_blocks]>,
         kv_indices: mut Tensor<i32, [batch, heads, q_blocks, kv_blocks]>,
         full_kv_counts: mut Option<Tensor<i32, [batch, heads, q_blocks]>>,

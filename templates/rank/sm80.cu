@@ -148,6 +148,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS) TILEWRIGHT_KERNEL(co
         if (p.classes != nullptr)
             row.classes = p.classes + blockIdx.z * p.classes_stride[0] + blockIdx.y * p.classes_stride[1] + q * p.classes_stride[2];
         row.blocks = p.kv_blocks;
+        if (p.partial_logits != nullptr && p.classes != nullptr) {
+            const float* partial = p.partial_logits + blockIdx.z * p.partial_logits_stride[0] +
+                                   blockIdx.y * p.partial_logits_stride[1] + q * p.partial_logits_stride[2];
+            for (int kv = lane; kv < p.kv_blocks; kv += 32)
+                if (row.classes[kv] == PARTIAL) logits[i * PITCH + kv] = __ldg(partial + kv);
+            __syncwarp();
+        }
         select_row(row, [&] { return result_of(p, blockIdx.z, blockIdx.y, q); }, p.top_k, p.top_p, scratch + 32 * warp);
     }
 

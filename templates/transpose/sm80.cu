@@ -96,7 +96,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __
         lists.indices_stride = p.full_q_indices_stride[2];
     }
     if (p.key_order == nullptr || p.finished == nullptr) return;
-    order_when_last(p.finished + batch * p.finished_stride[0] + head, p.q_counts + at(p.q_counts_stride),
+    order_when_last(p.finished + batch * p.finished_stride[0] + head, gridDim.x, p.q_counts + at(p.q_counts_stride),
                     split ? p.full_q_counts + at(p.full_q_counts_stride) : nullptr, p.kv_blocks, p.q_blocks,
                     reinterpret_cast<int*>(smem), p.key_order + at(p.key_order_stride));
 }

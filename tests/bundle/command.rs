@@ -5,7 +5,6 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
 use tilewright::cache::KernelCache;
-use tilewright::toolchain::Toolchain;
 
 fn run(cache: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tilewright"));
@@ -46,6 +45,64 @@ fn a_cache_is_exported_and_imported() {
 }
 
 #[test]
+fn bundles_go_through_pipes() {
+    use std::os::unix::fs::symlink;
+    let (dir, cache) = cache();
+    kernel(0).put(&cache);
+    kernel_of("pool", "sm_80", 400).put(&cache);
+    let (file, link) = (dir.path().join("bundle"), dir.path().join("link"));
+    symlink("bundle", &link).unwrap();
+    assert!(run(cache.root(), &["export", link.to_str().unwrap()]).status.success());
+    assert!(link.is_symlink());
+    let bundle = std::fs::read(&file).unwrap();
+    let output = run(cache.root(), &["export", "-"]);
+    assert!(output.status.success() && output.stdout == bundle);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("-: 2 kernels"));
+
+    for name in ["-", "/dev/stdin"] {
+        let target = dir.path().join(format!("target{}", name.len()));
+        let mut import = Command::new(env!("CARGO_BIN_EXE_tilewright"));
+        import.args(["import", name, "--json"]).env("TILEWRIGHT_CACHE", &target);
+        // A pipe, whose length nobody knows.
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let bytes = bundle.clone();
+        let writing = std::thread::spawn(move || std::io::Write::write_all(&mut writer, &bytes));
+        let output = import.stdin(reader).output().unwrap();
+        writing.join().unwrap().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(length(&report["added"]), 2);
+        assert!(kernel(0).is_in(&KernelCache::at(&target).unwrap()));
+    }
+}
+
+#[test]
+fn a_limit_below_a_bundle_is_said() {
+    let (dir, cache) = cache();
+    let file = dir.path().join("bundle");
+    let (path, target) = (file.to_str().unwrap(), dir.path().join("target"));
+    kernel(0).put(&cache);
+    kernel(1).put(&cache);
+    assert!(run(cache.root(), &["export", path]).status.success());
+    let import = |limit: &str, into: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tilewright"));
+        let command = command.args(["import", path]).env("TILEWRIGHT_CACHE", into);
+        command.env("TILEWRIGHT_CACHE_LIMIT", limit).output().unwrap()
+    };
+    let refused = import("4K", &target);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("4096") && said.contains("TILEWRIGHT_CACHE_LIMIT"), "{said}");
+    kernel(7).put(&KernelCache::at(&target).unwrap());
+    let taken = import("9K", &target);
+    let said = String::from_utf8_lossy(&taken.stdout).into_owned();
+    assert!(taken.status.success() && said.contains("1 other kernels") && said.contains("9.0 KiB"), "{said}");
+    let target = KernelCache::at(&target).unwrap();
+    assert!(kernel(0).is_in(&target) && kernel(1).is_in(&target) && !kernel(7).is_in(&target));
+}
+
+#[test]
 fn what_cannot_be_done_is_said() {
     let (dir, cache) = cache();
     let file = dir.path().join("bundle");
@@ -61,33 +118,4 @@ fn what_cannot_be_done_is_said() {
     fails(&["import", file], &["could not open", file]);
     std::fs::write(file, "not a bundle").unwrap();
     fails(&["import", file], &["was refused", "nothing of it imported", "no bundle"]);
-}
-
-#[test]
-fn kernels_are_compiled_into_a_bundle_without_a_gpu() {
-    if Toolchain::find().is_err() {
-        eprintln!("skipped: no NVRTC (kernels_are_compiled_into_a_bundle_without_a_gpu)");
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let (own, target) = (dir.path().join("own"), dir.path().join("target"));
-    let file = dir.path().join("bundle.tar.zst");
-    let file = file.to_str().unwrap();
-    let arguments = ["compile", "--arch", "sm_90a,sm_120a", "--kernel", "select", "--bundle", file];
-    let compiled = json(&own, &arguments);
-    assert_eq!(compiled["failed"], 0);
-    assert_eq!(length(&compiled["bundle"]["kernels"]), 2);
-    assert!(!own.exists(), "the user's cache is not touched");
-
-    let imported = json(&target, &["import", file]);
-    assert_eq!(length(&imported["added"]), 2);
-    let generator = tilewright::codegen::Generator::new(&tilewright::kernels::select::SOURCE).unwrap();
-    let variant = generator.shipped().unwrap().remove(0);
-    let cache = KernelCache::at(&target).unwrap();
-    for arch in ["sm_90a", "sm_120a"] {
-        assert!(
-            cache.find(&variant.name, arch, &variant.source, |_| true).is_some(),
-            "as a machine without NVRTC asks"
-        );
-    }
 }

@@ -4,10 +4,8 @@ use super::support::*;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use tilewright::bundle::{BundleError, Contents, export, import};
-use tilewright::cache::{CubinKey, KernelCache};
-use tilewright::compile::OPTIONS;
-use tilewright::toolchain::Toolchain;
+use tilewright::bundle::{BundleError, Contents, Refusal, export, import};
+use tilewright::cache::KernelCache;
 
 #[test]
 fn a_round_trip_brings_everything() {
@@ -53,6 +51,18 @@ fn the_same_content_gives_the_same_bytes() {
         fs::read(path).unwrap()
     };
     let first = exported(&cache, "first");
+    // What was imported is exported as it came, and when and how long it was compiled is no part of it.
+    let imported = KernelCache::at(&dir.path().join("imported")).unwrap();
+    import(&imported, &dir.path().join("first")).unwrap();
+    assert_eq!(exported(&imported, "again"), first);
+    let slow = KernelCache::at(&dir.path().join("slow")).unwrap();
+    for number in 0..5 {
+        let mut kernel = kernel(number);
+        kernel.cubin.compile_time *= 7;
+        kernel.put(&slow);
+    }
+    write_record(&slow, &record("sm_90a", &[("a", 2.0)]));
+    assert_eq!(exported(&slow, "third"), first);
     // A copy on another day, in which the files come in another order.
     let copy = dir.path().join("copy");
     assert!(Command::new("cp").arg("-r").args([cache.root(), &copy]).status().unwrap().success());
@@ -139,37 +149,70 @@ fn long_names_survive() {
 }
 
 #[test]
-fn real_cubins_travel() {
-    let Ok(toolchain) = Toolchain::find() else {
-        eprintln!("skipped: no NVRTC (real_cubins_travel)");
-        return;
-    };
-    let (dir, cache) = cache();
-    let source = "extern \"C\" __global__ void scale(float* x) { x[threadIdx.x] *= 2.0f; }";
-    let keys = ["sm_80", "sm_90a"].map(|arch| {
-        let cubin = toolchain.compile("scale", source, arch).unwrap();
-        let key = CubinKey::new("scale", arch, source, OPTIONS, toolchain.version());
-        cache.put(&key, source, &cubin).unwrap();
-        (key, cubin)
-    });
-    let path = dir.path().join("bundle");
-    export(&cache, &Contents::Everything, &path).unwrap();
-    let (_to, target) = super::support::cache();
-    assert_eq!(import(&target, &path).unwrap().added.len(), 2);
-    for (key, cubin) in keys {
-        assert_eq!(target.get(&key).unwrap().bytes, cubin.bytes);
-        // As a machine without NVRTC asks.
-        assert_eq!(target.find("scale", key.arch(), source, |_| true).unwrap().report, cubin.report);
-    }
-}
-
-#[test]
 fn no_bundle_is_no_panic() {
     let (dir, cache) = cache();
     let missing = import(&cache, &dir.path().join("nothing")).unwrap_err();
     assert!(matches!(missing, BundleError::Open { .. }), "{missing}");
     let folder = import(&cache, dir.path()).unwrap_err();
     assert!(matches!(folder, BundleError::Open { .. }), "{folder}");
+    // Read like a pipe, and refused at once although it never ends.
     let device = import(&cache, Path::new("/dev/zero")).unwrap_err();
-    assert!(matches!(device, BundleError::Open { .. }), "{device}");
+    assert!(matches!(device, BundleError::Refused { refusal: Refusal::Damaged(_), .. }), "{device}");
+}
+
+/// Kernels of some ten thousand bytes each.
+fn large(number: usize) -> Kernel {
+    kernel_of(&format!("large{number}"), "sm_90a", 10_000)
+}
+
+/// A bundle of the first `count` of them.
+fn bundle_of(count: usize) -> (tempfile::TempDir, std::path::PathBuf) {
+    let (dir, cache) = cache();
+    (0..count).for_each(|number| large(number).put(&cache));
+    let path = dir.path().join("bundle");
+    export(&cache, &Contents::Everything, &path).unwrap();
+    (dir, path)
+}
+
+#[test]
+fn an_import_is_kept_whole_or_refused() {
+    let (_dir, path) = bundle_of(4);
+    for limit in [0, 10_000, 35_000] {
+        let (_to, target) = cache();
+        let target = target.with_limit(limit);
+        kernel(9).put(&target.clone().with_limit(u64::MAX));
+        let error = import(&target, &path).unwrap_err();
+        assert!(
+            matches!(&error, BundleError::OverLimit { limit: found, needed, .. } if *found == limit && *needed > 40_000)
+        );
+        let said = error.to_string();
+        assert!(said.contains("TILEWRIGHT_CACHE_LIMIT") && said.contains(&limit.to_string()), "{said}");
+        assert!(kernel(9).is_in(&target) && target.entries().len() == 1, "the cache is as it was");
+    }
+    // There is room when what was there before goes; what the bundle has in common with it stays.
+    for limit in [45_500, 48_000, 60_000, 1_000_000] {
+        let (_to, target) = cache();
+        let target = target.with_limit(limit);
+        let all = target.clone().with_limit(u64::MAX);
+        for number in [2, 10, 11, 12] {
+            large(number).put(&all);
+        }
+        // Used last, and longest ago.
+        let used = |number: usize, hours: u64| {
+            let entry = all.entries().into_iter().find(|entry| entry.key == large(number).key).unwrap();
+            let file = fs::File::options().write(true).open(entry.path.join("used")).unwrap();
+            file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(hours * 60))
+                .unwrap();
+        };
+        [(2, 50), (10, 40), (11, 30), (12, 20)]
+            .into_iter()
+            .for_each(|(number, minutes)| used(number, minutes));
+        let report = import(&target, &path).unwrap();
+        assert_eq!((report.added.len(), report.present.len()), (3, 1));
+        assert!((0..4).all(|number| large(number).is_in(&target)), "{limit}: what was imported is there");
+        let total: u64 = target.entries().iter().map(|entry| entry.bytes).sum();
+        assert!(total <= limit, "{total} of {limit}");
+        assert_eq!(target.entries().len() + report.removed, 7, "{limit}");
+        assert_eq!(report.removed == 0, limit == 1_000_000);
+    }
 }

@@ -3,7 +3,7 @@
 use super::support::*;
 use std::fs;
 use tar::EntryType;
-use tilewright::bundle::{PathFault, Refusal, import};
+use tilewright::bundle::{BundleError, PathFault, Refusal, import};
 
 /// The files of a good bundle without its manifest.
 fn good() -> Vec<File> {
@@ -290,6 +290,34 @@ fn names_that_would_reach_a_terminal_are_refused() {
     let path = cache.root().join("bundle");
     tilewright::bundle::export(&cache, &tilewright::bundle::Contents::Everything, &path).unwrap();
     assert!(matches!(refusal(&fs::read(&path).unwrap()), Refusal::Content { .. }));
+}
+
+/// A header whose path and size are no path and no size, found by fuzzing: its words are part of the message.
+const ESCAPES: &[u8] =
+    b"\x28\xb5\x2f\xfd\x64\x00\x05\x65\x02\x00\x74\x03\x1b\x5b\x32\x4a\x1b\x5d\x30\x3b\x6f\x77\x6e\x65\
+      \x64\x07\x00\x30\x30\x30\x30\x36\x34\x34\x30\x30\x30\x6e\x6f\x74\x20\x61\x20\x73\x69\x7a\x65\x21\
+      \x00\x30\x31\x30\x35\x36\x34\x00\x20\x30\x00\x75\x73\x74\x61\x72\x20\x20\x00\x07\x00\xf4\x80\x9f\
+      \x03\x90\x8e\x5b\xe1\xe7\xf3\x40\xc7\x4a\x6b\xc8\x04\xea\x93\x61\xe9\x66";
+
+#[test]
+fn what_a_bundle_says_of_itself_is_harmless() {
+    let said = BundleError::Refused { path: "a\u{1b}b\nc".into(), refusal: refusal(ESCAPES) }.to_string();
+    assert!(!said.contains(char::is_control), "{said:?}");
+    assert!(said.contains("\\u{1b}[2J") && said.contains("a\\u{1b}b\\nc"), "{said}");
+    // Anything else that may be in a file: names of fields, a manifest's own words.
+    let manifest = br#"{"schema": 1, "created_by": "x", "files": [], "\u001b[2J": 1}"#.to_vec();
+    for refusal in [
+        refusal(&packed(&[File::new("manifest.json", manifest)])),
+        Refusal::Damaged("\u{1b}[2J\u{7}".into()),
+        Refusal::Manifest("\u{1b}[2J\r".into()),
+        Refusal::NoManifest { found: "\u{1b}[2J\u{7f}".into() },
+        Refusal::Schema { found: 2, created_by: "\u{1b}[2J\u{9b}".into() },
+        Refusal::Content { path: "\u{1b}[2J".into(), why: "\u{1b}[2J\n".into() },
+        Refusal::Unlisted { path: "\u{1b}[2J".into() },
+    ] {
+        let said = refusal.to_string();
+        assert!(!said.contains(char::is_control) && said.contains("\\u{1b}[2J"), "{said:?}");
+    }
 }
 
 #[test]

@@ -31,12 +31,24 @@ fn only_what_the_key_says_is_stored() {
         |source: &str, cubin: &Cubin| cache.put(&one.key, source, cubin).expect_err("it is refused");
     assert!(matches!(refused(&two.source, &one.cubin), CacheError::Mismatch { .. }));
     assert!(matches!(refused(&one.source, &two.cubin), CacheError::Mismatch { .. }));
-    let other = Cubin { arch: "sm_80".to_owned(), ..one.cubin.clone() };
+    let changed = |change: &dyn Fn(&mut Cubin)| {
+        let mut other = one.cubin.clone();
+        change(&mut other);
+        other
+    };
+    let other = changed(&|cubin| cubin.arch = "sm_80".to_owned());
     assert!(refused(&one.source, &other).to_string().contains("sm_80"));
-    let other = Cubin { nvrtc: (12, 9), ..one.cubin.clone() };
+    let other = changed(&|cubin| cubin.nvrtc = (12, 9));
     assert!(matches!(refused(&one.source, &other), CacheError::Mismatch { .. }));
-    let cut = Cubin { bytes: one.cubin.bytes[..40].to_vec(), ..one.cubin.clone() };
-    assert!(matches!(refused(&one.source, &cut), CacheError::NotWhole { bytes: 40, .. }));
+    // SAFETY: it never reaches a driver.
+    let code = |bytes: usize, source: &str| unsafe {
+        let (bytes, names) = (one.cubin.bytes()[..bytes].to_vec(), [one.key.name(), one.key.arch()]);
+        Cubin::from_code(names, one.cubin.nvrtc, source, bytes, one.cubin.report)
+    };
+    assert!(matches!(refused(&one.source, &code(40, &one.source)), CacheError::NotWhole { bytes: 40, .. }));
+    // Code of another source, whatever it calls itself.
+    let foreign = refused(&one.source, &code(300, &two.source));
+    assert!(matches!(foreign, CacheError::Mismatch { what: "code of a source of digest", .. }), "{foreign}");
     assert!(cache.entries().is_empty());
     // The caller still gets what was compiled.
     let got = cache.get_or_compile(&one.key, &two.source, || Ok::<_, ()>(one.cubin.clone()));

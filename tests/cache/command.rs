@@ -60,6 +60,30 @@ fn the_command_shows_and_keeps_the_cache() {
 }
 
 #[test]
+fn looking_makes_no_folder() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let folder = dir.path().join("above/cache");
+    let file = dir.path().join("bundle");
+    for (arguments, status, says) in [
+        (&["cache", "path"][..], 0, folder.to_str().expect("a plain path")),
+        (&["cache", "list"], 0, "0 kernels"),
+        (&["cache", "verify"], 0, "0 kernels and 0 tuning records are sound"),
+        (&["cache", "prune"], 0, "removed 0 kernels"),
+        (&["cache", "clear"], 0, "removed 0 kernels"),
+        (&["doctor"], 0, "is not there yet"),
+        (&["export", file.to_str().expect("a plain path")], 1, "holds nothing"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tilewright"));
+        let output = command.args(arguments).env("TILEWRIGHT_CACHE", &folder).output().expect("it starts");
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {said}");
+        assert!(said.contains(says), "{arguments:?}: {said}");
+        assert_eq!(fs::read_dir(dir.path()).expect("a folder").count(), 0, "{arguments:?} made something");
+    }
+}
+
+#[test]
 fn a_refused_folder_is_a_message() {
     let dir = tempfile::tempdir().expect("a folder");
     let mode: fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o777);

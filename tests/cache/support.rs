@@ -1,7 +1,8 @@
 //! Fake kernels, other processes and small disks.
+#![allow(dead_code, reason = "each test target uses its own part")]
 
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
@@ -34,16 +35,11 @@ pub fn kernel_of(number: usize, bytes: usize, nvrtc: (i32, i32)) -> Kernel {
     for (i, byte) in elf.iter_mut().enumerate().skip(64) {
         *byte = (i * 31 + number * 7 + nvrtc.1 as usize) as u8;
     }
-    let cubin = Cubin {
-        name: name.clone(),
-        arch: arch.to_owned(),
-        nvrtc,
-        bytes: elf,
-        report: PtxasReport { registers: 100 + number as u32, ..PtxasReport::default() },
-        compile_time: Duration::from_millis(123),
-        warnings: vec!["an unused variable".to_owned()],
-        log: String::new(),
-    };
+    let report = PtxasReport { registers: 100 + number as u32, ..PtxasReport::default() };
+    // SAFETY: it never reaches a driver.
+    let mut cubin = unsafe { Cubin::from_code([&name, arch], nvrtc, &source, elf, report) };
+    cubin.compile_time = Duration::from_millis(123);
+    cubin.warnings = vec!["an unused variable".to_owned()];
     Kernel { key: CubinKey::new(&name, arch, &source, OPTIONS, nvrtc), source, cubin }
 }
 
@@ -74,7 +70,7 @@ pub fn cache() -> (TempDir, KernelCache) {
     (dir, cache)
 }
 
-/// A process that plays a role of `child` in tests/cache.rs.
+/// A process that plays a role of `child` in tests/cache.rs, or of `role` in tests/needs.rs.
 pub fn child(role: &str, folder: &Path) -> Command {
     child_of(&std::env::current_exe().expect("this program"), role, folder)
 }
@@ -141,16 +137,16 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// None where one cannot be mounted, which is said.
-    pub fn mount(test: &str, size: &str) -> Option<Self> {
+    pub fn mount(size: &str) -> Self {
+        Self::try_mount(size).expect("a disk can be mounted")
+    }
+
+    /// None where a disk cannot be mounted.
+    pub fn try_mount(size: &str) -> Option<Self> {
         let folder = tempfile::tempdir().expect("a folder");
         let options = format!("size={size},mode=700");
         let disk = Self { folder };
-        if is_root() && mount(&["-t", "tmpfs", "-o", &options, "tmpfs"], disk.path()) {
-            return Some(disk);
-        }
-        eprintln!("skipped: no disk can be mounted here ({test})");
-        None
+        (is_root() && mount(&["-t", "tmpfs", "-o", &options, "tmpfs"], disk.path())).then_some(disk)
     }
 
     pub fn path(&self) -> &Path {
@@ -171,4 +167,31 @@ impl Drop for Disk {
 fn mount(arguments: &[&str], place: &Path) -> bool {
     let status = Command::new("mount").args(arguments).arg(place).stderr(Stdio::null()).status();
     status.is_ok_and(|status| status.success())
+}
+
+/// Nobody else may write to what is made. Root's is for all to read, as what root installs.
+pub fn makes_private_files(folder: &Path) {
+    let (folders, files) = if is_root() { (0o755, 0o644) } else { (0o700, 0o600) };
+    let cache = KernelCache::at(&folder.join("cache")).expect("a cache");
+    kernel(1).put(&cache);
+    cache.write_record("device", "file", b"{}").expect("it is written");
+    fs::write(kernel(1).folder(&cache).join("kernel.cu"), "damaged").expect("it is written");
+    assert!(!kernel(1).is_in(&cache));
+    kernel(1).put(&cache);
+    let _lock = cache.lock("lock", std::time::Duration::ZERO).expect("a lock");
+    let mut paths = all_below(cache.root());
+    paths.push(cache.root().to_path_buf());
+    assert!(paths.len() > 15, "{paths:?}");
+    for path in paths {
+        let metadata = fs::symlink_metadata(&path).expect("it is there");
+        let mode = metadata.permissions().mode() & 0o777;
+        assert_eq!(mode, if metadata.is_dir() { folders } else { files }, "{}", path.display());
+    }
+}
+
+/// A user that owns nothing.
+pub const NOBODY: u32 = 65534;
+
+pub fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("its mode is set");
 }

@@ -1,6 +1,6 @@
 //! Files that `run` cannot use: each has its message, and nothing half-written is left.
 
-use crate::support::{data, fails, write_tensors};
+use crate::support::{data, fails, nowhere, write_tensors};
 use safetensors::Dtype::{self, BF16, F16, F32};
 use std::path::Path;
 
@@ -29,10 +29,7 @@ fn refuses_tensors(tensors: &[(&str, Dtype, &[usize])], says: &[&str]) {
 
 #[test]
 fn files_that_are_not_there_or_not_whole() {
-    refuses(
-        Path::new("/nonexistent.safetensors"),
-        &["cannot read /nonexistent.safetensors", "check the path"],
-    );
+    refuses(&nowhere(), &["cannot read ", "Cargo.toml/nowhere", "check the path"]);
     refuses(Path::new("/tmp"), &["cannot read /tmp"]);
     let whole = std::fs::read(data("layer6-head1.safetensors")).unwrap();
     let needed = format!("of {}", whole.len());
@@ -79,7 +76,9 @@ fn places_that_cannot_be_written_to() {
     let run = |to: &str, says: &[&str]| {
         fails(&["run", "--device", "cpu", "--input", from, "--output", to], says);
     };
-    run("/nonexistent/out.safetensors", &["cannot write /nonexistent/out.safetensors", "--output"]);
+    let absent = folder.path().join("absent/out.safetensors");
+    run(absent.to_str().unwrap(), &["cannot write ", "absent/out.safetensors", "--output"]);
+    run(nowhere().to_str().unwrap(), &["cannot write ", "Cargo.toml/nowhere", "--output"]);
     run(folder.path().to_str().unwrap(), &["cannot write", "it is a folder"]);
     run("/dev/null/out.safetensors", &["cannot write"]);
 }
@@ -89,9 +88,9 @@ fn rules_out_of_range() {
     let input = data("layer2-head5.safetensors");
     let from = input.to_str().unwrap();
     let run = |option: &str, value: &str, says: &[&str]| {
-        let arguments =
-            ["run", "--device", "cpu", "--input", from, "--output", "/nonexistent/out", option, value];
-        fails(&arguments, says);
+        let to = nowhere();
+        let to = to.to_str().unwrap();
+        fails(&["run", "--device", "cpu", "--input", from, "--output", to, option, value], says);
     };
     run("--top-k", "0", &["top-k is 0"]);
     run("--top-p", "1.5", &["top-p is 1.5"]);

@@ -11,9 +11,27 @@ use tilewright::toolchain::Toolchain;
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tilewright"));
     if Toolchain::find().is_err() {
-        command.env("TILEWRIGHT_NVRTC", "/nonexistent");
+        command.env("TILEWRIGHT_NVRTC", nowhere());
     }
     command
+}
+
+/// A place that is not there and that nobody can make, root among them: it lies below a file.
+pub fn nowhere() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml/nowhere")
+}
+
+#[cfg(unix)]
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// A file of tensors that takes no time.
+pub fn small_input(folder: &Path) -> String {
+    let path = folder.join("in.safetensors");
+    let shape: &[usize] = &[1, 2, 200, 64];
+    write_tensors(&path, &["q", "k", "v"].map(|name| (name, Dtype::BF16, shape)));
+    path.to_str().expect("a plain path").to_owned()
 }
 
 pub fn tilewright(arguments: &[&str]) -> Output {
@@ -47,13 +65,11 @@ pub fn fails(arguments: &[&str], says: &[&str]) {
     }
 }
 
-/// Whether there is an NVRTC; says so when there is not.
-pub fn has_nvrtc(test: &str) -> bool {
-    let found = Toolchain::find().is_ok();
-    if !found {
-        eprintln!("skipped: no NVRTC ({test})");
-    }
-    found
+/// Whether there is an NVRTC: what `what` says differs with it. Where `CI` is set it is installed before the tests.
+pub fn has_nvrtc(what: &str) -> bool {
+    let found = Toolchain::find();
+    assert!(found.is_ok() || std::env::var_os("CI").is_none(), "{what} without NVRTC in CI: {found:?}");
+    found.is_ok()
 }
 
 pub fn data(name: &str) -> PathBuf {

@@ -5,7 +5,7 @@ use super::support::Random;
 use libtest_mimic::Failed;
 use tilewright::attention::MaskLists;
 use tilewright::device::{CudaDevice, DeviceBuffer};
-use tilewright::tensor::contiguous_strides;
+use tilewright::tensor::{TensorError, contiguous_strides};
 use tilewright::tune::Policy;
 use tilewright::{
     Attention, BlockIndex, BlockMask, DType, Device, Error, HeadDim, Tensor, mask_mod, top_k, top_p,
@@ -224,8 +224,11 @@ fn refused(device: &Device) -> Result<(), Failed> {
     let found = [
         matches!(call(&q, &k, &mut out, &mut small), Err(Error::Scratch { .. })),
         matches!(call(&q, &k, &mut wide, &mut scratch), Err(Error::Gaps { what: "out", .. })),
-        matches!(call(&q, &other, &mut out, &mut scratch), Err(Error::Aliased { what: "k" })),
-        matches!(call(&q, &k, &mut short, &mut scratch), Err(Error::Bind(_))),
+        matches!(call(&q, &other, &mut out, &mut scratch), Err(Error::Aliased { what: "k", with: "out" })),
+        matches!(
+            call(&q, &k, &mut short, &mut scratch),
+            Err(Error::Tensor(TensorError::Shape { what: "out", .. }))
+        ),
     ];
     if found != [true; 4] {
         return Err(format!("refused: {found:?}").into());

@@ -160,7 +160,8 @@ pub fn launch(
         scale,
     };
     let functions = FunctionArgs::new(cuda, &kernel.variant().candidate.spec, &[None, None])?;
-    kernel.launch(&args, Some(&functions))?;
+    // SAFETY: the lists are those of a mask; everything lives until the wait below.
+    unsafe { kernel.launch(&args, Some(&functions))? };
     cuda.synchronize()?;
     Ok((out, lse))
 }

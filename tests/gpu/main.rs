@@ -3,31 +3,37 @@
 mod backward;
 mod caller;
 mod choice;
+mod folded;
 mod forward;
 mod functions;
 mod mask;
+#[path = "../support/needs.rs"]
+mod needs;
 mod random_functions;
 mod real;
 mod regroup;
 mod robust;
 mod soak;
+mod sound;
 mod streams;
 #[path = "../support/mod.rs"]
 mod support;
 mod tiles;
 mod tuned;
+mod ways;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Failed};
 use tilewright::Device;
 
 /// A test: its name and what it does on the GPU.
 type Test = (&'static str, fn(&Device) -> Result<(), Failed>);
 
-const GROUPS: [&[Test]; 15] = [
+const GROUPS: [&[Test]; 20] = [
     backward::TESTS,
     backward::calls::TESTS,
     caller::TESTS,
     choice::TESTS,
+    folded::TESTS,
     forward::TESTS,
     functions::TESTS,
     mask::TESTS,
@@ -36,9 +42,13 @@ const GROUPS: [&[Test]; 15] = [
     regroup::TESTS,
     robust::TESTS,
     soak::TESTS,
+    sound::TESTS,
+    sound::beside::TESTS,
+    sound::captures::TESTS,
     streams::TESTS,
     tiles::TESTS,
     tuned::TESTS,
+    ways::TESTS,
 ];
 
 fn main() -> std::process::ExitCode {
@@ -53,26 +63,11 @@ fn main() -> std::process::ExitCode {
         std::env::set_var("TILEWRIGHT_CACHE", cache.path().join("tilewright"));
         std::env::set_var("TILEWRIGHT_POLICY", "first-valid");
     }
-    let device = Device::cuda(0);
-    if let Err(reason) = &device
-        && !arguments.list
-    {
-        println!("skipped: no GPU ({reason})");
+    let device = needs::gpu();
+    if !arguments.list {
+        needs::say(&device);
     }
-    let trials = GROUPS
-        .into_iter()
-        .flatten()
-        .map(|&(name, test)| {
-            let trial = match &device {
-                Ok(device) => {
-                    let device = device.clone();
-                    Trial::test(name, move || test(&device))
-                }
-                Err(_) => Trial::test(name, || Ok(())).with_ignored_flag(true),
-            };
-            // The kind stands beside the name in the listing.
-            if device.is_err() { trial.with_kind("skipped: no GPU") } else { trial }
-        })
-        .collect();
+    let tests = GROUPS.into_iter().flatten();
+    let trials = tests.map(|&(name, test)| needs::needing(name, &device, test)).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -17,6 +17,8 @@ pub const TESTS: &[Test] = &[
     ("mask::of_a_mask_function_alone", mask_function_alone),
     ("mask::many_key_blocks", many_key_blocks),
     ("mask::of_block_means", block_means),
+    ("mask::what_dropped_keys_hold_decides_nothing", dropped_keys),
+    ("mask::partial_blocks_score_by_their_kept_keys", kept_keys),
 ];
 
 #[mask_mod]
@@ -225,15 +227,27 @@ fn many_key_blocks(device: &Device) -> Result<(), Failed> {
     Ok(())
 }
 
-/// The caller's own block means give the same mask as the tensors.
+fn dropped_keys(device: &Device) -> Result<(), Failed> {
+    Ok(super::support::dropped::garbage_decides_nothing(device)?)
+}
+
+fn kept_keys(device: &Device) -> Result<(), Failed> {
+    Ok(super::support::dropped::partial_blocks_score_by_their_kept_keys(device)?)
+}
+
+/// The caller's own block means give the same mask as the tensors; with a mask function, as they do on the CPU (of tensors, what
+/// it keeps in part scores by the keys that it keeps).
 fn block_means(device: &Device) -> Result<(), Failed> {
     let mut random = Random(29);
     for (rule, windowed) in [(top_k(0.1) | top_p(0.3), false), (top_k(0.2), true)] {
         let q = random.tensor(DType::Bf16, &[2, 4, 900, 64]);
         let k = random.tensor(DType::Bf16, &[2, 2, 900, 64]);
-        let [gpu, _] = attentions(device, 64, DType::Bf16, BlockSize::default(), Some(rule), windowed)?;
+        let [gpu, cpu] = attentions(device, 64, DType::Bf16, BlockSize::default(), Some(rule), windowed)?;
         let (q_mean, k_mean) = (super::support::block_means(&q, 128), super::support::block_means(&k, 64));
-        let expected = gpu.mask(&q.to(device)?, &k.to(device)?)?;
+        let expected = match windowed {
+            true => cpu.mask_of_means(&q_mean, &k_mean, (900, 900))?,
+            false => gpu.mask(&q.to(device)?, &k.to(device)?)?,
+        };
         let found = gpu.mask_of_means(&q_mean.to(device)?, &k_mean.to(device)?, (900, 900))?;
         check_form(&found)?;
         let (found, expected) = (found.to_dense()?, expected.to_dense()?);

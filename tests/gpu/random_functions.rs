@@ -140,9 +140,7 @@ extern \"C\" __global__ void evaluate(const __grid_constant__ Params p) {{
         .collect();
     // SAFETY: the struct holds three addresses of buffers that live until the results are read; the grid has one block
     // for each function and one thread for each input.
-    unsafe {
-        kernel.launch(cuda.stream(), [functions.len() as u32, 1, 1], inputs.len() as u32, 0, &[&params])?
-    };
+    unsafe { kernel.launch(cuda, [functions.len() as u32, 1, 1], inputs.len() as u32, 0, &[&params])? };
     Ok(cuda
         .download(&results)?
         .chunks_exact(4)

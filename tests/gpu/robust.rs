@@ -112,7 +112,8 @@ fn wild_lists(device: &Device) -> Result<(), Failed> {
         scale: 0.125,
     };
     let functions = FunctionArgs::new(cuda, &kernel.variant().candidate.spec, &[None, None])?;
-    kernel.launch(&args, Some(&functions))?;
+    // SAFETY: lists may hold anything; everything lives until the wait below.
+    unsafe { kernel.launch(&args, Some(&functions))? };
     cuda.synchronize()?;
     let map: Vec<bool> = (0..2 * rows).flat_map(|_| (0..10).map(|block| block == 1 || block == 3)).collect();
     let mask = BlockMask::from_dense(&map, [1, 2, rows, 10], (128, 64), (600, 600))?;

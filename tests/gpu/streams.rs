@@ -2,6 +2,7 @@
 
 use super::Test;
 use super::support::Random;
+use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use libtest_mimic::Failed;
 use tilewright::{Attention, DType, Device, Error, HeadDim, Output, Tensor, mask_mod, top_k, top_p};
@@ -66,7 +67,7 @@ fn own_stream(device: &Device) -> Result<(), Failed> {
     let [q, k, v] = inputs(device, 79)?;
     let expected = bits(&attention.forward(&q, &k, &v)?)?;
     cuda.synchronize()?;
-    let stream = cuda.context().new_stream()?;
+    let stream = CudaContext::new(cuda.info().ordinal)?.new_stream()?;
     // SAFETY: the stream is of this GPU's context and outlives the attention made on it; everything before it is done.
     let elsewhere = unsafe { attention.on_stream(stream.cu_stream().cast())? };
     let output = elsewhere.forward(&q, &k, &v)?;
@@ -87,7 +88,7 @@ fn graph(device: &Device) -> Result<(), Failed> {
     let mut workspace = attention.workspace(&q, &k, &v)?;
     let expected = bits(attention.forward_into(&q, &k, &v, &mut workspace)?)?;
     cuda.synchronize()?;
-    let stream = cuda.context().new_stream()?;
+    let stream = CudaContext::new(cuda.info().ordinal)?.new_stream()?;
     // SAFETY: as above.
     let captured = unsafe { attention.on_stream(stream.cu_stream().cast())? };
     stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
@@ -136,7 +137,7 @@ fn aliased(device: &Device) -> Result<(), Failed> {
     let mut workspace = attention.workspace(&q, &k, &v)?;
     let out = workspace.output().out.clone();
     match attention.forward_into(&q, &out, &v, &mut workspace) {
-        Err(Error::Aliased { what: "k" }) => Ok(()),
+        Err(Error::Aliased { what: "k", with: "out" }) => Ok(()),
         other => Err(format!("{other:?} instead of Error::Aliased").into()),
     }
 }

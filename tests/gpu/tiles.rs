@@ -3,6 +3,7 @@
 
 use super::Test;
 use super::support::Random;
+use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use libtest_mimic::Failed;
 use tilewright::device::CudaDevice;
@@ -81,7 +82,8 @@ impl Inputs {
             scale: SCALE,
         };
         let functions = FunctionArgs::new(cuda, &kernel.variant().candidate.spec, &[None, None])?;
-        Ok(kernel.launch(&args, Some(&functions))?)
+        // SAFETY: lists and orders may hold anything; the outputs live until the stream is waited for.
+        Ok(unsafe { kernel.launch(&args, Some(&functions)) }?)
     }
 
     /// The bits of one launch into poisoned outputs.
@@ -205,7 +207,8 @@ fn no_rows(device: &Device) -> Result<(), Failed> {
 fn two_streams(device: &Device) -> Result<(), Failed> {
     let here = cuda(device);
     let both = [Inputs::new(device, BlockSize::ALL[0], 233)?, Inputs::new(device, BlockSize::ALL[0], 239)?];
-    let streams = [here.context().new_stream()?, here.context().new_stream()?];
+    let context = CudaContext::new(here.info().ordinal)?;
+    let streams = [context.new_stream()?, context.new_stream()?];
     // SAFETY: the streams are of this GPU's context and outlive what is made on them; each round ends with a wait.
     let on = streams.each_ref().map(|stream| unsafe { here.on_stream(stream.cu_stream().cast()) });
     let mut kernels = Vec::new();
@@ -216,7 +219,7 @@ fn two_streams(device: &Device) -> Result<(), Failed> {
     for (inputs, kernel) in both.iter().zip(&kernels) {
         let mut outputs = Outputs::new(device)?;
         inputs.launch(here, kernel, None, &mut outputs)?;
-        here.context().synchronize()?;
+        context.synchronize()?;
         expected.push(outputs.bits()?);
     }
     for round in 0..20 {
@@ -243,7 +246,8 @@ fn two_streams(device: &Device) -> Result<(), Failed> {
 fn graph(device: &Device) -> Result<(), Failed> {
     let here = cuda(device);
     let inputs = Inputs::new(device, BlockSize::ALL[0], 241)?;
-    let (stream, other) = (here.context().new_stream()?, here.context().new_stream()?);
+    let context = CudaContext::new(here.info().ordinal)?;
+    let (stream, other) = (context.new_stream()?, context.new_stream()?);
     // SAFETY: as above.
     let on = unsafe { here.on_stream(stream.cu_stream().cast()) };
     let kernel = load(&on, &[inputs.request()])?.remove(0);
@@ -312,7 +316,8 @@ fn orders_of_lists(device: &Device) -> Result<(), Failed> {
                 row_order: &mut row_order,
                 longest,
             };
-            kernel.launch(&args, None)?;
+            // SAFETY: any counts will do.
+            unsafe { kernel.launch(&args, None)? };
             // The bin of a length, of the kernel's 1 024. It divides in f32, and nearly right: a length at the edge of two bins may be in
             // either, so the lowest and the highest are asked for.
             let bin = |row: usize, slightly: f64| {

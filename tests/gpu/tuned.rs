@@ -6,11 +6,11 @@ use libtest_mimic::Failed;
 use std::process::Command;
 use std::time::Instant;
 use tilewright::attention::MaskLists;
-use tilewright::reference::relative_error;
+use tilewright::reference::{largest_difference, relative_error};
 use tilewright::tune::{Policy, Workload, synthetic_mask};
 use tilewright::{
-    Attention, BlockSize, DType, Device, Error, Gradients, HeadDim, Output, Selection, Tensor, mask_mod,
-    top_k, top_p,
+    Attention, BlockSize, CaptureValue, DType, Device, DeviceFn, Error, Gradients, HeadDim, Output, ScoreMod,
+    Selection, Tensor, mask_mod, score_mod, top_k, top_p,
 };
 
 pub const TESTS: &[Test] = &[
@@ -19,6 +19,10 @@ pub const TESTS: &[Test] = &[
     ("tuned::the_printed_command_fills_the_cache", printed_command),
     ("tuned::long_rows_survive_the_tuning", long_rows),
     ("tuned::what_does_not_bind_is_the_callers_error", does_not_bind),
+    ("tuned::a_wrong_lse_is_caught", wrong_lse),
+    ("tuned::a_wrong_gradient_is_caught", wrong_gradient),
+    ("tuned::a_function_that_panics_is_an_error", panics),
+    ("tuned::captures_need_not_reach_beyond_the_call", short_captures),
 ];
 
 #[mask_mod]
@@ -78,11 +82,14 @@ fn check(found: &Output, expected: &Output, reference: &[f64]) -> Result<(), Fai
     let blocks = (found.mask.to_dense()?, expected.mask.to_dense()?);
     let apart = blocks.0.classes.iter().zip(&blocks.1.classes).filter(|(a, b)| a != b).count();
     let error = relative_error(&found.out.to_f32_vec()?, reference);
+    let sums: Vec<f64> = expected.lse.to_vec::<f32>()?.into_iter().map(f64::from).collect();
+    let lse_error = largest_difference(&found.lse.to_vec::<f32>()?, &sums);
     // A block at the threshold may differ with the schedule of the selection; then the outputs do too.
     // Written so that a NaN fails.
-    let close = error <= 5e-3;
+    let close = error <= 5e-3 && lse_error <= 1e-4;
     if (apart == 0 && !close) || apart > 4 {
-        return Err(format!("{apart} blocks and {error:.1e} from the untuned result").into());
+        let errors = format!("{error:.1e}, lse {lse_error:.1e}");
+        return Err(format!("{apart} blocks and {errors} from the untuned result").into());
     }
     Ok(())
 }
@@ -195,6 +202,112 @@ fn does_not_bind(device: &Device) -> Result<(), Failed> {
             Err(other) => return Err(format!("{policy}: {other} instead of Error::Bind").into()),
             Ok(_) => return Err(format!("{policy}: it ran").into()),
         }
+    }
+    Ok(())
+}
+
+/// A function that is another on the GPU than on the CPU, as a kernel that is wrong would have it: by `shift`, which leaves `out` as
+/// it is and moves `lse`, and by a derivative of `slope` where the GPU's is 1.
+struct Wrong {
+    shift: f32,
+    slope: f32,
+}
+
+impl DeviceFn for Wrong {
+    fn name(&self) -> &str {
+        "wrong"
+    }
+
+    fn source(&self) -> &str {
+        "fn wrong(score: f32, b: i32, h: i32, q: i32, kv: i32, shift: f32) -> f32 { score + shift }"
+    }
+
+    fn captures(&self) -> Vec<CaptureValue> {
+        vec![CaptureValue::F32(self.shift)]
+    }
+}
+
+impl ScoreMod for Wrong {
+    fn score(&self, score: f32, _: i32, _: i32, _: i32, _: i32) -> f32 {
+        score
+    }
+
+    fn gradient(&self, _: f32, _: i32, _: i32, _: i32, _: i32) -> f32 {
+        self.slope
+    }
+}
+
+fn of_wrong(device: &Device, function: Wrong) -> Result<Attention, Error> {
+    Attention::builder(HeadDim::D64, DType::Bf16).policy(Policy::Tune).score_mod(function).build(device)
+}
+
+/// All candidates have the right `out`, and an `lse` within a hundredth of the right one: none is taken.
+fn wrong_lse(device: &Device) -> Result<(), Failed> {
+    // Sizes no other test tunes.
+    let [q, k, v] = inputs(device, &[1, 3, 2100, 64], 11)?;
+    match of_wrong(device, Wrong { shift: 0.03, slope: 1.0 })?.forward(&q, &k, &v) {
+        Err(Error::Tune { reason, .. }) if reason.contains("lse: it is") => println!("{reason}"),
+        Err(other) => return Err(format!("{other} instead of Error::Tune for lse").into()),
+        Ok(_) => return Err("a wrong lse passed".into()),
+    }
+    // Nothing is kept of it: the function that is the same on both is tuned.
+    of_wrong(device, Wrong { shift: 0.0, slope: 1.0 })?.forward(&q, &k, &v)?;
+    Ok(())
+}
+
+fn wrong_gradient(device: &Device) -> Result<(), Failed> {
+    let [q, k, v] = inputs(device, &[1, 3, 2100, 64], 12)?;
+    let attention = of_wrong(device, Wrong { shift: 0.0, slope: 1.5 })?;
+    let output = attention.forward(&q, &k, &v)?;
+    match attention.backward(&q, &k, &v, &output, &q, None) {
+        Err(Error::Tune { reason, .. }) if reason.contains("dq: it is off") => println!("{reason}"),
+        Err(other) => return Err(format!("{other} instead of Error::Tune for dq").into()),
+        Ok(_) => return Err("a wrong dq passed".into()),
+    }
+    Ok(())
+}
+
+#[mask_mod]
+fn same_document(b: i32, h: i32, q: i32, kv: i32, ids: &[i32]) -> bool {
+    ids[q as usize] == ids[kv as usize]
+}
+
+#[score_mod]
+fn by_head(score: f32, b: i32, h: i32, q: i32, kv: i32, slopes: &[f32]) -> f32 {
+    score * slopes[h as usize]
+}
+
+/// The GPU would read 0: on the CPU it is a panic, and a call whose kernels cannot be checked says so.
+fn panics(device: &Device) -> Result<(), Failed> {
+    let [q, k, v] = inputs(device, &[1, 5, 1700, 64], 13)?;
+    let build = || Attention::builder(HeadDim::D64, DType::Bf16).policy(Policy::Tune);
+    let of_scores = build().score_mod(by_head { slopes: vec![0.5] }).build(device)?;
+    let of_masks = build().mask_mod(same_document { ids: vec![0; 200] }).build(device)?;
+    for (attention, name) in [(of_scores, "by_head"), (of_masks, "same_document")] {
+        match attention.forward(&q, &k, &v) {
+            Err(Error::DeviceFunction { name: found, .. }) if found == name => {}
+            Err(other) => return Err(format!("{name}: {other} instead of Error::DeviceFunction").into()),
+            Ok(_) => return Err(format!("{name}: it ran").into()),
+        }
+    }
+    Ok(())
+}
+
+/// Tables as long as the call, which is shorter than the case that kernels are checked on otherwise; down to one query and one key.
+fn short_captures(device: &Device) -> Result<(), Failed> {
+    for (heads, seq_q, seq_kv) in [(1, 1, 1), (1, 70, 1), (3, 1, 250), (2, 130, 130)] {
+        let mut random = Random(17);
+        let mut tensor = |seq| random.tensor(DType::Bf16, &[1, heads, seq, 64]).to(device);
+        let (q, k, v, d_out) = (tensor(seq_q)?, tensor(seq_kv)?, tensor(seq_kv)?, tensor(seq_q)?);
+        let attention = Attention::builder(HeadDim::D64, DType::Bf16)
+            .policy(Policy::Tune)
+            .score_mod(by_head { slopes: vec![0.5; heads] })
+            .mask_mod(same_document { ids: vec![3; seq_q.max(seq_kv)] })
+            .build(device)?;
+        let output = attention.forward(&q, &k, &v)?;
+        attention
+            .backward(&q, &k, &v, &output, &d_out, None)
+            .map_err(|error| format!("{heads} × {seq_q} × {seq_kv}: {error}"))?;
     }
     Ok(())
 }

@@ -10,9 +10,8 @@ use crate::{DType, Value};
 pub struct Kernel {
     /// The function's name; also the folder's.
     pub name: String,
-    /// The first 32 hex digits of the blake3 hash of the declaration's text, whatever its line ends: two kernels of one name
-    /// and another declaration are not each other.
-    pub fingerprint: String,
+    /// The blake3 hash of the file's text, in hex: what tells two kernels of one name apart.
+    pub declaration: String,
     /// The doc comment.
     pub doc: String,
     /// Arguments in order.

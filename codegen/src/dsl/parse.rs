@@ -27,19 +27,8 @@ impl Kernel {
     /// # Errors
     /// [`Error::Declaration`] with the position of the offending token; `file` is the name it is reported under.
     pub fn parse(file: &str, text: &str) -> std::result::Result<Kernel, Error> {
-        let kernel =
-            limits::with_room(|| parse_file(text)).map_err(|error| Error::declaration(file, &error))?;
-        Ok(Kernel { fingerprint: fingerprint(text), ..kernel })
+        limits::with_room(|| parse_file(text)).map_err(|error| Error::declaration(file, &error))
     }
-}
-
-/// [`Kernel::fingerprint`] of a declaration's text. A checkout may have changed the ends of lines.
-fn fingerprint(text: &str) -> String {
-    let mut hasher = blake3::Hasher::new();
-    for line in text.lines() {
-        hasher.update(line.as_bytes()).update(b"\n");
-    }
-    hasher.finalize().to_hex()[..32].to_owned()
 }
 
 /// Most of a declaration is its documentation.
@@ -59,9 +48,11 @@ fn parse_file(text: &str) -> Result<Kernel> {
     if let Some(second) = kernels.next() {
         return Err(syn::Error::new_spanned(&second?.path, "a second kernel: give it a folder of its own"));
     }
-    let kernel = kernel.parse_body::<Spanned<Kernel>>()?;
-    check::check(&kernel.value, &kernel.spans)?;
-    Ok(kernel.value)
+    let Spanned { value: mut kernel, spans } = kernel.parse_body::<Spanned<Kernel>>()?;
+    check::check(&kernel, &spans)?;
+    // A checkout may have other ends of lines than the machine that generated the bindings.
+    kernel.declaration = blake3::hash(text.replace('\r', "").as_bytes()).to_hex().to_string();
+    Ok(kernel)
 }
 
 /// A value with the names' positions, which the checks report.
@@ -87,7 +78,7 @@ impl Parse for Spanned<Kernel> {
         }
         let mut kernel = Kernel {
             name,
-            fingerprint: String::new(),
+            declaration: String::new(),
             doc,
             args,
             specialize: Vec::new(),

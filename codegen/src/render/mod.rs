@@ -75,7 +75,7 @@ impl Renderer {
             |template: &str| self.tera.render(template, &context).map_err(|error| failure(template, &error));
         let mut source = render(PRELUDE)?;
         source += &render(&body)?;
-        Ok(Variant::new(name, source, candidate.clone()))
+        Ok(Variant::new(name, source, candidate.clone(), kernel))
     }
 }
 

@@ -1,10 +1,14 @@
 //! The kernel renders and compiles for every spec, and its launch is checked; on a GPU it is right.
 
+#[path = "../../../tests/support/needs.rs"]
+mod needs;
+
 use custom_kernel::kernels::rms_norm::{Args, SOURCE};
 use custom_kernel::{rms_norm, rms_norm_cpu};
 use half::f16;
+use libtest_mimic::Arguments;
 use std::sync::Arc;
-use tilewright::codegen::{Arch, Candidate, Generator};
+use tilewright::codegen::{Arch, Candidate, Generator, Variant};
 use tilewright::launch::{BindError, KernelArgs};
 use tilewright::toolchain::Toolchain;
 use tilewright::{DType, Device, Tensor};
@@ -16,28 +20,34 @@ fn candidates(dtype: DType, d: i64) -> (Generator, Vec<Candidate>) {
     (generator, accepted)
 }
 
-#[test]
-fn every_candidate_renders_and_compiles() {
-    let toolchain = Toolchain::find();
-    if toolchain.is_err() {
-        assert!(std::env::var_os("CI").is_none(), "CI installs NVRTC before it tests");
-        eprintln!("not compiled: no NVRTC");
-    }
-    for (dtype, d) in [DType::Bf16, DType::F16].into_iter().flat_map(|t| [64, 128, 256].map(|d| (t, d))) {
+/// Every variant of every spec.
+fn variants() -> Vec<Variant> {
+    let specs = [DType::Bf16, DType::F16].into_iter().flat_map(|t| [64, 128, 256].map(|d| (t, d)));
+    let rendered = specs.flat_map(|(dtype, d)| {
         let (generator, accepted) = candidates(dtype, d);
-        for candidate in &accepted {
+        let render = |candidate| {
             let variant = generator.render(candidate).unwrap();
             assert!(variant.source.contains(&format!("constexpr int D = {d};")));
-            let Ok(toolchain) = &toolchain else { continue };
-            let cubin = toolchain.compile(&variant.name, &variant.source, "sm_80").unwrap();
-            assert!(!cubin.report.spills() && cubin.warnings.is_empty(), "{:?}", cubin);
-        }
+            variant
+        };
+        accepted.iter().map(render).collect::<Vec<_>>()
+    });
+    rendered.collect()
+}
+
+fn every_candidate_renders() {
+    assert!(variants().len() >= 6);
+}
+
+fn every_candidate_renders_and_compiles(toolchain: &Toolchain) {
+    for variant in variants() {
+        let cubin = toolchain.compile(&variant.name, &variant.source, "sm_80").unwrap();
+        assert!(!cubin.report.spills() && cubin.warnings.is_empty(), "{:?}", cubin);
     }
 }
 
 /// `cargo test -p custom-kernel --features ahead-of-time`
 #[cfg(feature = "ahead-of-time")]
-#[test]
 fn the_program_holds_its_kernels() {
     use tilewright::compile::{embedded, register};
     register(custom_kernel::AHEAD);
@@ -54,7 +64,6 @@ fn the_program_holds_its_kernels() {
     assert_eq!(embedded("0123456789abcdef", "sm_80"), None);
 }
 
-#[test]
 fn a_launch_is_checked() {
     let tensor = |shape: &[usize], address| {
         let strides = tilewright::tensor::contiguous_strides(shape);
@@ -62,11 +71,11 @@ fn a_launch_is_checked() {
         unsafe { Tensor::from_device_pointer(0, address, DType::Bf16, shape, &strides) }.unwrap()
     };
     let (_, accepted) = candidates(DType::Bf16, 128);
-    let x = tensor(&[1, 2, 100, 128], 0x1000);
-    let (weight, wrong) = (tensor(&[128], 0x2000), tensor(&[64], 0x2000));
-    let mut y = tensor(&[1, 2, 100, 128], 0x3000);
+    let x = tensor(&[1, 2, 100, 128], 0x10_0000);
+    let (weight, wrong) = (tensor(&[128], 0x20_0000), tensor(&[64], 0x20_0000));
+    let mut y = tensor(&[1, 2, 100, 128], 0x30_0000);
     let bound = Args { x: &x, weight: &weight, y: &mut y, epsilon: 1e-6 }.bind(&accepted[0]).unwrap();
-    assert_eq!((bound.grid, bound.params.weight), ([7, 2, 1], 0x2000));
+    assert_eq!((bound.grid, bound.params.weight), ([7, 2, 1], 0x20_0000));
     let error = Args { x: &x, weight: &wrong, y: &mut y, epsilon: 1e-6 }.bind(&accepted[0]).expect_err("64");
     assert!(matches!(error, BindError::Disagree { dim: "head_dim", .. }));
     assert_eq!(
@@ -75,20 +84,28 @@ fn a_launch_is_checked() {
     );
 }
 
-#[test]
-fn the_gpu_agrees_with_the_cpu() {
-    let Ok(device) = Device::cuda(0) else {
-        eprintln!("skipped: no GPU");
-        return;
-    };
+fn the_gpu_agrees_with_the_cpu(device: &Device) {
     let x: Vec<f16> = (0..2 * 3 * 100 * 64).map(|i| f16::from_f32((i as f32 * 0.37).sin())).collect();
     let weight: Vec<f16> = (0..64).map(|i| f16::from_f32(i as f32 / 32.0)).collect();
     let (x, weight) =
         (Tensor::from_slice(&x, &[2, 3, 100, 64]).unwrap(), Tensor::from_slice(&weight, &[64]).unwrap());
-    let on_gpu = [&x, &weight].map(|tensor| tensor.to(&device).unwrap());
+    let on_gpu = [&x, &weight].map(|tensor| tensor.to(device).unwrap());
     let y = rms_norm(device.as_cuda().unwrap(), &on_gpu[0], &on_gpu[1], 1e-6).unwrap();
     let expected = rms_norm_cpu(&x.to_f32_vec().unwrap(), &weight.to_f32_vec().unwrap(), 1e-6);
     for (y, expected) in y.to_f32_vec().unwrap().into_iter().zip(expected) {
         assert!((y - expected).abs() <= 2e-3, "{y} for {expected}");
     }
+}
+
+fn main() -> std::process::ExitCode {
+    let (arguments, nvrtc, gpu) = (Arguments::from_args(), needs::nvrtc(), needs::gpu());
+    let trials = vec![
+        needs::plain("every_candidate_renders", every_candidate_renders),
+        needs::plain("a_launch_is_checked", a_launch_is_checked),
+        #[cfg(feature = "ahead-of-time")]
+        needs::plain("the_program_holds_its_kernels", the_program_holds_its_kernels),
+        needs::needing("every_candidate_renders_and_compiles", &nvrtc, every_candidate_renders_and_compiles),
+        needs::needing("the_gpu_agrees_with_the_cpu", &gpu, the_gpu_agrees_with_the_cpu),
+    ];
+    libtest_mimic::run(&arguments, trials).exit_code()
 }

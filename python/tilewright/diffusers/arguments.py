@@ -5,13 +5,18 @@ from __future__ import annotations
 import inspect
 
 
-class Arguments:
-    """Reads and replaces arguments of `model.forward`; `args` and `kwargs` are what a hook returns."""
+def names_of(model):
+    """The names of the arguments of `model.forward`, in order. No compiler can trace this: `enable` calls it."""
+    # Of the class: offloading replaces the method of the instance by one of any arguments.
+    return list(inspect.signature(type(model).forward).parameters)[1:]
 
-    def __init__(self, model, args, kwargs):
+
+class Arguments:
+    """Reads and replaces the arguments, of these names, of a forward pass; `args` and `kwargs` are what a hook returns."""
+
+    def __init__(self, names, args, kwargs):
         self.args, self.kwargs = args, kwargs
-        # Of the class: offloading replaces the method of the instance by one of any arguments.
-        self._names = list(inspect.signature(type(model).forward).parameters)[1:]
+        self._names = names
 
     def __getitem__(self, name):
         """The argument; `None` where it was not given."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .tracing import has_values
+
 
 @dataclass(frozen=True)
 class Report:
@@ -30,7 +32,10 @@ class Report:
 
 
 class Counts:
-    """Counts for one model. A call adds to a number on its device, so that nothing waits."""
+    """Counts for one model. A call adds to a number on its device, so that nothing waits.
+
+    Calls over tensors without values (exporting, fake tensors, the meta device) compute nothing, and are not counted.
+    """
 
     def __init__(self):
         self._kept = {}
@@ -40,6 +45,8 @@ class Counts:
 
     def sparse(self, name, masks):
         """A sparse call of attention `name`, over the blocks of `masks` (several where the prompts of a batch differ in length)."""
+        if not has_values(masks[0].kv_num_blocks):
+            return
         for mask in masks:
             counts = mask.row_counts()
             key = (name, counts.device)
@@ -51,8 +58,10 @@ class Counts:
             self._blocks[name] = self._blocks.get(name, 0) + counts.numel() * columns
         self._sparse += 1
 
-    def dense(self, reason):
-        """A call that stayed dense."""
+    def dense(self, reason, tokens):
+        """A call over `tokens` that stayed dense."""
+        if not has_values(tokens):
+            return
         self._dense[reason] = self._dense.get(reason, 0) + 1
 
     @staticmethod

@@ -10,6 +10,10 @@ class Seen:
         self._most = most
         self._entries = []
 
+    def __getstate__(self):
+        # A copy meets tensors of its own.
+        return {"_most": self._most, "_entries": []}
+
     def value(self, tensor, read):
         """`read(tensor)`, which may wait for the device, unless this very tensor was read before and is unchanged since."""
         if tensor.is_inference():  # keeps no version: a changed one could not be told

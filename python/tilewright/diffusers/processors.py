@@ -22,6 +22,9 @@ class SparseProcessor:
     `name` is the attention module's name in the model, under which its sparsity is counted.
     """
 
+    #: Whether it needs the lengths of the model's padded text.
+    reads_text = False
+
     def __init__(self, dense, session, name):
         self.dense = dense
         self.session = session
@@ -46,12 +49,12 @@ class SparseProcessor:
         self.dense._parallel_config = config
 
     def stays_dense(self, tokens, masked):
-        """Whether this call of `tokens` video tokens goes to the dense processor; counts why."""
+        """Whether this call over `tokens [batch, tokens, channels]` of the video goes to the dense processor; counts why."""
         # A shard of a context-parallel sequence does not see the keys of the others: only the dense processor exchanges them.
         sharded = getattr(self.dense, "_parallel_config", None) is not None
-        reason = self.session.reason_for_dense(tokens, masked, sharded)
+        reason = self.session.reason_for_dense(tokens.shape[1], masked, sharded)
         if reason is not None:
-            self.session.counts.dense(reason)
+            self.session.counts.dense(reason, tokens)
         return reason is not None
 
     def attend(self, query, key, value):
@@ -117,7 +120,7 @@ class WanProcessor(SparseProcessor):
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
         cross = encoder_hidden_states is not None
-        if cross or self.stays_dense(hidden_states.shape[1], attention_mask is not None):
+        if cross or self.stays_dense(hidden_states, attention_mask is not None):
             return self.dense(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
 
         if attn.fused_projections:
@@ -136,7 +139,7 @@ class LtxProcessor(SparseProcessor):
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None):
         cross = encoder_hidden_states is not None
-        if cross or self.stays_dense(hidden_states.shape[1], attention_mask is not None):
+        if cross or self.stays_dense(hidden_states, attention_mask is not None):
             return self.dense(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
 
         query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
@@ -155,7 +158,7 @@ class CogVideoXProcessor(SparseProcessor):
     """
 
     def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None, image_rotary_emb=None):
-        if self.stays_dense(hidden_states.shape[1], attention_mask is not None):
+        if self.stays_dense(hidden_states, attention_mask is not None):
             return self.dense(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
 
         video = hidden_states.shape[1]
@@ -177,13 +180,17 @@ class HunyuanVideoProcessor(SparseProcessor):
     """HunyuanVideo: joint attention of video and text, which is last and padded.
 
     Its double-stream blocks have projections of their own for the text, its single-stream blocks share one set. Padding is cut off
-    the keys, whose lengths the session has from the model's `encoder_attention_mask`.
+    the keys, whose number the session has from the model's `encoder_attention_mask`. Framepack puts the tokens of an image
+    before the text.
     """
 
+    reads_text = True
+
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None):
-        lengths = self.session.text_lengths
-        unknown = attention_mask is not None and lengths is None
-        if encoder_hidden_states is None or self.stays_dense(hidden_states.shape[1], unknown):
+        lengths = None
+        if encoder_hidden_states is not None:
+            lengths = self.session.text.lengths(hidden_states, encoder_hidden_states, attention_mask)
+        if encoder_hidden_states is None or self.stays_dense(hidden_states, lengths is None):
             return self.dense(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
 
         video = hidden_states.shape[1]
@@ -197,8 +204,6 @@ class HunyuanVideoProcessor(SparseProcessor):
         if streams:
             query, key, value = self._append_text(attn, encoder_hidden_states, query, key, value)
 
-        if attention_mask is None:
-            lengths = [encoder_hidden_states.shape[1]] * query.shape[0]
         out = self.attend_with_text(query, key, value, video, lengths).flatten(2)
         out, context = out[:, :video], out[:, video:]
         if getattr(attn, "to_out", None) is not None:
@@ -238,6 +243,11 @@ def family_of(processor):
     """The sparse processor for an attention whose processor is `processor`, or `None` where there is none."""
     # By exact type: a subclass may do something of its own, which replacing it would lose.
     return _FAMILIES.get(type(processor))
+
+
+def known():
+    """The classes of processors that have a family."""
+    return tuple(_FAMILIES)
 
 
 _FAMILIES = {

@@ -6,6 +6,8 @@ transformer blocks, so that gradient checkpointing, which runs blocks again, doe
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from diffusers import (
     CogVideoXTransformer3DModel,
@@ -16,18 +18,23 @@ from diffusers import (
 
 import tilewright
 
-from .arguments import Arguments
+from .arguments import Arguments, names_of
 
 
 class Regrouping:
     """The grid of the forward pass under way, and the hooks. `remove` takes them away, as it does a hook."""
 
-    def __init__(self, model, grid, tile, block_size, min_tokens):
-        self.fixed = None if grid == "auto" else tuple(grid)
-        self.tile, self.block_size, self.min_tokens = tile, block_size, min_tokens
+    def __init__(self, model, options):
+        self.options = options
+        self.fixed = None if options.grid == "auto" else options.grid
         self.current = None
         self._grids = {}
+        self._names = names_of(model)
         self._hooks = [model.register_forward_pre_hook(self._enter, with_kwargs=True), *self.hooks(model)]
+
+    def __getstate__(self):
+        # Between calls no grid is current, and those of the next calls are made again.
+        return {**self.__dict__, "current": None, "_grids": {}}
 
     def remove(self):
         """Removes the hooks."""
@@ -50,7 +57,7 @@ class Regrouping:
         return 0
 
     def _enter(self, model, args, kwargs):
-        arguments = Arguments(model, args, kwargs)
+        arguments = Arguments(self._names, args, kwargs)
         self.current = self._grid(model, arguments)
         if self.current is not None:
             self.inputs(arguments)
@@ -68,44 +75,43 @@ class Regrouping:
             raise ValueError(f'grid is {self.fixed}, the model was called with {sizes} tokens: pass that, or grid="auto"')
         frames, height, width = sizes
         leading = self.leading(sizes)
-        if frames * height * width < self.min_tokens or frames == leading:
+        if frames * height * width < self.options.min_tokens or frames == leading:
             return None
         if sizes not in self._grids:
             self._grids[sizes] = tilewright.TokenGrid(
                 (frames - leading, height, width),
-                self.tile,
+                self.options.tile,
                 before=leading * height * width,
-                block_size=self.block_size,
+                block_size=self.options.block_size,
             )
         return self._grids[sizes]
 
-    # What the families' hooks are made of.
+    # What the families' hooks are made of. Methods, not closures: a copy of the model must reach its own regrouping.
 
     def regroup_output(self, module, dim):
         """After `module`, whose output (a tensor or a tuple of them) counts tokens along `dim`."""
-
-        def hook(_, args, output):
-            if self.current is None:
-                return output
-            if isinstance(output, tuple):
-                return tuple(self.current.regroup(tensor, dim) for tensor in output)
-            return self.current.regroup(output, dim)
-
-        return module.register_forward_hook(hook)
+        return module.register_forward_hook(partial(self._regroup_output, dim))
 
     def restore_input(self, module, dim):
         """Before `module`, whose first argument counts tokens along `dim`."""
-
-        def hook(_, args):
-            return args if self.current is None else (self.current.restore(args[0], dim), *args[1:])
-
-        return module.register_forward_pre_hook(hook)
+        return module.register_forward_pre_hook(partial(self._restore_input, dim))
 
     def restore_output(self, module, dim):
         """After `module`."""
-        return module.register_forward_hook(
-            lambda _, args, output: output if self.current is None else self.current.restore(output, dim)
-        )
+        return module.register_forward_hook(partial(self._restore_output, dim))
+
+    def _regroup_output(self, dim, _, args, output):
+        if self.current is None:
+            return output
+        if isinstance(output, tuple):
+            return tuple(self.current.regroup(tensor, dim) for tensor in output)
+        return self.current.regroup(output, dim)
+
+    def _restore_input(self, dim, _, args):
+        return args if self.current is None else (self.current.restore(args[0], dim), *args[1:])
+
+    def _restore_output(self, dim, _, args, output):
+        return output if self.current is None else self.current.restore(output, dim)
 
 
 def _patches(latents, patch):
@@ -163,9 +169,9 @@ class _CogVideoX(Regrouping):
 
 
 class _HunyuanVideo(Regrouping):
-    def __init__(self, model, *options):
+    def __init__(self, model, options):
         self.token_replace = model.config.image_condition_type == "token_replace"
-        super().__init__(model, *options)
+        super().__init__(model, options)
 
     def sizes(self, model, arguments):
         patch, patch_t = model.config.patch_size, model.config.patch_size_t
@@ -210,8 +216,10 @@ def regrouping_for(model):
     """The class that regroups the tokens of this model.
 
     Raises:
-        ValueError: none does.
+        ValueError: none does, or not as the model runs.
     """
+    if getattr(model, "_parallel_config", None) is not None:
+        raise ValueError("a token grid was asked for, and the model runs context-parallel, on a part of its tokens: leave grid out")
     # By exact type: a subclass may look at its tokens' order in places of its own.
     family = _FAMILIES.get(type(model))
     if family is None:

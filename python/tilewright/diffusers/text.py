@@ -6,11 +6,14 @@ blocks that hold text are added to its mask: every query sees all text keys, and
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 import tilewright
 
 from .identity import Seen
+from .tracing import exporting, has_values
 
 
 def keep_text(mask, seq_q, seq_kv, video):
@@ -43,14 +46,69 @@ def keep_text(mask, seq_q, seq_kv, video):
 
 
 class TextLengths:
-    """How many text tokens of each prompt are real, read from the model's `encoder_attention_mask`.
+    """How many text tokens of each prompt are real, of the forward pass under way.
 
-    Reading waits for the device, so a mask is read once: a pipeline hands over the same tensors at every step.
+    Read from the model's `encoder_attention_mask`. Reading waits for the device, so a mask is read once: a pipeline hands
+    over the same tensors at every step.
     """
 
     def __init__(self):
         self._seen = Seen(4)  # the two prompts of guidance, of two runs
+        self._prompts = None
 
-    def of(self, mask):
-        """A list of one length for each prompt of `mask [batch, text tokens]`."""
-        return self._seen.value(mask, lambda mask: mask.sum(dim=1, dtype=torch.int64).tolist())
+    def observe(self, mask):
+        """Takes the mask `[batch, text tokens]` a model is called with, if it is called with one."""
+        readable = isinstance(mask, torch.Tensor) and mask.dim() == 2 and has_values(mask)
+        self._prompts = self._seen.value(mask, _Prompts) if readable else None
+
+    def lengths(self, video, context, attention_mask):
+        """How many of the `context [batch, tokens, channels]` of each prompt are keys, after all tokens of `video`.
+
+        `None` where the attention's mask does not say just that, or cannot be read: the call has to stay dense.
+        """
+        if attention_mask is None:
+            return [context.shape[1]] * context.shape[0]
+        if self._prompts is not None:
+            return self._prompts.lengths(video, context, attention_mask)
+        if exporting():
+            warnings.warn(
+                "the lengths of the prompts cannot be read while the model is exported: its joint attention stays dense in "
+                "the program. Use torch.compile, which keeps it sparse",
+                stacklevel=2,
+            )
+        return None
+
+
+class _Prompts:
+    """The prompts of one `encoder_attention_mask`."""
+
+    def __init__(self, mask):
+        self._tokens = mask.shape[1]
+        # As the models count them: the first so many text tokens are keys, wherever the mask has its ones.
+        self._real = mask.sum(dim=1, dtype=torch.int64).tolist()
+        self._agrees = {}
+
+    def lengths(self, video, context, attention_mask):
+        # Tokens of an image, which the model puts before the text, are all of them real.
+        before = context.shape[1] - self._tokens
+        lengths = [before + real for real in self._real]
+        if len(lengths) == 1:
+            lengths *= context.shape[0]
+        if before < 0 or len(lengths) != context.shape[0]:
+            return None
+        if torch.compiler.is_compiling():
+            return lengths
+        # What the model makes of its mask is checked once for each prompt and size: another version may differ.
+        sizes = video.shape[1], context.shape[1]
+        if sizes not in self._agrees:
+            keys = [video.shape[1] + length for length in lengths]
+            self._agrees[sizes] = _is_prefix(attention_mask, keys, sum(sizes))
+        return lengths if self._agrees[sizes] else None
+
+
+def _is_prefix(mask, lengths, keys):
+    """Whether a mask over so many `keys` lets every query see the first so many of them, for each of the batch."""
+    if mask.dtype != torch.bool or mask.shape != (len(lengths), 1, 1, keys):
+        return False
+    expected = torch.arange(keys, device=mask.device) < torch.tensor(lengths, device=mask.device).view(-1, 1, 1, 1)
+    return torch.equal(mask, expected)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ast
 import math
-from typing import TYPE_CHECKING, Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Callable, NoReturn
 
 from .values import (
-    AND, BIT_AND, BIT_OR, BIT_XOR, BOOL, CAST, COMPARISON, F32, I32, OR, PRODUCT, SUM, UNARY,
-    Static, Sym, choice, float_literal, int_literal, method, wrap,
+    AND, BIT_AND, BIT_OR, BIT_XOR, BOOL, CAST, COMPARISON, F32, I32, IF, OR, PRODUCT, SUM, UNARY,
+    Static, Sym, choice, float_literal, int_literal, method, shown, wrap,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ _COMPARISONS: dict[type, str] = {
     ast.GtE: ">=",
 }
 
+# Bools joined by `&&` or `||` without parentheses.
+_LONGEST_CHAIN = 16
+
 
 class Arithmetic:
     """Operators for the walk, which knows where errors are and where `let`s go."""
@@ -49,22 +53,23 @@ class Arithmetic:
         if value.ty == F32:
             return value
         if value.plain is not None:
-            return float_literal(int(value.plain))
+            return replace(float_literal(int(value.plain)), weak=value.weak)
         text = wrap(value, CAST)
-        return Sym(F32, f"{text} as i32 as f32" if value.ty == BOOL else f"{text} as f32", CAST, value.nonneg)
+        text = f"{text} as i32 as f32" if value.ty == BOOL else f"{text} as f32"
+        return Sym(F32, text, CAST, value.nonneg or value.ty == BOOL, weak=value.weak)
 
     def to_i32(self, value: Sym) -> Sym:
         """The value as an i32: a float loses its fraction and saturates, a bool is 0 or 1."""
         if value.ty == I32:
             return value
-        return Sym(I32, f"{wrap(value, CAST)} as i32", CAST, value.nonneg or value.ty == BOOL)
+        return Sym(I32, f"{wrap(value, CAST)} as i32", CAST, value.nonneg or value.ty == BOOL, weak=value.weak)
 
     def to_bool(self, value: Sym) -> Sym:
         """Whether the value is not 0."""
         if value.ty == BOOL:
             return value
         zero = "0.0" if value.ty == F32 else "0"
-        return Sym(BOOL, f"{wrap(value, BIT_OR)} != {zero}", COMPARISON)
+        return Sym(BOOL, f"{wrap(value, BIT_OR)} != {zero}", COMPARISON, weak=value.weak)
 
     def convert(self, value: Sym, ty: str) -> Sym:
         """The value as another type."""
@@ -90,6 +95,25 @@ class Arithmetic:
 
     def binary(self, op: ast.operator, left: Sym, right: Sym, node: ast.AST) -> Sym:
         """``left op right``."""
+        result = self._binary(op, left, right, node)
+        return replace(result, weak=left.weak and right.weak, narrow=self._narrow(op, left, right, node))
+
+    def _narrow(self, op: ast.operator, left: Sym, right: Sym, node: ast.AST) -> str | None:
+        """The narrow integer type of a result; its arithmetic is refused, since it wraps where i32's does not."""
+        for one, other in ((left, right), (right, left)):
+            # Beside a tensor of int32, or a float, the result is one too. Python's numbers take the tensor's type.
+            if one.narrow is None or other.ty == F32 or (other.ty == I32 and not other.weak and other.narrow is None):
+                continue
+            if type(op) in (ast.BitAnd, ast.BitOr, ast.BitXor):
+                return one.narrow
+            if type(op) is not ast.Div:
+                self._wraps(one, node)
+        return None
+
+    def _wraps(self, value: Sym, node: ast.AST) -> NoReturn:
+        self.walk.fail(node, f"the arithmetic of {value.narrow} wraps: convert it first, with `.int()` for example")
+
+    def _binary(self, op: ast.operator, left: Sym, right: Sym, node: ast.AST) -> Sym:
         kind = type(op)
         if kind in (ast.BitAnd, ast.BitOr, ast.BitXor):
             if F32 in (left.ty, right.ty):
@@ -121,12 +145,29 @@ class Arithmetic:
 
     def _floor_divide(self, left: Sym, right: Sym) -> Sym:
         if left.ty == F32:
-            return Sym(F32, method(self.infix(left, right, "/", PRODUCT, F32), "floor"))
+            return self._floor_divide_floats(left, right)
         if left.nonneg and right.nonneg:
             return self.infix(left, right, "/", PRODUCT, I32, True)
         left, right = self.walk.named(left, "a"), self.walk.named(right, "b")
         rest = self.walk.named(self.modulo(left, right), "rest")
         return self.infix(self.infix(left, rest, "-", SUM, I32), right, "/", PRODUCT, I32)
+
+    def _floor_divide_floats(self, left: Sym, right: Sym) -> Sym:
+        """What Python and torch compute: from the remainder, since a quotient may round up to the next integer."""
+        known = right.plain is not None and float(right.plain) != 0
+        left, right = self.walk.named(left, "a"), self.walk.named(right, "b")
+        rest = self.walk.named(self.modulo(left, right), "rest")
+        exact = self.infix(self.infix(left, rest, "-", SUM, F32), right, "/", PRODUCT, F32)
+        exact = self.walk.named(exact, "exact")
+        floor = self.walk.named(Sym(F32, method(exact, "floor")), "floor")
+        # The division may have rounded down from a whole number.
+        above = self.infix(floor, float_literal(1.0), "+", SUM, F32)
+        result = choice(Sym(BOOL, f"{exact.text} - {floor.text} > 0.5"), above, floor)
+        if known:
+            return result
+        # By zero: an infinity or NaN, whose floor it is.
+        quotient = Sym(F32, method(self.infix(left, right, "/", PRODUCT, F32), "floor"))
+        return choice(Sym(BOOL, f"{wrap(right, BIT_OR)} == 0.0"), quotient, result)
 
     def modulo(self, left: Sym, right: Sym) -> Sym:
         """Python's ``%``: the remainder has the sign of ``right``."""
@@ -150,6 +191,8 @@ class Arithmetic:
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             reason = "an exponent must be a number that does not depend on the position: write `torch.exp2(y * torch.log2(x))`"
             self.walk.fail(node, reason + " where x is positive")
+        if not abs(number) < 2**31:
+            self.walk.fail(node, f"{shown(number)} is no exponent of a device function: it must fit an i32")
         if isinstance(number, float) and not number.is_integer():
             base = self.to_f32(left)
             if number == 0.5:
@@ -158,6 +201,8 @@ class Arithmetic:
                 return self.infix(float_literal(1.0), Sym(F32, method(base, "sqrt")), "/", PRODUCT, F32)
             self.walk.fail(node, "an exponent must be whole, or 0.5: write `torch.exp2(y * torch.log2(x))` where x is positive")
         if left.ty != F32 and isinstance(number, int) and 0 <= number <= 16 and exponent.literal:
+            if left.narrow:
+                self._wraps(left, node)
             if number == 0:
                 return int_literal(1)
             base = self.walk.named(self.to_i32(left), "base")
@@ -174,10 +219,11 @@ class Arithmetic:
     def power_of(self, base: Static, exponent: Sym, node: ast.AST) -> Sym:
         """``base ** exponent`` of a positive number ``base``."""
         number = base.obj
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not number > 0:
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < math.inf:
             self.walk.fail(node, "this base must be a positive number: write `torch.exp2(y * torch.log2(x))`")
         if isinstance(number, int) and exponent.ty != F32:
-            reason = f"a power of two integers may not fit an i32: write `{float(number)} ** x`, or `torch.exp2(x)` for powers of 2"
+            whole = f"{number}.0" if number < 2**31 else "float(base)"
+            reason = f"a power of two integers may not fit an i32: write `{whole} ** x`, or `torch.exp2(x)` for powers of 2"
             self.walk.fail(node, reason)
         exponent = self.to_f32(exponent)
         if number != 2:
@@ -189,17 +235,23 @@ class Arithmetic:
         """``op value``."""
         if isinstance(op, ast.Not):
             value = self.to_bool(value)
-            return Sym(BOOL, f"!{wrap(value, UNARY)}", UNARY)
+            return Sym(BOOL, f"!{wrap(value, UNARY)}", UNARY, weak=True)
         if isinstance(op, ast.Invert):
             if value.ty == F32:
                 self.walk.fail(node, "`~` takes a bool or an integer, found a float: compare it first")
-            return Sym(value.ty, f"!{wrap(value, UNARY)}", UNARY)
+            if value.ty == BOOL and value.weak:
+                self.walk.fail(node, "`~` of a Python bool is a number: use `not`")
+            if value.narrow and value.narrow.startswith("u"):
+                self.walk.fail(node, f"`~` of {value.narrow} stays above 0: convert it first, with `.int()` for example")
+            return Sym(value.ty, f"!{wrap(value, UNARY)}", UNARY, weak=value.weak, narrow=value.narrow)
+        if value.narrow and isinstance(op, ast.USub):
+            self._wraps(value, node)
         if value.ty == BOOL:
             self.walk.fail(node, "a sign needs a number, found a bool: cast it with `int(…)`")
         if isinstance(op, ast.UAdd):
             return value
         # `-x as f32` negates first, and so does this.
-        return Sym(value.ty, f"-{wrap(value, UNARY)}", UNARY)
+        return Sym(value.ty, f"-{wrap(value, UNARY)}", UNARY, weak=value.weak)
 
     def compare(self, op: ast.cmpop, left: Sym, right: Sym, node: ast.AST) -> Sym:
         """``left op right`` as a bool."""
@@ -208,20 +260,28 @@ class Arithmetic:
             self.walk.fail(node, "`in` and `is` are for tuples of numbers and for None: compare with == != < <= > >=")
         if left.ty == right.ty == BOOL and symbol not in ("==", "!="):
             left, right = self.to_i32(left), self.to_i32(right)
+        weak = left.weak and right.weak
         left, right = self.unify(left, right)
         # Comparisons do not chain in Rust: both sides bind tighter.
         plain = left.plain is None or right.plain is None
         left_text, right_text = wrap(left, BIT_OR, plain=plain), wrap(right, BIT_OR, plain=plain)
         if symbol.startswith("<") and left_text.endswith((" as i32", " as f32", " as usize")):
             left_text = f"({left_text})"
-        return Sym(BOOL, f"{left_text} {symbol} {right_text}", COMPARISON)
+        return Sym(BOOL, f"{left_text} {symbol} {right_text}", COMPARISON, weak=weak)
 
     def all_of(self, values: list[Sym], symbol: str = "&&") -> Sym:
         """The bools joined by ``&&`` or ``||``; Python binds them by the same rule."""
         binds = AND if symbol == "&&" else OR
         if len(values) == 1:
             return values[0]
-        return Sym(BOOL, f" {symbol} ".join(wrap(value, binds) for value in values), binds)
+        weak = all(value.weak for value in values)
+        if len(values) > _LONGEST_CHAIN:
+            # A chain nests as deep as it is long.
+            values = [
+                replace(self.all_of(values[at : at + _LONGEST_CHAIN], symbol), binds=IF)
+                for at in range(0, len(values), _LONGEST_CHAIN)
+            ]  # fmt: skip
+        return Sym(BOOL, f" {symbol} ".join(wrap(value, binds) for value in values), binds, weak=weak)
 
     def select(self, condition: Sym, yes: Sym, no: Sym) -> Sym:
         """``yes if condition else no``."""

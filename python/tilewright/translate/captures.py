@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import array
-import sys
+import struct
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from .values import ATOM, BOOL, CAST, COMPARISON, F32, I32, IF, PRODUCT, SUM, Names, Static, Sym, wrap
+from .arrays import NotCapturable, Table, is_array, narrow_of, not_a_number, scalar
+from .values import ATOM, BOOL, CAST, COMPARISON, F32, I32, IF, PRODUCT, SUM, Names, Static, Sym, shown, wrap
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Capture:
     name: str
     # "f32", "i32", "bool", "f32s" or "i32s".
     kind: str
-    # A number or bool; the little-endian bytes of a slice.
+    # A number or bool; the `Table` of a slice.
     value: Any
 
     @property
@@ -26,80 +26,91 @@ class Capture:
         return f"&[{self.kind[:-1]}]" if self.kind.endswith("s") else self.kind
 
 
-class NotCapturable(Exception):
-    """Why an object cannot be captured."""
+@dataclass
+class _Slice:
+    """A table that was captured."""
 
-
-def is_array(obj: Any) -> bool:
-    """Whether ``obj`` is a torch tensor or a numpy array (which also stands for its scalars)."""
-    torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
-    return (torch is not None and isinstance(obj, torch.Tensor)) or (
-        numpy is not None and isinstance(obj, (numpy.ndarray, numpy.generic))
-    )
-
-
-def scalar(obj: Any) -> Any:
-    """The Python number of ``obj``, or ``obj`` itself where it is no array of one element without dimensions."""
-    if is_array(obj) and len(obj.shape) == 0:
-        obj = obj.item()
-    return obj
+    name: str
+    table: Table
 
 
 class Captures:
-    """The captures of one translation, in the order in which they were met."""
+    """The captures of one translation, in the order in which they were met.
+
+    One value of one origin is one capture. An origin alone would not do: what a function returns twice, or two results that
+    only differ in something the origin leaves out, are told apart by their content.
+    """
 
     def __init__(self, names: Names) -> None:
         self._names = names
-        self._found: dict[Any, Any] = {}
+        self._scalars: dict[Any, str] = {}
+        self._slices: dict[Any, list[_Slice]] = {}
         self.listed: list[Capture] = []
 
-    def _add(self, origin: Any, name: str, kind: str, value: Any) -> str:
-        key = (origin, kind)
-        if key not in self._found:
-            self._found[key] = self._names.new(name)
-            self.listed.append(Capture(self._found[key], kind, value))
-        return self._found[key]
+    def _add(self, name: str, kind: str, value: Any) -> str:
+        name = self._names.new(name)
+        self.listed.append(Capture(name, kind, value))
+        return name
+
+    def _number(self, origin: Any, name: str, kind: str, value: Any) -> str:
+        # The bits: 0.0 is not -0.0, and NaN is itself.
+        key = (origin, kind, struct.pack("<d", value))
+        if key not in self._scalars:
+            self._scalars[key] = self._add(name, kind, value)
+        return self._scalars[key]
 
     def scalar(self, static: Static) -> Sym:
         """A number or bool as a parameter.
 
         Raises ``NotCapturable`` for anything else.
         """
-        value = scalar(static.obj)
+        value, weak, narrow = scalar(static.obj), not is_array(static.obj), narrow_of(static.obj)
         if isinstance(value, bool):
-            return Sym(BOOL, self._add(static.origin, static.name, BOOL, value))
+            return Sym(BOOL, self._number(static.origin, static.name, BOOL, value), weak=weak)
         if isinstance(value, int):
             if not -(2**31) <= value < 2**31:
-                raise NotCapturable(f"{value} does not fit an i32")
-            return Sym(I32, self._add(static.origin, static.name, I32, value), nonneg=value >= 0)
+                raise NotCapturable(f"{shown(value)} does not fit an i32")
+            name = self._number(static.origin, static.name, I32, value)
+            return Sym(I32, name, nonneg=value >= 0, weak=weak, narrow=narrow)
         if isinstance(value, float):
-            return Sym(F32, self._add(static.origin, static.name, F32, value))
-        raise NotCapturable("")
+            try:
+                struct.pack("<f", value)
+            except OverflowError:
+                raise NotCapturable(f"{shown(value)} does not fit an f32: its largest number is 3.4028235e38") from None
+            return Sym(F32, self._number(static.origin, static.name, F32, value), weak=weak)
+        raise NotCapturable(not_a_number(static.obj, static.name, literal=static.literal))
 
     def slice(self, static: Static, indices: list[Sym], named: Callable[[Sym, str], Sym]) -> Sym:
         """The element of an array at ``indices``, one for each dimension. ``named`` puts a value into a `let`.
 
         As in Python, a negative index counts from the end; an index out of range reads 0.
         """
-        name, kind, shape = self._slice_of(static)
+        found = self._slice_of(static)
+        name, shape = found.name, found.table.shape
         if len(indices) != len(shape):
             were = "was" if len(indices) == 1 else "were"
             raise NotCapturable(f"`{static.name}` has {len(shape)} dimension(s), {len(indices)} {were} indexed: index all")
         lengths = []
         for axis in range(1, len(shape)):
-            origin = (static.origin, "size", axis)
-            lengths.append(Sym(I32, self._add(origin, f"{static.name}_size_{axis}", I32, shape[axis]), nonneg=True))
-        element = {"f32s": F32, "i32s": I32, "bools": I32}[kind]
+            length = self._number((name, "size", axis), f"{static.name}_size_{axis}", I32, shape[axis])
+            lengths.append(Sym(I32, length, nonneg=True))
         read = _read(name, indices, lengths, named)
-        return Sym(BOOL, f"{read} != 0", binds=COMPARISON) if kind == "bools" else Sym(element, read)
+        if found.table.kind == "bools":
+            return Sym(BOOL, f"{read} != 0", binds=COMPARISON)
+        return Sym({"f32s": F32, "i32s": I32}[found.table.kind], read, narrow=narrow_of(static.obj))
 
-    def _slice_of(self, static: Static) -> tuple[str, str, tuple[int, ...]]:
-        key = (static.origin, "slice")
-        if key not in self._found:
-            flat, kind, shape = _flatten(static)
-            stored = "i32s" if kind == "bools" else kind
-            self._found[key] = (self._add(static.origin, static.name, stored, flat), kind, shape)
-        return self._found[key]
+    def _slice_of(self, static: Static) -> _Slice:
+        candidates = self._slices.setdefault(static.origin, [])
+        for candidate in candidates:
+            if candidate.table.source is static.obj:
+                return candidate
+        table = Table(static.obj, static.name)
+        for candidate in candidates:
+            if candidate.table.same(table):
+                return candidate
+        stored = "i32s" if table.kind == "bools" else table.kind
+        candidates.append(_Slice(self._add(static.name, stored, table), table))
+        return candidates[-1]
 
 
 def _read(name: str, indices: list[Sym], lengths: list[Sym], named: Callable[[Sym, str], Sym]) -> str:
@@ -123,38 +134,3 @@ def _read(name: str, indices: list[Sym], lengths: list[Sym], named: Callable[[Sy
         flat = Sym("usize", f"{wrap(flat, PRODUCT)} * {length.text} as usize + {at.text}", SUM)
     # A row's end is not the next row's start: beyond it the slice is left, which reads 0.
     return f"{name}[if {' && '.join(checks)} {{ {flat.text} }} else {{ usize::MAX }}]"
-
-
-def _flatten(static: Static) -> tuple[bytes, str, tuple[int, ...]]:
-    """The elements of an array, row-major, as little-endian i32s or f32s."""
-    obj, name = static.obj, static.name
-    if isinstance(obj, (list, tuple)):
-        if not obj or not all(isinstance(item, (bool, int, float)) for item in obj):
-            raise NotCapturable(f"`{name}` is a {type(obj).__name__} of something else than numbers: make it a tensor")
-        values, shape = list(obj), (len(obj),)
-        kind = "f32s" if any(isinstance(v, float) for v in values) else "i32s"
-        kind = "bools" if all(isinstance(v, bool) for v in values) else kind
-    elif is_array(obj):
-        dtype = str(obj.dtype)
-        if "complex" in dtype or "object" in dtype or "str" in dtype.lower():
-            raise NotCapturable(f"`{name}` has the dtype {dtype}: make it one of integers, floats or bools")
-        kind = "bools" if "bool" in dtype else "f32s" if "float" in dtype else "i32s"
-        try:
-            if hasattr(obj, "detach"):
-                obj = obj.detach().float() if kind == "f32s" else obj.detach()
-            shape, values = tuple(obj.shape), obj.reshape(-1).tolist()
-        except Exception as error:
-            raise NotCapturable(f"`{name}` cannot be read, {type(error).__name__}: {error}") from error
-    else:
-        raise NotCapturable(f"`{name}` is a {type(obj).__name__}: only tensors, numpy arrays and lists can be indexed")
-    if not shape:
-        raise NotCapturable(f"`{name}` has no dimensions: use it without an index")
-    if len(values) >= 2**31:
-        raise NotCapturable(f"`{name}` has {len(values)} elements: at most {2**31 - 1}")
-    try:
-        flat = array.array("f" if kind == "f32s" else "i", values)
-    except OverflowError:
-        raise NotCapturable(f"`{name}` holds integers that do not fit an i32") from None
-    if sys.byteorder == "big":
-        flat.byteswap()
-    return flat.tobytes(), kind, shape

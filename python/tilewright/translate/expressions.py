@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import ast
+import functools
 import operator
 import types
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Callable
 
-from .captures import NotCapturable, is_array, scalar
-from .values import BOOL, I32, ElementType, Static, Sym, Tup, Undefined, bool_literal
+from . import calls
+from .arrays import NotCapturable, is_array, scalar
+from .membership import contains
+from .values import BOOL, I32, ElementType, Static, Sym, Tup, Undefined
 
 # A function may take this many steps in all, with its loops and calls written out.
-_MAX_STEPS = 20_000
+MAX_STEPS = 20_000
+
+# Integers that are computed at translation may have this many bits: Python would compute for ever.
+_MAX_BITS = 1 << 16
+
+# As long may be what `tuple(range(…))` and its like make.
+_MOST_ITEMS = 1 << 20
 
 _OPERATORS = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -38,9 +47,8 @@ class Expressions:
 
     def expr(self, node: ast.expr) -> Any:
         """The value of an expression."""
-        self.steps += 1
-        if self.steps > _MAX_STEPS:
-            self.fail(node, f"it takes more than {_MAX_STEPS} steps with its loops and calls written out: make it smaller")
+        self.step(node)
+        self.at = node
         visit = getattr(self, f"_{type(node).__name__.lower()}", None)
         if visit is None:
             what = _LEFT_OUT.get(type(node).__name__, "this expression is")
@@ -48,10 +56,18 @@ class Expressions:
             self.fail(node, reason)
         return visit(node)
 
-    def formula(self, tree: ast.expr, names: dict[str, Any], at: ast.AST) -> Sym:
-        """A formula over `names`; errors point at the call that stands for it."""
+    def step(self, node: ast.AST) -> None:
+        """Counts a step, so that a translation ends."""
+        self.steps += 1
+        if self.steps > MAX_STEPS:
+            self.fail(node, f"it takes more than {MAX_STEPS} steps with its loops and calls written out: make it smaller")
+
+    def formula(self, body: list[ast.stmt], names: dict[str, Any], at: ast.AST) -> Any:
+        """The value of a body of statements over `names`; errors point at the call that stands for it."""
         outer, self.env = self.env, names
-        value = self.symbol(self.expr(tree), at)
+        self.frames.append(replace(self.frames[-1], function=None, at=at))
+        value = self.statements(body)
+        self.frames.pop()
         self.env = outer
         return value
 
@@ -68,6 +84,11 @@ class Expressions:
         if name in frame.overrides:
             return Static(frame.overrides[name], name, ("override", name))
         function = frame.function
+        if function is None:
+            known = calls.formula_names()[name]
+            return Static.of(known) if isinstance(known, float) else Static(known, name, ("formula", name))
+        if name in (*function.__code__.co_varnames, *function.__code__.co_cellvars):
+            self.fail(node, f"`{name}` is read before it is assigned here: give it a value first")
         if name in function.__code__.co_freevars:
             cell = function.__closure__[function.__code__.co_freevars.index(name)]
             try:
@@ -83,12 +104,17 @@ class Expressions:
         self.fail(node, f"`{name}` is not defined: define it before the function is translated")
 
     def _attribute(self, node: ast.Attribute) -> Any:
-        value = self.expr(node.value)
+        return self.attribute(node, self.expr(node.value))
+
+    def attribute(self, node: ast.Attribute, value: Any) -> Any:
+        """An attribute of a value."""
         if isinstance(value, Static):
             try:
                 obj = getattr(value.obj, node.attr)
             except AttributeError as error:
                 self.fail(node, f"{error}")
+            except Exception as error:
+                self.fail(node, f"`.{node.attr}` cannot be read, Python says {type(error).__name__}: {error}")
             constant = isinstance(value.obj, types.ModuleType) and value.obj.__name__.partition(".")[0] in _LIBRARIES
             of_type = is_array(value.obj) or type(value.obj).__name__ in ("finfo", "iinfo")
             literal = (constant or (of_type and value.literal)) and isinstance(obj, (bool, int, float))
@@ -117,6 +143,8 @@ class Expressions:
         if isinstance(value, Tup):
             return value.items
         if isinstance(value, Static) and isinstance(value.obj, (tuple, list, range)):
+            if len(value.obj) > MAX_STEPS:
+                self.fail(node, f"`{value.name}` has {len(value.obj)} items: at most {MAX_STEPS} are walked over")
             literal = value.literal or isinstance(value.obj, range)
             return [
                 Static.of(item) if literal and isinstance(item, (bool, int, float)) else
@@ -126,6 +154,8 @@ class Expressions:
         self.fail(node, "only tuples, lists and ranges that are known when the function is translated can be walked over")
 
     def _unaryop(self, node: ast.UnaryOp) -> Any:
+        if isinstance(node.op, ast.Not):
+            return self.condition(node)
         value = self.expr(node.operand)
         if isinstance(value, Static):
             if isinstance(node.op, ast.Invert) and isinstance(scalar(value.obj), bool):
@@ -142,7 +172,7 @@ class Expressions:
             return self.known(node, _OPERATORS.get(type(op)), left, right)
         for one, other in ((left, right), (right, left)):
             # `True & x`, where masks are combined in a loop.
-            if isinstance(one, Static) and one.literal and isinstance(one.obj, bool) and isinstance(other, Sym) and other.ty == BOOL:
+            if _is_literal_bool(one) and isinstance(other, Sym) and other.ty == BOOL:
                 if isinstance(op, ast.BitAnd if one.obj else ast.BitOr):
                     return other
         if isinstance(op, ast.Pow):
@@ -162,6 +192,7 @@ class Expressions:
 
     def known(self, node: ast.AST, function: Any, *values: Static, name: str | None = None) -> Static:
         """A function of values that are all known now, computed by Python."""
+        self.affordable(node, function, *values)
         try:
             obj = function(*(value.obj for value in values))
         except Exception as error:
@@ -171,55 +202,96 @@ class Expressions:
         if all(value.literal for value in values) or form:
             return Static.of(obj)
         base = name or "_".join(value.name for value in values if not value.literal)
-        origin = ("call", getattr(function, "__name__", repr(function)), *(value.origin for value in values))
+        origin = ("call", getattr(function, "__name__", "call"), *(value.origin for value in values))
         return Static(obj, base, origin)
 
+    def affordable(self, node: ast.AST, function: Any, *values: Static) -> None:
+        """Fails for what Python would compute for ever, or would need all memory for."""
+        known = [scalar(value.obj) for value in values]
+        bits = [item.bit_length() if isinstance(item, int) else None for item in known]
+        if len(known) >= 2 and None not in bits[:2]:
+            if function in (operator.pow, pow):
+                size = bits[0] * max(known[1], 0) if bits[0] > 1 else 0
+            else:
+                size = {operator.lshift: bits[0] + max(known[1], 0), operator.mul: bits[0] + bits[1]}.get(function, 0)
+            if size > _MAX_BITS:
+                self.fail(node, f"this integer has more than {_MAX_BITS} bits: write it as a float")
+        lengths = [len(item) if isinstance(item, (range, str, bytes, list, tuple)) else None for item in known]
+        if function is operator.mul and len(known) == 2:
+            pairs = zip(lengths, reversed(known))
+            times = [length * other for length, other in pairs if length is not None and isinstance(other, int)]
+        else:
+            times = [length for length in lengths if length is not None and function in (tuple, list, sum, all, any)]
+        if any(count > _MOST_ITEMS for count in times):
+            self.fail(node, f"at most {_MOST_ITEMS} items are computed at translation: make a tensor outside of the function")
+
     def _compare(self, node: ast.Compare) -> Any:
-        left, parts = self.expr(node.left), []
+        left, result = self.expr(node.left), None
         for at, (op, right_node) in enumerate(zip(node.ops, node.comparators)):
             right = self.expr(right_node)
             # The middle of a chain is written twice.
             if isinstance(right, Sym) and at + 1 < len(node.ops):
                 right = self.named(right, "middle")
-            parts.append(self._one_comparison(op, left, right, node))
+            part = self._one_comparison(op, left, right, node)
+            result = part if at == 0 else self._joined(result, functools.partial(_itself, part), node, all_of=True)
             left = right
-        return self._joined(parts, node, all_of=True)
+        return result
 
     def _one_comparison(self, op: ast.cmpop, left: Any, right: Any, node: ast.Compare) -> Any:
         if isinstance(left, Static) and isinstance(right, Static):
             return self.known(node, _OPERATORS[type(op)], left, right)
         if isinstance(op, (ast.Is, ast.IsNot)):
+            known = [side for side in (left, right) if isinstance(side, Static)]
+            weak = any(isinstance(side, Sym) and side.weak for side in (left, right))
+            if not known or (weak and known[0].obj is not None):
+                self.fail(node, "`is` is for None here: compare with `==`")
             return Static.of(isinstance(op, ast.IsNot))
         if isinstance(op, (ast.In, ast.NotIn)):
-            value = self.named(self.symbol(left, node), "x")
-            equal = [self.do.compare(ast.Eq(), value, self.symbol(item, node), node) for item in self.items(right, node)]
-            found = self.do.all_of(equal, "||") if equal else bool_literal(False)
+            found = contains(self, node, left, right)
             return self.do.unary(ast.Not(), found, node) if isinstance(op, ast.NotIn) else found
         return self.do.compare(op, self.symbol(left, node), self.symbol(right, node), node)
 
     def _boolop(self, node: ast.BoolOp) -> Any:
-        return self._joined([self.expr(value) for value in node.values], node, all_of=isinstance(node.op, ast.And))
+        return self._all_joined(node, self.expr)
 
-    def _joined(self, values: list, node: ast.AST, *, all_of: bool) -> Any:
-        rest: list[Any] = []
-        for value in values:
+    def _all_joined(self, node: ast.BoolOp, visit: Callable[[ast.expr], Any]) -> Any:
+        """``and`` or ``or`` of what ``visit`` makes of each operand."""
+        value = visit(node.values[0])
+        for following in node.values[1:]:
+            value = self._joined(value, functools.partial(visit, following), node, all_of=isinstance(node.op, ast.And))
+        return value
+
+    def _joined(self, left: Any, right_of: Callable[[], Any], node: ast.AST, *, all_of: bool) -> Any:
+        """``left and right`` or ``left or right``: one of the two values. ``right_of`` is not asked where `left` decides."""
+        decided = self.decided(left, node)
+        if decided is not None:
+            return right_of() if decided == all_of else left
+        right = right_of()
+        if isinstance(left, Static) and isinstance(right, Static):
+            return self.known(node, _and if all_of else _or, left, right)
+        if isinstance(left, Sym) and left.ty == BOOL and _is_literal_bool(right):
+            return left if right.obj == all_of else right
+        left, right = self.named(self.symbol(left, node), "left"), self.symbol(right, node)
+        if left.ty == right.ty == BOOL:
+            return self.do.all_of([left, right], "&&" if all_of else "||")
+        return self.do.select(left, *((right, left) if all_of else (left, right)))
+
+    def condition(self, node: ast.expr) -> Any:
+        """Whether an expression is true: of `and`, `or` and `not` only that, not which value they give."""
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            value = self.condition(node.operand)
             decided = self.decided(value, node)
-            if decided is None:
-                rest.append(value)
-            elif decided != all_of:
-                return Static.of(not all_of)
-        if not rest:
-            return Static.of(all_of)
-        symbols = []
-        for value in rest:
-            symbol = self.symbol(value, node)
-            if symbol.ty != BOOL:
-                self.fail(node, "`and` and `or` take bools here, found a number: compare it first")
-            symbols.append(symbol)
-        return self.do.all_of(symbols, "&&" if all_of else "||")
+            if decided is not None:
+                return Static.of(not decided)
+            return self.known(node, operator.not_, value) if isinstance(value, Static) else self.do.unary(node.op, value, node)
+        if not isinstance(node, ast.BoolOp):
+            value = self.expr(node)
+            # A capture stays one, for its value may be bound anew.
+            return value if isinstance(value, Static) else self.do.to_bool(self.symbol(value, node))
+        return self._all_joined(node, self.condition)
 
     def _ifexp(self, node: ast.IfExp) -> Any:
-        condition = self.expr(node.test)
+        condition = self.condition(node.test)
         decided = self.decided(condition, node.test)
         if decided is not None:
             return self.expr(node.body if decided else node.orelse)
@@ -248,7 +320,7 @@ class Expressions:
         if isinstance(value, Tup) and isinstance(index, Static):
             try:
                 return value.items[index.obj]
-            except (IndexError, TypeError) as error:
+            except Exception as error:
                 self.fail(node, f"Python says {type(error).__name__}: {error}")
         if isinstance(value, Sym):
             self.fail(node, "a value of the GPU is a single number and cannot be indexed: only tensors that are captured can")
@@ -256,12 +328,14 @@ class Expressions:
             self.fail(node, "this tuple cannot be indexed by a value of the GPU: make a tensor of it outside the function")
         indices = list(value.indices) if isinstance(value, Partial) else []
         array = value.array if isinstance(value, Partial) else value
+        if not isinstance(array, Static):
+            self.fail(node, "only tensors, arrays and lists that are captured can be indexed")
         for item in at:
             position = self.symbol(item, node.slice)
             if position.ty != I32:
                 self.fail(node.slice, f"an index is an integer, found a {'bool' if position.ty == BOOL else 'float'}: use `int(…)`")
             indices.append(self.named(position, "at"))
-        if len(indices) < len(getattr(array.obj, "shape", ())):
+        if is_array(array.obj) and len(indices) < len(array.obj.shape):
             return Partial(array, indices)
         try:
             return self.captures.slice(array, indices, self.named)
@@ -269,7 +343,10 @@ class Expressions:
             self.fail(node, str(error))
 
     def _slice(self, node: ast.Slice) -> Any:
-        self.fail(node, "slices are not supported in a device function: index one element")
+        ends = [Static.of(None) if end is None else self.expr(end) for end in (node.lower, node.upper, node.step)]
+        if not all(isinstance(end, Static) for end in ends):
+            self.fail(node, "slices by values of the GPU are not supported in a device function: index one element")
+        return self.known(node, slice, *ends)
 
 
 # What says which form a function takes, beside None and functions. Other objects may mean anything by being true.
@@ -291,6 +368,22 @@ _LEFT_OUT = {
     "Yield": "`yield` is",
     "YieldFrom": "`yield` is",
 }
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _and(left: Any, right: Any) -> Any:
+    return left and right
+
+
+def _or(left: Any, right: Any) -> Any:
+    return left or right
+
+
+def _is_literal_bool(value: Any) -> bool:
+    return isinstance(value, Static) and value.literal and isinstance(value.obj, bool)
 
 
 def _is_number(obj: Any) -> bool:

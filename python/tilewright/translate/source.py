@@ -33,6 +33,9 @@ def find(function: types.FunctionType) -> tuple[ast.FunctionDef | ast.Lambda, Pl
     except SyntaxError as error:
         reason = f"its file does not parse any more ({error.msg}, line {error.lineno}): has it changed since it was read?"
         raise TranslationError(name, reason, place) from None
+    except (RecursionError, MemoryError, ValueError) as error:
+        reason = f"its file cannot be parsed, Python says {type(error).__name__}: {error}"
+        raise TranslationError(name, reason, place) from None
     candidates = [node for node in functions if _first_line(node) == code.co_firstlineno and _fits(node, function)]
     if len(candidates) > 1:
         candidates = [node for node in candidates if _spans(node, code)] or candidates

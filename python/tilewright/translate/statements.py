@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Iterator
 
+from .arrays import is_array
 from .values import Block, Static, Sym, Tup, Undefined, choice
 
 _ADVICE = {
@@ -40,23 +41,23 @@ class Statements:
     def statements(self, statements: list) -> Any:
         """The value returned, or None when the end is reached without a `return`."""
         for at, statement in enumerate(statements):
-            rest = statements[at + 1 :]
             if isinstance(statement, _Bind):
+                self.step(statement.target)
                 self._assign(statement.target, statement.value)
             elif isinstance(statement, ast.Return):
                 if statement.value is None:
                     self.fail(statement, "`return` needs a value here")
                 return self.expr(statement.value)
             elif isinstance(statement, ast.If):
-                decided = self.decided(condition := self.expr(statement.test), statement.test)
+                decided = self.decided(condition := self.condition(statement.test), statement.test)
                 if decided is not None:
-                    return self.statements([*(statement.body if decided else statement.orelse), *rest])
+                    return self.statements([*(statement.body if decided else statement.orelse), *statements[at + 1 :]])
                 symbol = self.do.to_bool(self.symbol(condition, statement.test))
                 if _returns([statement]):
-                    return self._choose(statement, symbol, rest)
+                    return self._choose(statement, symbol, statements[at + 1 :])
                 self._merge(statement, symbol)
             elif isinstance(statement, ast.For):
-                return self.statements([*self._rounds(statement), *rest])
+                return self.statements([*self._rounds(statement), *statements[at + 1 :]])
             else:
                 self._simple(statement)
         return None
@@ -73,7 +74,9 @@ class Statements:
             if not isinstance(statement.target, ast.Name):
                 self.fail(statement.target, "only variables can be assigned to")
             name = ast.copy_location(ast.Name(statement.target.id, ast.Load()), statement.target)
-            value = self.binary(statement.op, self.expr(name), self.expr(statement.value), statement)
+            old = self.expr(name)
+            value = self.binary(statement.op, old, self.expr(statement.value), statement)
+            self._changes(statement, old, value)
             self._assign(statement.target, value)
         elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
             pass  # A docstring, or `...`.
@@ -88,17 +91,38 @@ class Statements:
             name = type(statement).__name__
             self.fail(statement, _ADVICE.get(name, f"`{name.lower()}` is not supported in a device function"))
 
+    def _changes(self, statement: ast.AugAssign, old: Any, new: Any) -> None:
+        """Python changes a tensor in place: under its other names it is another one now."""
+        name = statement.target.id
+        instead = f"write `{name} = {name} …` with the operator, which makes a new one"
+        if isinstance(old, Static) and (is_array(old.obj) or isinstance(old.obj, (list, dict, set))):
+            self.fail(statement, f"this changes `{old.name}`, which is captured, in place: {instead}")
+        if not isinstance(old, Sym) or old.weak:
+            return
+        if isinstance(new, Sym) and new.ty != old.ty and not (new.weak and old.weak):
+            order = ["bool", "i32", "f32"]
+            if order.index(new.ty) > order.index(old.ty):
+                self.fail(statement, f"`{name}` is a tensor of {old.ty}, which holds no {new.ty}: {instead}")
+        for env in (self.env, *(frame.outer for frame in self.frames)):
+            for other, value in env.items():
+                held = value is old or (isinstance(value, Tup) and any(item is old for item in value.items))
+                if held and (env is not self.env or other != name):
+                    env[other] = Undefined(f"`{other}` was changed in place through `{name}`: {instead}")
+
     def _import(self, statement: ast.Import | ast.ImportFrom) -> None:
         for alias in statement.names:
             base = statement.module if isinstance(statement, ast.ImportFrom) else alias.name
             if (base or "").partition(".")[0] not in ("math", "torch", "numpy"):
                 self.fail(statement, "only math, torch and numpy can be imported in a device function: import it outside")
-            module = importlib.import_module(base)
-            if isinstance(statement, ast.ImportFrom):
-                obj, name = getattr(module, alias.name), alias.asname or alias.name
-            else:
-                name = alias.asname or base.partition(".")[0]
-                obj = module if alias.asname else importlib.import_module(name)
+            try:
+                module = importlib.import_module(base)
+                if isinstance(statement, ast.ImportFrom):
+                    obj, name = _member(module, alias.name), alias.asname or alias.name
+                else:
+                    name = alias.asname or base.partition(".")[0]
+                    obj = module if alias.asname else importlib.import_module(name)
+            except Exception as error:
+                self.fail(statement, f"it cannot be imported, Python says {type(error).__name__}: {error}")
             self.env[name] = Static(obj, name, ("import", base, name), isinstance(obj, (int, float)))
 
     def _assign(self, target: ast.expr, value: Any) -> None:
@@ -166,11 +190,24 @@ class Statements:
             yes, no = yes_env.get(name), no_env.get(name)
             if yes is None or no is None:
                 self.env[name] = Undefined(f"`{name}` is assigned on one side of an `if` only: give it a value on both")
+            elif isinstance(yes, Undefined) or isinstance(no, Undefined):
+                self.env[name] = yes if isinstance(yes, Undefined) else no
             elif isinstance(yes, (Sym, Static)) and isinstance(no, (Sym, Static)):
                 yes, no = self.do.unify(self.symbol(yes, statement), self.symbol(no, statement))
                 self.env[name] = self.named(choice(condition, yes, no, yes_block, no_block), name)
             else:
                 self.env[name] = Undefined(f"`{name}` is something else on each side of an `if`: make it a number")
+
+
+def _member(module: Any, name: str) -> Any:
+    """What `from module import name` gives: an attribute, or a module below."""
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        try:
+            return importlib.import_module(f"{module.__name__}.{name}")
+        except ModuleNotFoundError:
+            raise ImportError(f"cannot import name {name!r} from {module.__name__!r}") from None
 
 
 def _returns(statements: list[ast.stmt]) -> bool:

@@ -58,8 +58,9 @@ class Place:
 class Static:
     """A Python object known at translation: a number, a tensor, a function, a module.
 
-    ``origin`` identifies where it came from, so that one variable becomes one capture; ``name`` is what that capture is
-    called. A ``literal`` is written into the text; anything else is captured.
+    ``origin`` says where it came from, so that one variable becomes one capture and two variables stay two whatever their
+    values; captures of one origin are one where their content is equal too. ``name`` is what the capture is called. A
+    ``literal`` is written into the text; anything else is captured.
     """
 
     obj: Any
@@ -70,7 +71,8 @@ class Static:
     @staticmethod
     def of(obj: Any) -> "Static":
         """A literal."""
-        return Static(obj, "value", ("literal", type(obj).__name__, repr(obj)), True)
+        known = obj if isinstance(obj, (bool, int, float, str)) else id(obj)
+        return Static(obj, "value", ("literal", type(obj).__name__, known), True)
 
 
 @dataclass
@@ -84,6 +86,10 @@ class Sym:
     nonneg: bool = False
     # The text without a suffix, of a literal whose type the other operand tells.
     plain: str | None = None
+    # A Python number or bool, not a tensor: what `int(…)`, `not` and functions of `math` give.
+    weak: bool = False
+    # "uint8" and its like: an element of a captured tensor whose own arithmetic wraps earlier than i32's.
+    narrow: str | None = None
 
     @property
     def is_atom(self) -> bool:
@@ -96,6 +102,13 @@ class Tup:
     """A tuple or list written in the function, or ``*args``."""
 
     items: list
+
+
+@dataclass
+class Keywords:
+    """``**kwargs``: arguments by name."""
+
+    items: dict[str, Any]
 
 
 @dataclass
@@ -131,6 +144,18 @@ def method(receiver: Sym, name: str, *arguments: Sym) -> str:
     return f"{wrap(receiver, ATOM)}.{name}({listed})"
 
 
+def shown(value: Any) -> str:
+    """The text of a value in a message: short, whatever its ``repr`` does."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        # Python refuses to write integers of more than 4,300 digits.
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except Exception:
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
 def float_literal(value: float) -> Sym:
     """A literal of the nearest f32.
 
@@ -140,7 +165,8 @@ def float_literal(value: float) -> Sym:
         return Sym(F32, "f32::NAN")
     if math.isinf(value):
         return Sym(F32, "f32::INFINITY" if value > 0 else "f32::NEG_INFINITY", nonneg=value > 0)
-    struct.pack("f", value)
+    # Of a fixed size, for the machine's own "f" does not look.
+    struct.pack("<f", value)
     text = repr(float(value))
     if "." not in text:
         mantissa, exponent = text.split("e")
@@ -176,7 +202,8 @@ def choice(condition: Sym, yes: Sym, no: Sym, yes_block: Block | None = None, no
     if chained or "\n" in flat or len(flat) > 90:
         tail = no_text if chained else f"{{\n{indent(no_text)}\n}}"
         flat = f"if {condition.text} {{\n{indent(yes_text)}\n}} else {tail}"
-    return Sym(yes.ty, flat, IF, yes.nonneg and no.nonneg)
+    narrow = yes.narrow if yes.narrow == no.narrow else None
+    return Sym(yes.ty, flat, IF, yes.nonneg and no.nonneg, weak=yes.weak and no.weak, narrow=narrow)
 
 
 # Rust's reserved words; a Python variable of that name gets a `_`.
@@ -187,6 +214,10 @@ _RESERVED = frozenset(
 )
 
 
+# A name is for readers: what is computed of many captures would have a name as long as the formula.
+_LONGEST_NAME = 60
+
+
 class Names:
     """Names already given; each is given once, so that a block's `let`s may be moved out of it."""
 
@@ -195,7 +226,7 @@ class Names:
 
     def new(self, wanted: str) -> str:
         """``wanted``, or it with a number, as Rust can write it."""
-        base = re.sub(r"\W", "_", wanted) or "value"
+        base = re.sub(r"\W", "_", wanted, flags=re.ASCII)[:_LONGEST_NAME] or "value"
         if not base.strip("_"):
             base = "unused"
         if base[0].isdigit():

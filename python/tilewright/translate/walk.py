@@ -6,17 +6,18 @@ import ast
 import functools
 import inspect
 import types
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from . import calls, source
 from .arithmetic import Arithmetic
-from .captures import Capture, Captures, NotCapturable, is_array, scalar
+from .arrays import NotCapturable, is_array, scalar
+from .captures import Capture, Captures
 from .expressions import Expressions, Partial
 from .statements import Statements
 from .values import (
-    BOOL, F32, I32, Block, Names, Place, Static, Sym, TranslationError, Tup, Undefined, block_text, bool_literal,
-    float_literal, indent, int_literal,
+    BOOL, F32, I32, Block, Keywords, Names, Place, Static, Sym, TranslationError, Tup, Undefined, block_text, bool_literal,
+    float_literal, indent, int_literal, shown,
 )  # fmt: skip
 
 LEADING = {
@@ -50,6 +51,10 @@ class Frame:
     name: str
     place: Place
     overrides: dict[str, Any] = field(default_factory=dict)
+    # The variables of the caller.
+    outer: dict[str, Any] = field(default_factory=dict)
+    # In a formula: the call that it stands for.
+    at: ast.AST | None = None
 
 
 def translate(kind: str, function: Any, overrides: dict[str, Any] | None = None) -> Translation:
@@ -60,15 +65,33 @@ def translate(kind: str, function: Any, overrides: dict[str, Any] | None = None)
     walk = Walk(kind)
     try:
         return walk.run(function, overrides or {})
+    except TranslationError:
+        raise
     except RecursionError:
-        frame = walk.frames[-1]
-        reason = "its expressions nest too deep: name parts of them"
-        raise TranslationError(frame.name, reason, frame.place) from None
+        raise walk.error(None, "its expressions nest too deep: name parts of them") from None
+    except Exception as error:
+        # Whatever it captures may run code of its own: properties, comparisons, conversions.
+        raise walk.error(walk.at, f"Python says {type(error).__name__}: {error}") from error
 
 
 def unwrap(function: Any) -> Any:
-    """The Python function of a ``tilewright.DeviceFunction``; anything else as it is."""
-    return getattr(function, "__tilewright_function__", function)
+    """The Python function of a ``tilewright.DeviceFunction``, or of ``functools.cache``; anything else as it is."""
+    try:
+        found = getattr(function, "__tilewright_function__", function)
+    except Exception:
+        # An object whose `__getattr__` raises what it likes.
+        return function
+    if isinstance(found, staticmethod) or type(found).__name__ == "_lru_cache_wrapper":
+        return found.__wrapped__
+    return found
+
+
+def signature_of(function: types.FunctionType) -> inspect.Signature:
+    """The parameters that the code has, whatever a decorator says of them."""
+    code, defaults = function.__code__, function.__defaults__
+    plain = types.FunctionType(code, function.__globals__, function.__name__, defaults, function.__closure__)
+    plain.__kwdefaults__ = function.__kwdefaults__
+    return inspect.signature(plain)
 
 
 class Walk(Expressions, Statements):
@@ -83,31 +106,39 @@ class Walk(Expressions, Statements):
         self.block = Block()
         self.env: dict[str, Any] = {}
         self.steps = 0
+        # What is being looked at.
+        self.at: ast.AST | None = None
 
     def fail(self, node: ast.AST, reason: str) -> NoReturn:
+        raise self.error(node, reason)
+
+    def error(self, node: ast.AST | None, reason: str) -> TranslationError:
+        """The error at a place of the function on top."""
+        if not self.frames:
+            return TranslationError("the function", reason)
         frame = self.frames[-1]
-        raise TranslationError(frame.name, reason, frame.place, node)
+        return TranslationError(frame.name, reason, frame.place, frame.at or node)
 
     # The whole function
 
     def run(self, function: Any, overrides: dict[str, Any]) -> Translation:
         function = unwrap(function)
         leading = LEADING[self.kind]
-        shown = getattr(function, "__name__", None) or type(function).__name__
         target, arguments, keywords = self._target(function)
         if target is None:
             reason = f"a {self.kind} is a Python function, found {type(function).__name__}: use a `def` or a `lambda`"
-            raise TranslationError(str(shown), reason)
+            raise TranslationError(_name_of(function), reason)
         node, place = source.find(target)
         name = target.__name__ if target.__name__ != "<lambda>" else f"lambda_{self.kind}"
         self.frames.append(Frame(target, name, place, overrides))
         rust_name = Names().new(name)
-        parameters = list(inspect.signature(target).parameters.values())
+        parameters = list(signature_of(target).parameters.values())
         positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         free = [p for p in positional[len(arguments) :] if p.name not in keywords]
         variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         required = [p for p in parameters if p.default is p.empty and p.name not in keywords]
-        required = [p for p in required if p not in positional[: len(arguments)] and p.kind is not p.VAR_POSITIONAL]
+        required = [p for p in required if p not in positional[: len(arguments)]]
+        required = [p for p in required if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         expected = ", ".join(name for name, _ in leading)
         if (len(free) < len(leading) and not variadic) or len(required) > len(leading):
             found = ", ".join(p.name for p in free) or "none"
@@ -166,7 +197,7 @@ class Walk(Expressions, Statements):
         """The value of a function's body for these arguments, in the frame on top."""
         if isinstance(node, ast.AsyncFunctionDef):
             self.fail(node, "`async` functions are not supported: use `def`")
-        signature = inspect.signature(target)
+        signature = signature_of(target)
         try:
             bound = signature.bind(*arguments, **keywords)
         except TypeError as error:
@@ -179,15 +210,16 @@ class Walk(Expressions, Statements):
                 if parameter.kind is parameter.VAR_POSITIONAL:
                     value = Tup(list(value))
                 elif parameter.kind is parameter.VAR_KEYWORD:
-                    self.fail(node, "`**` parameters are not supported: name each")
+                    value = Keywords(value)
             elif parameter.kind is parameter.VAR_POSITIONAL:
                 value = Tup([])
             elif parameter.kind is parameter.VAR_KEYWORD:
-                continue
+                value = Keywords({})
             else:
                 value = Static(parameter.default, name, ("default", id(target), name))
             env[name] = self.named(value, name) if isinstance(value, Sym) else value
         outer, self.env = self.env, env
+        self.frames[-1].outer = outer
         if isinstance(node, ast.Lambda):
             value = self.expr(node.body)
         else:
@@ -205,7 +237,11 @@ class Walk(Expressions, Statements):
             return value
         local = self.names.new(name)
         self.block.lets.append(f"let {local} = {value.text};")
-        return Sym(value.ty, local, nonneg=value.nonneg)
+        return Sym(value.ty, local, nonneg=value.nonneg, weak=value.weak, narrow=value.narrow)
+
+    def weakened(self, value: Any) -> Any:
+        """The value as a Python number."""
+        return replace(value, weak=True) if isinstance(value, Sym) else value
 
     def symbol(self, value: Any, node: ast.AST) -> Sym:
         """The value as a number or bool on the GPU: a literal is written down, anything else known now is captured."""
@@ -218,22 +254,22 @@ class Walk(Expressions, Statements):
             self.fail(node, f"`{value.array.name}` has {dims} dimensions, {found} indexed: index all")
         if not isinstance(value, Static):
             self.fail(node, "this is no number or bool: a device function has scalars only")
-        number = scalar(value.obj)
+        number, weak = scalar(value.obj), not is_array(value.obj)
         if value.literal and isinstance(number, bool):
-            return bool_literal(number)
+            return replace(bool_literal(number), weak=weak)
         if value.literal and isinstance(number, int):
             if not -(2**31) <= number < 2**31:
-                self.fail(node, f"{number} does not fit an i32: write it as a float")
-            return int_literal(number)
+                self.fail(node, f"{shown(number)} does not fit an i32: write it as a float")
+            return replace(int_literal(number), weak=weak)
         if value.literal and isinstance(number, float):
             try:
-                return float_literal(number)
+                return replace(float_literal(number), weak=weak)
             except OverflowError:
                 self.fail(node, f"{number} does not fit an f32: its largest number is 3.4028235e38")
         try:
             return self.captures.scalar(value)
         except NotCapturable as error:
-            self.fail(node, str(error) or _not_a_number(value))
+            self.fail(node, str(error))
 
     # Calls
 
@@ -244,18 +280,26 @@ class Walk(Expressions, Statements):
                 arguments.extend(self.items(self.expr(argument.value), argument))
             else:
                 arguments.append(self.expr(argument))
-        if any(keyword.arg is None for keyword in node.keywords):
-            self.fail(node, "`**` arguments are not supported: name each")
-        keywords = {keyword.arg: self.expr(keyword.value) for keyword in node.keywords}
+        keywords: dict[str, Any] = {}
+        for keyword in node.keywords:
+            value = self.expr(keyword.value)
+            for name, item in ([(keyword.arg, value)] if keyword.arg is not None else self._named_items(value, node)):
+                if name in keywords:
+                    self.fail(node, f"`{name}` is given twice")
+                keywords[name] = item
         if isinstance(node.func, ast.Attribute):
             owner = self.expr(node.func.value)
-            if not isinstance(owner, Static):
+            known = all(isinstance(value, Static) for value in (*arguments, *keywords.values()))
+            # What is computed with a captured tensor and a value of the GPU is one of the GPU.
+            if not isinstance(owner, Static) or (is_array(owner.obj) and not known):
                 return self._method(node, node.func.attr, owner, arguments, keywords)
-        function = self.expr(node.func)
+            function = self.attribute(node.func, owner)
+        else:
+            function = self.expr(node.func)
         if not isinstance(function, Static):
             self.fail(node.func, "this is no function: call functions of torch and math, and functions of your own")
         callee, everything = unwrap(function.obj), [*arguments, *keywords.values()]
-        if all(isinstance(value, Static) for value in everything) and calls.is_pure(callee):
+        if all(isinstance(value, Static) for value in everything) and calls.is_pure(callee, keywords):
             named = dict(zip(keywords, range(len(arguments), len(everything))))
 
             def call(*values):
@@ -263,15 +307,17 @@ class Walk(Expressions, Statements):
 
             call.__name__ = getattr(callee, "__name__", "call")
             first = [value.name for value in everything if not value.literal] or [function.name]
+            self.affordable(node, callee, *everything)
             result = self.known(node, call, *everything, name=f"{call.__name__}_{first[0]}")
+            result.origin = (result.origin, tuple(keywords))
             owner = getattr(callee, "__self__", None)
             if is_array(owner):
                 # A method of a captured tensor is known by the tensor too.
                 result = Static(result.obj, f"{function.name}_{result.name}", (function.origin, result.origin))
             return result
-        handler = calls.handler_of(callee)
-        if handler is not None:
-            return handler(self, node, arguments, keywords)
+        operation = calls.operation_of(callee)
+        if operation is not None:
+            return operation(self, node, arguments, keywords)
         target, more, more_keywords = self._target(callee)
         if target is None:
             self.fail(node, f"`{ast.unparse(node.func)}` cannot be called in a device function: it may call {calls.SUPPORTED}")
@@ -279,10 +325,18 @@ class Walk(Expressions, Statements):
 
     def _method(self, node: ast.Call, name: str, owner: Any, arguments: list, keywords: dict) -> Any:
         owner = self.symbol(owner, node)
-        handler = calls.METHODS.get(name) or calls.BY_NAME.get(name)
-        if handler is None:
+        operation = calls.method_of(name)
+        if operation is None:
             self.fail(node, f"`.{name}()` of a value of the GPU is not supported: it may call {calls.SUPPORTED}")
-        return handler(self, node, [owner, *arguments], keywords)
+        return operation(self, node, [owner, *arguments], keywords)
+
+    def _named_items(self, value: Any, node: ast.AST) -> list[tuple[str, Any]]:
+        """What ``**value`` passes on."""
+        if isinstance(value, Keywords):
+            return list(value.items.items())
+        if isinstance(value, Static) and isinstance(value.obj, dict) and all(isinstance(key, str) for key in value.obj):
+            return [(key, Static(item, key, ("item", value.origin, key))) for key, item in value.obj.items()]
+        self.fail(node, "only the function's own `**` parameter and dicts that are captured can be passed on with `**`")
 
     def _inline(self, node: ast.Call, target: types.FunctionType, arguments: list, keywords: dict) -> Any:
         if len(self.frames) > _MAX_CALLS:
@@ -294,10 +348,10 @@ class Walk(Expressions, Statements):
         return value
 
 
-def _not_a_number(value: Static) -> str:
-    if is_array(value.obj):
-        shape = tuple(value.obj.shape)
-        return f"`{value.name}` is a tensor of shape {shape}: index it, as in `{value.name}[q]`"
-    if value.literal:
-        return f"{value.obj!r} is no number or bool: a device function has scalars only"
-    return f"`{value.name}` is a {type(value.obj).__name__}: captured are ints, floats, bools, and tensors that are indexed"
+def _name_of(function: Any) -> str:
+    """What an object that is no function is called in a message."""
+    try:
+        name = function.__name__
+    except Exception:
+        name = None
+    return name if isinstance(name, str) else type(function).__name__

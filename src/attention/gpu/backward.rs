@@ -224,7 +224,7 @@ impl Run<'_> {
         kernel: &Tuned,
         tensors: &[&Tensor],
         tolerance: Tolerance,
-        oracle: impl Fn(&crate::launch::Kernel) -> Result<(), String> + 'b,
+        oracle: impl Fn(&crate::launch::Kernel) -> oracle::Verdict + 'b,
     ) -> Option<Outputs<'b>> {
         tuning(kernel, &self.sizes, self.bucket, || {
             Outputs::new(tensors.iter().map(|&tensor| tensor.clone()).collect(), tolerance)
@@ -251,7 +251,8 @@ impl Run<'_> {
             mark.run(self.bucket, outputs, &mut |kernel| {
                 let finished = order.as_deref_mut().map(|order| &mut order.finished);
                 let args = mark::Args { kv_counts: counts, kv_indices: indices, keep, finished, kv_blocks };
-                kernel.launch(&args, None)
+                // SAFETY: lists may hold anything; all work is on one stream.
+                unsafe { kernel.launch(&args, None) }
             })?;
         }
         let call = Call { rule: self.rule, sizes: &self.sizes, device, split: full_q.is_some() };
@@ -271,7 +272,7 @@ impl Run<'_> {
         let (rule, device, functions) = (self.rule, &self.pipeline.device, &self.pipeline.functions);
         let kernel = kernels.by_query.get()?;
         let outputs = self.outputs(kernel, &[dq], TOLERANCE, |kernel| {
-            oracle::check_backward_q(rule, device, functions, kernel)
+            oracle::check_backward_q(rule, &self.sizes, device, functions, kernel)
         });
         let outputs = outputs.map(|outputs| outputs.and(delta.clone(), SUMS));
         let Upstream { qkv: [q, k, v], out, lse, d_out, d_lse } = self.upstream;
@@ -292,7 +293,8 @@ impl Run<'_> {
                 delta,
                 scale: rule.scale,
             };
-            kernel.launch(&args, Some(functions))
+            // SAFETY: lists may hold anything; all work is on one stream.
+            unsafe { kernel.launch(&args, Some(functions)) }
         })
     }
 
@@ -307,7 +309,7 @@ impl Run<'_> {
         let (rule, device, functions) = (self.rule, &self.pipeline.device, &self.pipeline.functions);
         let kernel = kernels.by_key.get()?;
         let outputs = self.outputs(kernel, &[dk, dv], TOLERANCE, |kernel| {
-            oracle::check_backward_kv(rule, device, functions, kernel)
+            oracle::check_backward_kv(rule, &self.sizes, device, functions, kernel)
         });
         let Upstream { qkv: [q, k, v], lse, d_out, .. } = self.upstream;
         kernel.run(self.bucket, outputs, &mut |kernel| {
@@ -327,7 +329,8 @@ impl Run<'_> {
                 dv,
                 scale: rule.scale,
             };
-            kernel.launch(&args, Some(functions))
+            // SAFETY: lists and orders may hold anything; all work is on one stream.
+            unsafe { kernel.launch(&args, Some(functions)) }
         })
     }
 }

@@ -1,4 +1,4 @@
-//! The chain of kernels on a GPU: (classify) → pool → rank → (transpose) → forward, or (order) → forward over lists of a caller's.
+//! The chain of kernels on a GPU: (classify) → pool → (score_partial) → rank → (transpose) → forward, or (order) → forward over lists of a caller's.
 //! Nothing goes to the host.
 
 mod backward;
@@ -37,7 +37,10 @@ pub(super) struct Pipeline {
 const SUMS: Tolerance = Tolerance::Close(1e-5);
 
 /// How far apart the outputs of two schedules of the forward may be: each rounds P to the dtype in its own places.
-const FORWARD_TOLERANCE: f64 = 1e-2;
+const FORWARD_TOLERANCE: Tolerance = Tolerance::Close(1e-2);
+
+/// How far apart their sums of exponentials may be: those are added up in f32 by all, and the backward makes its weights of them.
+const LSE_TOLERANCE: Tolerance = Tolerance::Close(1e-4);
 
 impl Pipeline {
     /// Prepares the tuning space of every kernel the rule needs. What is compiled is decided at the first call.
@@ -73,7 +76,7 @@ impl Pipeline {
         let functions = Arc::new(FunctionArgs::new(cuda, forward.spec(), &[score_fn, mask_fn])?);
         Ok(Pipeline {
             device: Device::Cuda(cuda.clone()),
-            selector: Selector::new(cuda, rule, classify, &lazy),
+            selector: Selector::new(cuda, rule, classify, mask_mod.as_ref(), &lazy),
             order: lazy(Request::new(&order::SOURCE)),
             forward,
             functions,
@@ -194,7 +197,8 @@ impl Pipeline {
                 row_order: &mut row_order,
                 longest: sizes.kv_blocks as i32,
             };
-            kernel.launch(&args, None)
+            // SAFETY: any counts will do, and any longest; all work is on one stream.
+            unsafe { kernel.launch(&args, None) }
         });
         launched.map_err(|error| advise(error, rule, sizes, None))?;
         Ok(Some(row_order))
@@ -231,8 +235,9 @@ impl Pipeline {
         let sizes = Sizes::of(rule, q, k);
         let bucket = sizes.bucket(rule, density);
         let outputs = tuning(&self.forward, &sizes, bucket, || {
-            Outputs::new(vec![out.clone(), lse.clone()], Tolerance::Close(FORWARD_TOLERANCE))
-                .with_oracle(|kernel| oracle::check_forward(rule, &self.device, &self.functions, kernel))
+            Outputs::new(vec![out.clone()], FORWARD_TOLERANCE).and(lse.clone(), LSE_TOLERANCE).with_oracle(
+                |kernel| oracle::check_forward(rule, &sizes, &self.device, &self.functions, kernel),
+            )
         });
         let launched = self.forward.run(bucket, outputs, &mut |kernel| {
             let args = forward::Args {
@@ -248,7 +253,8 @@ impl Pipeline {
                 lse,
                 scale: rule.scale,
             };
-            kernel.launch(&args, Some(&self.functions))
+            // SAFETY: lists and orders may hold anything; all work is on one stream.
+            unsafe { kernel.launch(&args, Some(&self.functions)) }
         });
         launched.map_err(|error| advise(error, rule, &sizes, density))
     }

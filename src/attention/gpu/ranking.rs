@@ -3,10 +3,12 @@
 use super::selection::{Call, Parts, parts_of};
 use super::{SUMS, tuning};
 use crate::attention::{Rule, oracle};
+use crate::codegen::lower::DeviceFunction;
 use crate::device::CudaDevice;
-use crate::kernels::{pool, rank, score};
-use crate::launch::{Lazy, Outputs, Request, Tuned};
+use crate::kernels::{pool, rank, score, score_partial};
+use crate::launch::{FunctionArgs, Lazy, Outputs, Request, Tolerance, Tuned};
 use crate::{Error, Tensor};
+use std::sync::Arc;
 
 /// Block means and what is made of them.
 #[derive(Clone)]
@@ -16,35 +18,51 @@ pub(super) struct Ranking {
     rank: Vec<(usize, Lazy)>,
     /// For longer rows.
     score: Lazy,
+    /// For the blocks that a mask function keeps in part. Absent without one.
+    score_partial: Option<Lazy>,
 }
 
 /// The key blocks of a row that `rank` is built for.
 const CAPACITIES: [usize; 5] = [384, 640, 1280, 3328, 4096];
 
 impl Ranking {
-    pub(super) fn new(rule: &Rule, lazy: &dyn Fn(Request) -> Lazy) -> Self {
+    pub(super) fn new(
+        rule: &Rule,
+        mask_mod: Option<&Arc<DeviceFunction>>,
+        lazy: &dyn Fn(Request) -> Lazy,
+    ) -> Self {
         let tile = rule.head_dim.tile() as i64;
         let rank = |capacity: usize| {
             let request = Request::new(&rank::SOURCE).value("D", tile);
             (capacity, lazy(request.value("CAPACITY", capacity as i64)))
         };
-        let pool = Request::new(&pool::SOURCE).value("T", rule.dtype).value("D", tile);
         let (block_q, block_kv) = (rule.blocks.q() as i64, rule.blocks.kv() as i64);
+        let of_tokens = |source| {
+            let request = Request::new(source).value("T", rule.dtype).value("D", tile);
+            request.value("BLOCK_Q", block_q).value("BLOCK_KV", block_kv)
+        };
+        let partial = |function| of_tokens(&score_partial::SOURCE).function("mask_mod", Some(function));
         Ranking {
-            pool: lazy(pool.value("BLOCK_Q", block_q).value("BLOCK_KV", block_kv)),
+            pool: lazy(of_tokens(&pool::SOURCE)),
             rank: CAPACITIES.map(rank).into(),
             score: lazy(Request::new(&score::SOURCE)),
+            score_partial: mask_mod.map(|function| lazy(partial(function))),
         }
     }
 
     pub(super) fn stages(&self) -> impl Iterator<Item = &Lazy> {
         let rank = self.rank.iter().map(|(_, kernel)| kernel);
-        [&self.pool].into_iter().chain(rank).chain([&self.score])
+        [&self.pool].into_iter().chain(&self.score_partial).chain(rank).chain([&self.score])
     }
 
     pub(super) fn on(&self, cuda: &CudaDevice) -> Self {
         let rank = self.rank.iter().map(|(capacity, kernel)| (*capacity, kernel.on(cuda)));
-        Ranking { pool: self.pool.on(cuda), rank: rank.collect(), score: self.score.on(cuda) }
+        Ranking {
+            pool: self.pool.on(cuda),
+            rank: rank.collect(),
+            score: self.score.on(cuda),
+            score_partial: self.score_partial.as_ref().map(|kernel| kernel.on(cuda)),
+        }
     }
 
     /// `rank` for rows of `kv_blocks`, where they fit.
@@ -68,7 +86,8 @@ impl Ranking {
         });
         kernel.run(bucket, outputs, &mut |kernel| {
             let finished = finished.as_deref_mut();
-            kernel.launch(&pool::Args { q, k, q_mean, k_mean, finished }, None)
+            // SAFETY: it asks for nothing that the checks do not see; all work is on one stream.
+            unsafe { kernel.launch(&pool::Args { q, k, q_mean, k_mean, finished }, None) }
         })
     }
 
@@ -86,9 +105,44 @@ impl Ranking {
                 .with_oracle(|kernel| oracle::check_score(rule, device, kernel))
         });
         kernel.run(bucket, outputs, &mut |kernel| {
-            kernel.launch(&score::Args { q_mean, k_mean, logits, scale: rule.scale }, None)
+            // SAFETY: it asks for nothing that the checks do not see; all work is on one stream.
+            unsafe { kernel.launch(&score::Args { q_mean, k_mean, logits, scale: rule.scale }, None) }
         })
     }
+
+    /// The scores of the blocks that the mask function keeps in part, to their places in `logits`.
+    pub(super) fn score_partial(
+        &self,
+        call: &Call<'_>,
+        partial: &Partial<'_>,
+        [q_mean, k_mean]: [&Tensor; 2],
+        logits: &mut Tensor,
+    ) -> Result<(), Error> {
+        let &Call { rule, sizes, device, .. } = call;
+        let &Partial { k, classes, functions } = partial;
+        let Some(kernel) = &self.score_partial else { return Ok(()) };
+        let (kernel, bucket) = (kernel.get()?, sizes.bucket(rule, None));
+        // What is not partial stays as it is: there is nothing to compare but with the oracle.
+        let outputs = tuning(kernel, sizes, bucket, || {
+            Outputs::new(Vec::new(), Tolerance::Exact)
+                .with_oracle(|kernel| oracle::check_score_partial(rule, sizes, device, functions, kernel))
+        });
+        let (seq_q, scale) = (sizes.seq_q as i32, rule.scale);
+        kernel.run(bucket, outputs, &mut |kernel| {
+            let args = score_partial::Args { q_mean, k, k_mean, classes, logits, seq_q, scale };
+            // SAFETY: classes, means and logits are of this call's blocks, and the functions' captures are those of its rule.
+            unsafe { kernel.launch(&args, Some(functions)) }
+        })
+    }
+}
+
+/// What the scores of partial blocks are made of beside means.
+#[derive(Clone, Copy)]
+pub(super) struct Partial<'a> {
+    pub(super) k: &'a Tensor,
+    pub(super) classes: &'a Tensor,
+    /// The captures of the mask function.
+    pub(super) functions: &'a FunctionArgs,
 }
 
 /// From means to lists.
@@ -96,6 +150,7 @@ pub(super) fn rank_blocks(
     kernel: &Tuned,
     call: &Call<'_>,
     [q_mean, k_mean]: [&Tensor; 2],
+    partial_logits: Option<&Tensor>,
     parts: &mut Parts<'_>,
 ) -> Result<(), Error> {
     let &Call { rule, sizes, device, split } = call;
@@ -113,6 +168,7 @@ pub(super) fn rank_blocks(
             q_mean,
             k_mean,
             classes: *classes,
+            partial_logits,
             kv_counts: &mut lists.kv.counts,
             kv_indices: &mut lists.kv.indices,
             full_kv_counts,
@@ -125,6 +181,7 @@ pub(super) fn rank_blocks(
             top_k,
             top_p,
         };
-        kernel.launch(&args, None)
+        // SAFETY: `finished` was set to 0 before, and every launch leaves it there; all work is on one stream.
+        unsafe { kernel.launch(&args, None) }
     })
 }

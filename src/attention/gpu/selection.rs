@@ -1,9 +1,11 @@
-//! From q and k to lists of key blocks: pool → rank, or for long rows pool → score → select; classify before, transpose after.
+//! From q and k to lists of key blocks: pool → rank, or for long rows pool → score → select; transpose after. With a mask function
+//! classify before, and score_partial for the blocks that it keeps in part.
 
-use super::ranking::{Ranking, rank_blocks};
+use super::ranking::{Partial, Ranking, rank_blocks};
 use super::tuning;
 use crate::attention::memory::Memory;
 use crate::attention::{MaskLists, Rule, Sizes, oracle};
+use crate::codegen::lower::DeviceFunction;
 use crate::device::CudaDevice;
 use crate::kernels::{classify, select, transpose};
 use crate::launch::{FunctionArgs, Lazy, Outputs, Request, Tolerance, Tuned};
@@ -31,6 +33,8 @@ pub(in crate::attention) struct Scratch {
     /// Absent where one kernel keeps them to itself.
     logits: Option<Tensor>,
     classes: Option<Tensor>,
+    /// Of blocks that the mask function keeps in part, where one kernel keeps the rest to itself.
+    partial_logits: Option<Tensor>,
     /// A bit a block: kept in the main list.
     keep: Tensor,
     /// Kept in the list of full blocks.
@@ -63,11 +67,12 @@ impl Selector {
         cuda: &CudaDevice,
         rule: &Rule,
         classify: Option<(Tuned, Arc<FunctionArgs>)>,
+        mask_mod: Option<&Arc<DeviceFunction>>,
         lazy: &dyn Fn(Request) -> Lazy,
     ) -> Self {
         Selector {
             device: Device::Cuda(cuda.clone()),
-            ranking: rule.selection.is_some().then(|| Ranking::new(rule, lazy)),
+            ranking: rule.selection.is_some().then(|| Ranking::new(rule, mask_mod, lazy)),
             classify,
             select: lazy(Request::new(&select::SOURCE)),
             transpose: lazy(Request::new(&transpose::SOURCE)),
@@ -121,6 +126,7 @@ impl Selector {
         Ok(Scratch {
             means: of_q.zip(of_k).map(|(q, k)| [q, k]),
             logits: optional(self.rank(sizes).is_none(), DType::F32, &map)?,
+            partial_logits: optional(split && means && self.rank(sizes).is_some(), DType::F32, &map)?,
             classes: optional(split, DType::U8, &map)?,
             full_keep: optional(split, DType::I32, &words)?,
             row_order: optional(ranked, DType::I32, &[batch, heads, q_blocks])?,
@@ -139,15 +145,18 @@ impl Selector {
         lists: &mut MaskLists,
     ) -> Result<(), Error> {
         let bucket = sizes.bucket(rule, None);
-        let Scratch { means, logits, classes, keep, full_keep, row_order, finished } = scratch;
+        let Scratch { means, logits, classes, partial_logits, keep, full_keep, row_order, finished } =
+            scratch;
         if let (Some((kernel, functions)), Some(classes)) = (&self.classify, &mut *classes) {
             let (seq_q, seq_kv) = (sizes.seq_q as i32, sizes.seq_kv as i32);
             let outputs = tuning(kernel, sizes, bucket, || {
-                Outputs::new(vec![classes.clone()], Tolerance::Exact)
-                    .with_oracle(|kernel| oracle::check_classify(rule, &self.device, functions, kernel))
+                Outputs::new(vec![classes.clone()], Tolerance::Exact).with_oracle(|kernel| {
+                    oracle::check_classify(rule, sizes, &self.device, functions, kernel)
+                })
             });
             kernel.run(bucket, outputs, &mut |kernel| {
-                kernel.launch(&classify::Args { classes, seq_q, seq_kv }, Some(functions))
+                // SAFETY: the sequences are those that the grid of blocks was made of; all work is on one stream.
+                unsafe { kernel.launch(&classify::Args { classes, seq_q, seq_kv }, Some(functions)) }
             })?;
         }
         let call = Call { rule, sizes, device: &self.device, split: self.classify.is_some() };
@@ -165,11 +174,25 @@ impl Selector {
             }
             _ => None,
         };
+        // Means that the caller has made are all there is to score.
+        let partial = match (ranked, &self.classify, &*classes) {
+            (Ranked::Tensors(_, k), Some((_, functions)), Some(classes)) => {
+                Some(Partial { k, classes, functions })
+            }
+            _ => None,
+        };
+        if let (Some(ranking), Some(means), Some(partial), Some(logits)) =
+            (&self.ranking, means, &partial, &mut *partial_logits)
+        {
+            ranking.score_partial(&call, partial, means, logits)?;
+        }
         let order = row_order.as_mut().zip(finished.as_mut());
         let mut parts = Parts { classes: classes.as_ref(), keep, full_keep, order, lists };
         match (self.rank(sizes), means, logits) {
-            (Some(rank), Some(means), _) => rank_blocks(rank.get()?, &call, means, &mut parts)?,
-            (_, means, Some(logits)) => self.score_and_select(&call, means, logits, &mut parts)?,
+            (Some(rank), Some(means), _) => {
+                rank_blocks(rank.get()?, &call, means, partial_logits.as_ref(), &mut parts)?;
+            }
+            (_, means, Some(logits)) => self.score_and_select(&call, means, partial, logits, &mut parts)?,
             _ => unreachable!("without `rank` there is room for logits"),
         }
         self.transpose(&call, &mut parts)
@@ -180,13 +203,18 @@ impl Selector {
         &self,
         call: &Call<'_>,
         means: Option<[&Tensor; 2]>,
+        partial: Option<Partial<'_>>,
         logits: &mut Tensor,
         parts: &mut Parts<'_>,
     ) -> Result<(), Error> {
         let &Call { rule, sizes, device, split } = call;
         let bucket = sizes.bucket(rule, None);
+        let score = |ranking: &Ranking, means, logits: &mut Tensor| {
+            ranking.score(call, means, logits)?;
+            partial.map_or(Ok(()), |partial| ranking.score_partial(call, &partial, means, logits))
+        };
         match (&self.ranking, means) {
-            (Some(ranking), Some(means)) => ranking.score(call, means, logits)?,
+            (Some(ranking), Some(means)) => score(ranking, means, logits)?,
             // All scores are alike. The kernel overwrites them, so that they are set anew.
             _ => device.as_cuda().map_or(Ok(()), |cuda| logits.fill_words(cuda, 0))?,
         }
@@ -200,7 +228,7 @@ impl Selector {
         let (top_k, top_p) = rule.thresholds();
         select.run(bucket, outputs, &mut |kernel| {
             if let (true, Some(ranking), Some(means)) = (again, &self.ranking, means) {
-                ranking.score(call, means, logits)?;
+                score(ranking, means, logits)?;
             }
             let Parts { classes, keep, full_keep, order, lists } = &mut *parts;
             let (row_order, finished) =
@@ -220,7 +248,8 @@ impl Selector {
                 top_k,
                 top_p,
             };
-            kernel.launch(&args, None)
+            // SAFETY: as for `rank`: `finished` was set to 0 before, and every launch leaves it there.
+            unsafe { kernel.launch(&args, None) }
         })
     }
 
@@ -252,9 +281,8 @@ pub(super) fn transpose_bits(
 ) -> Result<(), Error> {
     let &Call { rule, sizes, device, split } = call;
     let outputs = tuning(kernel, sizes, bucket, || {
-        let full = full_by_kv.as_ref().map(|full| full.counts.clone());
-        let tensors = [Some(by_kv.counts.clone()), Some(by_kv.indices.clone()), full];
-        Outputs::new(tensors.into_iter().flatten().collect(), Tolerance::Exact)
+        let lists = [Some(&*by_kv), full_by_kv.as_ref()].into_iter().flatten();
+        Outputs::new(lists.flat_map(tensors_of).collect(), Tolerance::Exact)
             .with_oracle(|kernel| oracle::check_transpose(rule, device, split, kernel))
     });
     kernel.run(bucket, outputs, &mut |kernel| {
@@ -271,7 +299,8 @@ pub(super) fn transpose_bits(
             key_order,
             finished,
         };
-        kernel.launch(&args, None)
+        // SAFETY: the bits are those of blocks that exist, and `mark` has set `finished` to 0; all work is on one stream.
+        unsafe { kernel.launch(&args, None) }
     })
 }
 
@@ -301,10 +330,15 @@ const AT_THE_EDGE: Tolerance = Tolerance::Mostly(0.01);
 impl Parts<'_> {
     pub(super) fn outputs<'a>(&self) -> Outputs<'a> {
         let MaskLists { kv, full_kv, .. } = &*self.lists;
-        let full = full_kv.as_ref().map(|full| full.counts.clone());
-        let tensors = [Some(kv.counts.clone()), Some(kv.indices.clone()), full];
-        Outputs::new(tensors.into_iter().flatten().collect(), AT_THE_EDGE)
+        let lists = [Some(kv), full_kv.as_ref()].into_iter().flatten().flat_map(tensors_of);
+        let bits = [Some(&*self.keep), self.full_keep.as_ref()].into_iter().flatten().cloned();
+        // The order is left out: rows of one length come in any, and the oracle looks at it.
+        Outputs::new(lists.chain(bits).collect(), AT_THE_EDGE)
     }
+}
+
+fn tensors_of(index: &BlockIndex) -> [Tensor; 2] {
+    [index.counts.clone(), index.indices.clone()]
 }
 
 pub(super) fn parts_of(index: &mut Option<BlockIndex>) -> (Option<&mut Tensor>, Option<&mut Tensor>) {

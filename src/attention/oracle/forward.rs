@@ -1,71 +1,58 @@
 //! The forward.
 
-use super::{Rule, TOKENS, close, noise, verdict};
+use super::compare::close_forward;
+use super::{Case, Rule, Sizes, Verdict, case, poisoned, verdict};
 use crate::device::Device;
 use crate::kernels::forward;
 use crate::launch::{FunctionArgs, Kernel};
-use crate::{BlockMask, DType, Error, Tensor, cpu};
+use crate::{DType, Error, Tensor};
 
 /// How far the outputs may be apart, relative Frobenius: the GPU rounds P to the dtype, the executor does not.
-const BOUND: f64 = 1e-2;
+pub(super) const BOUND: f64 = 1e-2;
 
-/// Says what is wrong with a kernel. A user's function that cannot take the case (a slice shorter than it, say) leaves
-/// nothing to compare with.
+/// Says what is wrong with a kernel.
 pub(in crate::attention) fn check_forward(
     rule: &Rule,
+    sizes: &Sizes,
     device: &Device,
     functions: &FunctionArgs,
     kernel: &Kernel,
-) -> Result<(), String> {
-    let [keys, values] = [rule.head_dim, rule.value_dim].map(|dim| [1, 1, TOKENS, dim.get()]);
+) -> Verdict {
     verdict(|| {
-        let noise = |shape, seed| noise(rule.dtype, shape, seed);
-        let (q, k, v) = (noise(&keys, 1)?, noise(&keys, 2)?, noise(&values, 3)?);
-        let mask = mask(rule)?;
-        let (score_mod, mask_mod) = (rule.score_mod.as_deref(), rule.mask_mod.as_deref());
-        let expected = cpu::attend(&q, &k, &v, &mask, rule.scale, score_mod, mask_mod)?.0.to_f32_vec()?;
-        let found = launch(device, functions, kernel, [&q, &k, &v], &mask, rule.scale)?.to_f32_vec()?;
-        if !expected.iter().all(|x| x.is_finite()) {
-            return Ok(Ok(()));
-        }
-        Ok(close(&found, &expected, BOUND))
+        let case = Case::new(rule, sizes)?;
+        let [out, lse] = launch(&case.to(device)?, device, functions, kernel, rule.scale)?;
+        let found = [out.to_f32_vec()?, lse.to_f32_vec()?];
+        let expected = [case.out.to_f32_vec()?, case.lse.to_f32_vec()?];
+        let jumps = rule.score_mod.is_some();
+        Ok(close_forward([&found[0], &found[1]], [&expected[0], &expected[1]], BOUND, jumps))
     })
 }
 
 fn launch(
+    case: &Case,
     device: &Device,
     functions: &FunctionArgs,
     kernel: &Kernel,
-    [q, k, v]: [&Tensor; 3],
-    mask: &BlockMask,
     scale: f32,
-) -> Result<Tensor, Error> {
-    let (q, k, v, mask) = (q.to(device)?, k.to(device)?, v.to(device)?, mask.to(device)?);
-    let mut out = Tensor::uninit(device, q.dtype(), v.shape())?;
-    let mut lse = Tensor::uninit(device, DType::F32, &q.shape()[..3])?;
-    out.fill_bytes(0xFF)?;
+) -> Result<[Tensor; 2], Error> {
+    let Case { qkv: [q, k, v], out, lse, mask, .. } = case;
+    let mut out = poisoned(device, out.dtype(), out.shape())?;
+    let mut lse = poisoned(device, DType::F32, lse.shape())?;
+    let row_order = case::backwards(mask.shape()[2])?.to(device)?;
     let args = forward::Args {
-        q: &q,
-        k: &k,
-        v: &v,
+        q,
+        k,
+        v,
         kv_counts: &mask.kv().counts,
         kv_indices: &mask.kv().indices,
         full_kv_counts: mask.full_kv().map(|full| &full.counts),
         full_kv_indices: mask.full_kv().map(|full| &full.indices),
-        row_order: None,
+        row_order: Some(&row_order),
         out: &mut out,
         lse: &mut lse,
         scale,
     };
-    kernel.launch(&args, Some(functions))?;
-    Ok(out)
-}
-
-/// Two of three blocks; the first half of those kept apply the mask function, where there is one.
-pub(super) fn mask(rule: &Rule) -> Result<BlockMask, Error> {
-    let blocks = (rule.blocks.q(), rule.blocks.kv());
-    let shape = [1, 1, TOKENS.div_ceil(blocks.0), TOKENS.div_ceil(blocks.1)];
-    let kept = |block: usize| !(block + 1).is_multiple_of(3);
-    let map: Vec<bool> = (0..shape.iter().product()).map(kept).collect();
-    BlockMask::from_dense(&map, shape, blocks, (TOKENS, TOKENS))
+    // SAFETY: a whole case of its own, which is read on the host.
+    unsafe { kernel.launch(&args, Some(functions))? };
+    Ok([out, lse])
 }

@@ -1,10 +1,11 @@
 //! The kernels of the selection.
 
-use super::{Rule, TOKENS, close, equal, noise, verdict};
+use super::{Rule, Sizes, TOKENS, Verdict, case, close, equal, noise, poisoned, verdict};
 use crate::device::Device;
-use crate::kernels::{classify, order, pool, rank, score, select, transpose};
+use crate::kernels::{classify, order, pool, rank, score, score_partial, select, transpose};
 use crate::launch::{FunctionArgs, Kernel};
 use crate::mask::{EMPTY, FULL, PARTIAL};
+use crate::user_code::UserCode;
 use crate::{BlockIndex, BlockMask, DType, Error, Tensor, cpu};
 
 /// Sums of f32 in another order.
@@ -16,7 +17,7 @@ const AT_THE_THRESHOLD: usize = 2;
 /// Rows and columns of the block maps: no multiple of a warp or a tile.
 const GRID: [usize; 4] = [1, 2, 37, 75];
 
-pub(in crate::attention) fn check_pool(rule: &Rule, device: &Device, kernel: &Kernel) -> Result<(), String> {
+pub(in crate::attention) fn check_pool(rule: &Rule, device: &Device, kernel: &Kernel) -> Verdict {
     let d = rule.head_dim.get();
     verdict(|| {
         let (q, k) = (noise(rule.dtype, &[1, 2, TOKENS, d], 4)?, noise(rule.dtype, &[1, 1, TOKENS, d], 5)?);
@@ -24,15 +25,25 @@ pub(in crate::attention) fn check_pool(rule: &Rule, device: &Device, kernel: &Ke
         let expected = (cpu::block_means(&q, blocks[0])?, cpu::block_means(&k, blocks[1])?);
         let mut q_mean = poisoned(device, DType::F32, &[1, 2, TOKENS.div_ceil(blocks[0]), d])?;
         let mut k_mean = poisoned(device, DType::F32, &[1, 1, TOKENS.div_ceil(blocks[1]), d])?;
-        let (q, k) = (&q.to(device)?, &k.to(device)?);
-        kernel
-            .launch(&pool::Args { q, k, q_mean: &mut q_mean, k_mean: &mut k_mean, finished: None }, None)?;
+        let mut finished = poisoned(device, DType::I32, &[1, 2])?;
+        let args = pool::Args {
+            q: &q.to(device)?,
+            k: &k.to(device)?,
+            q_mean: &mut q_mean,
+            k_mean: &mut k_mean,
+            finished: Some(&mut finished),
+        };
+        // SAFETY: a whole case of its own, which is read on the host.
+        unsafe { kernel.launch(&args, None)? };
+        if finished.to_vec::<i32>()? != [0; 2] {
+            return Ok(Err("it leaves the counters as they are".to_owned()));
+        }
         let of_q = close(&q_mean.to_f32_vec()?, &expected.0, BOUND);
         Ok(of_q.and(close(&k_mean.to_f32_vec()?, &expected.1, BOUND)))
     })
 }
 
-pub(in crate::attention) fn check_score(rule: &Rule, device: &Device, kernel: &Kernel) -> Result<(), String> {
+pub(in crate::attention) fn check_score(rule: &Rule, device: &Device, kernel: &Kernel) -> Verdict {
     let [_, heads, rows, columns] = GRID;
     let d = rule.head_dim.get();
     verdict(|| {
@@ -42,25 +53,76 @@ pub(in crate::attention) fn check_score(rule: &Rule, device: &Device, kernel: &K
         let expected: Vec<f32> = q.chunks(rows * d).flat_map(|q| cpu::logits(q, &k, d, rule.scale)).collect();
         let mut logits = poisoned(device, DType::F32, &GRID)?;
         let (q_mean, k_mean) = (&q_mean.to(device)?, &k_mean.to(device)?);
-        kernel.launch(&score::Args { q_mean, k_mean, logits: &mut logits, scale: rule.scale }, None)?;
+        // SAFETY: a whole case of its own, which is read on the host.
+        unsafe {
+            kernel.launch(&score::Args { q_mean, k_mean, logits: &mut logits, scale: rule.scale }, None)?
+        };
         Ok(close(&logits.to_f32_vec()?, &expected, BOUND))
     })
 }
 
 pub(in crate::attention) fn check_classify(
     rule: &Rule,
+    sizes: &Sizes,
     device: &Device,
     functions: &FunctionArgs,
     kernel: &Kernel,
-) -> Result<(), String> {
-    let Some(mask_mod) = rule.mask_mod.as_deref() else { return Ok(()) };
-    let grid = [1, 1, TOKENS.div_ceil(rule.blocks.q()), TOKENS.div_ceil(rule.blocks.kv())];
+) -> Verdict {
+    let Some(mask_mod) = rule.mask_mod.as_deref() else { return Ok(Ok(())) };
+    let [heads, queries, keys] = case::extents(rule, sizes);
+    let grid = [1, heads, queries.div_ceil(rule.blocks.q()), keys.div_ceil(rule.blocks.kv())];
     verdict(|| {
-        let expected = crate::mask::classify(mask_mod, grid, rule.blocks, (TOKENS, TOKENS))?;
+        let expected = crate::mask::classify(mask_mod, grid, rule.blocks, (queries, keys))?;
         let mut classes = poisoned(device, DType::U8, &grid)?;
-        let (seq_q, seq_kv) = (TOKENS as i32, TOKENS as i32);
-        kernel.launch(&classify::Args { classes: &mut classes, seq_q, seq_kv }, Some(functions))?;
+        let (seq_q, seq_kv) = (queries as i32, keys as i32);
+        // SAFETY: a whole case of its own, which is read on the host.
+        unsafe { kernel.launch(&classify::Args { classes: &mut classes, seq_q, seq_kv }, Some(functions))? };
         Ok(equal("classes", &classes.to_vec::<u8>()?, &expected))
+    })
+}
+
+pub(in crate::attention) fn check_score_partial(
+    rule: &Rule,
+    sizes: &Sizes,
+    device: &Device,
+    functions: &FunctionArgs,
+    kernel: &Kernel,
+) -> Verdict {
+    let Some(mask_mod) = rule.mask_mod.as_deref() else { return Ok(Ok(())) };
+    let (d, blocks, scale) = (rule.head_dim.get(), rule.blocks, rule.scale);
+    let [heads, queries, keys] = case::extents(rule, sizes);
+    let (rows, columns) = (queries.div_ceil(blocks.q()), keys.div_ceil(blocks.kv()));
+    verdict(|| {
+        let q = noise(rule.dtype, &[1, heads, queries, d], 4)?;
+        let k = noise(rule.dtype, &[1, 1, keys, d], 5)?;
+        let (q_mean, k_mean) = (cpu::block_means(&q, blocks.q())?, cpu::block_means(&k, blocks.kv())?);
+        let seqs = (queries, keys);
+        let classes = crate::mask::classify(mask_mod, [1, heads, rows, columns], blocks, seqs)?;
+        let of_heads = q_mean.chunks(rows * d);
+        let mut expected: Vec<f32> = of_heads.flat_map(|q| cpu::logits(q, &k_mean, d, scale)).collect();
+        let mut logits = Tensor::from_slice(&expected, &[1, heads, rows, columns])?.to(device)?;
+        let partial = cpu::PartialScores { function: mask_mod, k: &k, blocks, seqs, scale };
+        let code = UserCode::new([mask_mod.name(), ""]);
+        code.run(|| {
+            (0..heads).try_for_each(|head| {
+                let (place, map) = (cpu::Head { batch: 0, head, kv_unit: 0 }, head * rows * columns);
+                let (classes, logits) =
+                    (&classes[map..][..rows * columns], &mut expected[map..][..rows * columns]);
+                partial.overwrite(&code, place, classes, &q_mean[head * rows * d..][..rows * d], logits)
+            })
+        })??;
+        let args = score_partial::Args {
+            q_mean: &Tensor::from_slice(&q_mean, &[1, heads, rows, d])?.to(device)?,
+            k: &k.to(device)?,
+            k_mean: &Tensor::from_slice(&k_mean, &[1, 1, columns, d])?.to(device)?,
+            classes: &Tensor::from_slice(&classes, &[1, heads, rows, columns])?.to(device)?,
+            logits: &mut logits,
+            seq_q: queries as i32,
+            scale,
+        };
+        // SAFETY: a whole case of its own, which is read on the host.
+        unsafe { kernel.launch(&args, Some(functions))? };
+        Ok(close(&logits.to_f32_vec()?, &expected, BOUND))
     })
 }
 
@@ -70,7 +132,7 @@ pub(in crate::attention) fn check_select(
     device: &Device,
     split: bool,
     kernel: &Kernel,
-) -> Result<(), String> {
+) -> Verdict {
     verdict(|| {
         let logits = noise(DType::F32, &GRID, 7)?;
         let case = Case::new(rule, device, split, &logits.to_f32_vec()?)?;
@@ -93,7 +155,8 @@ pub(in crate::attention) fn check_select(
             top_k,
             top_p,
         };
-        kernel.launch(&args, None)?;
+        // SAFETY: a whole case of its own, with counters at 0.
+        unsafe { kernel.launch(&args, None)? };
         if let Err(wrong) =
             by_falling_length(&row_order.to_vec()?, &results.kv, split.then_some(&results.full))?
         {
@@ -109,14 +172,25 @@ pub(in crate::attention) fn check_rank(
     device: &Device,
     split: bool,
     kernel: &Kernel,
-) -> Result<(), String> {
+) -> Verdict {
     let [_, heads, rows, columns] = GRID;
     let d = rule.head_dim.get();
     verdict(|| {
         let q_mean = noise(DType::F32, &[1, heads, rows, d], 5)?;
         let k_mean = noise(DType::F32, &[1, 1, columns, d], 6)?;
         let (q, k) = (q_mean.to_f32_vec()?, k_mean.to_f32_vec()?);
-        let logits: Vec<f32> = q.chunks(rows * d).flat_map(|q| cpu::logits(q, &k, d, rule.scale)).collect();
+        let mut logits: Vec<f32> =
+            q.chunks(rows * d).flat_map(|q| cpu::logits(q, &k, d, rule.scale)).collect();
+        let mut partial_logits = None;
+        if split {
+            // Those of partial blocks are others than the means'.
+            let partial = noise(DType::F32, &GRID, 8)?;
+            for ((logit, partial), class) in logits.iter_mut().zip(partial.to_f32_vec()?).zip(classes(split))
+            {
+                *logit = if class == PARTIAL { partial } else { *logit };
+            }
+            partial_logits = Some(partial.to(device)?);
+        }
         let case = Case::new(rule, device, split, &logits)?;
         let mut results = Results::new(device)?;
         let mut row_order = poisoned(device, DType::I32, &GRID[..3])?;
@@ -127,6 +201,7 @@ pub(in crate::attention) fn check_rank(
             q_mean: &q_mean.to(device)?,
             k_mean: &k_mean.to(device)?,
             classes: split.then_some(&case.classes),
+            partial_logits: partial_logits.as_ref(),
             kv_counts: &mut kv.counts,
             kv_indices: &mut kv.indices,
             full_kv_counts: split.then_some(&mut full.counts),
@@ -139,7 +214,8 @@ pub(in crate::attention) fn check_rank(
             top_k,
             top_p,
         };
-        kernel.launch(&args, None)?;
+        // SAFETY: a whole case of its own, with counters at 0.
+        unsafe { kernel.launch(&args, None)? };
         if let Err(wrong) =
             by_falling_length(&row_order.to_vec()?, &results.kv, split.then_some(&results.full))?
         {
@@ -190,7 +266,7 @@ impl Results {
         })
     }
 
-    fn verdict(&self, rule: &Rule, split: bool, case: &Case) -> Result<Result<(), String>, Error> {
+    fn verdict(&self, rule: &Rule, split: bool, case: &Case) -> Verdict {
         let partial = unpacked(&self.keep.to_vec()?);
         let full = if split { unpacked(&self.full_keep.to_vec()?) } else { vec![false; partial.len()] };
         let class = |(partial, full)| if full { FULL } else { [EMPTY, PARTIAL][usize::from(partial)] };
@@ -208,11 +284,7 @@ impl Results {
 }
 
 /// Whether the rows of each head are all there, those with more blocks first.
-fn by_falling_length(
-    order: &[i32],
-    lists: &BlockIndex,
-    full: Option<&BlockIndex>,
-) -> Result<Result<(), String>, Error> {
+fn by_falling_length(order: &[i32], lists: &BlockIndex, full: Option<&BlockIndex>) -> Verdict {
     let mut lengths = lists.counts.to_vec::<i32>()?;
     if let Some(full) = full {
         let full = full.counts.to_vec::<i32>()?;
@@ -236,7 +308,7 @@ fn ordered(order: &[i32], lengths: &[i32], rows: usize) -> Result<(), String> {
 }
 
 /// Two heads' rows, with counts that are none.
-pub(in crate::attention) fn check_order(device: &Device, kernel: &Kernel) -> Result<(), String> {
+pub(in crate::attention) fn check_order(device: &Device, kernel: &Kernel) -> Verdict {
     const LONGEST: i32 = 90;
     verdict(|| {
         let shape = [1, 2, 700];
@@ -257,7 +329,8 @@ pub(in crate::attention) fn check_order(device: &Device, kernel: &Kernel) -> Res
                 row_order: &mut row_order,
                 longest: LONGEST,
             };
-            kernel.launch(&args, None)?;
+            // SAFETY: any counts will do.
+            unsafe { kernel.launch(&args, None)? };
             let verdict = ordered(&row_order.to_vec()?, lengths, shape[2]);
             if verdict.is_err() {
                 return Ok(verdict);
@@ -290,7 +363,7 @@ pub(in crate::attention) fn check_transpose(
     device: &Device,
     split: bool,
     kernel: &Kernel,
-) -> Result<(), String> {
+) -> Verdict {
     verdict(|| {
         let classes = classes(split);
         let mask = map(rule, &classes, split)?;
@@ -311,7 +384,8 @@ pub(in crate::attention) fn check_transpose(
             key_order: Some(&mut key_order),
             finished: Some(&mut finished),
         };
-        kernel.launch(&args, None)?;
+        // SAFETY: a whole case of its own, with counters at 0.
+        unsafe { kernel.launch(&args, None)? };
         if let Err(wrong) = by_falling_length(&key_order.to_vec()?, &q, split.then_some(&full))? {
             return Ok(Err(wrong));
         }
@@ -349,15 +423,8 @@ fn index(device: &Device, rows: usize, width: usize) -> Result<BlockIndex, Error
     })
 }
 
-fn same_lists(found: &BlockIndex, expected: &BlockIndex) -> Result<Result<(), String>, Error> {
+fn same_lists(found: &BlockIndex, expected: &BlockIndex) -> Verdict {
     let counts = equal("counts", &found.counts.to_vec::<i32>()?, &expected.counts.to_vec()?);
     let indices = equal("lists", &found.indices.to_vec::<i32>()?, &expected.indices.to_vec()?);
     Ok(counts.and(indices))
-}
-
-/// What is not written must not look right.
-fn poisoned(device: &Device, dtype: DType, shape: &[usize]) -> Result<Tensor, Error> {
-    let mut tensor = Tensor::uninit(device, dtype, shape)?;
-    tensor.fill_bytes(0xFF)?;
-    Ok(tensor)
 }

@@ -1,49 +1,47 @@
 //! Every kernel of the chain against the CPU executor on a small case, before a schedule may win.
 
 mod backward;
+mod case;
+mod compare;
 mod forward;
 mod mask;
+#[cfg(test)]
+mod tests;
 
 pub(super) use backward::{check_backward_kv, check_backward_q, check_mark};
 pub(super) use forward::check_forward;
 pub(super) use mask::{
-    check_classify, check_order, check_pool, check_rank, check_score, check_select, check_transpose,
+    check_classify, check_order, check_pool, check_rank, check_score, check_score_partial, check_select,
+    check_transpose,
 };
 
-use super::Rule;
-use crate::reference::relative_error;
+use super::{Rule, Sizes};
+use crate::device::Device;
 use crate::{DType, Error, Tensor};
+use case::Case;
+use compare::{close, equal};
 
 /// Tokens of the case: whole blocks and a short one, for every block size.
 const TOKENS: usize = 300;
 
-/// What a case says: an error of the user's own function says nothing about the kernel.
-fn verdict(case: impl FnOnce() -> Result<Result<(), String>, Error>) -> Result<(), String> {
+/// What a check says: that a kernel computes what the executor does, or what is wrong with it; an error where there is no saying,
+/// whichever the candidate.
+pub(crate) type Verdict = Result<Result<(), String>, Error>;
+
+/// A panic of the user's own function is the user's to know; any other error is the candidate's.
+fn verdict(case: impl FnOnce() -> Verdict) -> Verdict {
     match case() {
-        Ok(verdict) => verdict,
-        Err(Error::DeviceFunction { .. }) => Ok(()),
-        Err(error) => Err(error.to_string()),
+        Err(error @ Error::DeviceFunction { .. }) => Err(error),
+        Err(error) => Ok(Err(error.to_string())),
+        verdict => verdict,
     }
 }
 
-/// ‖found − expected‖ / ‖expected‖ within a bound; a NaN fails.
-fn close(found: &[f32], expected: &[f32], bound: f64) -> Result<(), String> {
-    let expected: Vec<f64> = expected.iter().map(|&x| f64::from(x)).collect();
-    let error = relative_error(found, &expected);
-    if error <= bound {
-        return Ok(());
-    }
-    Err(format!("it is off by {error:.1e} from the CPU executor on a small case (bound {bound:.0e})"))
-}
-
-fn equal<T: PartialEq>(what: &str, found: &[T], expected: &[T]) -> Result<(), String> {
-    match found.iter().zip(expected).position(|(a, b)| a != b) {
-        None if found.len() == expected.len() => Ok(()),
-        at => Err(format!(
-            "its {what} differ from the CPU executor's on a small case, first at {}",
-            at.unwrap_or(found.len().min(expected.len()))
-        )),
-    }
+/// Memory for an output on the device: what is not written must not look right.
+fn poisoned(device: &Device, dtype: DType, shape: &[usize]) -> Result<Tensor, Error> {
+    let mut tensor = Tensor::uninit(device, dtype, shape)?;
+    tensor.fill_bytes(0xFF)?;
+    Ok(tensor)
 }
 
 /// Evenly spread over -2 to 2.

@@ -2,8 +2,9 @@
 //! program, so that it shows the same wherever it is installed; and files of the user's like them.
 
 use crate::cli::error::CliError;
+use crate::cli::files::Source;
 use crate::cli::tensor_file::TensorFile;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tilewright::{DType, HeadDim, Tensor};
 
 /// The head dimension of the tensors.
@@ -39,13 +40,16 @@ pub fn layers() -> Result<Vec<Layer>, CliError> {
 }
 
 /// The layers of these files.
-pub fn layers_of(paths: &[PathBuf]) -> Result<Vec<Layer>, CliError> {
-    paths.iter().map(|path| read(TensorFile::read(path)?, path)).collect()
+pub fn layers_of(files: &[Source]) -> Result<Vec<Layer>, CliError> {
+    files.iter().map(|file| read(TensorFile::read(file)?, file.path())).collect()
 }
 
 fn read(file: TensorFile, path: &Path) -> Result<Layer, CliError> {
     let tensor = |name| {
         let raw = file.half(name)?;
+        if raw.bytes.is_empty() {
+            return Err(CliError::NoElements { path: path.to_owned(), shape: raw.shape });
+        }
         Ok::<_, CliError>(Tensor::from_bytes(raw.dtype, raw.bytes, &raw.shape)?)
     };
     let metadata = file.metadata();

@@ -52,8 +52,11 @@ fn jobs(blocks: BlockSize) -> Result<Vec<Job>, CliError> {
             let variant = generator.render(&generator.candidates(&spec, arch)?.accepted[0])?;
             match jobs.iter_mut().find(|job| job.variant.name == variant.name) {
                 Some(job) if job.archs.contains(&arch) => {}
-                Some(job) => job.archs.push(arch),
-                None => jobs.push(Job { variant, archs: vec![arch] }),
+                Some(job) => {
+                    job.archs.push(arch);
+                    job.preferred.push(arch);
+                }
+                None => jobs.push(Job { variant, archs: vec![arch], preferred: vec![arch] }),
             }
         }
     }

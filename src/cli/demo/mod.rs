@@ -7,7 +7,9 @@ mod text;
 
 use super::args::AttentionArgs;
 use super::error::CliError;
+use super::files::{self, Destination, Source};
 use super::mask_image::{self, ImageError};
+use super::nvrtc;
 use super::progress::note;
 use super::report::Report;
 use super::variants::VariantReport;
@@ -15,7 +17,7 @@ use clap::Args;
 use measure::{LayerReport, OrderReport};
 use serde::Serialize;
 use std::path::PathBuf;
-use tilewright::toolchain::{Toolchain, ToolchainError};
+use tilewright::toolchain::ToolchainError;
 use tilewright::{Attention, Device};
 
 #[derive(Args)]
@@ -23,12 +25,13 @@ pub struct DemoArgs {
     #[command(flatten)]
     attention: AttentionArgs,
     /// Measure these as well: a safetensors file with q, k and v [batch, heads, tokens, 128] bf16, tokens in raster order,
-    /// and TxHxW as `token_grid` in its metadata. Can be given several times.
+    /// and TxHxW as `token_grid` in its metadata. Can be given several times; `-` is standard
+    /// input.
     #[arg(long, value_name = "FILE")]
-    tensors: Vec<PathBuf>,
-    /// Where to put the picture of the block masks of the tensors that come with the program.
-    #[arg(long, value_name = "FILE", default_value = "block-mask.png")]
-    png: PathBuf,
+    tensors: Vec<Source>,
+    /// Draw the block masks of the tensors that come with the program, as a PNG. `-` is standard output.
+    #[arg(long, value_name = "FILE")]
+    png: Option<Destination>,
 }
 
 #[derive(Serialize)]
@@ -48,18 +51,22 @@ struct DemoReport {
     pictured: usize,
     nvrtc: Option<String>,
     kernels: Vec<VariantReport>,
-    png: PathBuf,
+    png: Option<PathBuf>,
     notes: Vec<String>,
 }
 
-pub fn run(args: &DemoArgs) -> Result<Report, CliError> {
+/// The argument that names the picture.
+const PNG: &str = "--png";
+
+pub fn run(args: &DemoArgs, offline: bool) -> Result<Report, CliError> {
+    let picture = args.png.as_ref().map(|png| png.open(PNG)).transpose()?;
     let mut layers = data::layers()?;
     let pictured = layers.len();
     layers.extend(data::layers_of(&args.tensors)?);
     let selection = args.attention.selection();
     let mut notes = Vec::new();
     let mut device = args.attention.device.open()?;
-    let toolchain = match Toolchain::find_or_install(note) {
+    let toolchain = match nvrtc::find_or_install(offline) {
         Ok(toolchain) => Some(toolchain),
         Err(error) => {
             let instead = if device.is_cuda() { "running on the CPU" } else { "no kernel is compiled" };
@@ -68,6 +75,9 @@ pub fn run(args: &DemoArgs) -> Result<Report, CliError> {
                 ToolchainError::PipFailed { status, last_lines, .. } => {
                     let last = last_lines.last().map_or("", String::as_str);
                     format!("its installation failed ({status}): {last}")
+                }
+                ToolchainError::NotFound { .. } if offline => {
+                    "none is installed, and --offline installs none".to_owned()
                 }
                 other => other.to_string().lines().next().unwrap_or_default().to_owned(),
             };
@@ -94,13 +104,13 @@ pub fn run(args: &DemoArgs) -> Result<Report, CliError> {
             masks.extend([(raster, Some(height * width)), (cubes, None)]);
         }
     }
-    mask_image::write(&args.png, &masks).map_err(|error| match error {
-        ImageError::Mask(error) => CliError::Library(error),
-        other => {
-            let source = std::io::Error::other(other);
-            CliError::Write { path: args.png.clone(), option: "--png", source }
-        }
-    })?;
+    if let Some(output) = picture {
+        let png = mask_image::png(&masks).map_err(|error| match error {
+            ImageError::Mask(error) => CliError::Library(error),
+            ImageError::Png(error) => files::write_error(output.path(), PNG)(std::io::Error::other(error)),
+        })?;
+        files::write(output, PNG, &png)?;
+    }
     let kernels = kernels::reports(&attention, toolchain.as_ref())?;
 
     let blocks: usize = reports.iter().map(|report| report.blocks).sum();
@@ -119,8 +129,9 @@ pub fn run(args: &DemoArgs) -> Result<Report, CliError> {
         layers: reports,
         nvrtc: toolchain.map(|toolchain| format!("{}.{}", toolchain.version().0, toolchain.version().1)),
         kernels,
-        png: args.png.clone(),
+        png: args.png.as_ref().map(|png| png.path().to_owned()),
         notes,
     };
-    Ok(Report::new(text::describe(&report, &selection), &report))
+    let aside = args.png.as_ref().is_some_and(Destination::is_standard);
+    Ok(Report::new(text::describe(&report, &selection), &report).aside(aside))
 }

@@ -7,6 +7,7 @@ use crate::cli::args;
 use crate::cli::table::{self, milliseconds, number, table};
 use std::fmt::Write;
 use tilewright::Selection;
+use tilewright::output::shown;
 
 pub fn describe(report: &DemoReport, selection: &Selection) -> String {
     let mut text = format!("Tilewright {} on {}\n", report.version, report.device);
@@ -56,12 +57,15 @@ pub fn describe(report: &DemoReport, selection: &Selection) -> String {
     }
     let pictured = report.layers.iter().take(report.pictured);
     let heads = pictured.map(|layer| format!("layer {} head {}", layer.layer, layer.heads));
-    let _ = writeln!(
-        text,
-        "block masks: {} ({}, each in raster order and in cubes; queries down, keys across, in raster order a line a video frame)",
-        report.png.display(),
-        heads.collect::<Vec<_>>().join(", ")
-    );
+    let heads = heads.collect::<Vec<_>>().join(", ");
+    let _ = match &report.png {
+        Some(png) => writeln!(
+            text,
+            "block masks: {} ({heads}, each in raster order and in cubes; queries down, keys across, in raster order a line a video frame)",
+            shown(png)
+        ),
+        None => writeln!(text, "`--png FILE` draws the block masks of {heads}"),
+    };
     for note in &report.notes {
         let _ = writeln!(text, "note: {note}");
     }

@@ -3,6 +3,7 @@
 use crate::cli::tensor_file::RawTensor;
 use clap::ValueEnum;
 use std::ops::Range;
+use tilewright::DType;
 use tilewright::tensor::TensorError;
 
 /// The order of a file's dimensions.
@@ -24,6 +25,14 @@ pub struct Sizes {
     pub d: usize,
     /// Of v and the output.
     pub value_d: usize,
+}
+
+/// The number of elements of a result, which may be 0 with dimensions that no memory holds.
+pub fn elements(shape: &[usize], dtype: DType) -> Result<usize, TensorError> {
+    let count = shape.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim));
+    count
+        .filter(|count| count.checked_mul(dtype.size()).is_some_and(|bytes| bytes <= isize::MAX as usize))
+        .ok_or_else(|| TensorError::TooLarge { shape: shape.to_vec(), dtype })
 }
 
 /// The query heads of one key head in one batch entry: what is computed in one go.
@@ -71,8 +80,12 @@ impl Sizes {
         self.heads / self.kv_heads.max(1)
     }
 
-    /// Everything there is to compute, in the order of the results.
+    /// Everything there is to compute, in the order of the results. Without a query that is nothing, however many heads
+    /// there are said to be.
     pub fn units(&self) -> Vec<Unit> {
+        if self.seq_q == 0 || self.heads == 0 {
+            return Vec::new();
+        }
         let of_batch = |batch| (0..self.kv_heads).map(move |kv_head| Unit { batch, kv_head });
         (0..self.batch).flat_map(of_batch).collect()
     }

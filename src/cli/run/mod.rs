@@ -4,27 +4,29 @@ mod layout;
 
 use super::args::{AttentionArgs, describe};
 use super::error::CliError;
+use super::files::{self, Destination, Source, write_error};
+use super::nvrtc;
 use super::progress;
 use super::report::Report;
 use super::table::milliseconds;
-use super::tensor_file::{PendingFile, RawTensor, TensorFile, serialize};
+use super::tensor_file::{RawTensor, TensorFile, serialize};
 use clap::Args;
-use layout::{Layout, Sizes, Unit};
+use layout::{Layout, Sizes, Unit, elements};
 use serde_json::json;
-use std::collections::HashMap;
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 use std::time::Instant;
-use tilewright::toolchain::Toolchain;
-use tilewright::{Attention, HeadDim, Output, Tensor};
+use tilewright::output::shown;
+use tilewright::{Attention, DType, HeadDim, Output, Tensor};
 
 #[derive(Args)]
 pub struct RunArgs {
-    /// A safetensors file with q, k and v, f16 or bf16.
+    /// A safetensors file with q, k and v, f16 or bf16; `-` for standard input.
     #[arg(long, value_name = "FILE")]
-    input: PathBuf,
+    input: Source,
     /// The safetensors file to write: out (as q, with v's last dimension) and lse [batch, heads, seq_q] f32.
+    /// `-` is standard output.
     #[arg(long, value_name = "FILE")]
-    output: PathBuf,
+    output: Destination,
     /// The order of the dimensions: batch, heads, sequence, head dimension, or sequence before heads.
     #[arg(long, value_enum, default_value_t = Layout::Bhsd)]
     layout: Layout,
@@ -32,7 +34,7 @@ pub struct RunArgs {
     #[arg(long)]
     mask: bool,
     /// The factor of the products of q and k; 1/sqrt(head dimension) if not given.
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true, value_parser = scale)]
     scale: Option<f32>,
     #[command(flatten)]
     attention: AttentionArgs,
@@ -48,8 +50,15 @@ struct Results {
     kept: usize,
 }
 
-pub fn run(args: &RunArgs) -> Result<Report, CliError> {
-    let write_error = |source| CliError::Write { path: args.output.clone(), option: "--output", source };
+fn scale(text: &str) -> Result<f32, String> {
+    let number = text.parse().ok().filter(|number: &f32| number.is_finite());
+    number.ok_or_else(|| "needed a finite number".to_owned())
+}
+
+/// The argument that names the output.
+const OUTPUT: &str = "--output";
+
+pub fn run(args: &RunArgs, offline: bool) -> Result<Report, CliError> {
     let file = TensorFile::read(&args.input)?;
     let (q, k, v) = (file.half("q")?, file.half("k")?, file.half("v")?);
     let sizes = Sizes::of(&q, &k, &v, args.layout)?;
@@ -57,11 +66,16 @@ pub fn run(args: &RunArgs) -> Result<Report, CliError> {
     let (head_dim, value_dim) = (dim(sizes.d)?, dim(sizes.value_d)?);
     let selection = args.attention.selection();
     selection.validate().map_err(tilewright::Error::from)?;
-    let pending = PendingFile::create(&args.output).map_err(write_error)?;
+    let shapes = Shapes::of(&q, &sizes, args)?;
+    let output = args.output.open(OUTPUT)?;
+    let non_finite = [("q", &q), ("k", &k), ("v", &v)].map(|(name, raw)| (name, raw.non_finite()));
+    for remark in non_finite.iter().filter_map(|(name, count)| count.remark(name)) {
+        progress::note(&format!("warning: {remark}"));
+    }
 
     let mut device = args.attention.device.open()?;
     if device.is_cuda()
-        && let Err(error) = Toolchain::find_or_install(progress::note)
+        && let Err(error) = nvrtc::find_or_install(offline)
     {
         let why = error.to_string();
         device = args.attention.device.without_nvrtc(&device, error)?;
@@ -77,49 +91,39 @@ pub fn run(args: &RunArgs) -> Result<Report, CliError> {
     let attention = builder.build(&device)?;
 
     let start = Instant::now();
-    let results = compute(&attention, [&q, &k, &v], &sizes, args.layout)?;
+    let results = compute(&attention, [&q, &k, &v], &sizes, &shapes, args)?;
     let ms = start.elapsed().as_secs_f64() * 1e3;
 
     let blocks = attention.blocks();
-    let (q_blocks, kv_blocks) = (sizes.seq_q.div_ceil(blocks.q()), sizes.seq_kv.div_ceil(blocks.kv()));
-    let rows = vec![sizes.batch, sizes.heads, q_blocks];
-    let total = rows.iter().product::<usize>() * kv_blocks;
-    let sparsity = if total == 0 { 0.0 } else { 1.0 - results.kept as f64 / total as f64 };
-    let dtype =
-        if q.dtype == tilewright::DType::F16 { safetensors::Dtype::F16 } else { safetensors::Dtype::BF16 };
+    // As real numbers: the product of dimensions, one of which is 0, may be beyond all bounds.
+    let total = shapes.lists.iter().map(|&dim| dim as f64).product::<f64>();
+    let sparsity = if total == 0.0 { 0.0 } else { 1.0 - results.kept as f64 / total };
+    let dtype = if q.dtype == DType::F16 { safetensors::Dtype::F16 } else { safetensors::Dtype::BF16 };
+    let (f32s, i32s) = (safetensors::Dtype::F32, safetensors::Dtype::I32);
+    let rows = shapes.lists[..3].to_vec();
     let mut tensors = vec![
-        ("out", dtype, out_shape(&q, &sizes), results.out),
-        (
-            "lse",
-            safetensors::Dtype::F32,
-            vec![sizes.batch, sizes.heads, sizes.seq_q],
-            le(&results.lse, f32::to_le_bytes),
-        ),
+        ("out", dtype, shapes.out, results.out),
+        ("lse", f32s, shapes.lse, le(&results.lse, f32::to_le_bytes)),
     ];
     if args.mask {
-        let lists = [rows.clone(), vec![kv_blocks]].concat();
-        tensors.push(("kv_counts", safetensors::Dtype::I32, rows, le(&results.kv_counts, i32::to_le_bytes)));
-        tensors.push((
-            "kv_indices",
-            safetensors::Dtype::I32,
-            lists,
-            le(&results.kv_indices, i32::to_le_bytes),
-        ));
+        tensors.push(("kv_counts", i32s, rows, le(&results.kv_counts, i32::to_le_bytes)));
+        tensors.push(("kv_indices", i32s, shapes.lists, le(&results.kv_indices, i32::to_le_bytes)));
     }
     let names: Vec<&str> = tensors.iter().map(|(name, ..)| *name).collect();
-    let metadata = HashMap::from([
-        ("made_by".to_owned(), concat!("tilewright ", env!("CARGO_PKG_VERSION")).to_owned()),
-        ("selection".to_owned(), describe(&selection)),
-        ("block".to_owned(), format!("{}x{}", blocks.q(), blocks.kv())),
-        ("scale".to_owned(), attention.scale().to_string()),
+    let metadata = BTreeMap::from([
+        ("made_by", concat!("tilewright ", env!("CARGO_PKG_VERSION")).to_owned()),
+        ("selection", describe(&selection)),
+        ("block", format!("{}x{}", blocks.q(), blocks.kv())),
+        ("scale", attention.scale().to_string()),
     ]);
-    let bytes = serialize(&tensors, metadata).map_err(|error| write_error(std::io::Error::other(error)))?;
-    pending.publish(&bytes).map_err(write_error)?;
+    let bytes = serialize(&tensors, &metadata)
+        .map_err(|error| write_error(args.output.path(), OUTPUT)(std::io::Error::other(error)))?;
+    files::write(output, OUTPUT, &bytes)?;
 
     let text = format!(
         "{}: {} written\n{} batch × {} heads, {} queries × {} keys, d {}, {}; {blocks} blocks, {}\n\
          {:.1} % of the blocks dropped; {} on {device}, transfers included\n",
-        args.output.display(),
+        shown(args.output.path()),
         names.join(", "),
         sizes.batch,
         sizes.heads,
@@ -132,8 +136,8 @@ pub fn run(args: &RunArgs) -> Result<Report, CliError> {
         milliseconds(ms),
     );
     let json = json!({
-        "input": args.input,
-        "output": args.output,
+        "input": args.input.path(),
+        "output": args.output.path(),
         "tensors": names,
         "device": device.to_string(),
         "batch": sizes.batch,
@@ -148,9 +152,33 @@ pub fn run(args: &RunArgs) -> Result<Report, CliError> {
         "top_p": selection.p(),
         "block": [blocks.q(), blocks.kv()],
         "sparsity": sparsity,
+        "non_finite": BTreeMap::from(non_finite),
         "total_ms": ms,
     });
-    Ok(Report::new(text, &json))
+    Ok(Report::new(text, &json).aside(args.output.is_standard()))
+}
+
+/// The shapes of the results, known to fit the memory's addresses.
+struct Shapes {
+    /// That of q, with the last dimension of v.
+    out: Vec<usize>,
+    lse: Vec<usize>,
+    /// Batch, heads, query blocks, key blocks.
+    lists: Vec<usize>,
+}
+
+impl Shapes {
+    fn of(q: &RawTensor<'_>, sizes: &Sizes, args: &RunArgs) -> Result<Self, CliError> {
+        let block = args.attention.block;
+        let (q_blocks, kv_blocks) = (sizes.seq_q.div_ceil(block.q()), sizes.seq_kv.div_ceil(block.kv()));
+        let out = [&q.shape[..3], &[sizes.value_d]].concat();
+        let lse = vec![sizes.batch, sizes.heads, sizes.seq_q];
+        let lists = vec![sizes.batch, sizes.heads, q_blocks, kv_blocks];
+        for (shape, dtype) in [(&out, q.dtype), (&lse, DType::F32), (&lists, DType::I32)] {
+            elements(shape, dtype)?;
+        }
+        Ok(Shapes { out, lse, lists })
+    }
 }
 
 /// Attention unit by unit: the query heads that share a key head, of one batch entry. Memory on the device stays
@@ -159,11 +187,11 @@ fn compute(
     attention: &Attention,
     [q, k, v]: [&RawTensor<'_>; 3],
     sizes: &Sizes,
-    layout: Layout,
+    shapes: &Shapes,
+    args: &RunArgs,
 ) -> Result<Results, CliError> {
-    let device = attention.device();
-    let out_shape = out_shape(q, sizes);
-    let out = vec![0; out_shape.iter().product::<usize>() * q.dtype.size()];
+    let (device, layout) = (attention.device(), args.layout);
+    let out = vec![0; elements(&shapes.out, q.dtype)? * q.dtype.size()];
     let mut results = Results { out, ..Results::default() };
     let units = sizes.units();
     let bar = progress::bar(units.len(), "heads");
@@ -178,20 +206,17 @@ fn compute(
         let k_unit = take(k, sizes.seq_kv, kv_head..kv_head + 1)?;
         let v_unit = take(v, sizes.seq_kv, kv_head..kv_head + 1)?;
         let Output { out, lse, mask } = attention.forward(&q_unit, &k_unit, &v_unit)?;
-        layout.scatter(&bytes_of(&out)?, &mut results.out, &out_shape, batch, heads);
+        layout.scatter(&bytes_of(&out)?, &mut results.out, &shapes.out, batch, heads);
         results.lse.extend(lse.to_vec::<f32>()?);
-        results.kv_counts.extend(mask.kv().counts.to_vec::<i32>()?);
-        results.kv_indices.extend(mask.kv().indices.to_vec::<i32>()?);
+        if args.mask {
+            results.kv_counts.extend(mask.kv().counts.to_vec::<i32>()?);
+            results.kv_indices.extend(mask.kv().indices.to_vec::<i32>()?);
+        }
         results.kept += mask.kept_blocks()?;
         bar.inc(1);
     }
     bar.finish_and_clear();
     Ok(results)
-}
-
-/// The shape of q with the last dimension of v.
-fn out_shape(q: &RawTensor<'_>, sizes: &Sizes) -> Vec<usize> {
-    [&q.shape[..3], &[sizes.value_d]].concat()
 }
 
 /// The elements of a half-precision tensor, row-major, as a file holds them.

@@ -5,17 +5,18 @@ mod shape;
 use super::args::{AttentionArgs, describe};
 use super::bundle::{exported, exported_json};
 use super::error::CliError;
+use super::files::{self, Destination};
 use super::report::Report;
 use clap::Args;
 use serde_json::json;
 use shape::Shape;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tilewright::attention::MaskLists;
-use tilewright::bundle::{Contents, export};
+use tilewright::bundle::{Contents, export_to};
 use tilewright::cache::KernelCache;
 use tilewright::launch::Choice;
+use tilewright::output::shown;
 use tilewright::tune::{Policy, synthetic_mask};
 use tilewright::{Attention, DType, Device, Gradients, Output, Tensor};
 
@@ -36,10 +37,10 @@ pub struct TuneArgs {
     #[command(flatten)]
     attention: AttentionArgs,
     /// The share of blocks that the mask to time on keeps; of a rule with top-k, its share when not given, else 0.05.
-    #[arg(long, value_name = "SHARE", value_parser = share)]
+    #[arg(long, value_name = "SHARE", value_parser = share, allow_hyphen_values = true)]
     density: Option<f64>,
     /// How unevenly: the standard deviation of the number of blocks a row keeps, over its mean. Top-k alone has 0.
-    #[arg(long, value_name = "RATIO", default_value_t = 0.5, value_parser = spread)]
+    #[arg(long, value_name = "RATIO", default_value_t = 0.5, value_parser = spread, allow_hyphen_values = true)]
     spread: f64,
     /// Tune the kernels of the backward too, for training.
     #[arg(long)]
@@ -47,12 +48,13 @@ pub struct TuneArgs {
     /// Print every candidate: schedule, registers, shared memory, time, or why it was rejected.
     #[arg(long)]
     explain: bool,
-    /// Draw the times of the forward's candidates into an SVG file; of several shapes, the last one's.
+    /// Draw the times of the forward's candidates into an SVG file; of several shapes, the last one's. `-` is standard output.
     #[arg(long, value_name = "FILE")]
-    plot: Option<PathBuf>,
-    /// Write the cache's kernels and tuning records of this GPU's architecture to a bundle, for other machines.
+    plot: Option<Destination>,
+    /// Write the cache's kernels and tuning records of this GPU's architecture to a bundle, for other machines. `-` is
+    /// standard output.
     #[arg(long, value_name = "FILE")]
-    export: Option<PathBuf>,
+    export: Option<Destination>,
 }
 
 fn dtype(text: &str) -> Result<DType, String> {
@@ -75,6 +77,9 @@ fn number(text: &str) -> Option<f64> {
     text.parse().ok().filter(|number: &f64| number.is_finite())
 }
 
+/// The argument that names the picture.
+const PLOT: &str = "--plot";
+
 pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
     let device = args.attention.device.open()?;
     if !device.is_cuda() {
@@ -89,7 +94,9 @@ pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
         describe(&selection),
         100.0 * density
     );
-    let mut shapes = Vec::new();
+    let picture = args.plot.as_ref().map(|file| file.open(PLOT)).transpose()?;
+    let bundle = args.export.as_ref().map(|file| file.open("--export")).transpose()?;
+    let (mut shapes, mut drawing) = (Vec::new(), None);
     for shape in &args.shapes {
         let attention = Attention::builder(shape.head_dim, args.dtype)
             .value_dim(shape.value_dim)
@@ -126,9 +133,7 @@ pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
         if args.explain {
             choices.iter().for_each(|choice| text.push_str(&explain(choice)));
         }
-        if let Some(path) = &args.plot {
-            plot(path, &choices)?;
-        }
+        drawing = plot(&choices).or(drawing);
         shapes.push(json!({
             "shape": shape.to_string(),
             "heads": shape.heads,
@@ -140,14 +145,22 @@ pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
             "kernels": choices.iter().map(to_json).collect::<Vec<_>>(),
         }));
     }
+    match (picture, drawing) {
+        (Some(picture), Some(drawing)) => files::write(picture, PLOT, drawing.as_bytes())?,
+        (Some(picture), None) => {
+            text += &format!("\n{} was not written: no candidates were timed\n", shown(picture.path()));
+        }
+        (None, _) => {}
+    }
     let mut json = json!({ "device": device.to_string(), "shapes": shapes });
-    if let Some(path) = &args.export {
+    if let Some(bundle) = bundle {
         let arch = device.arch().unwrap_or_default();
-        let report = export(&KernelCache::open()?, &Contents::Archs(&[&arch]), path)?;
+        let report = export_to(&KernelCache::open()?, &Contents::Archs(&[&arch]), bundle)?;
         text += &format!("\n{}", exported(&report));
         json["bundle"] = exported_json(&report);
     }
-    Ok(Report::new(text, &json))
+    let aside = [&args.plot, &args.export].into_iter().flatten().any(Destination::is_standard);
+    Ok(Report::new(text, &json).aside(aside))
 }
 
 /// Calls over lists in a caller's memory, as PyTorch makes them: the kernels that complete such lists are wanted then.
@@ -191,16 +204,10 @@ fn to_json(choice: &Choice) -> serde_json::Value {
     })
 }
 
-fn plot(path: &Path, choices: &[Choice]) -> Result<(), CliError> {
-    let forward = choices.iter().find(|choice| choice.variant.candidate.spec.kernel() == "forward");
-    let Some((choice, record)) = forward.and_then(|choice| Some((choice, choice.record.as_ref()?))) else {
-        return Ok(());
-    };
-    std::fs::write(path, record.plot(&choice.pruned)).map_err(|source| CliError::Write {
-        path: path.to_owned(),
-        option: "--plot",
-        source,
-    })
+/// The forward's candidates as an SVG.
+fn plot(choices: &[Choice]) -> Option<String> {
+    let choice = choices.iter().find(|choice| choice.variant.candidate.spec.kernel() == "forward")?;
+    Some(choice.record.as_ref()?.plot(&choice.pruned))
 }
 
 /// Noise: zeros would run faster than anything real.

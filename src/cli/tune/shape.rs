@@ -5,6 +5,11 @@ use std::str::FromStr;
 use tilewright::HeadDim;
 use tilewright::tune::Workload;
 
+/// Kernels count positions in 32 bits, a block beyond the last included.
+const MOST_TOKENS: usize = i32::MAX as usize - 256;
+/// 128 GiB of half precision.
+const MOST_ELEMENTS: usize = 1 << 36;
+
 /// `[BATCHx]HEADS[/KV_HEADS]xTOKENS[:KEYS]xHEAD_DIM[/VALUE_DIM]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {
@@ -28,6 +33,20 @@ impl Shape {
 
     pub fn v(&self) -> [usize; 4] {
         [self.batch, self.kv_heads, self.keys, self.value_dim.get()]
+    }
+
+    /// Refuses what no GPU holds, before anything is made of that size.
+    fn check_size(&self) -> Result<(), String> {
+        for (what, dims) in [("q", self.q()), ("k", self.k()), ("v", self.v())] {
+            let elements = dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
+            if dims[2] > MOST_TOKENS || elements.is_none_or(|elements| elements > MOST_ELEMENTS) {
+                return Err(format!(
+                    "{what} of {dims:?} is too large: a sequence has at most {MOST_TOKENS} tokens and a tensor {MOST_ELEMENTS} \
+                     elements"
+                ));
+            }
+        }
+        Ok(())
     }
 
     pub fn workload(&self, density: f64) -> Workload {
@@ -60,7 +79,8 @@ impl FromStr for Shape {
         let dim = |dim| HeadDim::new(dim).map_err(|error| error.to_string());
         let (head_dim, value_dim) = pair(rest[2], '/')?;
         let (head_dim, value_dim) = (dim(head_dim)?, dim(value_dim)?);
-        Ok(Shape { batch, heads, kv_heads, tokens, keys, head_dim, value_dim })
+        let shape = Shape { batch, heads, kv_heads, tokens, keys, head_dim, value_dim };
+        shape.check_size().map(|()| shape)
     }
 }
 
@@ -123,6 +143,11 @@ mod tests {
             "6/4x100x64",
             "12x1:x64",
             "12x100x192/100",
+            "1x2000000000x256",
+            "1x2147483647x8",
+            "9223372036854775807x9223372036854775807x9223372036854775807x8",
+            "1x9223372036854775807x100x128",
+            "-1x100x128",
         ] {
             assert!(text.parse::<Shape>().is_err(), "{text}");
         }

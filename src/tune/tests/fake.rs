@@ -16,7 +16,7 @@ pub struct Fake {
     pub check: fn(usize) -> Result<(), String>,
     /// Given the candidate and how many samples it has had.
     pub time: fn(usize, usize) -> Result<(), String>,
-    pub random: SplitMix,
+    pub(in crate::tune) random: SplitMix,
     /// Launches of every sample, by candidate.
     pub launches: Vec<Vec<u32>>,
 }

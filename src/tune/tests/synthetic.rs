@@ -37,6 +37,8 @@ fn strange_arguments_are_no_panic() {
         let mask = synthetic_mask(&tiny, BlockSize::default(), 0.5).unwrap();
         MaskProfile::of(&mask).unwrap();
     }
-    let long = Workload { seq_kv: usize::MAX, ..workload(0.1) };
-    assert!(synthetic_mask(&long, BlockSize::default(), 0.0).is_err());
+    for (seq_q, seq_kv) in [(64, usize::MAX), (2_000_000_000, 2_000_000_000), (2_000_000_000, 1_000_000)] {
+        let long = Workload { seq_q, seq_kv, ..workload(0.1) };
+        assert!(synthetic_mask(&long, BlockSize::default(), 0.0).is_err());
+    }
 }

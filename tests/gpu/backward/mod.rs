@@ -103,7 +103,8 @@ impl Kernels {
             delta: &mut delta,
             scale: inputs.scale,
         };
-        self.by_query.launch(&args, Some(&functions))?;
+        // SAFETY: the lists are those of a mask; everything lives until the wait below.
+        unsafe { self.by_query.launch(&args, Some(&functions))? };
         let order = match mask.q().counts.shape() {
             &[batch, heads, blocks] if d_lse.is_some() && [1, k.shape()[1]].contains(&heads) => {
                 let mut shuffled: Vec<i32> = (0..blocks as i32).collect();
@@ -129,7 +130,8 @@ impl Kernels {
             dv: &mut dv,
             scale: inputs.scale,
         };
-        self.by_key.launch(&args, Some(&functions))?;
+        // SAFETY: the lists are those of a mask; everything lives until the wait below.
+        unsafe { self.by_key.launch(&args, Some(&functions))? };
         cuda.synchronize()?;
         Ok(Gradients { dq, dk, dv })
     }

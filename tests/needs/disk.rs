@@ -4,14 +4,19 @@ use crate::support::*;
 use std::fs;
 use tilewright::cache::{CacheError, KernelCache, Origin};
 
+pub const TESTS: &[crate::needs::Test<()>] = &[
+    ("disk::a_folder_that_can_only_be_read", a_folder_that_can_only_be_read),
+    ("disk::an_empty_folder_that_can_only_be_read", an_empty_folder_that_can_only_be_read),
+    ("disk::a_full_disk", a_full_disk),
+];
+
 fn is_compiled(kernel: &Kernel, cache: &KernelCache) {
     let got = cache.get_or_compile(&kernel.key, &kernel.source, || Ok::<_, ()>(kernel.cubin.clone()));
     assert_eq!(got, Ok((kernel.cubin.clone(), Origin::Compiled)));
 }
 
-#[test]
-fn a_folder_that_can_only_be_read() {
-    let Some(disk) = Disk::mount("a_folder_that_can_only_be_read", "4m") else { return };
+fn a_folder_that_can_only_be_read(_: &()) {
+    let disk = Disk::mount("4m");
     let (one, two, three) = (kernel(1), kernel(2), kernel(3));
     let cache = KernelCache::at(disk.path()).expect("a cache");
     one.put(&cache);
@@ -39,9 +44,8 @@ fn a_folder_that_can_only_be_read() {
     assert!(one.is_in(&cache));
 }
 
-#[test]
-fn an_empty_folder_that_can_only_be_read() {
-    let Some(disk) = Disk::mount("an_empty_folder_that_can_only_be_read", "1m") else { return };
+fn an_empty_folder_that_can_only_be_read(_: &()) {
+    let disk = Disk::mount("1m");
     disk.make_read_only();
     let cache = KernelCache::at(disk.path()).expect("a cache that stores nothing");
     is_compiled(&kernel(1), &cache);
@@ -50,9 +54,8 @@ fn an_empty_folder_that_can_only_be_read() {
     assert!(matches!(error, CacheError::Io { action: "create", .. }), "{error:?}");
 }
 
-#[test]
-fn a_full_disk() {
-    let Some(disk) = Disk::mount("a_full_disk", "1m") else { return };
+fn a_full_disk(_: &()) {
+    let disk = Disk::mount("1m");
     let cache = KernelCache::at(&disk.path().join("cache")).expect("a cache");
     let kernels: Vec<Kernel> = (0..20).map(|number| kernel_of(number, 100_000, (13, 0))).collect();
     let stored =

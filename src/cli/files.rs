@@ -1,0 +1,77 @@
+//! Files that the user names: `-` is standard input or standard output.
+
+use super::error::CliError;
+use std::ffi::OsString;
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
+use tilewright::output::Output;
+
+/// A place to write to.
+#[derive(Clone, Debug)]
+pub struct Destination(PathBuf);
+
+/// A file to read.
+#[derive(Clone, Debug)]
+pub struct Source(PathBuf);
+
+impl From<OsString> for Destination {
+    fn from(name: OsString) -> Self {
+        Destination(name.into())
+    }
+}
+
+impl From<OsString> for Source {
+    fn from(name: OsString) -> Self {
+        Source(name.into())
+    }
+}
+
+impl Destination {
+    /// Whether the content goes to standard output: all else goes to standard error then.
+    pub fn is_standard(&self) -> bool {
+        // A second description of the same file would write over what the first one writes.
+        ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| self.0 == Path::new(name))
+    }
+
+    /// Makes sure that the place can be written to. `option` is the argument that names it.
+    pub fn open(&self, option: &'static str) -> Result<Output, CliError> {
+        let open = || match self.is_standard() {
+            true if io::stdout().is_terminal() => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "standard output is a terminal; redirect it, or name a file",
+            )),
+            true => Ok(Output::standard()),
+            false => Output::open(&self.0),
+        };
+        open().map_err(write_error(&self.0, option))
+    }
+
+    /// The place as it was named.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Source {
+    /// Whether it is standard input.
+    pub fn is_standard(&self) -> bool {
+        self.0 == Path::new("-")
+    }
+
+    /// The file as it was named.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+/// Writes to a place that was opened.
+pub fn write(output: Output, option: &'static str, bytes: &[u8]) -> Result<(), CliError> {
+    let path = output.path().to_owned();
+    output.write(bytes).map_err(write_error(&path, option))
+}
+
+/// An error of the place that `option` names.
+pub fn write_error(path: &Path, option: &'static str) -> impl FnOnce(io::Error) -> CliError {
+    let path = path.to_owned();
+    move |source| CliError::Write { path, option, source }
+}

@@ -1,0 +1,212 @@
+//! Failures, for people and for programs: numbers below 0, sizes beyond all bounds, names that no terminal should see.
+
+use crate::support::{command, json, nowhere, small_input, stderr, stdout, tilewright, write_tensors};
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+#[test]
+fn numbers_below_zero_are_values() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_input(dir.path());
+    let to = dir.path().join("out");
+    let run = |option: &str, value: &str| {
+        let arguments =
+            ["run", "--device", "cpu", "--input", &input, "--output", to.to_str().unwrap(), option, value];
+        tilewright(&arguments)
+    };
+    for (value, scale) in [("-1", "-1"), ("-0.25", "-0.25"), ("-1e-3", "-0.001"), ("2", "2")] {
+        let output = run("--scale", value);
+        assert!(output.status.success(), "{value}: {}", stderr(&output));
+        let bytes = std::fs::read(&to).unwrap();
+        let (_, read) = SafeTensors::read_metadata(&bytes).unwrap();
+        assert_eq!(read.metadata().as_ref().unwrap()["scale"], scale);
+    }
+    // Other numbers cannot be below 0: it is the number that is refused, not an option `-1`.
+    let tune = |option| tilewright(&["tune", "--device", "cpu", option, "-1"]);
+    let inspect = tilewright(&["inspect", "pool", "--candidate", "-1"]);
+    let prune = tilewright(&["cache", "prune", "--max", "-1"]);
+    for (what, output, says) in [
+        ("top-k", run("--top-k", "-1"), "top-k is -1"),
+        ("top-p", run("--top-p", "-0.5"), "top-p is -0.5"),
+        ("density", tune("--density"), "needed above 0"),
+        ("spread", tune("--spread"), "needed 0 or more"),
+        ("candidate", inspect, "invalid value '-1'"),
+        ("max", prune, "write a number of bytes"),
+        ("scale", run("--scale", "NaN"), "needed a finite number"),
+        ("scale", run("--scale", "-inf"), "needed a finite number"),
+        ("top-k", run("--top-k", "-inf"), "top-k is -inf"),
+        ("scale", run("--scale", "--mask"), "needed a finite number"),
+    ] {
+        let said = stderr(&output);
+        assert!(!output.status.success() && said.contains(says), "{what}: {said}");
+        assert!(!said.contains("unexpected argument"), "{what}: {said}");
+    }
+}
+
+/// The failure of a command that is asked for JSON.
+fn failure(arguments: &[&str]) -> (i32, Value) {
+    let output = tilewright(&[arguments, &["--json"]].concat());
+    let said = format!("{arguments:?}: {} {}", stdout(&output), stderr(&output));
+    let failure: Value = serde_json::from_slice(&output.stdout).expect(&said);
+    assert!(output.stderr.is_empty(), "{said}");
+    let status = output.status.code().expect(&said);
+    assert_eq!(failure["error"]["status"], status, "{said}");
+    assert_eq!(failure.as_object().unwrap().len(), 1, "{said}");
+    (status, failure["error"].clone())
+}
+
+#[test]
+fn failures_are_json_where_it_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, nowhere) = (small_input(dir.path()), nowhere().display().to_string());
+    let below = format!("{nowhere}/out");
+    let empty = dir.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let empty = empty.to_str().unwrap();
+    for (arguments, status, kind, says) in [
+        (&["run", "--input", &nowhere, "--output", "x"][..], 1, "input", "check the path"),
+        (&["run", "--input", &input, "--output", &below], 1, "output", "cannot write"),
+        (&["run", "--input", &input, "--output", "x", "--top-k", "7"], 1, "library", "top-k is 7"),
+        (&["run", "--input", &input, "--output", "x", "--device", "cuda:99"], 1, "", ""),
+        (&["emit", "--templates", empty], 1, "codegen", "holds no kernel"),
+        (&["inspect", "nothing"], 1, "arguments", "no kernel `nothing`"),
+        (&["import", &nowhere], 1, "bundle", "could not open"),
+        (&["toolchain", "install", "--offline"], 1, "arguments", "--offline"),
+        (&["tune", "--device", "cpu"], 1, "arguments", "nothing to tune"),
+        (&["run"], 2, "usage", "--input <FILE>"),
+        (&["run", "--block", "1x1"], 2, "usage", "1x1"),
+        (&["no-such-command"], 2, "usage", "no-such-command"),
+        (&["tune", "--shapes", "1x9223372036854775807x128"], 2, "usage", "too large"),
+        (&[], 2, "usage", "Usage"),
+    ] {
+        let (found, error) = failure(arguments);
+        assert_eq!(found, status, "{arguments:?}: {error}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(says) && !message.starts_with("error"), "{arguments:?}: {error}");
+        assert!(kind.is_empty() || error["kind"] == kind, "{arguments:?}: {error}");
+    }
+    // Help is help, and what follows `--` is no option.
+    let help = tilewright(&["--json", "--help"]);
+    assert!(help.status.success() && stdout(&help).contains("Usage"));
+    let output = tilewright(&["inspect", "--no-such-option", "--", "--json"]);
+    assert!(output.stdout.is_empty() && output.status.code() == Some(2), "{}", stdout(&output));
+    // A report that is bad news is a report.
+    let emit = ["emit", "--check", "--out", empty, "--json"];
+    let output = command().args(emit).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &report["up_to_date"]), (Some(1), &false.into()));
+}
+
+/// A file whose header claims these shapes of q, k and v, and that no tensor has data.
+fn claims(path: &Path, shapes: [&[u64]; 3]) {
+    let tensor =
+        |shape: &[u64]| serde_json::json!({ "dtype": "BF16", "shape": shape, "data_offsets": [0, 0] });
+    let [q, k, v] = shapes.map(tensor);
+    let header = serde_json::json!({ "q": q, "k": k, "v": v }).to_string();
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn shapes_without_elements_have_results_without_elements() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("in"), dir.path().join("out"));
+    let (big, huge) = (1_u64 << 40, 1_u64 << 62);
+    let same = |shape: [u64; 4]| [shape, shape, shape];
+    // None: the product of a result's dimensions fits no address space, which is an error.
+    for (layout, shapes, lse) in [
+        ("bhsd", same([0, big, big, 64]), Some([0, big, big])),
+        ("bhsd", same([0, huge, 8, 64]), Some([0, huge, 8])),
+        ("bhsd", same([0, 1, huge, 64]), Some([0, 1, huge])),
+        ("bhsd", same([1 << 22, 1, 0, 64]), Some([1 << 22, 1, 0])),
+        ("bhsd", same([big, 1, 0, 64]), Some([big, 1, 0])),
+        ("bhsd", same([1, big, 0, 64]), Some([1, big, 0])),
+        ("bhsd", [[1, big, 0, 64], [1, 1, 0, 64], [1, 1, 0, 64]], Some([1, big, 0])),
+        ("bhsd", [[1, 0, 8, 64], [1, 0, huge, 64], [1, 0, huge, 64]], Some([1, 0, 8])),
+        ("bshd", same([1, 0, huge, 64]), Some([1, huge, 0])),
+        ("bshd", same([big, 0, 1, 64]), Some([big, 1, 0])),
+        ("bshd", same([big, 0, big, 64]), None),
+    ] {
+        claims(&from, [&shapes[0], &shapes[1], &shapes[2]]);
+        let begun = Instant::now();
+        let mut run = command();
+        run.args(["run", "--device", "cpu", "--mask", "--layout", layout, "--input"]).arg(&from);
+        let output = run.arg("--output").arg(&to).output().unwrap();
+        let said = format!("{layout} {shapes:?}: {}", stderr(&output));
+        assert!(begun.elapsed() < Duration::from_secs(10), "{said}");
+        let Some(lse) = lse else {
+            assert_eq!(output.status.code(), Some(1), "{said}");
+            assert!(said.contains("larger than the address space") && !said.contains("panicked"), "{said}");
+            continue;
+        };
+        assert!(output.status.success(), "{said}");
+        let bytes = std::fs::read(&to).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let shape =
+            |name| -> Vec<u64> { file.tensor(name).unwrap().shape().iter().map(|&dim| dim as u64).collect() };
+        assert_eq!((shape("lse"), shape("out")), (lse.to_vec(), shapes[0].to_vec()), "{said}");
+        assert!(file.tensors().iter().all(|(_, tensor)| tensor.data().is_empty()), "{said}");
+        // The demo has nothing to measure there.
+        let own = from.to_str().unwrap();
+        let output = tilewright(&["demo", "--device", "cpu", "--offline", "--tensors", own]);
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn what_is_not_finite_is_said_and_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("in"), dir.path().join("out"));
+    let shape: &[usize] = &[1, 1, 16, 64];
+    write_tensors(&from, &["q", "k", "v"].map(|name| (name, Dtype::BF16, shape)));
+    let mut bytes = std::fs::read(&from).unwrap();
+    let end = bytes.len();
+    // The last tensor of the file is v: a NaN and two infinities.
+    for (at, bits) in [(2, 0x7fc0_u16), (40, 0x7f80), (42, 0xff80)] {
+        bytes[end - at..end - at + 2].copy_from_slice(&bits.to_le_bytes());
+    }
+    std::fs::write(&from, bytes).unwrap();
+    let paths = [from.to_str().unwrap(), to.to_str().unwrap()];
+    let arguments = ["run", "--device", "cpu", "--input", paths[0], "--output", paths[1]];
+    let output = tilewright(&arguments);
+    assert!(output.status.success());
+    let said = stderr(&output);
+    assert!(said.contains("warning: v has 1 NaN and 2 infinite elements"), "{said}");
+    assert!(!said.contains("q has") && !said.contains("k has"), "{said}");
+    let report = json(&arguments);
+    assert_eq!(report["non_finite"]["v"], serde_json::json!({ "nan": 1, "infinite": 2 }));
+    assert_eq!(report["non_finite"]["q"], serde_json::json!({ "nan": 0, "infinite": 0 }));
+}
+
+#[test]
+fn names_from_files_reach_no_terminal_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let evil = "\x1b]0;owned\x07\u{9b}2J\u{202e}\nerror: all is well";
+    let (odd, tensors) = (dir.path().join(evil), dir.path().join("in"));
+    write_tensors(&tensors, &[(evil, Dtype::BF16, &[1, 1, 1, 8])]);
+    let (odd, tensors) = (odd.to_str().unwrap(), tensors.to_str().unwrap());
+    let good = small_input(dir.path());
+    for arguments in [
+        &["run", "--input", odd, "--output", "x"][..],
+        &["run", "--input", tensors, "--output", "x"],
+        &["run", "--input", &good, "--output", &format!("{odd}/x")],
+        &["run", "--device", "cpu", "--input", &good, "--output", odd],
+        &["import", odd],
+        &["emit", "--templates", odd],
+        &["demo", "--tensors", odd],
+        &["cache", "path"],
+        &["cache", "list"],
+        &["doctor"],
+    ] {
+        let output = command().args(arguments).env("TILEWRIGHT_CACHE", odd).output().unwrap();
+        let said = stdout(&output) + &stderr(&output);
+        let raw = |c: char| (c.is_control() && c != '\n' && c != '\t') || c == '\u{202e}';
+        assert!(!said.contains(raw), "{arguments:?}: {said:?}");
+        assert!(said.contains("\\u{1b}]0;owned"), "{arguments:?}: {said:?}");
+    }
+    let forged = tilewright(&["run", "--input", odd, "--output", "x"]);
+    assert_eq!(stderr(&forged).lines().count(), 1, "{}", stderr(&forged));
+}

@@ -1,0 +1,102 @@
+//! From a source to a cubin, or to what is wrong with it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tilewright::compile::{CompileError, CompileJob, Cubin, compile_all};
+use tilewright::toolchain::Toolchain;
+
+pub const TESTS: &[crate::needs::Test<Toolchain>] = &[
+    ("compile::a_source_becomes_a_cubin_for_every_family", a_source_becomes_a_cubin_for_every_family),
+    ("compile::a_broken_source_shows_its_lines", a_broken_source_shows_its_lines),
+    ("compile::bad_requests_are_typed_errors", bad_requests_are_typed_errors),
+    ("compile::many_jobs_keep_their_order", many_jobs_keep_their_order),
+];
+
+const GOOD: &str = r#"
+#include <cuda_fp16.h>
+#include <cuda_bf16.h>
+struct Params { const __nv_bfloat16* x; float* out; int n; };
+extern "C" __global__ void __launch_bounds__(128) good(const __grid_constant__ Params p) {
+    __shared__ float tile[128];
+    int i = blockIdx.x * 128 + threadIdx.x;
+    tile[threadIdx.x] = i < p.n ? __bfloat162float(p.x[i]) : 0.0f;
+    __syncthreads();
+    if (i < p.n) p.out[i] = tile[127 - threadIdx.x];
+}
+"#;
+
+fn a_source_becomes_a_cubin_for_every_family(toolchain: &Toolchain) {
+    for arch in ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120a"] {
+        let cubin = toolchain.compile("good", GOOD, arch).expect(arch);
+        assert!(cubin.is_whole(), "{arch}");
+        assert_eq!((cubin.name.as_str(), cubin.arch.as_str()), ("good", arch));
+        assert_eq!(cubin.report.static_smem_bytes, 512, "{arch}: {}", cubin.log);
+        assert!(cubin.report.registers > 0 && cubin.report.barriers == 1 && !cubin.report.spills());
+        assert!(cubin.warnings.is_empty(), "{:?}", cubin.warnings);
+        let bytes = cubin.bytes()[..cubin.bytes().len() - 1].to_vec();
+        // SAFETY: no driver gets to see it.
+        let cut = unsafe { Cubin::from_code(["good", arch], cubin.nvrtc, GOOD, bytes, cubin.report) };
+        assert!(!cut.is_whole(), "{arch}: a cubin without its last byte passes for whole");
+    }
+}
+
+fn a_broken_source_shows_its_lines(toolchain: &Toolchain) {
+    let source =
+        "extern \"C\" __global__ void broken(float* out) {\n    int x = 3;\n    out[0] = missing + x;\n}\n";
+    let error = toolchain.compile("broken", source, "sm_80").expect_err("it is broken");
+    let CompileError::Source(broken) = &error else { panic!("{error:?}") };
+    assert_eq!(broken.diagnostics.len(), 1);
+    assert_eq!(broken.diagnostics[0].line, Some(3));
+    let text = error.to_string();
+    assert!(
+        text.contains("--> broken.cu:3") && text.contains(">     3 |     out[0] = missing + x;"),
+        "{text}"
+    );
+    assert!(text.contains("identifier \"missing\" is undefined"), "{text}");
+
+    let assembler = "extern \"C\" __global__ void broken() { asm volatile(\"wgmma.fence.sync.aligned;\"); }";
+    let error = toolchain.compile("broken", assembler, "sm_80").expect_err("sm_80 has no wgmma");
+    assert!(error.to_string().contains("ptxas: Instruction 'wgmma.fence' not supported"), "{error}");
+
+    let header = "#include <no_such_header.h>\nextern \"C\" __global__ void broken() {}\n";
+    let error = toolchain.compile("broken", header, "sm_80").expect_err("there is no such header");
+    assert!(error.to_string().contains("no_such_header.h"), "{error}");
+}
+
+fn bad_requests_are_typed_errors(toolchain: &Toolchain) {
+    for arch in
+        ["sm_70a", "sm_999", "sm_80a", "sm_90f", "compute_90a", "banana", "", "sm_", "sm_-80", "sm_90aa"]
+    {
+        let error = toolchain.compile("good", GOOD, arch).expect_err(arch);
+        let CompileError::UnsupportedArch { supported, .. } = &error else { panic!("{arch}: {error:?}") };
+        assert!(supported.contains(&"sm_90".to_string()), "{error}");
+        assert!(error.to_string().contains(&format!("`{arch}`")), "{error}");
+    }
+    let error = toolchain.compile("other", GOOD, "sm_80").expect_err("the function is called `good`");
+    assert!(matches!(&error, CompileError::NoEntry { found, .. } if found == &["good"]), "{error:?}");
+    let error = toolchain.compile("good", "int x;\0", "sm_80").expect_err("NUL");
+    assert!(matches!(error, CompileError::Nul { what: "source", .. }), "{error:?}");
+}
+
+fn many_jobs_keep_their_order(toolchain: &Toolchain) {
+    let job = |index: usize| CompileJob {
+        name: format!("kernel_{index}"),
+        source: match index {
+            3 => "nonsense".to_string(),
+            _ => format!("extern \"C\" __global__ void kernel_{index}(float* out) {{ out[{index}] = 1; }}"),
+        },
+        arch: "sm_80".to_string(),
+    };
+    let done = AtomicUsize::new(0);
+    let results = compile_all(toolchain, (0..8).map(job).collect(), |finished| {
+        assert_eq!(finished.result.is_err(), finished.job.name == "kernel_3");
+        done.fetch_add(1, Ordering::Relaxed);
+    });
+    assert_eq!(done.into_inner(), 8);
+    for (index, result) in results.iter().enumerate() {
+        match result {
+            Ok(cubin) => assert_eq!(cubin.name, format!("kernel_{index}")),
+            Err(error) => assert!(index == 3 && matches!(error, CompileError::Source(_)), "{error}"),
+        }
+    }
+    assert!(compile_all(toolchain, Vec::new(), |_| ()).is_empty());
+}

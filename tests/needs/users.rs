@@ -1,0 +1,128 @@
+//! Caches among users: only root can be somebody else.
+
+use crate::support::*;
+use std::fs;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use tempfile::TempDir;
+use tilewright::cache::{CacheError, KernelCache, Origin};
+
+pub const TESTS: &[crate::needs::Test<()>] = &[
+    ("users::another_users_folder_is_refused", another_users_folder_is_refused),
+    (
+        "users::a_cache_of_roots_is_read_by_others_and_left_as_it_is",
+        a_cache_of_roots_is_read_by_others_and_left_as_it_is,
+    ),
+    ("users::what_others_make_is_theirs_alone", what_others_make_is_theirs_alone),
+    ("users::the_owner_of_the_program_is_trusted", the_owner_of_the_program_is_trusted),
+];
+
+fn another_users_folder_is_refused(_: &()) {
+    let (_dir, cache) = cache();
+    kernel(1).put(&cache);
+    let v1 = cache.root().join("v1");
+    for path in [cache.root(), v1.as_path()] {
+        chown(path, Some(NOBODY), None).expect("it is given away");
+        let error = KernelCache::at(cache.root()).expect_err("it is another user's");
+        assert!(matches!(&error, CacheError::Owner { owner: NOBODY, user: 0, .. }), "{error:?}");
+        assert!(error.to_string().contains("belongs to user 65534"), "{error}");
+        chown(path, Some(0), None).expect("it is taken back");
+    }
+}
+
+/// Runs a role of this program as a user that owns nothing. Whether it succeeded.
+fn as_nobody(dir: &Path, role: &str, folder: &Path) -> bool {
+    let program = dir.join("program");
+    if !program.exists() {
+        fs::copy(std::env::current_exe().expect("this program"), &program).expect("a copy");
+    }
+    for path in [dir, program.as_path()] {
+        set_mode(path, 0o755);
+    }
+    let mut command = child_of(&program, role, folder);
+    command.uid(NOBODY).gid(NOBODY).current_dir("/").status().expect("it starts").success()
+}
+
+/// An image's cache: root has filled it, others read it.
+fn a_cache_of_roots_is_read_by_others_and_left_as_it_is(_: &()) {
+    let (dir, cache) = cache();
+    kernel(1).put(&cache);
+    kernel(2).put(&cache);
+    cache.write_record("device", "file", b"{}").expect("it is written");
+    fs::write(kernel(2).folder(&cache).join("kernel.cubin"), "damaged").expect("it is written");
+    let state = || -> Vec<_> {
+        let paths = all_below(cache.root());
+        paths.into_iter().map(|path| (fs::metadata(&path).and_then(|m| m.modified()).ok(), path)).collect()
+    };
+    let before = state();
+    assert!(as_nobody(dir.path(), "read", dir.path()));
+    assert_eq!(state(), before, "nothing is written");
+    // Where root's mask lets nobody read, that is an error and not a cache without kernels.
+    set_mode(cache.root(), 0o700);
+    assert!(as_nobody(dir.path(), "locked_out", dir.path()));
+    set_mode(cache.root(), 0o755);
+    set_mode(&cache.root().join("v1"), 0o700);
+    assert!(as_nobody(dir.path(), "locked_out", dir.path()));
+}
+
+/// Another user's process, which finds in root's cache what is sound and compiles the rest.
+pub fn read() {
+    let cache = KernelCache::at(&told_folder().join("cache")).expect("it is root's, and may be read");
+    assert!(kernel(1).is_in(&cache));
+    assert_eq!(cache.read_record("device", "file"), Some(b"{}".to_vec()));
+    for number in [1, 2, 3] {
+        let kernel = kernel(number);
+        let compile = || Ok::<_, ()>(kernel.cubin.clone());
+        let got = cache.get_or_compile(&kernel.key, &kernel.source, compile).expect("a cubin");
+        let origin = if number == 1 { Origin::Cache } else { Origin::Compiled };
+        assert_eq!(got, (kernel.cubin.clone(), origin), "kernel {number}");
+    }
+    assert_eq!((cache.entries().len(), cache.records().len()), (2, 1));
+    assert!(cache.lock("lock", std::time::Duration::from_secs(60)).is_none(), "and does not wait for one");
+    let error = cache.put(&kernel(3).key, &kernel(3).source, &kernel(3).cubin).expect_err("it is root's");
+    assert!(matches!(error, CacheError::Io { .. }), "{error:?}");
+}
+
+/// Another user's process, which may not read root's cache.
+pub fn locked_out() {
+    let error = KernelCache::at(&told_folder().join("cache")).expect_err("it cannot be read");
+    assert!(matches!(error, CacheError::Unreadable { .. }), "{error:?}");
+    assert!(!error.is_unsafe() && error.to_string().contains("a+rX"), "{error}");
+}
+
+/// Whoever owns the program can do anything in its user's name already: an administrator, say, whose Python all share.
+fn the_owner_of_the_program_is_trusted(_: &()) {
+    let (dir, cache) = cache();
+    kernel(1).put(&cache);
+    let program = dir.path().join("program");
+    fs::copy(std::env::current_exe().expect("this program"), &program).expect("a copy");
+    set_mode(&program, 0o755);
+    let reads = || child_of(&program, "trusting", dir.path()).status().expect("it starts").success();
+    assert!(reads());
+    for path in [cache.root().to_path_buf(), cache.root().join("v1")] {
+        chown(path, Some(NOBODY), None).expect("it is given away");
+    }
+    assert!(!reads());
+    chown(&program, Some(NOBODY), None).expect("it is given away");
+    assert!(reads());
+}
+
+/// A process that reads the cache.
+pub fn trusting() {
+    let cache = KernelCache::at(&told_folder().join("cache")).expect("it is trusted");
+    assert!(kernel(1).is_in(&cache));
+}
+
+/// Root's cache is for all to read, as the test of this process's own user shows where that is root; another user's is not.
+fn what_others_make_is_theirs_alone(_: &()) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let told = TempDir::with_prefix_in("own", dir.path()).expect("a folder");
+    chown(told.path(), Some(NOBODY), Some(NOBODY)).expect("it is given away");
+    assert!(as_nobody(dir.path(), "private", told.path()), "as another user");
+}
+
+/// The role of another user in the test above.
+pub fn private() {
+    makes_private_files(&told_folder());
+}
