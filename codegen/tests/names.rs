@@ -142,10 +142,13 @@ pub mod launch {
     pub struct BoundTensor<const S: usize> { pub pointer: u64, pub strides: [i64; S] }
     pub struct Binder;
     impl Binder {
-        pub fn new(_: &'static str, _: &Candidate) -> Result<Self, BindError> { Err(BindError) }
+        pub fn new(_: &'static str, _: &'static str, _: &Candidate) -> Result<Self, BindError> { Err(BindError) }
         pub fn dtype(&self, _: &Candidate, _: &str) -> Result<DType, BindError> { Err(BindError) }
         pub fn constant(&self, _: &Candidate, _: &str) -> Result<i64, BindError> { Err(BindError) }
-        pub fn tensor<const D: usize, const S: usize>(
+        pub fn input<const D: usize, const S: usize>(
+            &mut self, _: &'static str, _: Option<&Tensor>, _: DType, _: usize, _: [Dim; D],
+        ) -> Result<BoundTensor<S>, BindError> { Err(BindError) }
+        pub fn output<const D: usize, const S: usize>(
             &mut self, _: &'static str, _: Option<&Tensor>, _: DType, _: usize, _: [Dim; D],
         ) -> Result<BoundTensor<S>, BindError> { Err(BindError) }
         pub fn tensor_map(&mut self, _: &'static str, _: &Tensor, _: [i64; 2]) -> Result<(), BindError> { Ok(()) }
