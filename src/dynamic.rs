@@ -27,9 +27,17 @@ pub enum FunctionError {
     Captures(#[from] CaptureError),
 }
 
-/// The line with the token marked below it.
+/// Characters of a line that a message shows.
+const SHOWN: usize = 160;
+
+/// The line with the token marked below it: what is around the token of a long one, and nothing that a terminal obeys.
 fn excerpt(text: &str, column: usize, width: usize) -> String {
-    format!("    {text}\n    {}{}", " ".repeat(column.saturating_sub(1)), "^".repeat(width.max(1)))
+    let at = column.saturating_sub(1);
+    let from = if text.chars().count() > SHOWN { at.saturating_sub(SHOWN / 2) } else { 0 };
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    let line: String = text.chars().skip(from).take(SHOWN).map(plain).collect();
+    let marks = width.clamp(1, SHOWN.saturating_sub(at - from).max(1));
+    format!("    {line}\n    {}{}", " ".repeat(at - from), "^".repeat(marks))
 }
 
 /// What both kinds of function keep.

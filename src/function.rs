@@ -37,6 +37,12 @@ pub trait DeviceFn: Send + Sync + 'static {
 }
 
 /// A function of a score: soft-capping, a positional bias and the like.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no score function",
+    label = "a function marked `#[score_mod]`, with its captures in braces, is needed here",
+    note = "the name alone is the Rust function: write `softcap {{ cap: 30.0 }}`, and `softcap {{}}` where there are no captures",
+    note = "a function marked `#[mask_mod]` is a mask function: pass it to `mask_mod`"
+)]
 pub trait ScoreMod: DeviceFn {
     /// The score that takes the place of `score`, the scaled product of query `q` and key `kv` in batch `b` and
     /// head `h`. `q` and `kv` are positions in the sequence.
@@ -51,6 +57,12 @@ pub trait ScoreMod: DeviceFn {
 }
 
 /// A function that decides who sees whom: causal, sliding window, documents and the like.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no mask function",
+    label = "a function marked `#[mask_mod]`, with its captures in braces, is needed here",
+    note = "the name alone is the Rust function: write `window {{ size: 128 }}`, and `causal {{}}` where there are no captures",
+    note = "a function marked `#[score_mod]` is a score function: pass it to `score_mod`"
+)]
 pub trait MaskMod: DeviceFn {
     /// Whether query `q` of batch `b` and head `h` sees key `kv`.
     fn keep(&self, b: i32, h: i32, q: i32, kv: i32) -> bool;

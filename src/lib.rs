@@ -7,6 +7,9 @@ pub mod attention;
 pub mod build;
 pub mod bundle;
 pub mod cache;
+/// The command line; public for the command and for `fuzz/` alone.
+#[doc(hidden)]
+pub mod cli;
 pub mod compile;
 /// The CPU executor. Reached through the attention on `Device::cpu()`; public for the tests and benchmarks alone.
 #[doc(hidden)]

@@ -1,7 +1,5 @@
 //! The `tilewright` command.
 
-mod cli;
-
 fn main() -> std::process::ExitCode {
-    cli::main()
+    tilewright::cli::main()
 }

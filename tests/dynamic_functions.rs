@@ -143,3 +143,49 @@ fn errors_have_positions() {
         FunctionError::Captures(CaptureError::Count { expected: 1, found: 0, .. })
     ));
 }
+
+/// A text of one long line, or with what a terminal would obey, makes a message that can be read.
+#[test]
+fn messages_show_what_is_around_the_mistake() {
+    let sum = "score + ".repeat(90);
+    let ask = "let \u{7}x = 1; ";
+    for text in [
+        format!("fn f(score: f32, b: i32, h: i32, q: i32, kv: i32) -> f32 {{ {sum} wrong + {sum} score }}"),
+        format!(
+            "fn f(score: f32, b: i32, h: i32, q: i32, kv: i32) -> f32 {{ score as {} }}",
+            "A<B>::".repeat(300)
+        ),
+        format!(
+            "fn f(score: f32, b: i32, h: i32, q: i32, kv: i32) -> f32 {{ {}{ask} }}",
+            "let y = score; ".repeat(50)
+        ),
+        format!("fn f(score: f32, {} b: i32) -> f32 {{ score }}", " ".repeat(60_000)),
+    ] {
+        let shown = DynamicScoreMod::new(&text, vec![]).unwrap_err().to_string();
+        assert!(shown.len() < 1000 && shown.contains('^'), "{} bytes: {shown}", shown.len());
+        assert!(!shown.contains(|c: char| c.is_control() && c != '\n'), "{shown:?}");
+    }
+}
+
+/// What is too deep is an error on a thread of any stack, and what is not runs there.
+#[test]
+fn small_stacks_are_enough() {
+    let head = "fn f(score: f32, b: i32, h: i32, q: i32, kv: i32) -> f32";
+    let on_a_small_stack = |body: String| {
+        let text = format!("{head} {{ {body} }}");
+        let run = move || {
+            DynamicScoreMod::new(&text, vec![])
+                .map(|made| (made.score(0.5, 0, 0, 0, 0), made.gradient(0.5, 0, 0, 0, 0)))
+        };
+        std::thread::Builder::new().stack_size(512 << 10).spawn(run).unwrap().join().unwrap()
+    };
+    for (nested, n) in
+        [("A<", 1100), ("|| ", 2100), ("return ", 3200), ("-", 6300), ("score + ", 7000), ("& ", 2500)]
+    {
+        let error = on_a_small_stack(format!("{}score", nested.repeat(n))).unwrap_err();
+        assert!(matches!(error, FunctionError::Source { .. }), "{error}");
+    }
+    let deep = format!("{}score{}", "(0.5 + ".repeat(30), ".tanh())".repeat(30));
+    assert!(on_a_small_stack(deep).unwrap().1 > 0.0);
+    assert_eq!(on_a_small_stack(format!("{}score", "score + ".repeat(98))).unwrap(), (49.5, 99.0));
+}

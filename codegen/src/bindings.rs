@@ -1,7 +1,9 @@
 //! Rust text for a declaration: the `Params` struct, the arguments and their checked binding.
 
 use crate::arch::Family;
+use crate::dsl::names;
 use crate::dsl::{Arg, ArgKind, DimRef, ElementType, Expr, Kernel, ScalarType};
+use crate::limits;
 use crate::params::{FieldKind, ParamsLayout};
 use proc_macro2::{Literal, TokenStream};
 use quote::{format_ident, quote};
@@ -11,6 +13,11 @@ use quote::{format_ident, quote};
 /// `files` are the paths (relative to the file the text will stand in, or absolute) of the declaration and of each body,
 /// as `(path in the templates folder, path to include)`.
 pub(crate) fn bindings(kernel: &Kernel, declaration: &str, files: &[(String, String)]) -> String {
+    // Expressions get parentheses, which are read again here.
+    limits::with_room(|| formatted(kernel, declaration, files))
+}
+
+fn formatted(kernel: &Kernel, declaration: &str, files: &[(String, String)]) -> String {
     let layout = ParamsLayout::of(kernel);
     let has_fixed = |arg: &Arg| matches!(arg.kind, ArgKind::Tensor { element: ElementType::Fixed(_), .. });
     let dtype = kernel.args.iter().any(has_fixed).then(|| quote!(DType,));
@@ -134,7 +141,7 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
     let lifetime = has_tensors(kernel).then(|| quote!(<'_>));
     let tensors = kernel.args.iter().filter_map(bind_tensor);
     let constants = used_constants(kernel).into_iter().map(|name| {
-        let ident = format_ident!("{}", name.to_lowercase());
+        let ident = names::variable(name);
         quote!(let #ident = binder.constant(candidate, #name)?;)
     });
     let derived_names: Vec<&str> = kernel.derived.iter().map(|derived| derived.name.as_str()).collect();
@@ -151,7 +158,7 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
         let (condition, text, message) =
             (require.condition.to_rust(), require.condition.to_string(), &require.message);
         let values = require.condition.names().into_iter().map(|name| {
-            let ident = format_ident!("{}", name.to_lowercase());
+            let ident = names::variable(name);
             quote!((#name, #ident))
         });
         quote!(binder.require(#condition, #text, &[#(#values),*], #message)?;)
@@ -178,7 +185,7 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
         let used: Vec<&str> = body.launch.grid.iter().chain(sides).flat_map(Expr::names).collect();
         let tune = body.tune.iter().filter(|param| used.contains(&param.name.as_str()));
         let tune = tune.map(|param| {
-            let (ident, name) = (format_ident!("{}", param.name.to_lowercase()), &param.name);
+            let (ident, name) = (names::variable(&param.name), &param.name);
             quote!(let #ident = binder.constant(candidate, #name)?;)
         });
         let axes = body.launch.grid.iter().map(Expr::to_rust);

@@ -162,6 +162,9 @@ impl Candidate {
     }
 }
 
+/// How many rejected schedules an error lists.
+const REASONS: usize = 64;
+
 /// Enumerates the schedules of every body that runs on `arch`, the newest family first, and prunes them by `limits`.
 pub(crate) fn candidates(
     kernel: &Kernel,
@@ -195,8 +198,12 @@ pub(crate) fn candidates(
         found.accepted.extend(fitting.into_iter().map(|(_, candidate)| candidate));
     }
     if found.accepted.is_empty() {
-        let reasons: Vec<String> =
-            found.rejected.iter().map(|r| format!("{}: {}", r.schedule, r.reason)).collect();
+        let mut reasons: Vec<String> = (found.rejected.iter().take(REASONS))
+            .map(|rejected| format!("{}: {}", rejected.schedule, rejected.reason))
+            .collect();
+        if let more @ 1.. = found.rejected.len().saturating_sub(REASONS) {
+            reasons.push(format!("and {more} more"));
+        }
         return Err(Error::NoCandidate {
             kernel: kernel.name.clone(),
             arch: arch.to_string(),

@@ -1,7 +1,6 @@
 //! Writing generated files: a user's bindings at build time, and this repository's `generated/`.
 
 use crate::Error;
-use crate::bindings::bindings;
 use crate::generator::Generator;
 use crate::source::KernelSource;
 use crate::variant::Variant;
@@ -33,6 +32,14 @@ pub fn emit(dir: impl AsRef<Path>) -> Result<(), Error> {
             .expect("writing to a string");
     }
     write(&out.join("tilewright.rs"), &text)
+}
+
+/// The bindings of one kernel as [`generated`] writes them, with its files included by their paths in the templates folder.
+///
+/// # Errors
+/// As [`Generator::new`].
+pub fn bindings(source: &KernelSource) -> Result<String, Error> {
+    Ok(bindings_of(source, &Generator::new(source)?, &str::to_owned))
 }
 
 /// Everything in `generated/`: file names (inside that folder) and their texts, in a fixed order.
@@ -188,7 +195,7 @@ impl ManifestEntry {
 fn bindings_of(source: &KernelSource, generator: &Generator, include: &dyn Fn(&str) -> String) -> String {
     let files: Vec<(String, String)> =
         source.files.iter().map(|(path, _)| (path.to_string(), include(path))).collect();
-    bindings(generator.kernel(), &include(&format!("{}/kernel.rs", source.name)), &files)
+    crate::bindings::bindings(generator.kernel(), &include(&format!("{}/kernel.rs", source.name)), &files)
 }
 
 fn first_line(generator: &Generator) -> String {

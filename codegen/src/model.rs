@@ -41,13 +41,14 @@ pub(crate) fn rank(
         let fit = candidate.budget.ctas_per_sm(&machine.limits).max(1);
         let blocks = body.and_then(|body| grid_blocks(kernel, body, candidate, dims));
         let sms = machine.sm_count.max(1);
-        let per_sm = blocks.map(|blocks| (blocks + sms - 1) / sms);
+        let per_sm = blocks.map(|blocks| div_ceil(blocks, sms));
         let preference = body
             .and_then(|body| preference(body, &|name| candidate.constant(name), fit, per_sm).ok())
             .unwrap_or(i64::MIN);
-        let busy = blocks.map_or(0, |blocks| busy_twentieths(blocks, sms * fit));
+        let busy = blocks.map_or(0, |blocks| busy_twentieths(blocks, sms.saturating_mul(fit)));
         // Without a grid the declaration's order stands.
-        let in_flight = per_sm.map_or(0, |per_sm| fit.min(per_sm) * candidate.budget.smem_bytes);
+        let in_flight =
+            per_sm.map_or(0, |per_sm| fit.min(per_sm).saturating_mul(candidate.budget.smem_bytes));
         Reverse((candidate.schedule.family, preference, busy, in_flight))
     });
     places
@@ -55,8 +56,15 @@ pub(crate) fn rank(
 
 /// How many twentieths of the places are busy, over all waves.
 fn busy_twentieths(blocks: i64, places: i64) -> i64 {
-    let waves = (blocks + places - 1) / places.max(1);
-    20 * blocks / (waves * places).max(1)
+    let places = places.max(1);
+    let offered = i128::from(div_ceil(blocks, places)) * i128::from(places);
+    // At most 20, for no grid is larger than the places of its waves.
+    (20 * i128::from(blocks) / offered.max(1)) as i64
+}
+
+/// Of a `blocks` that is no more than `i64` has, however large.
+fn div_ceil(blocks: i64, by: i64) -> i64 {
+    blocks / by + i64::from(blocks % by > 0)
 }
 
 /// Blocks of the grid, where the dimensions given determine it.

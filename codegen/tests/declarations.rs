@@ -214,3 +214,15 @@ fn a_gradient_is_asked_for_beside_the_function() {
     let slots: Vec<_> = kernel.functions.iter().map(|slot| (slot.name.as_str(), slot.gradient)).collect();
     assert_eq!(slots, [("score_mod", true), ("mask_mod", false)]);
 }
+
+/// Two crates may have a kernel of one name, with parameters of one size: the hash of the declaration tells them apart, and is no matter of
+/// how a checkout ends its lines.
+#[test]
+fn the_hash_is_that_of_the_declaration() {
+    let of = |text: &str| Kernel::parse("scale/kernel.rs", text).unwrap().declaration;
+    let good = of(GOOD);
+    assert_eq!((good.len(), of(&GOOD.replace('\n', "\r\n"))), (64, good.clone()));
+    for other in [GOOD.replace("align(16)", "align(8)"), GOOD.replace("rows | 1", "rows")] {
+        assert_ne!(of(&other), good);
+    }
+}

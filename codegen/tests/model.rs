@@ -74,3 +74,18 @@ fn a_candidate_left_out_says_why() {
     let reason = Reason::Ranked { place: 17, compiled: 16 };
     assert_eq!(reason.to_string(), "the model's number 17: the first 16 are compiled");
 }
+
+/// Grids that no GPU has are ranked like any: the launch refuses them.
+#[test]
+fn the_largest_grids_are_ranked() {
+    let smem = "smem_bytes = 16384 * WARPS, registers = 32, prefer = min(CTAS_PER_SM, GRID_PER_SM)";
+    for largest in [i64::MAX, i64::MAX / 2, i64::MAX / 20 + 1, i64::MIN, -1, 0] {
+        for sm_count in [1, 132, i64::MAX] {
+            for dims in [rows(largest), [("rows", largest), ("columns", i64::MAX)]] {
+                let mut warps = order(smem, sm_count, &dims);
+                warps.sort_unstable();
+                assert_eq!(warps, [4, 8]);
+            }
+        }
+    }
+}

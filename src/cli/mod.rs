@@ -113,6 +113,15 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Runs a command line and keeps what it would have said: for `fuzz/`.
+///
+/// # Errors
+/// The text of any error.
+pub fn quietly(line: &[&str]) -> Result<String, String> {
+    let cli = Cli::try_parse_from(line).map_err(|error| error.to_string())?;
+    cli.command.run(true).map(|report| report.text).map_err(|error| error.to_string())
+}
+
 /// The status of a command that failed.
 const FAILURE: u8 = 1;
 

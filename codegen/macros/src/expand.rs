@@ -3,12 +3,14 @@
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote};
 use syn::{Attribute, FnArg, Ident, ItemFn, Pat};
+use tilewright_codegen::limits;
 use tilewright_codegen::lower::{CaptureType, DeviceFunction, FunctionKind, source_text};
 
 /// The function, the struct of its captures and its traits; or the first error alone, so that one mistake makes
 /// one message.
 pub(crate) fn device_function(kind: FunctionKind, arguments: TokenStream, item: TokenStream) -> TokenStream {
-    expand(kind, arguments, item).unwrap_or_else(|error| error.to_compile_error())
+    let checked = limits::check(&item).and_then(|()| limits::with_room(|| expand(kind, arguments, item)));
+    checked.unwrap_or_else(|error| error.to_compile_error())
 }
 
 fn expand(kind: FunctionKind, arguments: TokenStream, item: TokenStream) -> syn::Result<TokenStream> {

@@ -29,6 +29,13 @@ pub(super) fn check(kernel: &Kernel, spans: &Spans) -> Result<()> {
     Ok(())
 }
 
+/// The most combinations of parameters: all of them are enumerated.
+const MOST_POINTS: usize = 1 << 16;
+
+/// The most arguments, and the bytes that they and the dimensions may take.
+const MOST_ARGS: usize = 256;
+const MOST_BYTES: usize = 4096;
+
 struct Check<'a> {
     kernel: &'a Kernel,
     spans: &'a Spans,
@@ -40,6 +47,10 @@ impl Check<'_> {
     }
 
     fn arguments(&self) -> Result<()> {
+        if self.kernel.args.len() > MOST_ARGS {
+            let message = format!("{} arguments, a kernel has at most {MOST_ARGS}", self.kernel.args.len());
+            return self.fail(&self.kernel.name, message);
+        }
         let mut names = HashSet::new();
         for arg in &self.kernel.args {
             if !names.insert(arg.name.as_str()) {
@@ -58,8 +69,16 @@ impl Check<'_> {
         if let Some(clash) = dims.iter().find(|dim| names.contains(*dim)) {
             return self.fail(clash, format!("`{clash}` is both an argument and a dimension: rename one"));
         }
+        let layout = ParamsLayout::of(self.kernel);
+        if layout.size > MOST_BYTES {
+            let message = format!(
+                "the arguments take {} bytes, CUDA passes at most {MOST_BYTES} to a kernel",
+                layout.size
+            );
+            return self.fail(&self.kernel.name, message);
+        }
         let mut members = HashSet::new();
-        for field in ParamsLayout::of(self.kernel).fields {
+        for field in layout.fields {
             if !members.insert(field.name.clone()) {
                 let tensor = field.name.strip_suffix("_stride").unwrap_or(&field.name);
                 let message = format!("`{}` is the name of the strides of `{tensor}`: rename it", field.name);
@@ -75,7 +94,11 @@ impl Check<'_> {
             if !taken.insert(param.name.to_lowercase()) {
                 return self.fail(&param.name, taken_already(&param.name));
             }
+            self.no_function(&param.name)?;
         }
+        let sizes =
+            self.kernel.specialize.iter().map(|param| (param.name.as_str(), param.values.all().len()));
+        self.points("`specialize`", sizes)?;
         let (mut above, ints) = (Vec::new(), self.ints());
         for param in &self.kernel.specialize {
             if let Some(default) = &param.default {
@@ -97,6 +120,36 @@ impl Check<'_> {
                 let message =
                     format!("`ship` gives `{}` values that `specialize` does not have", shipped.name);
                 return Err(Error::new(self.spans.of_shipped(&shipped.name), message));
+            }
+        }
+        Ok(())
+    }
+
+    /// The constant that says whether a launch has a function is of the generated code.
+    fn no_function(&self, name: &str) -> Result<()> {
+        let slots = self.kernel.functions.iter();
+        match slots.map(|slot| slot.name.as_str()).find(|slot| name == format!("HAS_{}", slot.to_uppercase()))
+        {
+            Some(slot) => self.fail(name, format!("`{name}` says whether a launch has `{slot}`: rename it")),
+            None => Ok(()),
+        }
+    }
+
+    /// How many combinations of values there are, counted before any is made.
+    fn points<'a>(&self, what: &str, sizes: impl Iterator<Item = (&'a str, usize)> + Clone) -> Result<()> {
+        let mut points = 1usize;
+        for (last, size) in sizes.clone() {
+            points = points.saturating_mul(size);
+            if points > MOST_POINTS {
+                let factors: Vec<String> = sizes
+                    .filter(|(_, size)| *size > 1)
+                    .map(|(name, size)| format!("{name} {size}"))
+                    .collect();
+                let message = format!(
+                    "{what} has more than {MOST_POINTS} combinations of values ({}): list fewer, those worth trying",
+                    factors.join(" × ")
+                );
+                return self.fail(last, message);
             }
         }
         Ok(())
@@ -139,7 +192,9 @@ impl Check<'_> {
             if !taken.insert(param.name.to_lowercase()) {
                 return self.fail(&param.name, taken_already(&param.name));
             }
+            self.no_function(&param.name)?;
         }
+        self.points("`tune`", body.tune.iter().map(|param| (param.name.as_str(), param.values.len())))?;
         let (dims, ints) = (self.kernel.dims(), self.ints());
         let tune: Vec<&str> = body.tune.iter().map(|param| param.name.as_str()).collect();
         for constraint in &body.constraints {

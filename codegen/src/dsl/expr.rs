@@ -1,5 +1,6 @@
 //! Integer expressions of declarations: constraints, budgets, launch grids, derived dimensions.
 
+use super::names;
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote};
 use std::fmt;
@@ -186,7 +187,7 @@ impl Expr {
                 quote!(#literal)
             }
             Expr::Name(name) => {
-                let ident = format_ident!("{}", name.to_lowercase());
+                let ident = names::variable(name);
                 quote!(#ident)
             }
             Expr::Binary(op, a, b) => {
@@ -266,6 +267,21 @@ impl TryFrom<&syn::Expr> for Expr {
     type Error = syn::Error;
 
     fn try_from(expr: &syn::Expr) -> syn::Result<Self> {
+        Expr::at_depth(expr, 1)
+    }
+}
+
+/// Deep enough for any formula by hand, shallow enough for every stack that later walks the tree.
+const MAX_DEPTH: usize = 100;
+
+impl Expr {
+    fn at_depth(expr: &syn::Expr, depth: usize) -> syn::Result<Self> {
+        if depth > MAX_DEPTH {
+            let message =
+                format!("expressions may nest {MAX_DEPTH} deep: derive a part of this one with `let`");
+            return Err(syn::Error::new(expr.span(), message));
+        }
+        let part = |expr: &syn::Expr| Expr::at_depth(expr, depth + 1);
         let unsupported = |what: &str| {
             Err(syn::Error::new(
                 expr.span(),
@@ -282,8 +298,8 @@ impl TryFrom<&syn::Expr> for Expr {
                 Some(ident) => Ok(Expr::Name(ident.to_string())),
                 None => unsupported("a path is no value here"),
             },
-            syn::Expr::Paren(paren) => Expr::try_from(&*paren.expr),
-            syn::Expr::Group(group) => Expr::try_from(&*group.expr),
+            syn::Expr::Paren(paren) => part(&paren.expr),
+            syn::Expr::Group(group) => part(&group.expr),
             syn::Expr::Binary(binary) => {
                 let op = match binary.op {
                     syn::BinOp::Add(_) => Op::Add,
@@ -301,7 +317,7 @@ impl TryFrom<&syn::Expr> for Expr {
                     syn::BinOp::Or(_) => Op::Or,
                     _ => return unsupported("this operator is not supported"),
                 };
-                let (left, right) = (Expr::try_from(&*binary.left)?, Expr::try_from(&*binary.right)?);
+                let (left, right) = (part(&binary.left)?, part(&binary.right)?);
                 Ok(Expr::Binary(op, left.into(), right.into()))
             }
             syn::Expr::Call(call) => {
@@ -318,7 +334,7 @@ impl TryFrom<&syn::Expr> for Expr {
                 let [a, b] = call.args.iter().collect::<Vec<_>>()[..] else {
                     return unsupported("the function takes two arguments");
                 };
-                Ok(Expr::Call(function, Expr::try_from(a)?.into(), Expr::try_from(b)?.into()))
+                Ok(Expr::Call(function, part(a)?.into(), part(b)?.into()))
             }
             syn::Expr::If(branch) => {
                 let (Some(then), Some(other)) =
@@ -333,11 +349,7 @@ impl TryFrom<&syn::Expr> for Expr {
                     },
                     other => other,
                 };
-                Ok(Expr::If(
-                    Expr::try_from(&*branch.cond)?.into(),
-                    Expr::try_from(then)?.into(),
-                    Expr::try_from(other)?.into(),
-                ))
+                Ok(Expr::If(part(&branch.cond)?.into(), part(then)?.into(), part(other)?.into()))
             }
             _ => unsupported("this expression is not supported"),
         }

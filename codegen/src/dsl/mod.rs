@@ -19,6 +19,16 @@
 //! # Ok::<(), tilewright_codegen::Error>(())
 //! ```
 //!
+//! # Names and sizes
+//!
+//! Arguments, dimensions and functions are written in small letters, parameters in capitals: the former become members of structs in
+//! Rust and CUDA, the latter constants of the CUDA source and variables in small letters of the bindings. So no name is a word of
+//! C++ or one that the generated code has itself.
+//!
+//! A text has at most 256 KiB, an expression nests 100 deep, a list or a range has 256 values. All combinations of the values of
+//! `specialize`, and those of a `tune`, are enumerated: there are at most 65536 of each. The arguments and dimensions take at most
+//! the 4096 bytes that CUDA passes to a kernel.
+//!
 //! # Parameters that go together
 //!
 //! `specialize { D: [64, 128], D_V: [64, 128] = D }` gives `D_V` the value of `D` where a spec gives none, and variants' names leave
@@ -38,6 +48,7 @@
 mod ast;
 mod check;
 mod expr;
+pub(crate) mod names;
 mod parse;
 mod parse_body;
 mod spans;

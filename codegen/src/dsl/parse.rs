@@ -7,7 +7,7 @@ use super::{
     SpecValues, check,
 };
 use crate::lower::FunctionKind;
-use crate::{DType, Error};
+use crate::{DType, Error, limits};
 use proc_macro2::Span;
 use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
@@ -27,17 +27,15 @@ impl Kernel {
     /// # Errors
     /// [`Error::Declaration`] with the position of the offending token; `file` is the name it is reported under.
     pub fn parse(file: &str, text: &str) -> std::result::Result<Kernel, Error> {
-        parse_file(text).map_err(|error| Error::declaration(file, &error))
+        limits::with_room(|| parse_file(text)).map_err(|error| Error::declaration(file, &error))
     }
 }
 
+/// Most of a declaration is its documentation.
+const MAX_BYTES: usize = 256 << 10;
+
 fn parse_file(text: &str) -> Result<Kernel> {
-    // syn's own message for this is about token streams, which an author has not heard of.
-    if let Err(error) = text.parse::<proc_macro2::TokenStream>() {
-        let message = "a bracket, a brace or a quote from here on has no partner";
-        return Err(syn::Error::new(error.span(), message));
-    }
-    let file = syn::parse_file(text)?;
+    let file: syn::File = syn::parse2(limits::tokens(text, MAX_BYTES)?)?;
     let mut kernels = file.items.iter().map(|item| match item {
         syn::Item::Macro(item) if item.mac.path.is_ident("kernel") => Ok(&item.mac),
         other => {
@@ -68,7 +66,7 @@ impl Parse for Spanned<Kernel> {
         let mut spans = Spans::default();
         let doc = parse_doc(input)?;
         input.parse::<Token![fn]>()?;
-        let name = spans.name(&input.parse()?)?;
+        let name = spans.variable(&input.parse()?)?;
         let list;
         parenthesized!(list in input);
         let mut args = Vec::new();
@@ -125,7 +123,7 @@ fn parse_section(input: ParseStream, kernel: &mut Kernel, spans: &mut Spans) -> 
         kernel.functions.extend(parse_braced_list(input, spans, parse_function_slot)?);
     } else if next.peek(Token![let]) {
         input.parse::<Token![let]>()?;
-        let name = spans.name(&input.parse()?)?;
+        let name = spans.variable(&input.parse()?)?;
         input.parse::<Token![=]>()?;
         kernel.derived.push(Derived { name, value: spans.expr(input, Role::Derived)? });
         input.parse::<Token![;]>()?;
@@ -167,7 +165,7 @@ pub(super) fn parse_braced_list<T>(
 
 fn parse_arg(input: ParseStream, spans: &mut Spans) -> Result<Arg> {
     let align = parse_align(input)?;
-    let name = spans.name(&input.parse()?)?;
+    let name = spans.variable(&input.parse()?)?;
     input.parse::<Token![:]>()?;
     let mutable = input.parse::<Option<Token![mut]>>()?.is_some();
     let head: Ident = input.parse()?;
@@ -218,6 +216,9 @@ fn parse_align(input: ParseStream) -> Result<usize> {
     Ok(align)
 }
 
+/// The most dimensions of a tensor.
+const MOST_DIMS: usize = 16;
+
 fn parse_tensor(
     input: ParseStream,
     spans: &mut Spans,
@@ -233,12 +234,13 @@ fn parse_tensor(
     let list;
     let bracket = bracketed!(list in input);
     let dims = Punctuated::<DimToken, Token![,]>::parse_terminated(&list)?;
-    if dims.is_empty() {
-        return Err(syn::Error::new(bracket.span.join(), "a tensor needs at least one dimension"));
+    if dims.is_empty() || dims.len() > MOST_DIMS {
+        let message = format!("a tensor has 1 to {MOST_DIMS} dimensions, found {}", dims.len());
+        return Err(syn::Error::new(bracket.span.join(), message));
     }
     let dims = dims
         .into_iter()
-        .map(|dim| Ok(DimRef { name: spans.name(&dim.name)?, broadcast: dim.broadcast }))
+        .map(|dim| Ok(DimRef { name: spans.variable(&dim.name)?, broadcast: dim.broadcast }))
         .collect::<Result<_>>()?;
     input.parse::<Token![>]>()?;
     Ok(ArgKind::Tensor { element, dims, mutable, optional, align })
@@ -265,7 +267,7 @@ impl Parse for DimToken {
 }
 
 fn parse_spec_param(input: ParseStream, spans: &mut Spans) -> Result<SpecParam> {
-    let name = spans.name(&input.parse()?)?;
+    let name = spans.parameter(&input.parse()?)?;
     input.parse::<Token![:]>()?;
     if input.peek(syn::token::Bracket) {
         let ahead = input.fork();
@@ -274,16 +276,18 @@ fn parse_spec_param(input: ParseStream, spans: &mut Spans) -> Result<SpecParam> 
         if list.peek(Ident) {
             let list;
             bracketed!(list in input);
-            let names = Punctuated::<Ident, Token![,]>::parse_terminated(&list)?;
-            let dtypes = names
-                .iter()
-                .map(|ident| {
-                    DType::from_name(&ident.to_string()).ok_or_else(|| {
-                        let known = DType::ALL.map(DType::name).join(", ");
-                        syn::Error::new(ident.span(), format!("`{ident}` is no dtype: use one of {known}"))
-                    })
-                })
-                .collect::<Result<Vec<_>>>()?;
+            let mut dtypes = Vec::new();
+            for ident in Punctuated::<Ident, Token![,]>::parse_terminated(&list)? {
+                let fail = |message: String| Err(syn::Error::new(ident.span(), message));
+                let Some(dtype) = DType::from_name(&ident.to_string()) else {
+                    let known = DType::ALL.map(DType::name).join(", ");
+                    return fail(format!("`{ident}` is no dtype: use one of {known}"));
+                };
+                if dtypes.contains(&dtype) {
+                    return fail(format!("{dtype} is listed twice"));
+                }
+                dtypes.push(dtype);
+            }
             return Ok(SpecParam { name, values: SpecValues::DTypes(dtypes), default: None });
         }
     }
@@ -322,6 +326,10 @@ pub(super) fn parse_ints(input: ParseStream) -> Result<Vec<i64>> {
         if values.is_empty() {
             return Err(syn::Error::new(bracket.span.join(), "at least one value is needed"));
         }
+        if values.len() as i64 > MOST_VALUES {
+            let message = format!("{} values, at most {MOST_VALUES}: list those worth trying", values.len());
+            return Err(syn::Error::new(bracket.span.join(), message));
+        }
         let mut ints = Vec::with_capacity(values.len());
         for value in &values {
             let int = value.base10_parse::<i64>()?;
@@ -347,7 +355,7 @@ pub(super) fn parse_ints(input: ParseStream) -> Result<Vec<i64>> {
 
 /// `name: ScoreMod`, `name: ScoreMod + Gradient` or `name: MaskMod`
 fn parse_function_slot(input: ParseStream, spans: &mut Spans) -> Result<FunctionSlot> {
-    let name = spans.name(&input.parse()?)?;
+    let name = spans.variable(&input.parse()?)?;
     input.parse::<Token![:]>()?;
     let kind: Ident = input.parse()?;
     let kind = match kind.to_string().as_str() {

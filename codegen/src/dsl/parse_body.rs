@@ -34,7 +34,7 @@ pub(super) fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> 
         if next.peek(kw::tune) {
             content.parse::<kw::tune>()?;
             tune.extend(parse_braced_list(&content, spans, |input, spans| {
-                let name = spans.name(&input.parse()?)?;
+                let name = spans.parameter(&input.parse()?)?;
                 input.parse::<Token![:]>()?;
                 Ok(TuneParam { name, values: parse_ints(input)? })
             })?);

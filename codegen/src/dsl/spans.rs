@@ -1,13 +1,12 @@
-//! Where a declaration's names and expressions were written, and which names it may not use.
+//! Where a declaration's names and expressions were written.
 
-use super::Expr;
+use super::{Expr, names};
 use proc_macro2::Span;
 use std::fmt;
-use syn::ext::IdentExt;
 use syn::parse::ParseStream;
 use syn::spanned::Spanned;
 use syn::visit::Visit;
-use syn::{Error, Ident, Result};
+use syn::{Ident, Result};
 
 /// What an expression of a declaration is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,96 +60,39 @@ struct Written {
     names: Vec<(String, Span)>,
 }
 
-/// Words of C++ that are names in Rust: they would not compile as members and constants of the CUDA source.
-const CPP_WORDS: &[&str] = &[
-    "alignas",
-    "alignof",
-    "and",
-    "asm",
-    "auto",
-    "bool",
-    "case",
-    "catch",
-    "char",
-    "class",
-    "compl",
-    "constexpr",
-    "decltype",
-    "default",
-    "delete",
-    "double",
-    "explicit",
-    "export",
-    "float",
-    "friend",
-    "goto",
-    "inline",
-    "int",
-    "long",
-    "mutable",
-    "namespace",
-    "new",
-    "noexcept",
-    "not",
-    "nullptr",
-    "operator",
-    "or",
-    "private",
-    "protected",
-    "public",
-    "register",
-    "short",
-    "signed",
-    "sizeof",
-    "switch",
-    "template",
-    "this",
-    "throw",
-    "typedef",
-    "typeid",
-    "typename",
-    "union",
-    "unsigned",
-    "void",
-    "volatile",
-    "xor",
-];
-
-/// Names the generated prelude and bindings use themselves.
-const RESERVED: &[&str] = &[
-    "CTAS_PER_SM",
-    "Functions",
-    "GRID_PER_SM",
-    "MaskMod",
-    "Params",
-    "ScoreMod",
-    "TensorMap",
-    "TensorMaps",
-    "THREADS",
-    "TILEWRIGHT_KERNEL",
-    "binder",
-    "padding",
-    "candidate",
-    "dtype",
-    "grid",
-    "params",
-    "tw",
-];
-
 impl Spans {
+    /// Notes the name of the kernel, an argument, a dimension or a function.
+    pub(super) fn variable(&mut self, ident: &Ident) -> Result<String> {
+        let name = self.name(ident)?;
+        if name.contains(|letter: char| letter.is_ascii_uppercase()) {
+            let message =
+                "is written in small letters: capitals are for parameters of `specialize` and `tune`";
+            return Err(names::refused(ident, message));
+        }
+        Ok(name)
+    }
+
+    /// Notes the name of a parameter of `specialize` or `tune`.
+    pub(super) fn parameter(&mut self, ident: &Ident) -> Result<String> {
+        let name = self.name(ident)?;
+        if name.contains(|letter: char| letter.is_ascii_lowercase()) {
+            let message =
+                "is written in capitals, as the constant that it is: small letters are for dimensions";
+            return Err(names::refused(ident, message));
+        }
+        if names::variable(&name).is_none() {
+            return Err(names::refused(
+                ident,
+                "is in small letters a word of Rust that no variable can have",
+            ));
+        }
+        Ok(name)
+    }
+
     /// Notes a name, which becomes one in Rust and in CUDA.
     pub(super) fn name(&mut self, ident: &Ident) -> Result<String> {
-        let name = ident.unraw().to_string();
-        let fail = |why: &str| Err(Error::new(ident.span(), format!("`{ident}` {why}: rename it")));
-        if *ident == "_" || !name.is_ascii() || *ident != name {
-            return fail("is no plain name in both Rust and CUDA");
-        }
-        if CPP_WORDS.contains(&name.as_str()) {
-            return fail("is a word of C++");
-        }
-        if RESERVED.contains(&name.as_str()) {
-            return fail("is a name of the generated code");
-        }
+        names::check(ident)?;
+        let name = ident.to_string();
         self.names.push((name.clone(), ident.span()));
         Ok(name)
     }

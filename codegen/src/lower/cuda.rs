@@ -1,6 +1,6 @@
 //! The typed form as CUDA C++.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 
 use super::ir::{BinaryOp, Body, Expr, ExprKind, Intrinsic, LocalId, Type, UnaryOp};
@@ -126,7 +126,11 @@ fn functor_text(
 /// Names already given. A prefix keeps users' names away from keywords and macros, a number keeps those apart
 /// that shadow one another in Rust.
 #[derive(Clone, Default)]
-struct Names(HashSet<String>);
+struct Names {
+    taken: HashSet<String>,
+    /// The last number given to a name.
+    numbers: HashMap<String, usize>,
+}
 
 impl Names {
     fn unique(&mut self, prefix: &str, name: &str) -> String {
@@ -143,9 +147,9 @@ impl Names {
 
     fn unique_as(&mut self, base: String) -> String {
         let mut name = base.clone();
-        let mut number = 1;
-        while !self.0.insert(name.clone()) {
-            number += 1;
+        while !self.taken.insert(name.clone()) {
+            let number = self.numbers.entry(base.clone()).or_insert(1);
+            *number += 1;
             name = format!("{base}_{number}");
         }
         name

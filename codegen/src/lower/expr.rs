@@ -1,6 +1,5 @@
 //! Checking of expressions. Calls are in `calls`.
 
-use quote::ToTokens;
 use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 use syn::{BinOp, Lit, UnOp};
@@ -329,7 +328,7 @@ fn constant(path: &syn::ExprPath) -> Checked {
             return Ok(typed(ty, kind));
         }
     }
-    let name = path.to_token_stream().to_string().replace(' ', "");
+    let name = reject::quoted(path).replace(' ', "");
     Err(syn::Error::new_spanned(
         path,
         format!(

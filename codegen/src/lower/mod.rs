@@ -31,6 +31,8 @@
 //!   methods (`x.exp()`) or paths (`f32::exp(x)`).
 //! * `doc[i]` and `doc.len()` of a slice capture.
 //!
+//! A text has at most 64 KiB, a number 256 digits; brackets nest 64 deep, expressions 100.
+//!
 //! Anything else is a [`syn::Error`] at the token that is not supported, which says what to write instead.
 //!
 //! # Meaning
@@ -69,6 +71,9 @@
 //! * `abs` at 0: 0. `sqrt` at 0: 0, though its slope grows without bound towards it.
 //! * `ln` and `log2` at 0, and a division by 0: what IEEE arithmetic gives. The value is an infinity or NaN too.
 //!
+//! What overflows on the way to a value that is finite, as the `exp` of `1 / (1 + (-10.0 * score).exp())` far below 0, takes the
+//! slope with it: it is 0 there, and no 0 · ∞ is formed.
+//!
 //! A branch that is not taken takes no part, so `if kv <= q { score } else { f32::NEG_INFINITY }` has the derivative 1
 //! or 0. A score of -inf has the weight 0 in a softmax: its derivative need not be asked for, and may be anything.
 
@@ -90,6 +95,8 @@ pub use captures::{Capture, CaptureError, CaptureLayout, CaptureType, CaptureVal
 pub use cuda::DEVICE_PRELUDE;
 pub use eval::{EvalError, Evaluator, Value};
 pub use ir::Type;
+
+use crate::limits;
 
 /// What a device function is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -153,9 +160,8 @@ pub struct DeviceFunction {
     gradient: Option<ir::Body>,
 }
 
-/// Brackets may nest this deep in a source text. The syntax is read by recursion: an unoptimised build fills a
-/// stack of 2 MiB somewhere between 100 and 150.
-const MAX_BRACKETS: usize = 64;
+/// A page of formulas is 4 KiB.
+const MAX_BYTES: usize = 64 << 10;
 
 impl DeviceFunction {
     /// Checks a function. Attributes on the function itself are not looked at.
@@ -163,27 +169,16 @@ impl DeviceFunction {
     /// # Errors
     /// At the first token that is outside the subset or has the wrong type.
     pub fn parse(kind: FunctionKind, item: &syn::ItemFn) -> syn::Result<Self> {
-        parse::function(kind, item)
+        limits::with_room(|| parse::function(kind, item))
     }
 
     /// Reads and checks a function from text, such as [`source_text`] makes.
     ///
     /// # Errors
-    /// As [`DeviceFunction::parse`], and if the text is not one Rust function.
+    /// As [`DeviceFunction::parse`], and if the text is not one Rust function, or one too large or too deep to be read.
     pub fn from_source(kind: FunctionKind, source: &str) -> syn::Result<Self> {
-        let mut open = 0usize;
-        for character in source.chars() {
-            match character {
-                '(' | '[' | '{' => open += 1,
-                ')' | ']' | '}' => open = open.saturating_sub(1),
-                _ => {}
-            }
-            if open > MAX_BRACKETS {
-                let message = format!("brackets may nest {MAX_BRACKETS} deep in a device function");
-                return Err(syn::Error::new(proc_macro2::Span::call_site(), message));
-            }
-        }
-        Self::parse(kind, &syn::parse_str(source)?)
+        let tokens = limits::tokens(source, MAX_BYTES)?;
+        limits::with_room(|| parse::function(kind, &syn::parse2(tokens)?))
     }
 
     /// The function's name in Rust.

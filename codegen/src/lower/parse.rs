@@ -68,7 +68,7 @@ fn return_type(kind: FunctionKind, signature: &syn::Signature) -> syn::Result<Ty
         syn::ReturnType::Default => Err(syn::Error::new_spanned(&signature.ident, message("()"))),
         syn::ReturnType::Type(_, ty) => match named_type(ty) {
             Some(found) if found == expected => Ok(expected),
-            _ => Err(syn::Error::new_spanned(ty, message(&ty.to_token_stream().to_string()))),
+            _ => Err(syn::Error::new_spanned(ty, message(&reject::quoted(ty)))),
         },
     }
 }
@@ -88,7 +88,7 @@ fn named_type(ty: &syn::Type) -> Option<Type> {
 /// The type of a `let` or of a cast.
 pub(crate) fn value_type(ty: &syn::Type) -> syn::Result<Type> {
     named_type(ty).ok_or_else(|| {
-        let found = ty.to_token_stream();
+        let found = reject::quoted(ty);
         syn::Error::new_spanned(
             ty,
             format!("`{found}` is not a type of device functions: use {}", Type::NAMES),
@@ -109,7 +109,7 @@ fn capture_type(ty: &syn::Type) -> syn::Result<CaptureType> {
         other => named_type(other).and_then(CaptureType::scalar),
     };
     found.ok_or_else(|| {
-        let written = ty.to_token_stream().to_string().replace("& ", "&");
+        let written = reject::quoted(ty);
         syn::Error::new_spanned(
             ty,
             format!("`{written}` cannot be captured: a capture is {}", CaptureType::NAMES),

@@ -152,3 +152,13 @@ fn is_assignment(op: &BinOp) -> bool {
             | BinOp::ShrAssign(_)
     )
 }
+
+/// What was written, for a message: its beginning, where it is long.
+pub(crate) fn quoted(tokens: &impl quote::ToTokens) -> String {
+    const SHOWN: usize = 60;
+    let text = tokens.to_token_stream().to_string().replace("& ", "&");
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}

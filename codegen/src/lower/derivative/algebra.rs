@@ -43,6 +43,13 @@ fn negated(expr: Expr) -> Result<Expr, Expr> {
 }
 
 pub(super) fn neg(a: Expr) -> Expr {
+    if let ExprKind::If(condition, yes, no) = a.kind {
+        if is_float(&yes, 0.0) {
+            return choose(*condition, *yes, neg(*no));
+        }
+        let kind = ExprKind::If(condition, yes, no);
+        return Expr { ty: Type::F32, kind: ExprKind::Unary(UnaryOp::Neg, Box::new(Expr { kind, ..a })) };
+    }
     match literal(&a) {
         Some(0.0) => float(0.0),
         Some(value) => float(-value),
@@ -127,5 +134,19 @@ pub(super) fn choose(condition: Expr, yes: Expr, no: Expr) -> Expr {
         ExprKind::Bool(true) => yes,
         ExprKind::Bool(false) => no,
         _ => Expr { ty: yes.ty, kind: ExprKind::If(Box::new(condition), Box::new(yes), Box::new(no)) },
+    }
+}
+
+/// `slope` with `by` of the first factor of every product in it. A quotient is one factor: its divisor may be what keeps the
+/// dividend in bounds.
+pub(super) fn scaled(slope: Expr, by: &dyn Fn(Expr) -> Expr) -> Expr {
+    match slope.kind {
+        ExprKind::Unary(UnaryOp::Neg, operand) => neg(scaled(*operand, by)),
+        ExprKind::Binary(BinaryOp::Mul, a, b) => mul(scaled(*a, by), *b),
+        ExprKind::Binary(BinaryOp::Add, a, b) => add(scaled(*a, by), scaled(*b, by)),
+        ExprKind::Binary(BinaryOp::Sub, a, b) => sub(scaled(*a, by), scaled(*b, by)),
+        ExprKind::If(condition, yes, no) => choose(*condition, scaled(*yes, by), scaled(*no, by)),
+        ExprKind::Float(0.0) => float(0.0),
+        kind => by(Expr { kind, ..slope }),
     }
 }

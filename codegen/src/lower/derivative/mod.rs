@@ -4,16 +4,26 @@
 //! on the score has the slope 0, so positions, captures, conditions and everything that passed through an integer cost
 //! nothing. `let`s become one flat list in each branch; values that a slope reads beside the function itself get a name,
 //! so the derivative is as long as the function, up to a factor, however deep its expressions nest.
+//!
+//! # What overflows
+//!
+//! In `1 / (1 + (-10.0 * score).exp())` the `exp` is infinite for scores below -9, its slope a little earlier, and the
+//! function is as good as 0 there, with a slope of 0. The chain rule as it is written in books makes 0 · ∞ of that. So a
+//! slope that may overflow stays a product of names (an *open* slope), which the next rule's factor enters from the left:
+//! what makes it small is multiplied first. And where that factor is 0 so is the slope, whatever else is in the product.
+//! Slopes that cannot overflow (`bounds` says which) are written without any of this.
 
 mod algebra;
+mod bounds;
 mod tidy;
 
 use std::collections::HashMap;
 use std::f32::consts::LN_2;
 
 use super::ir::{BinaryOp, Body, Expr, ExprKind, Intrinsic, Local, LocalId, Type, UnaryOp};
-use algebra::{add, binary, call, choose, div, float, int, is_float, mul, neg, sub};
-use tidy::{is_atom, needed, tidy};
+use algebra::{add, binary, call, choose, div, float, int, is_float, mul, neg, scaled, sub};
+use bounds::Bounds;
+use tidy::{is_atom, is_small, needed, tidy};
 
 /// The score's place among the parameters.
 const SCORE: LocalId = 0;
@@ -23,6 +33,7 @@ pub(super) fn by_score(body: &Body, parameters: usize) -> Body {
     let mut differentiator = Differentiator {
         locals: body.locals.clone(),
         slopes: HashMap::from([(SCORE, float(1.0))]),
+        bounds: Bounds::of_score(SCORE),
         lets: Vec::new(),
     };
     let slope = differentiator.dual(&body.value).slope;
@@ -49,8 +60,9 @@ impl Dual {
 
 struct Differentiator {
     locals: Vec<Local>,
-    /// Of the locals that depend on the score: a local or a literal.
+    /// Of the locals that depend on the score: a local, a literal, or a small open slope.
     slopes: HashMap<LocalId, Expr>,
+    bounds: Bounds,
     /// The `let`s of the branch being differentiated, so far.
     lets: Vec<(LocalId, Expr)>,
 }
@@ -107,12 +119,67 @@ impl Differentiator {
     /// A `let` of the function, and one of its slope.
     fn bind(&mut self, local: LocalId, value: &Expr) {
         let Dual { value, slope } = self.dual(value);
+        self.note(local, &value);
         self.lets.push((local, value));
         if !is_float(&slope, 0.0) {
             let name = format!("d_{}", self.locals[local].name);
-            let slope = self.name(&name, slope);
+            let stays = !self.finite(&slope) && is_small(&slope);
+            let slope = if stays { slope } else { self.name(&name, slope) };
             self.slopes.insert(local, slope);
         }
+    }
+
+    fn note(&mut self, local: LocalId, value: &Expr) {
+        let slopes = &self.slopes;
+        self.bounds.note(local, value, &|local| slopes.contains_key(&local));
+    }
+
+    /// Whether the value of `expr` cannot overflow where the function does not.
+    fn finite(&self, expr: &Expr) -> bool {
+        self.bounds.finite(expr, &|local| self.slopes.contains_key(&local))
+    }
+
+    /// An open slope: itself, or a name for it where it has grown large.
+    fn open(&mut self, slope: Expr) -> Expr {
+        if is_small(&slope) { slope } else { self.temporary(slope) }
+    }
+
+    /// `factor · slope`
+    fn chain(&mut self, factor: Expr, slope: Expr) -> Expr {
+        if is_float(&slope, 0.0) || is_float(&factor, 0.0) || self.finite(&slope) && self.finite(&factor) {
+            return mul(factor, slope);
+        }
+        let (factor, slope) = (self.temporary(factor), self.open(slope));
+        scaled(slope, &|first| mul(factor.clone(), first))
+    }
+
+    /// A method's rule with the slope of its argument. What the method makes of a value that overflows does not, or is infinite
+    /// itself: so the new slope is no open one.
+    fn settled(&mut self, da: Expr, rule: impl FnOnce(&mut Self, Expr) -> Expr) -> Expr {
+        if self.finite(&da) {
+            return rule(self, da);
+        }
+        let slope = rule(self, da);
+        self.temporary(slope)
+    }
+
+    /// `factor · slope` where the factor may be 0 while the slope overflows: 0 then.
+    fn fading_chain(&mut self, factor: Expr, slope: Expr) -> Expr {
+        if self.finite(&slope) {
+            return self.chain(factor, slope);
+        }
+        let factor = self.temporary(factor);
+        let product = self.chain(factor.clone(), slope);
+        unless_zero(factor, product)
+    }
+
+    /// `slope / divisor`, of something that costs nothing to read again.
+    fn quotient(&mut self, slope: Expr, divisor: Expr) -> Expr {
+        if self.finite(&slope) {
+            return div(slope, divisor);
+        }
+        let slope = self.open(slope);
+        scaled(slope, &|first| div(first, divisor.clone()))
     }
 
     /// Something that costs nothing to read again: `expr` if it is, or a local of that value.
@@ -122,6 +189,7 @@ impl Differentiator {
         }
         let (id, ty) = (self.locals.len(), expr.ty);
         self.locals.push(Local { name: name.to_owned(), ty });
+        self.note(id, &expr);
         self.lets.push((id, expr));
         Expr { ty, kind: ExprKind::Local(id) }
     }
@@ -142,17 +210,24 @@ impl Differentiator {
             BinaryOp::Mul => {
                 let a = if steady[1] { a } else { self.temporary(a) };
                 let b = if steady[0] { b } else { self.temporary(b) };
-                let slope = add(mul(da, b.clone()), mul(a.clone(), db));
+                let slope = add(self.chain(b.clone(), da), self.chain(a.clone(), db));
                 Dual { value: binary(op, ty, a, b), slope }
             }
             BinaryOp::Div => {
                 let b = self.temporary(b);
                 if steady[1] {
-                    let slope = div(da, b.clone());
+                    let slope = self.quotient(da, b.clone());
                     return Dual { value: binary(op, ty, a, b), slope };
                 }
                 let quotient = self.temporary(binary(op, ty, a, b.clone()));
-                let slope = div(sub(da, mul(quotient.clone(), db)), b);
+                if self.finite(&da) && self.finite(&db) {
+                    let slope = div(sub(da, mul(quotient.clone(), db)), b);
+                    return Dual { value: quotient, slope };
+                }
+                // Not by the square of `b`, which overflows.
+                let fall = self.quotient(db, b.clone());
+                let slope = sub(self.quotient(da, b), self.fading_chain(quotient.clone(), fall));
+                let slope = self.temporary(slope);
                 Dual { value: quotient, slope }
             }
             BinaryOp::Rem if steady[1] => Dual { value: binary(op, ty, a, b), slope: da },
@@ -161,7 +236,7 @@ impl Differentiator {
                 let (a, b) = (self.temporary(a), self.temporary(b));
                 let rest = self.temporary(binary(op, ty, a.clone(), b.clone()));
                 let whole = div(sub(a, rest.clone()), b);
-                Dual { value: rest, slope: sub(da, mul(whole, db)) }
+                Dual { value: rest, slope: sub(da, self.fading_chain(whole, db)) }
             }
             other => unreachable!("`{}` gives no float", other.symbol()),
         }
@@ -195,10 +270,10 @@ impl Differentiator {
         let slope = match exponent.kind {
             ExprKind::Int(0) => float(0.0),
             ExprKind::Int(1) => da,
-            ExprKind::Int(2) => mul(mul(float(2.0), a.clone()), da),
+            ExprKind::Int(2) => self.chain(mul(float(2.0), a.clone()), da),
             ExprKind::Int(n) => {
                 let below = int((n - 1).max(i32::MIN.into()), Type::I32);
-                mul(mul(float(n as f32), power(below)), da)
+                self.fading_chain(mul(float(n as f32), power(below)), da)
             }
             _ => {
                 let n = self.temporary(exponent.clone());
@@ -206,7 +281,7 @@ impl Differentiator {
                 let factor = Expr { ty: Type::F32, kind: ExprKind::Cast(Box::new(n.clone())) };
                 // 0 · 0^-1 is NaN: the slope of a constant is 0 everywhere.
                 let is_one = binary(BinaryOp::Eq, Type::Bool, n, int(0, Type::I32));
-                mul(choose(is_one, float(0.0), mul(factor, power(below))), da)
+                self.fading_chain(choose(is_one, float(0.0), mul(factor, power(below))), da)
             }
         };
         Dual { value: power(exponent), slope }
@@ -223,10 +298,21 @@ impl Differentiator {
                 let value = self.temporary(apply(intrinsic, a));
                 let y = value.clone();
                 let slope = match intrinsic {
-                    Intrinsic::Exp => mul(y, da),
-                    Intrinsic::Exp2 => mul(mul(float(LN_2), y), da),
-                    Intrinsic::Tanh => mul(sub(float(1.0), mul(y.clone(), y)), da),
-                    _ => choose(compare(BinaryOp::Gt, y.clone()), div(da, mul(float(2.0), y)), float(0.0)),
+                    // The argument is small where the value is finite, and so is its slope.
+                    Intrinsic::Exp | Intrinsic::Exp2 => {
+                        let factor = if intrinsic == Intrinsic::Exp { y } else { mul(float(LN_2), y) };
+                        let da = if self.finite(&da) { da } else { self.temporary(da) };
+                        self.fading_chain(factor, da)
+                    }
+                    Intrinsic::Tanh => {
+                        let factor = sub(float(1.0), mul(y.clone(), y));
+                        self.settled(da, |this, da| this.fading_chain(factor, da))
+                    }
+                    _ => {
+                        let rises = compare(BinaryOp::Gt, y.clone());
+                        let rule = |this: &mut Self, da| this.quotient(da, mul(float(2.0), y));
+                        choose(rises, self.settled(da, rule), float(0.0))
+                    }
                 };
                 Dual { value, slope }
             }
@@ -235,13 +321,15 @@ impl Differentiator {
                 let a = self.temporary(a);
                 let x = a.clone();
                 let slope = match intrinsic {
-                    Intrinsic::Ln => div(da, x),
-                    Intrinsic::Log2 => div(da, mul(float(LN_2), x)),
-                    Intrinsic::Sin => mul(apply(Intrinsic::Cos, x), da),
-                    Intrinsic::Cos => neg(mul(apply(Intrinsic::Sin, x), da)),
+                    Intrinsic::Ln => self.settled(da, |this, da| this.quotient(da, x)),
+                    Intrinsic::Log2 => self.settled(da, |this, da| this.quotient(da, mul(float(LN_2), x))),
+                    Intrinsic::Sin => self.settled(da, |this, da| this.chain(apply(Intrinsic::Cos, x), da)),
+                    Intrinsic::Cos => {
+                        neg(self.settled(da, |this, da| this.chain(apply(Intrinsic::Sin, x), da)))
+                    }
                     Intrinsic::Abs => {
                         let below = choose(compare(BinaryOp::Lt, x.clone()), float(-1.0), float(0.0));
-                        mul(choose(compare(BinaryOp::Gt, x), float(1.0), below), da)
+                        self.fading_chain(choose(compare(BinaryOp::Gt, x), float(1.0), below), da)
                     }
                     other => unreachable!("{other:?} has a rule above"),
                 };
@@ -272,4 +360,9 @@ impl Differentiator {
         let dual = self.dual(expr);
         (std::mem::replace(&mut self.lets, outer), dual)
     }
+}
+
+/// `slope`, or 0 where the factor in front of it is.
+fn unless_zero(factor: Expr, slope: Expr) -> Expr {
+    choose(binary(BinaryOp::Eq, Type::Bool, factor, float(0.0)), float(0.0), slope)
 }

@@ -21,6 +21,21 @@ pub(super) fn is_atom(expr: &Expr) -> bool {
     )
 }
 
+/// Operations that may be computed again wherever a slope is read.
+const SMALL: usize = 16;
+
+/// Whether `expr` is a few operations on what costs nothing to read again.
+pub(super) fn is_small(expr: &Expr) -> bool {
+    fn nodes(expr: &Expr, left: &mut usize) -> bool {
+        let operation = matches!(expr.kind, ExprKind::Unary(..) | ExprKind::Binary(..) | ExprKind::If(..));
+        let mut small = *left > 0 && (operation || is_atom(expr));
+        *left = left.saturating_sub(1);
+        expr.for_each_child(&mut |child| small = small && nodes(child, left));
+        small
+    }
+    nodes(expr, &mut { SMALL })
+}
+
 /// `value` under those of `lets` that it needs.
 pub(super) fn needed(lets: &[(LocalId, Expr)], value: Expr) -> Expr {
     let mut read: HashSet<LocalId> = HashSet::new();

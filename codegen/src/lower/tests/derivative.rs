@@ -1,3 +1,4 @@
+mod extreme;
 mod wide;
 
 use super::*;
@@ -50,7 +51,14 @@ fn derivatives_of_the_usual_functions() {
             if kv <= q { soft.max(-100.0) } else { f32::NEG_INFINITY }
         }",
     );
+    let sigmoid = score(
+        "fn sigmoid(score: f32, b: i32, h: i32, q: i32, kv: i32, steepness: f32) -> f32 {
+            let x = score * steepness;
+            1.0 / (1.0 + (-x).exp())
+        }",
+    );
     for function in [
+        sigmoid,
         score(softcap::SOURCE),
         score(alibi::SOURCE),
         score(everything::SOURCE),

@@ -1,0 +1,112 @@
+//! How much is read of a text: every parser of it, syn's above all, goes down by recursion.
+//!
+//! A stack that overflows ends the process, so depth is bounded before anything goes down: brackets by counting them, and
+//! whatever else can nest (`- - -x`, `A<A<A<…`, `return return …`, `else if … else if …`, `a + a + …`) by the tokens that stand
+//! between two separators, together with those around them. What is within the bounds is read on a stack that has room for
+//! the worst of it, whatever the thread's own is.
+
+use proc_macro2::{Delimiter, Span, TokenStream, TokenTree};
+use syn::{Error, Result};
+
+/// Brackets may nest this deep.
+const MAX_BRACKETS: usize = 64;
+
+/// Tokens from one `;` or `,` to the next, and from there outwards: no nesting has more levels.
+const MAX_RUN: usize = 2000;
+
+/// Characters of a number. The exact digits of the smallest `f32` are 112, after 38 zeros.
+const MAX_DIGITS: usize = 256;
+
+/// An unoptimised build needs some 35 KiB for the dearest token, the `&` of a type. Only what is used takes memory.
+const STACK: usize = 128 << 20;
+
+/// Runs `work` on a stack for the deepest syntax that [`check`] lets through.
+pub fn with_room<R>(work: impl FnOnce() -> R) -> R {
+    stacker::grow(STACK, work)
+}
+
+/// Refuses tokens that are too deep to be parsed.
+///
+/// # Errors
+/// At the bracket, the token or the number that is too much.
+pub fn check(tokens: &TokenStream) -> Result<()> {
+    walk(tokens.clone(), 0, 0)
+}
+
+/// The tokens of a text of at most `max_bytes`.
+pub(crate) fn tokens(text: &str, max_bytes: usize) -> Result<TokenStream> {
+    let whole = |message: String| Err(Error::new(Span::call_site(), message));
+    let mut open = 0usize;
+    for character in text.chars() {
+        match character {
+            '(' | '[' | '{' => open += 1,
+            ')' | ']' | '}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        if open > MAX_BRACKETS {
+            return whole(too_many_brackets());
+        }
+    }
+    if text.len() > max_bytes {
+        return whole(format!("the text has {} bytes: at most {max_bytes} are read", text.len()));
+    }
+    let tokens = text.parse::<TokenStream>().map_err(|error| {
+        // syn's own message for this is about token streams, which an author has not heard of.
+        Error::new(error.span(), "a bracket, a brace or a quote from here on has no partner")
+    })?;
+    check(&tokens)?;
+    Ok(tokens)
+}
+
+fn too_many_brackets() -> String {
+    format!("brackets may nest {MAX_BRACKETS} deep: name a part of what is inside with `let`")
+}
+
+/// `nested` brackets are open around `tokens`, with `outer` tokens before them.
+fn walk(tokens: TokenStream, nested: usize, outer: usize) -> Result<()> {
+    if nested > MAX_BRACKETS {
+        return Err(Error::new_spanned(tokens, too_many_brackets()));
+    }
+    // A comma between angle brackets, or between the parameters of a closure, separates nothing that has ended.
+    let (mut run, mut angles, mut closure) = (outer, 0usize, false);
+    let (mut previous, mut attribute) = (' ', false);
+    for token in tokens {
+        run += 1;
+        let (mut punct, span) = (' ', token.span());
+        match token {
+            TokenTree::Group(group) => {
+                // Attributes and doc comments stand beside each other, however many there are.
+                if attribute && group.delimiter() == Delimiter::Bracket {
+                    run = run.saturating_sub(2);
+                }
+                walk(group.stream(), nested + 1, run)?;
+            }
+            TokenTree::Literal(literal) => {
+                let text = literal.to_string();
+                if text.starts_with(|first: char| first.is_ascii_digit()) && text.len() > MAX_DIGITS {
+                    let message = format!("a number may have {MAX_DIGITS} digits, found {}", text.len());
+                    return Err(Error::new(span, message));
+                }
+            }
+            TokenTree::Punct(found) => {
+                punct = found.as_char();
+                match punct {
+                    ';' => (run, angles, closure) = (outer, 0, false),
+                    ',' if angles == 0 && !closure => run = outer,
+                    '<' => angles += 1,
+                    '>' if !matches!(previous, '-' | '=') => angles = angles.saturating_sub(1),
+                    '|' => closure = true,
+                    _ => {}
+                }
+            }
+            TokenTree::Ident(_) => {}
+        }
+        (attribute, previous) = (punct == '#', punct);
+        if run > MAX_RUN {
+            let message =
+                format!("more than {MAX_RUN} tokens without a `;` or a `,`: name parts of this with `let`");
+            return Err(Error::new(span, message));
+        }
+    }
+    Ok(())
+}

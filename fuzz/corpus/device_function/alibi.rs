@@ -1,0 +1,1 @@
+fn f(score: f32, b: i32, h: i32, q: i32, kv: i32, c: f32, n: i32, xs: &[f32]) -> f32 { let slope = (-8.0 * (h + 1) as f32 / n as f32).exp2(); score - slope * (q - kv).abs() as f32 }

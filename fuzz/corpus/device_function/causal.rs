@@ -1,0 +1,1 @@
+fn causal(b: i32, h: i32, q: i32, kv: i32, doc: &[i32]) -> bool { q >= kv && doc[q as usize] == doc[kv as usize] }

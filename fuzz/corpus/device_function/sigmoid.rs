@@ -1,0 +1,1 @@
+fn f(score: f32, b: i32, h: i32, q: i32, kv: i32, c: f32, n: i32, xs: &[f32]) -> f32 { 1.0 / (1.0 + (-10.0 * score).exp()) }
