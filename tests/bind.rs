@@ -221,9 +221,9 @@ fn what_the_declaration_requires_is_checked() {
 fn a_grid_over_cuda_s_limits_is_refused() {
     let candidate = candidate(&transpose::SOURCE, &[]);
     let bind = |batch: usize, heads: usize| {
-        let keep = dense(0x1000_0000, DType::I32, &[batch, heads, 1, 1]);
-        let mut q_counts = dense(0x2000_0000, DType::I32, &[batch, heads, 1]);
-        let mut q_indices = dense(0x3000_0000, DType::I32, &[batch, heads, 1, 1]);
+        let keep = dense(0x10_0000_0000, DType::I32, &[batch, heads, 1, 1]);
+        let mut q_counts = dense(0x20_0000_0000, DType::I32, &[batch, heads, 1]);
+        let mut q_indices = dense(0x30_0000_0000, DType::I32, &[batch, heads, 1, 1]);
         let args = transpose::Args {
             keep: &keep,
             full_keep: None,

@@ -1,12 +1,14 @@
 //! What is called of PyTorch: the few functions that a warm call needs, looked up once.
 
 use crate::dlpack::Dlpack;
+use crate::error::to_python;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 use tilewright::DType;
+use tilewright::device::expect_own_process;
 
 /// PyTorch, once it was imported.
 pub(crate) struct Torch {
@@ -133,6 +135,8 @@ impl Torch {
 
     /// PyTorch's current stream of a GPU, as the driver knows it.
     pub(crate) fn stream(&self, py: Python<'_>, ordinal: usize) -> PyResult<usize> {
+        // PyTorch says of a forked process no more than that CUDA is not initialised.
+        expect_own_process().map_err(|error| to_python(error.into()))?;
         match &self.current_raw_stream {
             Some(stream) => stream.call1(py, (ordinal,))?.extract(py),
             None => Err(PyRuntimeError::new_err("this PyTorch has no CUDA, but a tensor of it is on a GPU")),

@@ -327,7 +327,11 @@ def test_a_slice_that_lost_its_function(device, index):
         tilewright.attention(q, k, v, sliced)
     sliced.mask_mod = whole.mask_mod
     expected = tilewright.sparse_attention(q, k, v, top_k=1.0, block_size=(128, 128), is_causal=True)
-    assert torch.equal(tilewright.attention(q, k, v, sliced), expected)
+    found = tilewright.attention(q, k, v, sliced)
+    if device == "cpu":
+        assert torch.equal(found, expected)
+    else:  # partial and full blocks come in another order there, and are summed in it
+        assert torch.allclose(found.float(), expected.float(), rtol=2e-2, atol=2e-2)
 
 
 def test_a_slice_of_full_blocks_needs_no_function(device):

@@ -39,6 +39,7 @@ def checked(grid, found, x):
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_grid_in_a_compiled_function(device, backend):
+    torch._dynamo.reset()  # every case compiles the same code for a module of its own
     module = Regrouped(tilewright.TokenGrid(SIZES, **OPTIONS))
     compiled = torch.compile(module, fullgraph=True, backend=backend)
     for dtype in (torch.float32, torch.bfloat16, torch.float64):

@@ -33,16 +33,25 @@ pub fn driver_version() -> Result<(i32, i32), DeviceError> {
     Ok((version / 1000, version % 1000 / 10))
 }
 
+/// The process that started the driver; 0 before.
+static STARTED_BY: AtomicU32 = AtomicU32::new(0);
+
+/// That this process was not forked from one that had started the driver, for CUDA does not survive a fork.
+///
+/// # Errors
+/// [`DeviceError::Forked`].
+pub fn expect_own_process() -> Result<(), DeviceError> {
+    match STARTED_BY.load(Ordering::Relaxed) {
+        0 => Ok(()),
+        by if by == std::process::id() => Ok(()),
+        by => Err(DeviceError::Forked { by }),
+    }
+}
+
 /// Starts the driver and returns its version and how many GPUs there are.
 pub(super) fn start() -> Result<((i32, i32), usize), DeviceError> {
-    // CUDA does not survive a fork. Asked here, before a lock is waited for that another thread held when the process was forked.
-    static STARTED_BY: AtomicU32 = AtomicU32::new(0);
-    let process = std::process::id();
-    match STARTED_BY.load(Ordering::Relaxed) {
-        0 => {}
-        by if by == process => {}
-        by => return Err(DeviceError::Forked { by }),
-    }
+    // Asked here, before a lock is waited for that another thread held when the process was forked.
+    expect_own_process()?;
     let version = driver_version()?;
     if version < OLDEST_DRIVER {
         return Err(DeviceError::driver_too_old(version));
@@ -51,7 +60,7 @@ pub(super) fn start() -> Result<((i32, i32), usize), DeviceError> {
         Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE => return Err(DeviceError::NoGpu),
         started => cuda("cuInit", started)?,
     }
-    STARTED_BY.store(process, Ordering::Relaxed);
+    STARTED_BY.store(std::process::id(), Ordering::Relaxed);
     let count = cuda("cuDeviceGetCount", result::device::get_count())?;
     match usize::try_from(count) {
         Ok(count) if count > 0 => Ok((version, count)),

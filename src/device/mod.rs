@@ -28,7 +28,7 @@ use tilewright_codegen::{Arch, Limits, Machine};
 
 pub use buffer::DeviceBuffer;
 pub use cuda::CudaDevice;
-pub use driver::{OLDEST_DRIVER, driver_version};
+pub use driver::{OLDEST_DRIVER, driver_version, expect_own_process};
 pub use error::DeviceError;
 pub(crate) use event::Event;
 pub use kernel::LoadedKernel;
