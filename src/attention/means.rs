@@ -13,7 +13,8 @@ impl Attention {
     ///
     /// `q_mean` is f32 `[batch, heads, ceil(seq_q / block_q), head_dim]` and `k_mean` f32
     /// `[batch, kv_heads, ceil(seq_kv / block_kv), head_dim]`: row i is the mean, in f32, of the rows from `i · block` on, as many
-    /// of `block` as exist. Means that are not aligned to 16 bytes are refused on a GPU.
+    /// of `block` as exist. With a mask function every block scores by these means, whichever of their keys it keeps: leave keys that
+    /// hold no numbers out of them. Means that are not aligned to 16 bytes are refused on a GPU.
     ///
     /// # Errors
     /// [`Error::Tensor`] for means of other dtypes or shapes, [`MaskError::Grid`](crate::MaskError::Grid) for another number of blocks than the

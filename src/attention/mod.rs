@@ -132,8 +132,8 @@ impl Attention {
     /// [`permute`](Tensor::permute). `heads` is a multiple of `kv_heads`.
     ///
     /// NaN and infinities are values: a NaN in a row of q makes that row of `out` and `lse` NaN and lets its query block
-    /// keep its first blocks; a NaN in a row of k ranks its key block last, and every query that still attends to the
-    /// block gets NaN; a NaN in v reaches the queries that attend to its key block.
+    /// keep its first blocks; a NaN in a row of k ranks its key block last for every query block that may see the row, and
+    /// every query that still attends to the block gets NaN; a NaN in v reaches the queries that attend to its key block.
     ///
     /// # Errors
     /// [`Error::Tensor`] or [`Error::Bind`] for tensors that do not fit; a device error when the GPU fails.
