@@ -86,6 +86,11 @@ class DeviceFunction:
         """
         return DeviceFunction(self.kind, self.function, {**self._overrides, **values})
 
+    @property
+    def bound(self) -> dict[str, Any]:
+        """The values that :meth:`bind` put in the place of the function's own, by name."""
+        return dict(self._overrides)
+
     def run(self, *args: float) -> float | bool:
         """The translation for one element, on the CPU, with the arguments of the Python function, as plain numbers."""
         leading = args if self.kind == "score_mod" else (0.0, *args)
@@ -170,11 +175,21 @@ def mask_mod_of(block_mask: Any) -> DeviceFunction | None:
     It is translated once for each block mask: values that the function closes over are read then, as FlexAttention reads
     them when the mask is made.
 
-    Raises :class:`TranslationError` for a function outside the subset.
+    Raises :class:`TranslationError` for a function outside the subset, and ValueError for a mask that was sliced, which lost its function,
+    and has partial blocks; finding that out waits for the GPU.
     """
     function = getattr(block_mask, "mask_mod", None)
     if function is None or _is_noop(function):
         return None
+    # FlexAttention takes the function away from a mask that is sliced: another batch or head is its first now.
+    if getattr(function, "__name__", "") == "_sliced_mask_mod_error":
+        if int(block_mask.kv_num_blocks.sum()) == 0:
+            return None
+        raise ValueError(
+            "the BlockMask was sliced, which resets its mask_mod, and its kv_num_blocks count partial blocks, within which mask_mod decides: set "
+            "`sliced.mask_mod = whole.mask_mod` (or a function that adds to b, h and q_idx where the slice begins, if it depends on them), or "
+            "make the mask of this part with create_block_mask"
+        )
     found = _OF_BLOCK_MASKS.get(block_mask)
     if found is None or found.function is not unwrap(function):
         found = _OF_BLOCK_MASKS[block_mask] = mask_mod(function)

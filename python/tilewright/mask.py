@@ -8,6 +8,7 @@ from typing import Any, Generic, Optional, Union
 from . import _native
 from ._torch import torch_of
 from ._typing import Array, FlexBlockMask
+from .flex import causal, python_function
 from .functions import TranslationError, mask_mod_of
 
 #: The sparse blocks there are, (queries, keys); the default first.
@@ -148,8 +149,18 @@ class BlockMask(Generic[Array]):
         )
 
     def to_flex(self) -> Any:
-        """FlexAttention's `BlockMask` of the same lists, for PyTorch's own kernels. Its mask_mod keeps everything: a mask function
-        of this mask is not carried over."""
+        """FlexAttention's `BlockMask` of the same lists, for PyTorch's own kernels. Its mask_mod is the Python function of this mask's
+        mask_mod, with the values that were bound; `q >= kv` for "causal".
+
+        Raises:
+            TypeError: the lists are numpy arrays, or mask_mod is none that has a Python function.
+            ValueError: mask_mod was bound to values that its Python function cannot be given.
+        """
+        if torch_of(self.kv_num_blocks) is None:
+            raise TypeError(
+                f"the mask's lists are of type {type(self.kv_num_blocks).__name__}, needed torch.Tensor for FlexAttention: make the mask of "
+                "torch tensors"
+            )
         from torch.nn.attention.flex_attention import BlockMask as Flex
 
         return Flex.from_kv_blocks(
@@ -158,6 +169,7 @@ class BlockMask(Generic[Array]):
             self.full_kv_num_blocks,
             self.full_kv_indices,
             BLOCK_SIZE=self.BLOCK_SIZE,
+            mask_mod=python_function(self.mask_mod),
             seq_lengths=self.seq_lengths,
         )
 
@@ -337,23 +349,15 @@ def _number(what: str, function: Any) -> int:
 
 def _flex_function(mask: Any) -> MaskFunction:
     """The device function for the partial blocks of FlexAttention's mask; None when it would keep everything."""
-    # FlexAttention takes the function away from a mask that is sliced: another batch or head is its first now.
-    is_sliced = getattr(mask.mask_mod, "__name__", "") == "_sliced_mask_mod_error"
+    if mask.mask_mod is causal:
+        return "causal"
     try:
-        if not is_sliced:
-            return mask_mod_of(mask)
+        return mask_mod_of(mask)
     except TranslationError:
         # Without partial blocks nobody asks it.
         if int(mask.kv_num_blocks.sum()) == 0:
             return None
         raise
-    if int(mask.kv_num_blocks.sum()) == 0:
-        return None
-    raise ValueError(
-        "the BlockMask was sliced, which resets its mask_mod, and its kv_num_blocks count partial blocks, within which mask_mod decides: set "
-        "`sliced.mask_mod = whole.mask_mod` (or a function that adds to b, h and q_idx where the slice begins, if it depends on them), or "
-        "make the mask of this part with create_block_mask"
-    )
 
 
 def _refuse_masked_array(map: Any) -> None:

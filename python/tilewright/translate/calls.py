@@ -254,8 +254,18 @@ def operation_of(function: Any) -> Operation | None:
 def method_of(name: str) -> Operation | None:
     """A method of a value of the GPU, as torch's tensors have it."""
     found = METHODS.get(name) or TORCH.get(name)
-    tensor = getattr(sys.modules.get("torch"), "Tensor", None)
+    tensor = tensor_type()
     return found if name in METHODS or tensor is None or hasattr(tensor, name) else None
+
+
+def tensor_type() -> Any:
+    """What positions and scores are in Python; None without PyTorch."""
+    return getattr(sys.modules.get("torch"), "Tensor", None)
+
+
+def dtype_of(ty: str) -> Any:
+    """torch's dtype of a type; None without PyTorch."""
+    return getattr(sys.modules.get("torch"), {F32: "float32", I32: "int32", BOOL: "bool"}[ty], None)
 
 
 @functools.cache

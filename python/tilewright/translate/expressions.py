@@ -120,7 +120,8 @@ class Expressions:
             literal = (constant or (of_type and value.literal)) and isinstance(obj, (bool, int, float))
             return Static(obj, node.attr, ("attribute", value.origin, node.attr), literal)
         if isinstance(value, Sym) and node.attr == "dtype":
-            return ElementType(value.ty)
+            dtype = None if value.weak else calls.dtype_of(value.ty)
+            return ElementType(value.ty) if dtype is None else Static.of(dtype)
         if isinstance(value, Sym) and node.attr == "device":
             return Static.of(None)
         self.fail(node, f"`.{node.attr}` of a value of the GPU is not supported: positions and scores are single numbers")

@@ -9,7 +9,7 @@ import types
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
-from . import calls, source
+from . import calls, libraries, source
 from .arithmetic import Arithmetic
 from .arrays import NotCapturable, is_array, scalar
 from .captures import Capture, Captures
@@ -127,6 +127,9 @@ class Walk(Expressions, Statements):
         target, arguments, keywords = self._target(function)
         if target is None:
             reason = f"a {self.kind} is a Python function, found {type(function).__name__}: use a `def` or a `lambda`"
+            raise TranslationError(_name_of(function), reason)
+        reason = libraries.refusal(target, calls.SUPPORTED)
+        if reason is not None:
             raise TranslationError(_name_of(function), reason)
         node, place = source.find(target)
         name = target.__name__ if target.__name__ != "<lambda>" else f"lambda_{self.kind}"
@@ -315,6 +318,8 @@ class Walk(Expressions, Statements):
                 # A method of a captured tensor is known by the tensor too.
                 result = Static(result.obj, f"{function.name}_{result.name}", (function.origin, result.origin))
             return result
+        if callee is isinstance and not keywords and len(arguments) == 2 and isinstance(arguments[0], Sym):
+            return self._is_instance(node, *arguments)
         operation = calls.operation_of(callee)
         if operation is not None:
             return operation(self, node, arguments, keywords)
@@ -322,6 +327,15 @@ class Walk(Expressions, Statements):
         if target is None:
             self.fail(node, f"`{ast.unparse(node.func)}` cannot be called in a device function: it may call {calls.SUPPORTED}")
         return self._inline(node, target, [*more, *arguments], {**more_keywords, **keywords})
+
+    def _is_instance(self, node: ast.Call, value: Sym, types: Any) -> Static:
+        """``isinstance(score, torch.Tensor)``: a value of the GPU stands for a tensor, or for a number of Python."""
+        kind = {F32: float, I32: int, BOOL: bool}[value.ty] if value.weak else calls.tensor_type()
+        if isinstance(types, Tup) and all(isinstance(item, Static) for item in types.items):
+            types = Static.of(tuple(item.obj for item in types.items))
+        if not isinstance(types, Static) or kind is None:
+            self.fail(node, "`isinstance` of a value of the GPU takes types that are known, and PyTorch: leave the question out")
+        return self.known(node, issubclass, Static.of(kind), Static.of(types.obj))
 
     def _method(self, node: ast.Call, name: str, owner: Any, arguments: list, keywords: dict) -> Any:
         owner = self.symbol(owner, node)
@@ -341,6 +355,9 @@ class Walk(Expressions, Statements):
     def _inline(self, node: ast.Call, target: types.FunctionType, arguments: list, keywords: dict) -> Any:
         if len(self.frames) > _MAX_CALLS:
             self.fail(node, f"calls nest more than {_MAX_CALLS} deep: does `{target.__name__}` call itself?")
+        reason = libraries.refusal(target, calls.SUPPORTED)
+        if reason is not None:
+            self.fail(node, reason)
         tree, place = source.find(target)
         self.frames.append(Frame(target, f"{self.frames[-1].name} → {target.__name__}", place))
         value = self._body(target, tree, arguments, keywords)
