@@ -192,7 +192,7 @@ BAD = [
     ("score_mod", lambda s, b, h, q, kv: s + beyond_torch[q], "`beyond_torch` holds integers that do not fit an i32"),
     ("score_mod", lambda s, b, h, q, kv: s + huge, "an integer of 16610 bits does not fit an i32"),
     ("mask_mod", lambda b, h, q, kv: q == 10**5000, "an integer of 16610 bits does not fit an i32: write it as a float"),
-    ("score_mod", lambda s, b, h, q, kv: s.dtype[q], "only tensors, arrays and lists that are captured can be indexed"),
+    ("score_mod", lambda s, b, h, q, kv: s.dtype[q], "`dtype` is a dtype: only tensors, numpy arrays and lists can be indexed"),
     ("mask_mod", missing_module, "it cannot be imported, Python says ModuleNotFoundError"),
     ("mask_mod", missing_name, "it cannot be imported, Python says ImportError: cannot import name 'nowhere'"),
 ]

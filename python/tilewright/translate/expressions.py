@@ -121,7 +121,7 @@ class Expressions:
             return Static(obj, node.attr, ("attribute", value.origin, node.attr), literal)
         if isinstance(value, Sym) and node.attr == "dtype":
             dtype = None if value.weak else calls.dtype_of(value.ty)
-            return ElementType(value.ty) if dtype is None else Static.of(dtype)
+            return ElementType(value.ty) if dtype is None else Static(dtype, "dtype", ("dtype", value.ty), True)
         if isinstance(value, Sym) and node.attr == "device":
             return Static.of(None)
         self.fail(node, f"`.{node.attr}` of a value of the GPU is not supported: positions and scores are single numbers")
@@ -241,6 +241,9 @@ class Expressions:
     def _one_comparison(self, op: ast.cmpop, left: Any, right: Any, node: ast.Compare) -> Any:
         if isinstance(left, Static) and isinstance(right, Static):
             return self.known(node, _OPERATORS[type(op)], left, right)
+        if isinstance(op, (ast.In, ast.NotIn)) and _is_form(left) and isinstance(right, Tup) and all(map(_is_form, right.items)):
+            # `score.dtype in (torch.float16, torch.bfloat16)`.
+            return self.known(node, _OPERATORS[type(op)], left, Static.of(tuple(item.obj for item in right.items)))
         if isinstance(op, (ast.Is, ast.IsNot)):
             known = [side for side in (left, right) if isinstance(side, Static)]
             weak = any(isinstance(side, Sym) and side.weak for side in (left, right))
@@ -385,6 +388,11 @@ def _or(left: Any, right: Any) -> Any:
 
 def _is_literal_bool(value: Any) -> bool:
     return isinstance(value, Static) and value.literal and isinstance(value.obj, bool)
+
+
+def _is_form(value: Any) -> bool:
+    """Whether it is known and no number: a type, a text, None."""
+    return isinstance(value, Static) and not _is_number(value.obj) and not is_array(value.obj)
 
 
 def _is_number(obj: Any) -> bool:
