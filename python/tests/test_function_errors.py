@@ -4,6 +4,7 @@ import pytest
 
 import tilewright
 from refusals import refused
+from tilewright import mask_mod, score_mod
 
 try:
     import torch
@@ -215,3 +216,35 @@ def deep(nested, needed):
     linecache.cache["<deep>"] = (len(text), None, text.splitlines(True), "<deep>")
     exec(compile(text, "<deep>", "exec"), space)
     refused("mask_mod", space["deep"], needed)
+
+
+BAD_ELEMENTS = [
+    (("a", 0, 1, 2), TypeError, "b is 'a', of type str, needed a whole number"),
+    ((0, 0, 0.5, 2), TypeError, "q is 0.5, of type float, needed a whole number"),
+    ((2**40, 0, 1, 2), ValueError, "b is 1099511627776, needed an int32"),
+    ((0, 0, 1, -(2**31) - 1), ValueError, "kv is -2147483649, needed an int32"),
+    ((0, 1, 2), TypeError, "given 3 numbers, needed 4: b, h, q, kv"),
+]
+
+
+@pytest.mark.parametrize("element, error, needed", BAD_ELEMENTS)
+def test_elements_that_are_none(element, error, needed):
+    mask, score = mask_mod(lambda b, h, q, kv: q >= kv), score_mod(lambda s, b, h, q, kv: s * 2)
+    calls = [lambda: mask.run(*element)]
+    if len(element) == 4:
+        calls += [lambda: score.run(0.5, *element), lambda: score.gradient(0.5, *element)]
+    for call in calls:
+        with pytest.raises(error) as caught:
+            call()
+        assert needed in str(caught.value)
+
+
+def test_scores_that_are_none():
+    made = score_mod(lambda s, b, h, q, kv: s * 2)
+    for call in (made.run, made.gradient):
+        with pytest.raises(TypeError, match="score is 'a', of type str, needed a number"):
+            call("a", 0, 0, 0, 0)
+        with pytest.raises(ValueError, match="score is an integer of 1329 bits"):
+            call(10**400, 0, 0, 0, 0)
+    with pytest.raises(TypeError, match="is a mask_mod, which has no derivative"):
+        mask_mod(lambda b, h, q, kv: q >= kv).gradient(0.0, 0, 0, 0, 0)

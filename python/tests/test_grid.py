@@ -118,7 +118,10 @@ def test_more_batches_than_a_launch_has_rows_of_blocks(device, batches, rank):
         (lambda: tilewright.TokenGrid((4, 8, 8), (4, 4, 8)), "a tile of 4×4×8 .* holds 128 tokens, needed 64"),
         (lambda: tilewright.TokenGrid((4, 8, 8), block_size=(128, 32)), "128.*32"),
         (lambda: tilewright.TokenGrid((4, 8)), r"grid is \(4, 8\), needed three sizes"),
-        (lambda: tilewright.TokenGrid((4, 8, -8)), "grid is .*needed three sizes"),
+        (lambda: tilewright.TokenGrid((4, 8, -8)), r"grid is \(4, 8, -8\), needed sizes t, h and w of at least 1"),
+        (lambda: tilewright.TokenGrid((2**40, 8, 8)), "grid is .*needed sizes t, h and w of at least 1 and below"),
+        (lambda: tilewright.TokenGrid((4, 8, 8), (-4, 4, 4)), r"tile is \(-4, 4, 4\), needed sizes"),
+        (lambda: tilewright.TokenGrid((4, 8, 8), before=2**70), "before is .*below"),
         (lambda: tilewright.TokenGrid((4, 8, 8), before=-1), "before is -1"),
         (lambda: tilewright.TokenGrid((4, 8, 8), after=1.5), "after is 1.5"),
         (lambda: tilewright.TokenGrid((4.0, 8, 8)), r"grid is \(4.0, 8, 8\), needed three sizes"),
@@ -142,3 +145,20 @@ def test_tokens_that_are_not_there():
     for token in (256, -1):
         with pytest.raises(IndexError, match=f"no token {token}, tokens are numbered 0 to 255"):
             tilewright.TokenGrid((4, 8, 8)).block_of(token)
+
+
+@pytest.mark.parametrize("dim", ["a", 0.0, None, (0,)])
+def test_a_dimension_is_a_whole_number(dim):
+    grid, tensor = tilewright.TokenGrid((4, 8, 8)), numpy.zeros((256, 4))
+    for move in (grid.regroup, grid.restore):
+        with pytest.raises(TypeError, match="dim is .*needed the number of a dimension"):
+            move(tensor, dim)
+    assert (grid.regroup(tensor, numpy.int64(0)) == grid.regroup(tensor, 0)).all()
+
+
+def test_a_token_is_a_whole_number_of_the_grid():
+    grid = tilewright.TokenGrid((4, 8, 8))
+    with pytest.raises(TypeError, match="token is 'a', of type str"):
+        grid.block_of("a")
+    with pytest.raises(IndexError, match="tokens are numbered 0 to 255"):
+        grid.block_of(2**70)

@@ -425,3 +425,113 @@ def test_rows_of_another_shape_or_dtype(device, shape):
                 with pytest.raises((ValueError, TypeError)):
                     work(*(make(operands[other]) if other == name else operands[other] for other in names))
                     pytest.fail(f"{call} took {name} with {change}")
+
+
+# ---- options of another type -------------------------------------------------------------------------------------
+
+
+def ways(**options):
+    """The calls that take an option, each with only those it has."""
+    q, k, v = tensors()
+    mask = tilewright.block_mask(q, k)
+    selection = {name: value for name, value in options.items() if name not in ("return_lse", "return_mask")}
+    kept = {name: value for name, value in options.items() if name != "return_mask"}
+    found = [lambda: tilewright.sparse_attention(q, k, v, **options)]
+    found += [lambda: tilewright.sparse_attention(*(x.numpy() for x in (q.half(), k.half(), v.half())), **options)]
+    if kept:
+        found += [lambda: tilewright.attention(q, k, v, mask, **kept)]
+    if selection:
+        found += [lambda: tilewright.block_mask(q, k, **selection), lambda: tilewright.SparseAttention(**selection)]
+    return found
+
+
+@pytest.mark.parametrize("name", ["is_causal", "enable_gqa", "return_lse", "return_mask"])
+@pytest.mark.parametrize("value", ["no", "x", 0, 1, None, []])
+def test_flags_are_bools(name, value):
+    for call in ways(**{name: value}):
+        with pytest.raises(TypeError, match=f"{name} is .*needed True or False"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["is_causal", "enable_gqa", "return_lse"])
+def test_bools_of_numpy_are_flags(name):
+    q, k, v = tensors()
+    for value in (np.bool_(True), np.bool_(False)):
+        found, expected = (tilewright.sparse_attention(q, k, v, **{name: flag}) for flag in (value, bool(value)))
+        assert type(found) is type(expected)
+        pairs = zip(found, expected) if isinstance(found, tuple) else [(found, expected)]
+        assert all(torch.equal(*pair) for pair in pairs)
+
+
+@pytest.mark.parametrize("block_size", [(128.0, 64), (128, 64.0), ("128", 64), (np.float64(64), 64)])
+def test_sizes_of_blocks_are_whole_numbers(block_size):
+    q, k, v = tensors()
+    mask = tilewright.block_mask(q, k)
+    calls = [
+        lambda: tilewright.sparse_attention(q, k, v, block_size=block_size),
+        lambda: tilewright.sparse_attention(q, k, v, block_size=block_size, return_mask=True),
+        lambda: tilewright.block_mask(q, k, block_size=block_size),
+        lambda: tilewright.attention(q, k, v, mask.to_dense(), block_size=block_size),
+        lambda: tilewright.BlockMask(mask.kv_num_blocks, mask.kv_indices, BLOCK_SIZE=block_size, seq_lengths=(300, 300)),
+        lambda: tilewright.TokenGrid((4, 8, 8), block_size=block_size),
+        lambda: tilewright.SparseAttention(block_size=block_size),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match="block_size is .*no whole number, needed one of"):
+            call()
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors.*:UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors(layout):
+    q, k, v = (torch.nested.nested_tensor([x[0, :, :8].transpose(0, 1), x[0, :, :5].transpose(0, 1)], layout=layout) for x in tensors())
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    plain = tensors()
+    mask = tilewright.block_mask(plain[0], plain[1])
+    calls = {
+        "q": [
+            lambda: tilewright.sparse_attention(q, k, v),
+            lambda: tilewright.block_mask(q, k),
+            lambda: tilewright.attention(q, k, v, mask),
+        ],
+        "k": [lambda: tilewright.sparse_attention(plain[0], k, v), lambda: tilewright.attention(plain[0], k, v, mask)],
+        "v": [lambda: tilewright.sparse_attention(*plain[:2], v), lambda: tilewright.attention(*plain[:2], v, mask)],
+    }
+    for name, made in calls.items():
+        for call in made:
+            with pytest.raises(TypeError, match=f"{name} is a nested tensor, needed one of a single shape"):
+                call()
+
+
+# ---- a module is refused when it is made -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({name: value} for name in ("top_k", "top_p") for value in (5, 0, -0.1, float("nan"), "0.1")),
+        *({"scale": value} for value in (float("nan"), float("inf"), "1")),
+        {"layout": "SBHD"},
+        {"score_mod": lambda s, b, h, q, kv: s},
+        {"mask_mod": lambda b, h, q, kv: q >= kv},
+        {"is_causal": True, "mask_mod": tilewright.mask_mod(lambda b, h, q, kv: q >= kv)},
+    ],
+    ids=str,
+)
+def test_a_module_refuses_what_its_calls_would(options):
+    q, k, v = tensors()
+    with pytest.raises((TypeError, ValueError)) as called:
+        tilewright.sparse_attention(q, k, v, **options)
+    with pytest.raises(type(called.value)) as made:
+        tilewright.SparseAttention(**options)
+    # Rust and Python write some numbers otherwise.
+    assert str(made.value).lower().replace("0.0", "0") == str(called.value).lower().replace("0.0", "0")
+
+
+def test_a_module_shows_its_options():
+    window = tilewright.mask_mod(lambda b, h, q, kv: q - kv < 9)
+    module = tilewright.SparseAttention(top_k=0.1, scale=0.5, enable_gqa=True, layout="BSHD", mask_mod=window)
+    assert repr(module) == (
+        "SparseAttention(top_k=0.1, top_p=0.2, block_size=(128, 64), scale=0.5, is_causal=False, enable_gqa=True, layout='BSHD', "
+        f"score_mod=None, mask_mod={window!r})"
+    )

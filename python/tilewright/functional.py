@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, Optional, Union, overload
 
 from . import _native
 from ._torch import torch_of
 from ._typing import Array, CallOptions, FlexBlockMask, Layout, SelectionOptions
-from .mask import BLOCK_SIZES, BlockMask, as_block_mask, checked_pair, function_numbers
+from .mask import BLOCK_SIZES, BlockMask, as_block_mask, checked_flag, checked_pair, function_numbers
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -126,13 +127,13 @@ def sparse_attention(
     Gradients flow through out and lse into q, k and v, over the kept blocks; the selection itself carries none, and what
     functions capture is constant.
     """
+    is_causal, enable_gqa = checked_flag("is_causal", is_causal), checked_flag("enable_gqa", enable_gqa)
+    return_lse, return_mask = checked_flag("return_lse", return_lse), checked_flag("return_mask", return_mask)
     score, masked = function_numbers(score_mod, mask_mod, is_causal)
     torch = torch_of(q)
     top_k, top_p, scale = _number("top_k", top_k), _number("top_p", top_p), _number("scale", scale)
     if mask is None and not return_mask:
-        if type(block_size) is not tuple or block_size not in BLOCK_SIZES:
-            block_size = checked_pair(block_size)
-        block_q, block_kv = block_size
+        block_q, block_kv = _block_size(block_size)
         if torch is None or _is_plain(torch, q, k, v):
             if layout not in _LAYOUTS:
                 raise _wrong_layout(layout)
@@ -199,11 +200,10 @@ def block_mask(
     Returns:
         A `BlockMask`, on the device of q. No gradient flows into a selection.
     """
+    is_causal, enable_gqa = checked_flag("is_causal", is_causal), checked_flag("enable_gqa", enable_gqa)
     _, masked = function_numbers(None, mask_mod, is_causal)
     top_k, top_p, scale = _number("top_k", top_k), _number("top_p", top_p), _number("scale", scale)
-    if type(block_size) is not tuple or block_size not in BLOCK_SIZES:
-        block_size = checked_pair(block_size)
-    block_q, block_kv = block_size
+    block_q, block_kv = block_size = _block_size(block_size)
     _seqs(q, k, layout)
     q, k = _heads_first(q, layout), _heads_first(k, layout)
     arguments = (q, k, top_k, top_p, block_q, block_kv, scale, masked, enable_gqa)
@@ -286,6 +286,8 @@ def attention(
     Raises:
         As `sparse_attention`; ValueError too for a mask that does not fit the tensors or the function.
     """
+    is_causal, enable_gqa = checked_flag("is_causal", is_causal), checked_flag("enable_gqa", enable_gqa)
+    return_lse = checked_flag("return_lse", return_lse)
     mask = as_block_mask(mask, block_size, _seqs(q, k, layout))
     score, masked = function_numbers(score_mod, mask_mod, is_causal)
     own = mask.function_number()
@@ -311,6 +313,13 @@ def attention(
     return (out, lse) if return_lse else out
 
 
+def _block_size(pair: Any) -> tuple[int, int]:
+    """A pair of `BLOCK_SIZES`, which it mostly is; the checks cost more than this question."""
+    if type(pair) is tuple and pair in BLOCK_SIZES and type(pair[0]) is int and type(pair[1]) is int:
+        return pair
+    return checked_pair(pair)
+
+
 def _number(what: str, value: Any) -> Any:
     """An option as PyTorch's operators take it: numbers of numpy are made Python's, symbolic ones stay."""
     if value is None or isinstance(value, (float, int)):
@@ -320,6 +329,18 @@ def _number(what: str, value: Any) -> Any:
     if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
         raise TypeError(f"{what} is {value!r}, of type {type(value).__name__}, needed a number or None")
     return value
+
+
+def check_options(top_k: Any, top_p: Any, scale: Any, layout: Any) -> None:
+    """Raises what a call with these options raises."""
+    for what, share in (("top-k", _number("top_k", top_k)), ("top-p", _number("top_p", top_p))):
+        if share is not None and not 0 < share <= 1:
+            raise ValueError(f"{what} is {share!r}, needed a share in (0, 1]: 0.03 keeps 3 %")
+    scale = _number("scale", scale)
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"the scale is {scale!r}, needed a finite number; without one it is 1 / sqrt(head_dim)")
+    if layout not in _LAYOUTS:
+        raise _wrong_layout(layout)
 
 
 def _is_plain(torch: Any, q: Any, k: Any, v: Any) -> bool:
@@ -342,6 +363,8 @@ def _is_plain(torch: Any, q: Any, k: Any, v: Any) -> bool:
         and core._get_tracing_state() is None
         and torch.autograd.forward_ad._current_level < 0
         and not q.is_meta
+        # An old nested tensor looks like a plain one, and has no shape.
+        and not (q.is_nested or k.is_nested or v.is_nested)
     )
 
 
@@ -362,10 +385,19 @@ def _check_types(torch: Any, **tensors: Any) -> None:
             raise TypeError(
                 f"{what} is of type {type(tensor).__name__}, needed a torch.Tensor as q is: convert it first"
             )
+        _refuse_nested(what, tensor)
         if tensor.layout is not torch.strided:
             raise ValueError(
                 f"{what} has the layout {tensor.layout}, needed torch.strided: make it dense with `.to_dense()`"
             )
+
+
+def _refuse_nested(what: str, tensor: Any) -> None:
+    if getattr(tensor, "is_nested", False):
+        raise TypeError(
+            f"{what} is a nested tensor, needed one of a single shape: call once for each of `{what}.unbind()`, or pad it with "
+            f"`torch.nested.to_padded_tensor({what}, 0.0)` and pass a mask_mod that drops the padded keys"
+        )
 
 
 def _check_function(mask: BlockMask, is_causal: bool) -> None:
@@ -403,6 +435,7 @@ def _seqs(q: Any, k: Any, layout: str) -> tuple[int, int]:
         raise _wrong_layout(layout)
     axis = 1 if layout == "BSHD" else 2
     for what, tensor in (("q", q), ("k", k)):
+        _refuse_nested(what, tensor)
         if not hasattr(tensor, "shape"):
             raise TypeError(
                 f"{what} is of type {type(tensor).__name__}, needed a torch.Tensor or a numpy array: convert it first"

@@ -11,6 +11,7 @@ GPU. ``docs/python-functions.md`` tells what it may contain.
 
 from __future__ import annotations
 
+import operator
 import sys
 import weakref
 from typing import Any, Callable
@@ -18,7 +19,8 @@ from typing import Any, Callable
 from . import _native
 from .translate import Capture, TranslationError, translate
 from .translate.arrays import NotCapturable, Table
-from .translate.walk import unwrap
+from .translate.values import shown
+from .translate.walk import LEADING, unwrap
 
 __all__ = ["DeviceFunction", "TranslationError", "mask_mod", "mask_mod_of", "score_mod"]
 
@@ -93,15 +95,24 @@ class DeviceFunction:
 
     def run(self, *args: float) -> float | bool:
         """The translation for one element, on the CPU, with the arguments of the Python function, as plain numbers."""
-        leading = args if self.kind == "score_mod" else (0.0, *args)
-        return self._native.run(*leading)
+        return self._native.run(*self._element("run", args))
 
     def gradient(self, score: float, b: int, h: int, q: int, kv: int) -> float:
         """The derivative of a score function's value by ``score`` for one element, on the CPU: what a backward pass uses.
 
         It is made from the translation by the rules of differentiation, with everything else constant.
         """
-        return self._native.gradient(score, b, h, q, kv)
+        if self.kind != "score_mod":
+            raise TypeError(f"`{self.__name__}` is a mask_mod, which has no derivative: needed a score_mod")
+        return self._native.gradient(*self._element("gradient", (score, b, h, q, kv)))
+
+    def _element(self, what: str, args: tuple[Any, ...]) -> list[Any]:
+        """The arguments of one element as the native module takes them, or TypeError or ValueError."""
+        names = [name for name, _ in LEADING[self.kind]]
+        if len(args) != len(names):
+            raise TypeError(f"{what} is given {len(args)} numbers, needed {len(names)}: {', '.join(names)}")
+        numbers = [_score(value) if name == "score" else _position(name, value) for name, value in zip(names, args)]
+        return numbers if self.kind == "score_mod" else [0.0, *numbers]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -207,6 +218,27 @@ class _Size(int):
 
     def __repr__(self) -> str:
         return f"({int(self)} values)"
+
+
+def _position(name: str, value: Any) -> int:
+    """A position as an i32."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {shown(value)}, of type {type(value).__name__}, needed a whole number") from None
+    if not -(2**31) <= number < 2**31:
+        raise ValueError(f"{name} is {shown(number)}, needed an int32: at least -2³¹ and below 2³¹")
+    return number
+
+
+def _score(value: Any) -> float:
+    """A score as a float."""
+    if not hasattr(value, "__float__") and not hasattr(value, "__index__"):
+        raise TypeError(f"score is {shown(value)}, of type {type(value).__name__}, needed a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"score is {shown(value)}, needed a number that a float can hold") from None
 
 
 def _given(capture: Capture) -> tuple[str, Any]:

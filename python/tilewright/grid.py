@@ -53,8 +53,8 @@ class TokenGrid:
         sizes, tile = _three("grid", grid), None if tile is None else _three("tile", tile)
         around = []
         for what, tokens in (("before", before), ("after", after)):
-            if not isinstance(tokens, Integral) or tokens < 0:
-                raise ValueError(f"{what} is {tokens!r}, needed a number of tokens of at least 0")
+            if not isinstance(tokens, Integral) or not 0 <= tokens < 2**31:
+                raise ValueError(f"{what} is {tokens!r}, needed a number of tokens of at least 0 and below 2³¹")
             around.append(int(tokens))
         block_size = checked_pair(block_size)
         tile, self._tokens = _checked(sizes, tile, *around, block_size)
@@ -126,7 +126,12 @@ class TokenGrid:
 
         Raises:
             IndexError: there is no such token.
+            TypeError: the token is no whole number.
         """
+        if not isinstance(token, Integral):
+            raise TypeError(f"token is {token!r}, of type {type(token).__name__}, needed the number of a token")
+        if not 0 <= token < self._tokens:
+            raise IndexError(f"there is no token {token}, tokens are numbered 0 to {self._tokens - 1}")
         return self._native.block_of(token)
 
     def regroup(self, tensor: Array, dim: int) -> Array:
@@ -150,6 +155,9 @@ class TokenGrid:
                 f"the tensor is of type {type(tensor).__name__}, needed a torch.Tensor or a numpy array: convert it first"
             )
         shape = tuple(tensor.shape)
+        if not isinstance(dim, Integral):
+            raise TypeError(f"dim is {dim!r}, of type {type(dim).__name__}, needed the number of a dimension")
+        dim = int(dim)
         if not -len(shape) <= dim < len(shape):
             raise ValueError(f"dim is {dim}, needed one of the {len(shape)} dimensions of a tensor of shape {shape}")
         dim %= len(shape)
@@ -251,7 +259,9 @@ _checked._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _three(what: str, sizes: Sequence[int]) -> tuple[int, int, int]:
     found = tuple(sizes) if hasattr(sizes, "__iter__") else (sizes,)
-    if len(found) != 3 or not all(isinstance(size, Integral) and size >= 0 for size in found):
-        raise ValueError(f"{what} is {found}, needed three sizes: t, h and w")
+    if len(found) != 3 or not all(isinstance(size, Integral) for size in found):
+        raise ValueError(f"{what} is {found}, needed three sizes that are whole numbers: t, h and w")
+    if not all(0 <= size < 2**31 for size in found):
+        raise ValueError(f"{what} is {found}, needed sizes t, h and w of at least 1 and below 2³¹")
     t, h, w = (int(size) for size in found)
     return t, h, w

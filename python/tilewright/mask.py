@@ -306,6 +306,8 @@ def checked_pair(block_size: Any) -> tuple[int, int]:
     if isinstance(block_size, int) or not hasattr(block_size, "__iter__"):
         raise TypeError(f"block_size is {block_size!r}, which is no pair of queries and keys, {needed}")
     pair = tuple(block_size)
+    if len(pair) == 2 and not all(hasattr(size, "__index__") for size in pair):
+        raise TypeError(f"block_size is {block_size!r}, which has a size that is no whole number, {needed}")
     if pair not in BLOCK_SIZES:
         raise ValueError(f"sparse blocks of {pair} (queries, keys), {needed}")
     # Python's own numbers, whatever the pair was made of.
@@ -324,6 +326,15 @@ def as_block_mask(mask: Any, block_size: tuple[int, int], seqs: tuple[int, int])
     raise TypeError(
         f"the mask is {found}, needed a tilewright.BlockMask, a bool map of blocks, or a BlockMask of FlexAttention"
     )
+
+
+def checked_flag(what: str, value: Any) -> Any:
+    """A bool, of numpy's too, as Python's own; TypeError for anything else, of which "no" would mean yes."""
+    if value is True or value is False or isinstance(value, bool):
+        return value
+    if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):
+        return bool(value)
+    raise TypeError(f"{what} is {value!r}, of type {type(value).__name__}, needed True or False")
 
 
 def function_numbers(score_mod: Any, mask_mod: Any, is_causal: bool) -> tuple[int, int]:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ._torch import bind
 from ._typing import Layout
-from .functional import sparse_attention
+from .functional import check_options, sparse_attention
 from .functions import DeviceFunction
-from .mask import checked_pair
+from .mask import checked_flag, checked_pair, function_numbers
 
 bind()
 
@@ -19,7 +19,7 @@ bind()
 class SparseAttention(nn.Module):
     """`tilewright.sparse_attention` with its options kept: a drop-in for a module that calls `scaled_dot_product_attention`.
 
-    It has no parameters. Options are those of `sparse_attention`; they are attributes and may be changed between calls, a schedule
+    It has no parameters. Options are those of `sparse_attention`, and refused here as there; they are attributes and may be changed between calls, a schedule
     of `top_k` over the denoising steps say.
 
     Example:
@@ -41,6 +41,9 @@ class SparseAttention(nn.Module):
         mask_mod: Optional[DeviceFunction] = None,
     ) -> None:
         super().__init__()
+        check_options(top_k, top_p, scale, layout)
+        is_causal, enable_gqa = checked_flag("is_causal", is_causal), checked_flag("enable_gqa", enable_gqa)
+        function_numbers(score_mod, mask_mod, is_causal)
         self.top_k, self.top_p = top_k, top_p
         self.block_size = checked_pair(block_size)
         self.scale, self.is_causal, self.enable_gqa = scale, is_causal, enable_gqa
@@ -66,4 +69,15 @@ class SparseAttention(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"top_k={self.top_k}, top_p={self.top_p}, block_size={self.block_size}, layout={self.layout!r}"
+        options = {
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "block_size": self.block_size,
+            "scale": self.scale,
+            "is_causal": self.is_causal,
+            "enable_gqa": self.enable_gqa,
+            "layout": self.layout,
+            "score_mod": self.score_mod,
+            "mask_mod": self.mask_mod,
+        }
+        return ", ".join(f"{name}={value!r}" for name, value in options.items())
