@@ -19,8 +19,8 @@ bind()
 class SparseAttention(nn.Module):
     """`tilewright.sparse_attention` with its options kept: a drop-in for a module that calls `scaled_dot_product_attention`.
 
-    It has no parameters. Options are those of `sparse_attention`, and refused here as there; they are attributes and may be changed between calls, a schedule
-    of `top_k` over the denoising steps say.
+    It has no parameters. Options are those of `sparse_attention`, and refused here as there; they are attributes and may be changed
+    between calls, a schedule of `top_k` over the denoising steps say.
 
     Example:
         >>> attention = tilewright.SparseAttention(top_k=0.05, layout="BSHD")
