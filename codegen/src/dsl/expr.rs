@@ -58,7 +58,7 @@ pub enum EvalError {
 }
 
 impl Op {
-    fn symbol(self) -> &'static str {
+    pub(super) fn symbol(self) -> &'static str {
         match self {
             Op::Add => "+",
             Op::Sub => "-",
@@ -198,27 +198,6 @@ impl Expr {
                 c.visit_names(visit);
                 a.visit_names(visit);
                 b.visit_names(visit);
-            }
-        }
-    }
-
-    /// The expression as CUDA over 32 or 64 bits, with names as `name_of` writes them.
-    pub(crate) fn to_cuda(&self, name_of: &dyn Fn(&str) -> String) -> String {
-        match self {
-            Expr::Int(value) => value.to_string(),
-            Expr::Name(name) => name_of(name),
-            Expr::Binary(op, a, b) => {
-                format!("({} {} {})", a.to_cuda(name_of), op.symbol(), b.to_cuda(name_of))
-            }
-            Expr::Call(Function::CeilDiv, a, b) => {
-                let (a, b) = (a.to_cuda(name_of), b.to_cuda(name_of));
-                format!("(({a} + {b} - 1) / {b})")
-            }
-            Expr::Call(function, a, b) => {
-                format!("{}({}, {})", function.name(), a.to_cuda(name_of), b.to_cuda(name_of))
-            }
-            Expr::If(c, a, b) => {
-                format!("({} ? {} : {})", c.to_cuda(name_of), a.to_cuda(name_of), b.to_cuda(name_of))
             }
         }
     }

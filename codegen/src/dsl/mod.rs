@@ -49,6 +49,7 @@
 
 mod ast;
 mod check;
+mod cuda;
 mod expr;
 pub(crate) mod names;
 mod parse;
