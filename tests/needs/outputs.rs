@@ -80,7 +80,7 @@ fn every_command_writes_to_devices(_: &()) {
 }
 
 /// The command as another user runs it.
-fn as_nobody(folder: &Path) -> Command {
+pub fn as_nobody(folder: &Path) -> Command {
     let program = folder.join("tilewright");
     if !program.exists() {
         fs::copy(env!("CARGO_BIN_EXE_tilewright"), &program).unwrap();
