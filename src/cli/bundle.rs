@@ -19,7 +19,7 @@ pub struct ExportArgs {
     #[arg(value_name = "FILE")]
     file: Destination,
     /// Only kernels and tuning records of these architectures, such as `sm_80,sm_90a`.
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     arch: Option<ArchList>,
 }
 
