@@ -1,4 +1,4 @@
-//! The command line: one file for each subcommand, each of which turns its arguments into a [`Report`].
+//! The command line: one file for each subcommand, each of which turns its arguments into a `Report`.
 
 mod args;
 mod bundle;
