@@ -88,6 +88,12 @@ impl Command {
     }
 }
 
+/// Notes whether standard output is closed: what is written to it would be lost, and nobody told. Called before `main`.
+#[cfg(target_os = "linux")]
+pub extern "C" fn look_at_standard_output() {
+    files::look_at_standard_output();
+}
+
 /// Runs the command: 0 when all is well, 1 for a failure, 2 for arguments that make no sense.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
