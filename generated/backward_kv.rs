@@ -384,55 +384,81 @@ unsafe impl KernelArgs for Args<'_> {
         let q_blocks = binder
             .derive(
                 "q_blocks",
-                (seq_q + block_q - 1) / block_q,
+                binder
+                    .value(
+                        "ceil_div(seq_q, BLOCK_Q)",
+                        &[("seq_q", seq_q), ("BLOCK_Q", block_q)],
+                        || Binder::ceil_div(seq_q, block_q),
+                    )?,
                 "ceil_div(seq_q, BLOCK_Q)",
             )?;
         let kv_blocks = binder
             .derive(
                 "kv_blocks",
-                (seq_kv + block_kv - 1) / block_kv,
+                binder
+                    .value(
+                        "ceil_div(seq_kv, BLOCK_KV)",
+                        &[("seq_kv", seq_kv), ("BLOCK_KV", block_kv)],
+                        || Binder::ceil_div(seq_kv, block_kv),
+                    )?,
                 "ceil_div(seq_kv, BLOCK_KV)",
             )?;
         binder
             .require(
-                head_dim <= d,
                 "head_dim <= D",
                 &[("head_dim", head_dim), ("D", d)],
                 "build for a larger head dimension",
+                || Some(head_dim <= d),
             )?;
         binder
             .require(
-                (head_dim % 8) == 0,
                 "head_dim % 8 == 0",
                 &[("head_dim", head_dim)],
                 "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8",
+                || Some(i64::checked_rem(head_dim, 8)? == 0),
             )?;
         binder
             .require(
-                value_dim <= d_v,
                 "value_dim <= D_V",
                 &[("value_dim", value_dim), ("D_V", d_v)],
                 "build for larger values",
+                || Some(value_dim <= d_v),
             )?;
         binder
             .require(
-                (value_dim % 8) == 0,
                 "value_dim % 8 == 0",
                 &[("value_dim", value_dim)],
                 "rows are read 16 bytes at a time: pad the values to a multiple of 8",
+                || Some(i64::checked_rem(value_dim, 8)? == 0),
             )?;
         binder
             .require(
-                (heads % kv_heads) == 0,
                 "heads % kv_heads == 0",
                 &[("heads", heads), ("kv_heads", kv_heads)],
                 "each key head serves the same number of query heads",
+                || Some(i64::checked_rem(heads, kv_heads)? == 0),
             )?;
         let grid = match candidate.schedule.family {
             Family::Sm80 => {
                 let tile_kv = binder.constant(candidate, "TILE_KV")?;
                 [
-                    (kv_blocks * (block_kv / tile_kv)) * (if d > 128 { 2 } else { 1 }),
+                    binder
+                        .value(
+                            "kv_blocks * (BLOCK_KV / TILE_KV) * (if D > 128 { 2 } else { 1 })",
+                            &[
+                                ("kv_blocks", kv_blocks),
+                                ("BLOCK_KV", block_kv),
+                                ("TILE_KV", tile_kv),
+                                ("D", d),
+                            ],
+                            || i64::checked_mul(
+                                i64::checked_mul(
+                                    kv_blocks,
+                                    i64::checked_div(block_kv, tile_kv)?,
+                                )?,
+                                if d > 128 { 2i64 } else { 1i64 },
+                            ),
+                        )?,
                     kv_heads,
                     batch,
                 ]
@@ -444,7 +470,19 @@ unsafe impl KernelArgs for Args<'_> {
                 binder.tensor_map("d_out", self.d_out, [64, 64])?;
                 binder.persistent();
                 binder.queue();
-                [kv_blocks * (block_kv / 64), kv_heads, batch]
+                [
+                    binder
+                        .value(
+                            "kv_blocks * (BLOCK_KV / 64)",
+                            &[("kv_blocks", kv_blocks), ("BLOCK_KV", block_kv)],
+                            || i64::checked_mul(
+                                kv_blocks,
+                                i64::checked_div(block_kv, 64)?,
+                            ),
+                        )?,
+                    kv_heads,
+                    batch,
+                ]
             }
             other => return Err(binder.no_body(other)),
         };

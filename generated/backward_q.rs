@@ -377,54 +377,80 @@ unsafe impl KernelArgs for Args<'_> {
         let q_blocks = binder
             .derive(
                 "q_blocks",
-                (seq_q + block_q - 1) / block_q,
+                binder
+                    .value(
+                        "ceil_div(seq_q, BLOCK_Q)",
+                        &[("seq_q", seq_q), ("BLOCK_Q", block_q)],
+                        || Binder::ceil_div(seq_q, block_q),
+                    )?,
                 "ceil_div(seq_q, BLOCK_Q)",
             )?;
         let kv_blocks = binder
             .derive(
                 "kv_blocks",
-                (seq_kv + block_kv - 1) / block_kv,
+                binder
+                    .value(
+                        "ceil_div(seq_kv, BLOCK_KV)",
+                        &[("seq_kv", seq_kv), ("BLOCK_KV", block_kv)],
+                        || Binder::ceil_div(seq_kv, block_kv),
+                    )?,
                 "ceil_div(seq_kv, BLOCK_KV)",
             )?;
         binder
             .require(
-                head_dim <= d,
                 "head_dim <= D",
                 &[("head_dim", head_dim), ("D", d)],
                 "build for a larger head dimension",
+                || Some(head_dim <= d),
             )?;
         binder
             .require(
-                (head_dim % 8) == 0,
                 "head_dim % 8 == 0",
                 &[("head_dim", head_dim)],
                 "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8",
+                || Some(i64::checked_rem(head_dim, 8)? == 0),
             )?;
         binder
             .require(
-                value_dim <= d_v,
                 "value_dim <= D_V",
                 &[("value_dim", value_dim), ("D_V", d_v)],
                 "build for larger values",
+                || Some(value_dim <= d_v),
             )?;
         binder
             .require(
-                (value_dim % 8) == 0,
                 "value_dim % 8 == 0",
                 &[("value_dim", value_dim)],
                 "rows are read 16 bytes at a time: pad the values to a multiple of 8",
+                || Some(i64::checked_rem(value_dim, 8)? == 0),
             )?;
         binder
             .require(
-                (heads % kv_heads) == 0,
                 "heads % kv_heads == 0",
                 &[("heads", heads), ("kv_heads", kv_heads)],
                 "each key head serves the same number of query heads",
+                || Some(i64::checked_rem(heads, kv_heads)? == 0),
             )?;
         let grid = match candidate.schedule.family {
             Family::Sm80 => {
                 let tile_q = binder.constant(candidate, "TILE_Q")?;
-                [q_blocks * (block_q / tile_q), heads, batch]
+                [
+                    binder
+                        .value(
+                            "q_blocks * (BLOCK_Q / TILE_Q)",
+                            &[
+                                ("q_blocks", q_blocks),
+                                ("BLOCK_Q", block_q),
+                                ("TILE_Q", tile_q),
+                            ],
+                            || i64::checked_mul(
+                                q_blocks,
+                                i64::checked_div(block_q, tile_q)?,
+                            ),
+                        )?,
+                    heads,
+                    batch,
+                ]
             }
             Family::Sm90 => {
                 binder.tensor_map("q", self.q, [64, 64])?;

@@ -93,7 +93,23 @@ unsafe impl KernelArgs for Args<'_> {
         let grid = match candidate.schedule.family {
             Family::Sm80 => {
                 let warps = binder.constant(candidate, "WARPS")?;
-                [q_blocks * ((kv_blocks + warps - 1) / warps), heads, batch]
+                [
+                    binder
+                        .value(
+                            "q_blocks * ceil_div(kv_blocks, WARPS)",
+                            &[
+                                ("q_blocks", q_blocks),
+                                ("kv_blocks", kv_blocks),
+                                ("WARPS", warps),
+                            ],
+                            || i64::checked_mul(
+                                q_blocks,
+                                Binder::ceil_div(kv_blocks, warps)?,
+                            ),
+                        )?,
+                    heads,
+                    batch,
+                ]
             }
             other => return Err(binder.no_body(other)),
         };

@@ -149,7 +149,16 @@ unsafe impl KernelArgs for Args<'_> {
         let grid = match candidate.schedule.family {
             Family::Sm80 => {
                 let warps = binder.constant(candidate, "WARPS")?;
-                [(q_blocks + warps - 1) / warps, heads, batch]
+                [
+                    binder
+                        .value(
+                            "ceil_div(q_blocks, WARPS)",
+                            &[("q_blocks", q_blocks), ("WARPS", warps)],
+                            || Binder::ceil_div(q_blocks, warps),
+                        )?,
+                    heads,
+                    batch,
+                ]
             }
             other => return Err(binder.no_body(other)),
         };

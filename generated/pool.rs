@@ -183,31 +183,60 @@ unsafe impl KernelArgs for Args<'_> {
         let q_blocks = binder
             .derive(
                 "q_blocks",
-                (seq_q + block_q - 1) / block_q,
+                binder
+                    .value(
+                        "ceil_div(seq_q, BLOCK_Q)",
+                        &[("seq_q", seq_q), ("BLOCK_Q", block_q)],
+                        || Binder::ceil_div(seq_q, block_q),
+                    )?,
                 "ceil_div(seq_q, BLOCK_Q)",
             )?;
         let kv_blocks = binder
             .derive(
                 "kv_blocks",
-                (seq_kv + block_kv - 1) / block_kv,
+                binder
+                    .value(
+                        "ceil_div(seq_kv, BLOCK_KV)",
+                        &[("seq_kv", seq_kv), ("BLOCK_KV", block_kv)],
+                        || Binder::ceil_div(seq_kv, block_kv),
+                    )?,
                 "ceil_div(seq_kv, BLOCK_KV)",
             )?;
         binder
             .require(
-                head_dim <= d,
                 "head_dim <= D",
                 &[("head_dim", head_dim), ("D", d)],
                 "the head dimension is larger than the kernel's: choose a larger D",
+                || Some(head_dim <= d),
             )?;
         binder
             .require(
-                (head_dim % 8) == 0,
                 "head_dim % 8 == 0",
                 &[("head_dim", head_dim)],
                 "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8",
+                || Some(i64::checked_rem(head_dim, 8)? == 0),
             )?;
         let grid = match candidate.schedule.family {
-            Family::Sm80 => [(q_blocks * heads) + (kv_blocks * kv_heads), batch, 1],
+            Family::Sm80 => {
+                [
+                    binder
+                        .value(
+                            "q_blocks * heads + kv_blocks * kv_heads",
+                            &[
+                                ("q_blocks", q_blocks),
+                                ("heads", heads),
+                                ("kv_blocks", kv_blocks),
+                                ("kv_heads", kv_heads),
+                            ],
+                            || i64::checked_add(
+                                i64::checked_mul(q_blocks, heads)?,
+                                i64::checked_mul(kv_blocks, kv_heads)?,
+                            ),
+                        )?,
+                    batch,
+                    1,
+                ]
+            }
             other => return Err(binder.no_body(other)),
         };
         let params = Params {

@@ -337,39 +337,57 @@ unsafe impl KernelArgs for Args<'_> {
         let kv_heads = binder.dim("kv_heads");
         let kv_blocks = binder.dim("kv_blocks");
         let words = binder
-            .derive("words", (kv_blocks + 32 - 1) / 32, "ceil_div(kv_blocks, 32)")?;
+            .derive(
+                "words",
+                binder
+                    .value(
+                        "ceil_div(kv_blocks, 32)",
+                        &[("kv_blocks", kv_blocks)],
+                        || Binder::ceil_div(kv_blocks, 32),
+                    )?,
+                "ceil_div(kv_blocks, 32)",
+            )?;
         binder
             .require(
-                head_dim <= d,
                 "head_dim <= D",
                 &[("head_dim", head_dim), ("D", d)],
                 "the head dimension is larger than the kernel's: choose a larger D",
+                || Some(head_dim <= d),
             )?;
         binder
             .require(
-                (head_dim % 8) == 0,
                 "head_dim % 8 == 0",
                 &[("head_dim", head_dim)],
                 "means are read 16 bytes at a time: pad the head dimension to a multiple of 8",
+                || Some(i64::checked_rem(head_dim, 8)? == 0),
             )?;
         binder
             .require(
-                (heads % kv_heads) == 0,
                 "heads % kv_heads == 0",
                 &[("heads", heads), ("kv_heads", kv_heads)],
                 "each key head serves the same number of query heads",
+                || Some(i64::checked_rem(heads, kv_heads)? == 0),
             )?;
         binder
             .require(
-                kv_blocks <= capacity,
                 "kv_blocks <= CAPACITY",
                 &[("kv_blocks", kv_blocks), ("CAPACITY", capacity)],
                 "a row of key blocks does not fit: choose a larger CAPACITY, or `score` and `select`",
+                || Some(kv_blocks <= capacity),
             )?;
         let grid = match candidate.schedule.family {
             Family::Sm80 => {
                 let rows = binder.constant(candidate, "ROWS")?;
-                [(q_blocks + rows - 1) / rows, heads, batch]
+                [
+                    binder
+                        .value(
+                            "ceil_div(q_blocks, ROWS)",
+                            &[("q_blocks", q_blocks), ("ROWS", rows)],
+                            || Binder::ceil_div(q_blocks, rows),
+                        )?,
+                    heads,
+                    batch,
+                ]
             }
             other => return Err(binder.no_body(other)),
         };

@@ -112,7 +112,16 @@ unsafe impl KernelArgs for Args<'_> {
         let grid = match candidate.schedule.family {
             Family::Sm80 => {
                 let rows = binder.constant(candidate, "ROWS")?;
-                [(seq + rows - 1) / rows, heads, batch]
+                [
+                    binder
+                        .value(
+                            "ceil_div(seq, ROWS)",
+                            &[("seq", seq), ("ROWS", rows)],
+                            || Binder::ceil_div(seq, rows),
+                        )?,
+                    heads,
+                    batch,
+                ]
             }
             other => return Err(binder.no_body(other)),
         };

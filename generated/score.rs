@@ -142,25 +142,37 @@ unsafe impl KernelArgs for Args<'_> {
         let kv_blocks = binder.dim("kv_blocks");
         binder
             .require(
-                (heads % kv_heads) == 0,
                 "heads % kv_heads == 0",
                 &[("heads", heads), ("kv_heads", kv_heads)],
                 "each key head serves the same number of query heads",
+                || Some(i64::checked_rem(heads, kv_heads)? == 0),
             )?;
         binder
             .require(
-                (head_dim % 4) == 0,
                 "head_dim % 4 == 0",
                 &[("head_dim", head_dim)],
                 "means are read 16 bytes at a time: pad the head dimension to a multiple of 4",
+                || Some(i64::checked_rem(head_dim, 4)? == 0),
             )?;
         let grid = match candidate.schedule.family {
             Family::Sm80 => {
                 let tile_q = binder.constant(candidate, "TILE_Q")?;
                 let tile_kv = binder.constant(candidate, "TILE_KV")?;
                 [
-                    ((q_blocks + tile_q - 1) / tile_q)
-                        * ((kv_blocks + tile_kv - 1) / tile_kv),
+                    binder
+                        .value(
+                            "ceil_div(q_blocks, TILE_Q) * ceil_div(kv_blocks, TILE_KV)",
+                            &[
+                                ("q_blocks", q_blocks),
+                                ("TILE_Q", tile_q),
+                                ("kv_blocks", kv_blocks),
+                                ("TILE_KV", tile_kv),
+                            ],
+                            || i64::checked_mul(
+                                Binder::ceil_div(q_blocks, tile_q)?,
+                                Binder::ceil_div(kv_blocks, tile_kv)?,
+                            ),
+                        )?,
                     heads,
                     batch,
                 ]

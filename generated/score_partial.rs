@@ -199,35 +199,52 @@ unsafe impl KernelArgs for Args<'_> {
         let kv_blocks = binder
             .derive(
                 "kv_blocks",
-                (seq_kv + block_kv - 1) / block_kv,
+                binder
+                    .value(
+                        "ceil_div(seq_kv, BLOCK_KV)",
+                        &[("seq_kv", seq_kv), ("BLOCK_KV", block_kv)],
+                        || Binder::ceil_div(seq_kv, block_kv),
+                    )?,
                 "ceil_div(seq_kv, BLOCK_KV)",
             )?;
         binder
             .require(
-                head_dim <= d,
                 "head_dim <= D",
                 &[("head_dim", head_dim), ("D", d)],
                 "the head dimension is larger than the kernel's: choose a larger D",
+                || Some(head_dim <= d),
             )?;
         binder
             .require(
-                (head_dim % 8) == 0,
                 "head_dim % 8 == 0",
                 &[("head_dim", head_dim)],
                 "rows are read 8 bytes at a time: pad the head dimension to a multiple of 8",
+                || Some(i64::checked_rem(head_dim, 8)? == 0),
             )?;
         binder
             .require(
-                (heads % kv_heads) == 0,
                 "heads % kv_heads == 0",
                 &[("heads", heads), ("kv_heads", kv_heads)],
                 "each key head serves the same number of query heads",
+                || Some(i64::checked_rem(heads, kv_heads)? == 0),
             )?;
         let grid = match candidate.schedule.family {
             Family::Sm80 => {
                 let warps = binder.constant(candidate, "WARPS")?;
                 [
-                    q_blocks * ((((kv_blocks + 32 - 1) / 32) + warps - 1) / warps),
+                    binder
+                        .value(
+                            "q_blocks * ceil_div(ceil_div(kv_blocks, 32), WARPS)",
+                            &[
+                                ("q_blocks", q_blocks),
+                                ("kv_blocks", kv_blocks),
+                                ("WARPS", warps),
+                            ],
+                            || i64::checked_mul(
+                                q_blocks,
+                                Binder::ceil_div(Binder::ceil_div(kv_blocks, 32)?, warps)?,
+                            ),
+                        )?,
                     heads,
                     batch,
                 ]

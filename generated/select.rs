@@ -286,11 +286,29 @@ unsafe impl KernelArgs for Args<'_> {
         let q_blocks = binder.dim("q_blocks");
         let kv_blocks = binder.dim("kv_blocks");
         let words = binder
-            .derive("words", (kv_blocks + 32 - 1) / 32, "ceil_div(kv_blocks, 32)")?;
+            .derive(
+                "words",
+                binder
+                    .value(
+                        "ceil_div(kv_blocks, 32)",
+                        &[("kv_blocks", kv_blocks)],
+                        || Binder::ceil_div(kv_blocks, 32),
+                    )?,
+                "ceil_div(kv_blocks, 32)",
+            )?;
         let grid = match candidate.schedule.family {
             Family::Sm80 => {
                 let warps = binder.constant(candidate, "WARPS")?;
-                [(q_blocks + warps - 1) / warps, heads, batch]
+                [
+                    binder
+                        .value(
+                            "ceil_div(q_blocks, WARPS)",
+                            &[("q_blocks", q_blocks), ("WARPS", warps)],
+                            || Binder::ceil_div(q_blocks, warps),
+                        )?,
+                    heads,
+                    batch,
+                ]
             }
             other => return Err(binder.no_body(other)),
         };

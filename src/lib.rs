@@ -25,6 +25,7 @@ pub mod grid;
 pub mod kernels;
 mod interrupt;
 pub mod launch;
+mod leftover;
 pub mod mask;
 mod operands;
 pub mod output;

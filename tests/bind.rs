@@ -402,6 +402,39 @@ fn a_stride_over_the_copy_engine_s_limit_is_refused_with_a_way_out() {
     args.bind(&bf16_128()).unwrap();
 }
 
+/// What a declaration computes has a value, or the launch is refused with what it was computed from.
+#[test]
+fn expressions_without_a_value_are_refused() {
+    let binder = Binder::new("forward", forward::Args::DECLARATION, &bf16_128()).unwrap();
+    assert_eq!(binder.value("a / b", &[("a", 6), ("b", 3)], || i64::checked_div(6, 3)), Ok(2));
+    let error = binder.value("a / b", &[("a", 6), ("b", 0)], || i64::checked_div(6, 0)).expect_err("6 / 0");
+    assert!(
+        matches!(error, BindError::Arithmetic { kernel: "forward", expression: "a / b", .. }),
+        "{error:?}"
+    );
+    let refused = "divides by zero or overflows 64 bits";
+    let advice = "pass tensors of other sizes, or change the declaration";
+    let expected = format!("kernel `forward`: `a / b` {refused} with a = 6, b = 0: {advice}");
+    assert_eq!(error.to_string(), expected);
+    let error = binder.value("1 / 0", &[], || i64::checked_div(1, 0)).expect_err("1 / 0");
+    assert_eq!(error.to_string(), format!("kernel `forward`: `1 / 0` {refused}: {advice}"));
+    // A requirement that has no value is neither met nor missed.
+    let values = [("a", i64::MAX)];
+    let require =
+        |holds| binder.require("a * 2 > 0", &values, "", || holds).map_err(|error| error.to_string());
+    assert_eq!(require(Some(true)), Ok(()));
+    let found = "a = 9223372036854775807";
+    assert_eq!(require(Some(false)), Err(format!("kernel `forward` needs a * 2 > 0, found {found}")));
+    let expected = format!("kernel `forward`: `a * 2 > 0` {refused} with {found}: {advice}");
+    assert_eq!(require(None), Err(expected));
+    // As `ceil_div` of declarations.
+    for (a, b, expected) in
+        [(7, 2, Some(4)), (-7, 2, Some(-3)), (7, 0, None), (i64::MAX, 2, None), (0, i64::MIN, None)]
+    {
+        assert_eq!(Binder::ceil_div(a, b), expected, "{a} / {b}");
+    }
+}
+
 /// Tiles of a persistent grid are counted together, in 32 bits; the sides have no limits of their own.
 #[test]
 fn a_persistent_grid_counts_tiles() {

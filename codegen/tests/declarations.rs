@@ -49,6 +49,8 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("an alignment of 24", "align(16)", "align(24)"),
     ("an alignment of 512", "align(16)", "align(512)"),
     ("an alignment that is no number", "align(16)", "align(\"16\")"),
+    ("a negative alignment", "align(16)", "align(-16)"),
+    ("an alignment beyond any number", "align(16)", "align(99999999999999999999)"),
     ("an unknown attribute", "#[align(16)]", "#[aligned(16)]"),
     // Names.
     ("an argument declared twice", "y: mut Tensor", "x: mut Tensor"),

@@ -1,10 +1,12 @@
 //! Names of every kind that Rust, C++ or the generated code might claim, in every place of a declaration: each is refused
 //! at its place with a message, or the bindings compile.
 
+#[path = "support/library.rs"]
+mod library;
+
+use library::{LIBRARY, rustc};
 use std::collections::BTreeSet;
 use std::fmt::Write;
-use std::path::Path;
-use std::process::Command;
 use tilewright_codegen::dsl::Kernel;
 use tilewright_codegen::{Error, generated};
 
@@ -115,75 +117,6 @@ fn tensors(names: &[String], ty: impl Fn(&String) -> String) -> String {
     args.collect::<Vec<_>>().join(", ")
 }
 
-/// What the bindings use of the library, by its types alone.
-const LIBRARY: &str = "
-pub mod codegen {
-    use std::borrow::Cow;
-    pub struct KernelSource {
-        pub name: Cow<'static, str>,
-        pub declaration: Cow<'static, str>,
-        pub files: Cow<'static, [(Cow<'static, str>, Cow<'static, str>)]>,
-    }
-    #[non_exhaustive] #[derive(Clone, Copy)] pub enum Family { Sm80, Sm90 }
-    pub struct Schedule { pub family: Family }
-    pub struct Candidate { pub schedule: Schedule }
-}
-#[derive(Debug)] pub struct Tensor;
-pub enum DType { F16, Bf16, F32, I32, U8 }
-pub mod launch {
-    use crate::{DType, Tensor, codegen::*};
-    pub struct BindError;
-    pub struct Bound<P>(pub P);
-    pub struct Dim;
-    impl Dim {
-        pub fn exact(_: &'static str) -> Self { Dim }
-        pub fn broadcast(_: &'static str) -> Self { Dim }
-    }
-    pub struct BoundTensor<const S: usize> { pub pointer: u64, pub strides: [i64; S] }
-    pub struct Binder;
-    impl Binder {
-        pub fn new(_: &'static str, _: &'static str, _: &Candidate) -> Result<Self, BindError> { Err(BindError) }
-        pub fn dtype(&self, _: &Candidate, _: &str) -> Result<DType, BindError> { Err(BindError) }
-        pub fn constant(&self, _: &Candidate, _: &str) -> Result<i64, BindError> { Err(BindError) }
-        pub fn input<const D: usize, const S: usize>(
-            &mut self, _: &'static str, _: Option<&Tensor>, _: DType, _: usize, _: [Dim; D],
-        ) -> Result<BoundTensor<S>, BindError> { Err(BindError) }
-        pub fn output<const D: usize, const S: usize>(
-            &mut self, _: &'static str, _: Option<&Tensor>, _: DType, _: usize, _: [Dim; D],
-        ) -> Result<BoundTensor<S>, BindError> { Err(BindError) }
-        pub fn tensor_map(&mut self, _: &'static str, _: &Tensor, _: [i64; 2]) -> Result<(), BindError> { Ok(()) }
-        pub fn dim(&self, _: &str) -> i64 { 1 }
-        pub fn derive(&mut self, _: &'static str, _: i64, _: &'static str) -> Result<i64, BindError> { Ok(1) }
-        pub fn require(
-            &self, _: bool, _: &'static str, _: &[(&'static str, i64)], _: &'static str,
-        ) -> Result<(), BindError> { Ok(()) }
-        pub fn int(&self, _: i64) -> Result<i32, BindError> { Ok(1) }
-        pub fn persistent(&mut self) {}
-        pub fn queue(&mut self) {}
-        pub fn no_body(&self, _: Family) -> BindError { BindError }
-        pub fn finish<P>(self, params: P, _: [i64; 3]) -> Result<Bound<P>, BindError> { Ok(Bound(params)) }
-    }
-    pub unsafe trait KernelArgs {
-        const KERNEL: &'static str;
-        const DECLARATION: &'static str;
-        type Params: Copy;
-        fn bind(&self, candidate: &Candidate) -> Result<Bound<Self::Params>, BindError>;
-    }
-}
-";
-
-/// Runs rustc in `folder`; what it says where it fails.
-fn rustc(folder: &Path, arguments: &[&str]) -> Result<(), String> {
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let output = Command::new(rustc)
-        .args(["--edition=2024", "--crate-type=lib", "--emit=metadata"])
-        .args(arguments)
-        .current_dir(folder)
-        .output()
-        .unwrap();
-    output.status.success().then_some(()).ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned())
-}
-
 #[test]
 fn every_name_is_refused_or_compiles() {
     let folder = tempfile::tempdir().unwrap();
@@ -242,12 +175,15 @@ fn every_name_is_refused_or_compiles() {
         std::fs::write(out.join(name), text).unwrap();
     }
     std::fs::write(folder.path().join("library.rs"), LIBRARY).unwrap();
-    rustc(folder.path(), &["--crate-name=tilewright", "library.rs"]).unwrap();
+    rustc(folder.path(), &["--crate-name=tilewright", "--crate-type=lib", "--emit=metadata", "library.rs"])
+        .unwrap();
     let extern_library = format!("tilewright={}", folder.path().join("libtilewright.rmeta").display());
     let said = rustc(
         &out,
         &[
             "--crate-name=bindings",
+            "--crate-type=lib",
+            "--emit=metadata",
             "-Dwarnings",
             "-Aspecial-module-name",
             "--extern",

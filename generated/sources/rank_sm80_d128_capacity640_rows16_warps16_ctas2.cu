@@ -736,7 +736,11 @@ __device__ __forceinline__ void order_rows(const int* counts, const int* full_co
         }
     }
     __syncthreads();
-    for (int row = threadIdx.x; row < rows; row += THREADS) order[atomicAdd(bins + bin_of(row), 1)] = row;
+    for (int row = threadIdx.x; row < rows; row += THREADS) {
+        // Counts that somebody changes meanwhile make no order, but nothing is written beside it.
+        const int place = atomicAdd(bins + bin_of(row), 1);
+        if (place < rows) order[place] = row;
+    }
 }
 
 /// As `order_rows`, for kernels whose grid has heads as its second dimension: the last of a head's `blocks` thread blocks to come here

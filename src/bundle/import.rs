@@ -50,7 +50,12 @@ pub struct RecordName {
 /// [`BundleError::Refused`] for a bundle that is damaged or not made by an export, and [`BundleError::OverLimit`] for one
 /// that the cache's limit has no room for: the cache is as it was. [`BundleError::Cache`] when the cache cannot be written
 /// to.
-pub fn import(cache: &KernelCache, from: &Path) -> Result<ImportReport, BundleError> {
+///
+/// # Safety
+/// The bundle comes from somebody whose programs one would run: the kernels in it are code, which a later call of a safe
+/// function runs on the GPU. What is verified is that a bundle agrees with itself, not who made it. Where the way from there
+/// is not safe, compare the file's digest with [`ExportReport::blake3`](super::ExportReport::blake3) first.
+pub unsafe fn import(cache: &KernelCache, from: &Path) -> Result<ImportReport, BundleError> {
     let content = Content::open(from);
     import_content(
         cache,
@@ -63,7 +68,10 @@ pub fn import(cache: &KernelCache, from: &Path) -> Result<ImportReport, BundleEr
 ///
 /// # Errors
 /// As [`import`].
-pub fn import_from(
+///
+/// # Safety
+/// As [`import`].
+pub unsafe fn import_from(
     cache: &KernelCache,
     name: &Path,
     bundle: impl Read + 'static,

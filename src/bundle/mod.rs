@@ -11,8 +11,8 @@
 //!
 //! [`import`] trusts nothing it reads: it unpacks into a private folder of the cache with limits on everything,
 //! verifies all of it, and only then publishes entry by entry. What it cannot do is know who made a bundle: the digests
-//! tell damage, not forgery, and a cubin is code. Import bundles from where you would run programs from;
-//! [`ExportReport::blake3`] names the file as it left.
+//! tell damage, not forgery, and a cubin is code that safe functions run later. That is why it is `unsafe`: import
+//! bundles from where you would run programs from; [`ExportReport::blake3`] names the file as it left.
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -147,7 +147,7 @@ pub(super) fn quarantine(v1: &Path, path: &Path, why: &str) -> Result<(), CacheE
         }
         // Somebody else was faster.
         Err(_) if fs::symlink_metadata(path).is_err() => Ok(()),
-        Err(error) if !retire(path) => Err(error),
+        Err(error) if retire(path).is_err() => Err(error),
         Err(_) => {
             tracing::warn!(path = %path.display(), why, "removed a cache entry");
             Ok(())
@@ -181,24 +181,38 @@ fn forget_oldest(quarantine: &Path) {
     places.sort();
     let surplus = places.len().saturating_sub(QUARANTINED);
     for (_, path) in places.into_iter().take(surplus) {
-        retire(&path);
+        let _ = retire(&path);
     }
 }
 
-/// Removes a file or a folder; it is gone at once as a whole. Whether it is.
-pub(super) fn retire(path: &Path) -> bool {
+/// Removes a file or a folder; it is gone at once as a whole.
+pub(super) fn retire(path: &Path) -> Result<(), CacheError> {
     let parent = path.parent().unwrap_or(path);
     static COUNT: AtomicU64 = AtomicU64::new(0);
     // A process of our number may have left such a name behind: the rename then fails, and the next number is free.
-    let renamed = (0..16).find_map(|_| {
+    let rename = || {
         let name = format!("{}{}", temporary_prefix(), COUNT.fetch_add(1, Ordering::Relaxed));
         let target = parent.join(name);
-        fs::rename(path, &target).ok().map(|()| target)
-    });
-    renamed.is_some_and(|target| {
-        remove(&target);
-        true
-    })
+        fs::rename(path, &target).map(|()| target)
+    };
+    let mut renamed = rename();
+    for _ in 1..16 {
+        match renamed {
+            Ok(_) => break,
+            Err(_) => renamed = rename(),
+        }
+    }
+    match renamed {
+        Ok(target) => {
+            remove(&target);
+            Ok(())
+        }
+        // Somebody else was faster.
+        Err(_) if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) => {
+            Ok(())
+        }
+        Err(error) => Err(io_error("remove", path)(error)),
+    }
 }
 
 /// Removes what is there, as far as that is possible; links are removed, not followed.

@@ -43,6 +43,7 @@ mod toolchain;
 pub(crate) mod transfer;
 mod upkeep;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -326,7 +327,8 @@ impl KernelCache {
         unmeasured.store(limit / MEASURE, Ordering::Relaxed);
         let total: u64 = entry::folders(&self.v1()).iter().map(|path| upkeep::size(path)).sum();
         if total > limit {
-            let report = self.prune(self.pruned_size());
+            // What cannot be removed costs room, and no kernel.
+            let (report, _) = self.prune_around(self.pruned_size(), &BTreeSet::new());
             tracing::info!(
                 limit,
                 removed = report.removed,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::files::Fault;
-use super::{CubinKey, KernelCache, entry, files};
+use super::{CacheError, CubinKey, KernelCache, entry, files};
 use crate::compile::PtxasReport;
 
 /// How often the cache is swept, and how old what a process left behind has to be.
@@ -119,8 +119,13 @@ impl KernelCache {
 
     /// Empties the quarantine and removes the entries that were used the longest time ago, until the entries take no
     /// more than `max_bytes`. Tuning records are small and stay.
-    pub fn prune(&self, max_bytes: u64) -> PruneReport {
-        self.prune_around(max_bytes, &BTreeSet::new())
+    ///
+    /// # Errors
+    /// [`CacheError::Io`] for the first that cannot be removed, with the reason, after everything was tried: a cache on a disk
+    /// that can only be read, or root's.
+    pub fn prune(&self, max_bytes: u64) -> Result<PruneReport, CacheError> {
+        let (report, failed) = self.prune_around(max_bytes, &BTreeSet::new());
+        failed.map_or(Ok(report), Err)
     }
 
     /// Keeps the limit as storing does, without removing what was just imported. How many entries were removed.
@@ -129,7 +134,7 @@ impl KernelCache {
         match total > self.limit() {
             true => {
                 let keep = imported.map(|key| self.entry_folder(key)).collect();
-                self.prune_around(self.pruned_size(), &keep).removed
+                self.prune_around(self.pruned_size(), &keep).0.removed
             }
             false => 0,
         }
@@ -140,11 +145,19 @@ impl KernelCache {
         self.limit() - self.limit() / super::MEASURE
     }
 
-    fn prune_around(&self, max_bytes: u64, keep: &BTreeSet<PathBuf>) -> PruneReport {
+    /// What was done, and why the first of what could not be removed was not.
+    pub(super) fn prune_around(
+        &self,
+        max_bytes: u64,
+        keep: &BTreeSet<PathBuf>,
+    ) -> (PruneReport, Option<CacheError>) {
         let mut report = PruneReport::default();
+        let mut failed = None;
+        let mut retire =
+            |path: &Path| files::retire(path).map_err(|error| failed.get_or_insert(error)).is_ok();
         for path in files::children(&self.v1().join("quarantine")) {
             let bytes = size(&path);
-            if files::retire(&path) {
+            if retire(&path) {
                 report.freed_bytes += bytes;
             }
         }
@@ -157,7 +170,7 @@ impl KernelCache {
         entries.sort();
         let mut total: u64 = entries.iter().map(|(_, bytes, _)| bytes).sum();
         for (_, bytes, path) in &entries {
-            if total > max_bytes && !keep.contains(path) && files::retire(path) {
+            if total > max_bytes && !keep.contains(path) && retire(path) {
                 tracing::debug!(path = %path.display(), bytes, "removed from the kernel cache");
                 total -= bytes;
                 report.removed += 1;
@@ -166,12 +179,16 @@ impl KernelCache {
         }
         report.kept = entries.len() - report.removed;
         report.kept_bytes = total;
-        report
+        (report, failed)
     }
 
     /// Removes everything: entries, tuning records, the quarantine.
-    pub fn clear(&self) -> ClearReport {
+    ///
+    /// # Errors
+    /// As [`KernelCache::prune`].
+    pub fn clear(&self) -> Result<ClearReport, CacheError> {
         let mut report = ClearReport::default();
+        let mut failed = None;
         let (entries, records) = (entry::folders(&self.v1()), self.record_files());
         for path in files::children(&self.v1()) {
             // Locks are held by processes, not by the cache.
@@ -179,13 +196,14 @@ impl KernelCache {
                 continue;
             }
             let bytes = size(&path);
-            if files::retire(&path) {
-                report.freed_bytes += bytes;
+            match files::retire(&path) {
+                Ok(()) => report.freed_bytes += bytes,
+                Err(error) => drop(failed.get_or_insert(error)),
             }
         }
         report.entries = entries.iter().filter(|path| fs::symlink_metadata(path).is_err()).count();
         report.records = records.iter().filter(|path| fs::symlink_metadata(path).is_err()).count();
-        report
+        failed.map_or(Ok(report), Err)
     }
 
     /// Removes what killed processes left behind. It is looked for once an hour.

@@ -17,10 +17,10 @@ pub struct AttentionArgs {
     #[arg(long, value_name = "MASS", allow_hyphen_values = true)]
     top_p: Option<f64>,
     /// The sparse block, queries by keys: 128x64, 128x128, 64x64 or 64x128.
-    #[arg(long, value_name = "QxKV", default_value = "128x64", value_parser = block_size)]
+    #[arg(long, value_name = "QxKV", default_value = "128x64", value_parser = block_size, allow_hyphen_values = true)]
     pub block: BlockSize,
     /// Where to run: `cpu`, `cuda:0`, or `best` for the first GPU that can be used, else the CPU.
-    #[arg(long, default_value = "best")]
+    #[arg(long, default_value = "best", allow_hyphen_values = true)]
     pub device: DeviceChoice,
 }
 

@@ -52,9 +52,9 @@ pub fn run(command: &CacheCommand) -> Result<Report, CliError> {
         CacheCommand::Verify => verify(cache.map(KernelCache::verify).unwrap_or_default()),
         CacheCommand::Prune(args) => {
             let max = args.max.unwrap_or_else(KernelCache::default_limit);
-            prune(cache.map(|cache| cache.prune(max)).unwrap_or_default(), max)
+            prune(cache.map(|cache| cache.prune(max)).transpose()?.unwrap_or_default(), max)
         }
-        CacheCommand::Clear => clear(cache),
+        CacheCommand::Clear => clear(cache)?,
         CacheCommand::Path => unreachable!("it was answered above"),
     })
 }
@@ -183,8 +183,8 @@ fn prune(report: PruneReport, max: u64) -> Report {
     Report::new(text, &json).with_outcome(report.kept_bytes <= max)
 }
 
-fn clear(cache: Option<&KernelCache>) -> Report {
-    let report = cache.map(KernelCache::clear).unwrap_or_default();
+fn clear(cache: Option<&KernelCache>) -> Result<Report, CliError> {
+    let report = cache.map(KernelCache::clear).transpose()?.unwrap_or_default();
     let text = format!(
         "removed {} kernels and {} tuning records and freed {}",
         report.entries,
@@ -198,7 +198,7 @@ fn clear(cache: Option<&KernelCache>) -> Report {
         "freed_bytes": report.freed_bytes,
         "left": left,
     });
-    Report::new(text, &json).with_outcome(left == 0)
+    Ok(Report::new(text, &json).with_outcome(left == 0))
 }
 
 pub(super) fn bytes(bytes: u64) -> String {

@@ -21,7 +21,7 @@ use tilewright::output::{Output, shown};
 #[derive(Args)]
 pub struct CompileArgs {
     /// Architectures with commas between, such as `sm_80,sm_90a`, or `all` that the shipped kernels are checked on.
-    #[arg(long, default_value = "all")]
+    #[arg(long, default_value = "all", allow_hyphen_values = true)]
     arch: ArchList,
     /// Only this kernel.
     #[arg(long, value_name = "NAME")]

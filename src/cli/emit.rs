@@ -14,7 +14,8 @@ pub struct EmitArgs {
     /// The folder of kernels: one folder each, with a kernel.rs and a template for every body.
     #[arg(long, value_name = "DIR", default_value = "templates")]
     templates: PathBuf,
-    /// The folder of generated files. What the generator does not make is removed from it.
+    /// The folder of generated files. Earlier ones that the generator no longer makes are removed from it; files of other
+    /// origin stay.
     #[arg(long, value_name = "DIR", default_value = "generated")]
     out: PathBuf,
     /// Only say what differs, and fail if anything does.

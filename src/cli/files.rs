@@ -4,6 +4,7 @@ use super::error::CliError;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use tilewright::output::Output;
 
 /// A place to write to.
@@ -13,6 +14,17 @@ pub struct Destination(PathBuf);
 /// A file to read.
 #[derive(Clone, Debug)]
 pub struct Source(PathBuf);
+
+/// Whether the process was started with a standard output that is closed.
+static CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Looks whether standard output is closed, by its name: the list is there wherever `/proc` is.
+#[cfg(target_os = "linux")]
+pub fn look_at_standard_output() {
+    let descriptors = Path::new("/proc/self/fd");
+    let closed = descriptors.is_dir() && descriptors.join("1").symlink_metadata().is_err();
+    CLOSED.store(closed, Ordering::Relaxed);
+}
 
 impl From<OsString> for Destination {
     fn from(name: OsString) -> Self {
@@ -39,6 +51,10 @@ impl Destination {
             true if io::stdout().is_terminal() => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "standard output is a terminal; redirect it, or name a file",
+            )),
+            true if CLOSED.load(Ordering::Relaxed) => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "standard output is closed; redirect it, or name a file",
             )),
             true => Ok(Output::standard()),
             false => Output::open(&self.0),

@@ -21,10 +21,10 @@ pub struct InspectArgs {
     /// The kernel; without one, the kernels there are.
     kernel: Option<String>,
     /// What to specialise: `D=128,T=bf16`. What is not given is as in the first shipped variant.
-    #[arg(long, value_name = "NAME=VALUE,…", default_value = "", hide_default_value = true, value_parser = spec)]
+    #[arg(long, value_name = "NAME=VALUE,…", default_value = "", hide_default_value = true, value_parser = spec, allow_hyphen_values = true)]
     spec: SpecList,
     /// The architecture.
-    #[arg(long, default_value = "sm_90a")]
+    #[arg(long, default_value = "sm_90a", allow_hyphen_values = true)]
     arch: Arch,
     /// The candidate to look at, by its number in the list.
     #[arg(long, value_name = "NUMBER", default_value_t = 0, allow_hyphen_values = true)]

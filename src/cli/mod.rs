@@ -1,4 +1,4 @@
-//! The command line: one file for each subcommand, each of which turns its arguments into a [`Report`].
+//! The command line: one file for each subcommand, each of which turns its arguments into a `Report`.
 
 mod args;
 mod bundle;
@@ -86,6 +86,12 @@ impl Command {
             Command::Toolchain(command) => toolchain::run(command, offline),
         }
     }
+}
+
+/// Notes whether standard output is closed: what is written to it would be lost, and nobody told. Called before `main`.
+#[cfg(target_os = "linux")]
+pub extern "C" fn look_at_standard_output() {
+    files::look_at_standard_output();
 }
 
 /// Runs the command: 0 when all is well, 1 for a failure, 2 for arguments that make no sense.

@@ -135,9 +135,14 @@ impl CudaDevice {
     /// Sets every byte of a buffer.
     ///
     /// # Errors
-    /// An error of the driver's.
+    /// A buffer of another GPU, or an error of the driver's.
     pub fn fill(&self, buffer: &mut DeviceBuffer, byte: u8) -> Result<(), DeviceError> {
         let stream = self.stream();
+        // Nothing waits here: the buffer's own stream, which frees it, has to be one of this GPU.
+        let [found, needed] = [buffer.slice.stream(), stream].map(|stream| stream.context().ordinal());
+        if found != needed {
+            return Err(DeviceError::OtherGpu { found, needed });
+        }
         let _current = self.enter()?;
         let (pointer, _record) = buffer.slice.device_ptr_mut(stream);
         // SAFETY: the buffer has that many bytes, and is used on this stream alone.

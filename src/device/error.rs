@@ -117,6 +117,14 @@ pub enum DeviceError {
         /// The bytes on the device's side.
         device: usize,
     },
+    /// A buffer of another GPU than the work is for.
+    #[error("the buffer is on GPU {found}, needed on GPU {needed}: use the device that made it")]
+    OtherGpu {
+        /// The buffer's.
+        found: usize,
+        /// The device's.
+        needed: usize,
+    },
     /// A call of the driver failed.
     #[error("{call} failed: {meaning} ({code_name}).{hint}")]
     Cuda {

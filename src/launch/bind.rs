@@ -300,23 +300,49 @@ impl Binder {
         }
     }
 
+    /// What an expression of the declaration comes to.
+    ///
+    /// # Errors
+    /// [`BindError::Arithmetic`] with the values of its names when it divides by zero or overflows.
+    pub fn value(
+        &self,
+        expression: &'static str,
+        values: &[(&str, i64)],
+        value: impl FnOnce() -> Option<i64>,
+    ) -> Result<i64, BindError> {
+        value().ok_or_else(|| self.no_value(expression, values))
+    }
+
+    /// `a / b` rounded up, as declarations mean it.
+    pub fn ceil_div(a: i64, b: i64) -> Option<i64> {
+        crate::codegen::dsl::ceil_div(a, b)
+    }
+
     /// A requirement of the declaration.
     ///
     /// # Errors
-    /// [`BindError::Require`] with the values when it does not hold.
+    /// [`BindError::Require`] with the values when it does not hold, [`BindError::Arithmetic`] when it divides by zero or
+    /// overflows.
     pub fn require(
         &self,
-        holds: bool,
         condition: &'static str,
         values: &[(&str, i64)],
         advice: &str,
+        holds: impl FnOnce() -> Option<bool>,
     ) -> Result<(), BindError> {
-        if holds {
-            return Ok(());
+        match holds() {
+            Some(true) => Ok(()),
+            Some(false) => {
+                let advice = if advice.is_empty() { String::new() } else { format!(": {advice}") };
+                Err(BindError::Require { kernel: self.kernel, condition, values: listed(values), advice })
+            }
+            None => Err(self.no_value(condition, values)),
         }
-        let values: Vec<String> = values.iter().map(|(name, value)| format!("{name} = {value}")).collect();
-        let advice = if advice.is_empty() { String::new() } else { format!(": {advice}") };
-        Err(BindError::Require { kernel: self.kernel, condition, values: values.join(", "), advice })
+    }
+
+    fn no_value(&self, expression: &'static str, values: &[(&str, i64)]) -> BindError {
+        let values = if values.is_empty() { String::new() } else { format!(" with {}", listed(values)) };
+        BindError::Arithmetic { kernel: self.kernel, expression, values }
     }
 
     /// The error for a candidate of a family the kernel has no body for.
@@ -395,4 +421,10 @@ impl Binder {
             on: self.on,
         })
     }
+}
+
+/// `a = 1, b = 2`
+fn listed(values: &[(&str, i64)]) -> String {
+    let values: Vec<String> = values.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+    values.join(", ")
 }

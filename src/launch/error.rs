@@ -118,6 +118,19 @@ pub enum BindError {
         /// What to do, from the declaration.
         advice: String,
     },
+    /// An expression of the declaration that has no value for these arguments.
+    #[error(
+        "kernel `{kernel}`: `{expression}` divides by zero or overflows 64 bits{values}: pass tensors of other sizes, or \
+         change the declaration"
+    )]
+    Arithmetic {
+        /// The kernel.
+        kernel: &'static str,
+        /// The declaration's expression.
+        expression: &'static str,
+        /// The values in it, after ` with `; empty without names.
+        values: String,
+    },
     /// An argument that lives elsewhere than the kernel runs.
     #[error("kernel `{kernel}`: `{arg}` is on {found}, needed on {needed}: call `.to(&device)` first")]
     Place {

@@ -149,7 +149,11 @@ impl Tuned {
             }
             // These tensors are none for this body, as they lie in memory or for their number of blocks: others are, so
             // what is chosen stays chosen.
-            Err(error @ Error::Bind(BindError::TensorMap { .. } | BindError::Grid { .. })) => {
+            Err(
+                error @ Error::Bind(
+                    BindError::TensorMap { .. } | BindError::Grid { .. } | BindError::Arithmetic { .. },
+                ),
+            ) => {
                 let family = kernel.variant().candidate.schedule.family;
                 match self.stand_in(family)? {
                     Some(stand_in) => launch(&stand_in),

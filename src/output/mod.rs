@@ -7,6 +7,7 @@
 //! | a pipe, a device | the content is written into it |
 //! | a file whose folder cannot be written to, or whose owner a new file would not have | it is overwritten where it lies |
 //! | a folder, a socket | an error |
+//! | a symbolic link of another user's in a folder for all, such as `/tmp` | an error, as Linux has it |
 //!
 //! A file keeps its permissions and its owner; a new one has those that the user's umask leaves. Other names of a file (hard
 //! links) keep the old content. A process that is killed while it writes may leave a `.tilewright-….partial`, which the next
@@ -73,7 +74,7 @@ impl Output {
     /// seconds to get a reader.
     ///
     /// # Errors
-    /// A folder or a socket, links in a circle, a pipe that nobody reads, a place that this user may not write to.
+    /// A folder or a socket, links in a circle, a link of another user's in a folder for all, a pipe that nobody reads, a place that this user may not write to.
     pub fn open(path: &Path) -> io::Result<Self> {
         Ok(Output { path: path.to_owned(), place: place(path)? })
     }
@@ -106,6 +107,9 @@ impl Output {
 
 /// What is to be done with what has the name.
 fn place(path: &Path) -> io::Result<Place> {
+    if path.as_os_str().is_empty() {
+        return Err(refused(ErrorKind::InvalidInput, "the name is empty; name a file"));
+    }
     let target = follow(path)?;
     match fs::metadata(&target) {
         Ok(found) if found.is_dir() => Err(refused(ErrorKind::IsADirectory, "it is a folder")),
@@ -130,6 +134,7 @@ fn follow(path: &Path) -> io::Result<PathBuf> {
         match fs::symlink_metadata(&path) {
             // What these links say is no path: the system follows them.
             Ok(found) if found.is_symlink() && !is_descriptor(&path) => {
+                check_link(&path, &found)?;
                 path = folder_of(&path).join(fs::read_link(&path)?);
             }
             Ok(_) => return Ok(path),
@@ -138,6 +143,31 @@ fn follow(path: &Path) -> io::Result<PathBuf> {
         }
     }
     Err(refused(ErrorKind::InvalidInput, "it is a symbolic link that leads in a circle"))
+}
+
+/// Refuses a link that somebody put into a folder for all: what this user writes would go where that one wants it. It is the
+/// rule of `fs.protected_symlinks`, which does not see the links that are followed here.
+#[cfg(unix)]
+fn check_link(link: &Path, found: &Metadata) -> io::Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    const STICKY_FOR_ALL: u32 = 0o1002;
+    let folder = fs::metadata(folder_of(link))?;
+    let ours = rustix::process::geteuid().as_raw();
+    if folder.mode() & STICKY_FOR_ALL != STICKY_FOR_ALL || [ours, folder.uid()].contains(&found.uid()) {
+        return Ok(());
+    }
+    let why = format!(
+        "{} is a symbolic link of user {} in a folder that everybody may write to, and is not followed: it must belong to you or \
+         to the folder's owner",
+        shown(link),
+        found.uid()
+    );
+    Err(io::Error::new(ErrorKind::PermissionDenied, why))
+}
+
+#[cfg(not(unix))]
+fn check_link(_link: &Path, _found: &Metadata) -> io::Result<()> {
+    Ok(())
 }
 
 /// Whether a link stands for an open file: `/dev/fd/3`, `/proc/self/fd/3`.

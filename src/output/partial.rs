@@ -1,5 +1,6 @@
 //! A file that has not got its name yet.
 
+use crate::leftover::{DRAWN, is_drawn};
 use std::fs::{self, File, Metadata, Permissions, TryLockError};
 use std::io::{self, Write};
 use std::path::Path;
@@ -25,7 +26,7 @@ impl Partial {
 
     pub fn create(folder: &Path) -> io::Result<Self> {
         let mut builder = tempfile::Builder::new();
-        builder.prefix(PREFIX).suffix(SUFFIX);
+        builder.prefix(PREFIX).suffix(SUFFIX).rand_bytes(DRAWN);
         // As any other new file; tempfile's own are for their owner alone.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
@@ -73,9 +74,7 @@ impl Partial {
 fn sweep(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
-        let name = entry.file_name();
-        let name = name.as_encoded_bytes();
-        if !name.starts_with(PREFIX.as_bytes()) || !name.ends_with(SUFFIX.as_bytes()) {
+        if !is_drawn(&entry.file_name(), PREFIX, SUFFIX) {
             continue;
         }
         let path = entry.path();

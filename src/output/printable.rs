@@ -14,8 +14,11 @@ pub fn printable_lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| is_harmful(c) && !matches!(c, '\n' | '\t'))
 }
 
-/// A path to show in a message.
+/// A path to show in a message; an empty one is `''`.
 pub fn shown(path: &Path) -> String {
+    if path.as_os_str().is_empty() {
+        return "''".to_owned();
+    }
     printable(&path.to_string_lossy()).into_owned()
 }
 
@@ -55,5 +58,6 @@ mod tests {
         }
         assert_eq!(printable_lines("a\n\tb\r\x1b"), "a\n\tb\\r\\u{1b}");
         assert_eq!(shown(Path::new("/tmp/a\nb")), "/tmp/a\\nb");
+        assert_eq!(shown(Path::new("")), "''");
     }
 }

@@ -3,27 +3,38 @@
 use crate::DType;
 use half::{bf16, f16};
 
-/// A Rust type that can be an element of a [`Tensor`](crate::Tensor).
-pub trait Element: bytemuck::Pod + Send + Sync + PartialEq + std::fmt::Debug {
+mod sealed {
+    /// Nobody else's types are elements: kernels go by the dtype's size, and so must the memory.
+    pub trait Sealed {}
+}
+
+/// A Rust type that can be an element of a [`Tensor`](crate::Tensor): `f16`, `bf16`, `f32`, `i32` and `u8`.
+///
+/// ```compile_fail,E0277
+/// #[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+/// #[repr(transparent)]
+/// struct Tiny(u8);
+/// // One byte that says it is four.
+/// impl tilewright::tensor::Element for Tiny {
+///     const DTYPE: tilewright::DType = tilewright::DType::F32;
+/// }
+/// ```
+pub trait Element: sealed::Sealed + bytemuck::Pod + Send + Sync + PartialEq + std::fmt::Debug {
     /// The matching element type.
     const DTYPE: DType;
 }
 
-impl Element for f16 {
-    const DTYPE: DType = DType::F16;
+macro_rules! elements {
+    ($($element:ty => $dtype:ident),*) => {$(
+        impl sealed::Sealed for $element {}
+        impl Element for $element {
+            const DTYPE: DType = DType::$dtype;
+        }
+        const _: () = assert!(size_of::<$element>() == DType::$dtype.size());
+    )*};
 }
-impl Element for bf16 {
-    const DTYPE: DType = DType::Bf16;
-}
-impl Element for f32 {
-    const DTYPE: DType = DType::F32;
-}
-impl Element for i32 {
-    const DTYPE: DType = DType::I32;
-}
-impl Element for u8 {
-    const DTYPE: DType = DType::U8;
-}
+
+elements!(f16 => F16, bf16 => Bf16, f32 => F32, i32 => I32, u8 => U8);
 
 /// A half-precision element: what `q`, `k`, `v` and `out` consist of.
 pub trait Half: Element {

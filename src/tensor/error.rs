@@ -85,9 +85,7 @@ pub enum TensorError {
         second: &'static str,
     },
     /// Query heads that cannot be shared out evenly over the key heads.
-    #[error(
-        "q has {heads} heads and k has {kv_heads}, needed a multiple of {kv_heads} in q: repeat or drop heads"
-    )]
+    #[error("{}", head_groups(*heads, *kv_heads))]
     HeadGroups {
         /// Query heads.
         heads: usize,
@@ -117,4 +115,16 @@ pub enum TensorError {
         /// Where it should be.
         needed: String,
     },
+}
+
+fn head_groups(heads: usize, kv_heads: usize) -> String {
+    match kv_heads {
+        0 => format!(
+            "q has {heads} heads and k has none, so that they have nothing to attend to: give k and v as many heads as q, or a \
+             number that divides {heads}"
+        ),
+        _ => format!(
+            "q has {heads} heads and k has {kv_heads}, needed a multiple of {kv_heads} in q: repeat or drop heads"
+        ),
+    }
 }

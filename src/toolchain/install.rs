@@ -1,7 +1,7 @@
 //! Installing NVRTC from pip's packages into Tilewright's data folder.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,6 +10,7 @@ use super::ToolchainError;
 use super::environment::Environment;
 use super::find::package_root;
 use super::layout::{inspect, trusted};
+use crate::leftover::{DRAWN, is_drawn};
 
 /// The packages with the SHA-256 of their wheels, those for x86-64 and those for 64-bit Arm: from wherever a wheel comes, it is
 /// the one that was tested.
@@ -115,7 +116,8 @@ pub(super) fn requirements(variable: impl Fn(&str) -> Option<String>) -> String 
 /// folder with `lib` and `include`. `report` is given a line for every step.
 ///
 /// The packages are fetched into a folder of their own that is renamed when complete, so an interrupted
-/// installation is never found; installers that run at the same time end up with the same one.
+/// installation is never found; installers that run at the same time end up with the same one. What a killed one leaves
+/// is removed by the next.
 ///
 /// # Errors
 /// No data folder, or one that other users can change; no pip; pip's failure with its last lines, which a package of another hash
@@ -151,15 +153,13 @@ pub(super) fn install_with(
         report("waiting for another installation to finish");
         let _ = lock.lock();
     }
+    sweep(parent);
     if inspect(&root).is_ok() {
         report(&format!("another process has installed NVRTC in {}", root.display()));
         return Ok(root);
     }
 
-    let private = tempfile::Builder::new()
-        .prefix("toolchain.partial-")
-        .tempdir_in(parent)
-        .map_err(io("create a folder in", parent))?;
+    let (private, _alive) = private_folder(parent, PARTIAL)?;
     report(&format!("installing {} into {}", PACKAGES.join(" and "), target.display()));
     let partial = private.path().join("packages");
     fetch(installers, private.path(), &partial, report)?;
@@ -172,6 +172,43 @@ pub(super) fn install_with(
     publish(&partial, target, parent)?;
     report(&format!("NVRTC is installed in {}", root.display()));
     Ok(root)
+}
+
+/// What the names of folders begin with that are not complete, and of those that hold what was broken.
+const PARTIAL: &str = "toolchain.partial-";
+const BROKEN: &str = "toolchain.broken-";
+
+/// A new folder that is removed at the end, and what is locked as long as its process lives. Where locks do not work
+/// nothing is swept.
+fn private_folder(parent: &Path, prefix: &str) -> Result<(tempfile::TempDir, Option<File>), ToolchainError> {
+    let folder = tempfile::Builder::new()
+        .prefix(prefix)
+        .rand_bytes(DRAWN)
+        .tempdir_in(parent)
+        .map_err(io("create a folder in", parent))?;
+    let alive = File::open(folder.path()).ok().filter(|file| file.try_lock().is_ok());
+    Ok((folder, alive))
+}
+
+/// Removes what killed installers left in the data folder: nobody holds its lock. Whoever calls this holds
+/// the installation's, so that no new folder is taken for one of theirs.
+fn sweep(parent: &Path) {
+    let Ok(entries) = fs::read_dir(parent) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if ![PARTIAL, BROKEN].iter().any(|prefix| is_drawn(&name, prefix, ""))
+            || !entry.file_type().is_ok_and(|kind| kind.is_dir())
+        {
+            continue;
+        }
+        let path = entry.path();
+        if let Ok(folder) = File::open(&path)
+            && folder.try_lock().is_ok()
+            && fs::remove_dir_all(&path).is_ok()
+        {
+            tracing::debug!(path = %path.display(), "removed what an installation left behind");
+        }
+    }
 }
 
 /// Creates folders that only their user may write to, whatever the mask of the process.
@@ -285,10 +322,7 @@ fn publish(partial: &Path, target: &Path, parent: &Path) -> Result<(), Toolchain
     if !target.exists() {
         return Err(io("create", target)(error));
     }
-    let aside = tempfile::Builder::new()
-        .prefix("toolchain.broken-")
-        .tempdir_in(parent)
-        .map_err(io("create a folder in", parent))?;
+    let (aside, _alive) = private_folder(parent, BROKEN)?;
     fs::rename(target, aside.path().join("toolchain")).map_err(io("move away", target))?;
     match fs::rename(partial, target) {
         Err(_) if inspect(&package_root(target)).is_ok() => Ok(()),

@@ -4,7 +4,7 @@ use super::support::*;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use tilewright::bundle::{BundleError, Contents, Refusal, export, import};
+use tilewright::bundle::{BundleError, Contents, Refusal, export};
 use tilewright::cache::KernelCache;
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use tilewright::bundle::{BundleError, Contents, Refusal, export, import};
+use tilewright::bundle::{BundleError, Contents, Refusal, export};
 use tilewright::cache::{CacheError, KernelCache};
 
 #[test]

@@ -3,7 +3,7 @@
 use super::support::*;
 use std::fs;
 use tar::EntryType;
-use tilewright::bundle::{BundleError, PathFault, Refusal, import};
+use tilewright::bundle::{BundleError, PathFault, Refusal};
 
 /// The files of a good bundle without its manifest.
 fn good() -> Vec<File> {

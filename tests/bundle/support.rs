@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tar::{EntryType, Header};
 use tempfile::TempDir;
-use tilewright::bundle::{BundleError, Contents, Refusal, export, import};
+use tilewright::bundle::{BundleError, Contents, ImportReport, Refusal, export};
 use tilewright::cache::{CubinKey, KernelCache};
 use tilewright::codegen::{Family, Schedule};
 use tilewright::compile::{Cubin, OPTIONS, PtxasReport};
@@ -197,6 +197,12 @@ pub fn manifest(files: &[File]) -> File {
 /// The same files with a manifest that lists them.
 pub fn listed(files: Vec<File>) -> Vec<File> {
     [vec![manifest(&files)], files].concat()
+}
+
+/// Imports a bundle of the test's own.
+pub fn import(cache: &KernelCache, from: &Path) -> Result<ImportReport, BundleError> {
+    // SAFETY: the tests made the bundle, and run nothing that it brings.
+    unsafe { tilewright::bundle::import(cache, from) }
 }
 
 /// Imports some bytes into an empty cache. What is refused leaves nothing behind.

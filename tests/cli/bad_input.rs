@@ -63,6 +63,12 @@ fn tensors_that_do_not_fit() {
     three(fine, (BF16, &[1, 2, 130, 128]), fine, &["d is (64, 128) in q and k"]);
     three(fine, fine, (BF16, &[1, 2, 131, 64]), &["seq_kv is (130, 131) in k and v"]);
     three((BF16, &[1, 3, 130, 64]), fine, fine, &["q has 3 heads and k has 2"]);
+    three(
+        (BF16, &[1, 3, 130, 64]),
+        (BF16, &[1, 0, 130, 64]),
+        (BF16, &[1, 0, 130, 64]),
+        &["k has none", "divides 3"],
+    );
     three((BF16, &[2, 2, 130, 64]), fine, fine, &["batch is (2, 1) in q and k"]);
     let wide: &[usize] = &[1, 1, 16, 320];
     three((BF16, wide), (BF16, wide), (BF16, wide), &["head dimension 320", "8 to 256"]);
@@ -81,6 +87,7 @@ fn places_that_cannot_be_written_to() {
     run(nowhere().to_str().unwrap(), &["cannot write ", "Cargo.toml/nowhere", "--output"]);
     run(folder.path().to_str().unwrap(), &["cannot write", "it is a folder"]);
     run("/dev/null/out.safetensors", &["cannot write"]);
+    run("", &["cannot write '': the name is empty"]);
 }
 
 #[test]

@@ -25,6 +25,7 @@ fn numbers_below_zero_are_values() {
     }
     // Other numbers cannot be below 0: it is the number that is refused, not an option `-1`.
     let tune = |option| tilewright(&["tune", "--device", "cpu", option, "-1"]);
+    let shapes = tilewright(&["tune", "--device", "cpu", "--shapes", "-1x2x3"]);
     let inspect = tilewright(&["inspect", "pool", "--candidate", "-1"]);
     let prune = tilewright(&["cache", "prune", "--max", "-1"]);
     for (what, output, says) in [
@@ -38,6 +39,11 @@ fn numbers_below_zero_are_values() {
         ("scale", run("--scale", "-inf"), "needed a finite number"),
         ("top-k", run("--top-k", "-inf"), "top-k is -inf"),
         ("scale", run("--scale", "--mask"), "needed a finite number"),
+        ("block", run("--block", "-1x-2"), "'--block <QxKV>': "),
+        ("device", tilewright(&["demo", "--device", "-1"]), "'--device <DEVICE>': use cpu"),
+        ("shapes", shapes, "'--shapes <SHAPES>': "),
+        ("arch", tilewright(&["compile", "--arch", "-80"]), "'--arch <ARCH>': "),
+        ("spec", tilewright(&["inspect", "pool", "--spec", "-D=1"]), "`-D` is no parameter"),
     ] {
         let said = stderr(&output);
         assert!(!output.status.success() && said.contains(says), "{what}: {said}");

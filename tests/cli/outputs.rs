@@ -90,6 +90,25 @@ fn dashes_are_standard_input_and_output() {
     assert!(said.contains("error: cannot write -: Broken pipe") && !said.contains("panicked"), "{said}");
 }
 
+#[test]
+#[cfg(target_os = "linux")]
+fn a_standard_output_that_is_closed_is_no_place_to_write_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_input(dir.path());
+    for (output, redirection, ends) in
+        [("-", ">&-", 1), ("/dev/stdout", ">&-", 1), ("-", "<>/dev/null >&0", 0)]
+    {
+        let line = format!("exec \"$@\" {redirection}");
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &line, "sh", env!("CARGO_BIN_EXE_tilewright"), "run", "--device", "cpu"]);
+        let done = shell.args(["--input", &input, "--output", output]).output().unwrap();
+        let said = stderr(&done);
+        assert_eq!(done.status.code(), Some(ends), "{output} {redirection}: {said}");
+        assert_eq!(said.contains("standard output is closed"), ends == 1, "{output} {redirection}: {said}");
+        assert_eq!(said.contains("written"), ends == 0, "{output} {redirection}: {said}");
+    }
+}
+
 /// A command in the middle of its work, on tensors that take one thread several seconds.
 fn at_work(dir: &Path) -> std::process::Child {
     let (input, out) = (dir.join("long.safetensors"), dir.join("out"));

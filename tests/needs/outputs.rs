@@ -8,7 +8,7 @@ use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use safetensors::SafeTensors;
 use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, chown, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, chown, lchown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -21,10 +21,16 @@ pub const DEVICES: &[Test<()>] = &[
 ];
 
 /// As root.
-pub const USERS: &[Test<()>] = &[(
-    "outputs::a_file_in_a_folder_that_cannot_be_written_to_is_overwritten",
-    a_file_in_a_folder_that_cannot_be_written_to_is_overwritten,
-)];
+pub const USERS: &[Test<()>] = &[
+    (
+        "outputs::a_file_in_a_folder_that_cannot_be_written_to_is_overwritten",
+        a_file_in_a_folder_that_cannot_be_written_to_is_overwritten,
+    ),
+    (
+        "outputs::another_users_link_in_a_folder_for_all_is_not_followed",
+        another_users_link_in_a_folder_for_all_is_not_followed,
+    ),
+];
 
 /// A device that takes everything, and one that is always full.
 const NULL: u32 = 3;
@@ -80,7 +86,7 @@ fn every_command_writes_to_devices(_: &()) {
 }
 
 /// The command as another user runs it.
-fn as_nobody(folder: &Path) -> Command {
+pub fn as_nobody(folder: &Path) -> Command {
     let program = folder.join("tilewright");
     if !program.exists() {
         fs::copy(env!("CARGO_BIN_EXE_tilewright"), &program).unwrap();
@@ -91,6 +97,50 @@ fn as_nobody(folder: &Path) -> Command {
     let mut command = Command::new(program);
     command.uid(NOBODY).gid(NOBODY).current_dir("/").env("HOME", folder).env("TILEWRIGHT_NVRTC", nowhere());
     command
+}
+
+/// What the kernel does where `fs.protected_symlinks` is set.
+fn another_users_link_in_a_folder_for_all_is_not_followed(_: &()) {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |path: &Path| Output::open(path)?.write(b"new");
+    let other = NOBODY - 1;
+    for (mode, owner, link_owner, follows) in [
+        (0o1777, 0, NOBODY, false),
+        (0o1777, other, NOBODY, false),
+        (0o1777, 0, 0, true),
+        (0o1777, other, 0, true),
+        (0o1777, NOBODY, NOBODY, true),
+        (0o0777, 0, NOBODY, true),
+        (0o1755, 0, NOBODY, true),
+    ] {
+        let case = format!("{mode:o} of {owner}, link of {link_owner}");
+        let folder = dir.path().join(format!("{mode:o}-{owner}-{link_owner}"));
+        let (link, secret, new) = (folder.join("link"), dir.path().join("secret"), folder.join("to-new"));
+        fs::create_dir(&folder).unwrap();
+        fs::write(&secret, "old").unwrap();
+        symlink(&secret, &link).and_then(|()| symlink("new", &new)).unwrap();
+        // A link of one's own that leads to the other.
+        let outer = dir.path().join(format!("{mode:o}-{owner}-{link_owner}-outer"));
+        symlink(&link, &outer).unwrap();
+        for path in [&link, &new] {
+            lchown(path, Some(link_owner), None).unwrap();
+        }
+        chown(&folder, Some(owner), None).unwrap();
+        set_mode(&folder, mode);
+        for path in [&link, &new, &outer] {
+            let result = write(path);
+            assert_eq!(result.is_ok(), follows, "{case}: {result:?}");
+            let Err(error) = result else { continue };
+            assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{case}");
+            assert!(error.to_string().contains("is a symbolic link of user 65534"), "{case}: {error}");
+        }
+        let content = fs::read_to_string(&secret).unwrap();
+        assert_eq!(
+            (content.as_str(), folder.join("new").exists()),
+            (if follows { "new" } else { "old" }, follows),
+            "{case}"
+        );
+    }
 }
 
 fn a_file_in_a_folder_that_cannot_be_written_to_is_overwritten(_: &()) {

@@ -124,6 +124,21 @@ fn a_cache_of_roots_is_read_by_others_and_left_as_it_is(_: &()) {
     let before = state();
     assert!(as_nobody(dir.path(), "read", dir.path()));
     assert_eq!(state(), before, "nothing is written");
+    for arguments in [&["clear"][..], &["prune", "--max", "0"]] {
+        let run = |more: &[&str]| {
+            let mut command = crate::outputs::as_nobody(dir.path());
+            command.arg("cache").args(arguments).args(more).env("TILEWRIGHT_CACHE", cache.root());
+            command.output().expect("it starts")
+        };
+        let (said, json) = (run(&[]), run(&["--json"]));
+        assert_eq!((said.status.code(), json.status.code()), (Some(1), Some(1)));
+        let text = String::from_utf8_lossy(&said.stderr);
+        assert!(text.contains("error: could not remove ") && text.contains("Permission denied"), "{text}");
+        assert!(said.stdout.is_empty(), "no report");
+        let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("one JSON document");
+        assert_eq!(json["error"]["kind"], "cache", "{json}");
+    }
+    assert_eq!(state(), before, "nothing is removed");
     // Where root's mask lets nobody read, that is an error and not a cache without kernels.
     set_mode(cache.root(), 0o700);
     assert!(as_nobody(dir.path(), "locked_out", dir.path()));

@@ -1,8 +1,6 @@
 //! Integer expressions of declarations: constraints, budgets, launch grids, derived dimensions.
 
-use super::names;
 use proc_macro2::TokenStream;
-use quote::{format_ident, quote};
 use std::fmt;
 use syn::spanned::Spanned;
 
@@ -60,7 +58,7 @@ pub enum EvalError {
 }
 
 impl Op {
-    fn symbol(self) -> &'static str {
+    pub(super) fn symbol(self) -> &'static str {
         match self {
             Op::Add => "+",
             Op::Sub => "-",
@@ -89,8 +87,28 @@ impl Op {
         }
     }
 
-    fn is_condition(self) -> bool {
-        !matches!(self, Op::Add | Op::Sub | Op::Mul | Op::Div | Op::Rem)
+    pub(super) fn is_condition(self) -> bool {
+        self.checked().is_none()
+    }
+
+    pub(super) fn is_logical(self) -> bool {
+        matches!(self, Op::And | Op::Or)
+    }
+
+    /// The method of `i64` that an operation on numbers is.
+    pub(super) fn checked(self) -> Option<&'static str> {
+        Some(match self {
+            Op::Add => "checked_add",
+            Op::Sub => "checked_sub",
+            Op::Mul => "checked_mul",
+            Op::Div => "checked_div",
+            Op::Rem => "checked_rem",
+            _ => return None,
+        })
+    }
+
+    pub(super) fn token(self) -> TokenStream {
+        self.symbol().parse().expect("an operator is a token")
     }
 
     fn apply(self, a: i64, b: i64) -> Option<i64> {
@@ -111,8 +129,13 @@ impl Op {
     }
 }
 
+/// `a / b` rounded up, for `b` above 0. `None` where it overflows or divides by zero.
+pub fn ceil_div(a: i64, b: i64) -> Option<i64> {
+    a.checked_add(b.checked_sub(1)?)?.checked_div(b)
+}
+
 impl Function {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Function::CeilDiv => "ceil_div",
             Function::Min => "min",
@@ -122,7 +145,7 @@ impl Function {
 
     fn apply(self, a: i64, b: i64) -> Option<i64> {
         match self {
-            Function::CeilDiv => a.checked_add(b.checked_sub(1)?)?.checked_div(b),
+            Function::CeilDiv => ceil_div(a, b),
             Function::Min => Some(a.min(b)),
             Function::Max => Some(a.max(b)),
         }
@@ -176,67 +199,6 @@ impl Expr {
                 a.visit_names(visit);
                 b.visit_names(visit);
             }
-        }
-    }
-
-    /// The expression as Rust over `i64` variables named by `variable`.
-    pub(crate) fn to_rust(&self) -> TokenStream {
-        match self {
-            Expr::Int(value) => {
-                let literal = proc_macro2::Literal::i64_unsuffixed(*value);
-                quote!(#literal)
-            }
-            Expr::Name(name) => {
-                let ident = names::variable(name);
-                quote!(#ident)
-            }
-            Expr::Binary(op, a, b) => {
-                let (a, b) = (a.to_operand(), b.to_operand());
-                let symbol: TokenStream = op.symbol().parse().expect("an operator is a token");
-                quote!(#a #symbol #b)
-            }
-            Expr::Call(Function::CeilDiv, a, b) => {
-                let (a, b) = (a.to_operand(), b.to_operand());
-                quote!((#a + #b - 1) / #b)
-            }
-            Expr::Call(function, a, b) => {
-                let (a, b, name) = (a.to_operand(), b.to_rust(), format_ident!("{}", function.name()));
-                quote!(#a.#name(#b))
-            }
-            Expr::If(c, a, b) => {
-                let (c, a, b) = (c.to_rust(), a.to_rust(), b.to_rust());
-                quote!(if #c { #a } else { #b })
-            }
-        }
-    }
-
-    /// The expression as CUDA over 32 or 64 bits, with names as `name_of` writes them.
-    pub(crate) fn to_cuda(&self, name_of: &dyn Fn(&str) -> String) -> String {
-        match self {
-            Expr::Int(value) => value.to_string(),
-            Expr::Name(name) => name_of(name),
-            Expr::Binary(op, a, b) => {
-                format!("({} {} {})", a.to_cuda(name_of), op.symbol(), b.to_cuda(name_of))
-            }
-            Expr::Call(Function::CeilDiv, a, b) => {
-                let (a, b) = (a.to_cuda(name_of), b.to_cuda(name_of));
-                format!("(({a} + {b} - 1) / {b})")
-            }
-            Expr::Call(function, a, b) => {
-                format!("{}({}, {})", function.name(), a.to_cuda(name_of), b.to_cuda(name_of))
-            }
-            Expr::If(c, a, b) => {
-                format!("({} ? {} : {})", c.to_cuda(name_of), a.to_cuda(name_of), b.to_cuda(name_of))
-            }
-        }
-    }
-
-    /// As [`to_rust`](Self::to_rust), in parentheses where it could bind differently beside an operator.
-    fn to_operand(&self) -> TokenStream {
-        let tokens = self.to_rust();
-        match self {
-            Expr::Int(_) | Expr::Name(_) | Expr::Call(Function::Min | Function::Max, ..) => tokens,
-            _ => quote!((#tokens)),
         }
     }
 }

@@ -29,6 +29,8 @@
 //! `specialize`, and those of a `tune`, are enumerated: there are at most 65536 of each. The arguments and dimensions take at most
 //! the 4096 bytes that CUDA passes to a kernel.
 //!
+//! What divides by zero or overflows 64 bits has no value: a launch refuses its arguments for it.
+//!
 //! # Parameters that go together
 //!
 //! `specialize { D: [64, 128], D_V: [64, 128] = D }` gives `D_V` the value of `D` where a spec gives none, and variants' names leave
@@ -47,14 +49,16 @@
 
 mod ast;
 mod check;
+mod cuda;
 mod expr;
 pub(crate) mod names;
 mod parse;
 mod parse_body;
+mod rust;
 mod spans;
 
 pub use ast::{
     Arg, ArgKind, Body, Constraint, Derived, DimRef, ElementType, FunctionSlot, Kernel, Launch, Require,
     ScalarType, SpecParam, SpecValues, TensorMap, TuneParam,
 };
-pub use expr::{EvalError, Expr};
+pub use expr::{EvalError, Expr, ceil_div};

@@ -207,11 +207,16 @@ fn parse_align(input: ParseStream) -> Result<usize> {
         if !attr.path().is_ident("align") {
             return Err(syn::Error::new_spanned(attr, "an argument can only have `#[align(bytes)]`"));
         }
-        let bytes: LitInt = attr.parse_args()?;
-        align = bytes.base10_parse()?;
-        if !usize::is_power_of_two(align) || align > 256 {
-            return Err(syn::Error::new(bytes.span(), "an alignment is a power of two up to 256"));
-        }
+        let bytes: syn::Expr = attr.parse_args()?;
+        let found = match &bytes {
+            syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Int(int), .. }) => int.base10_parse::<usize>().ok(),
+            _ => None,
+        };
+        let Some(found) = found.filter(|bytes| bytes.is_power_of_two() && *bytes <= 256) else {
+            let message = "an alignment is a power of two up to 256, in bytes: write `#[align(16)]`";
+            return Err(syn::Error::new_spanned(bytes, message));
+        };
+        align = found;
     }
     Ok(align)
 }

@@ -28,11 +28,12 @@ pub struct TuneArgs {
         long,
         value_delimiter = ',',
         value_name = "SHAPES",
+        allow_hyphen_values = true,
         default_value = "12x32760x128,10x75600x128,30x17776x64"
     )]
     shapes: Vec<Shape>,
     /// The dtype of q, k and v: bf16 or f16.
-    #[arg(long, default_value = "bf16", value_parser = dtype)]
+    #[arg(long, default_value = "bf16", value_parser = dtype, allow_hyphen_values = true)]
     dtype: DType,
     #[command(flatten)]
     attention: AttentionArgs,

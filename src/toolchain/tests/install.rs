@@ -72,6 +72,35 @@ fn installers_at_the_same_time_share_one() {
     assert_eq!(runs.lines().count(), 1, "the others waited for the first");
 }
 
+/// A killed installer removes nothing; the next one does, and leaves what another still works in.
+#[test]
+fn what_killed_installers_left_is_removed_and_nothing_else() {
+    let dir = folder();
+    let data = dir.path().join("data");
+    let dead = ["toolchain.partial-a1B2c3", "toolchain.broken-ZZZZ99"];
+    let kept = ["toolchain.partial-Alive7", "toolchain.partial-notes", "toolchain.partial-my.own"];
+    for name in dead.iter().chain(&kept) {
+        touch(data.join(name).join("packages/nvidia/cu13/lib/libnvrtc.so.13"));
+    }
+    touch(data.join("toolchain.partial-aFile1"));
+    let alive = fs::File::open(data.join(kept[0])).expect("a folder");
+    alive.lock().expect("a lock");
+    let good = script(dir.path(), "good", FILL);
+    install_with(&data.join("toolchain"), std::slice::from_ref(&good), &|_| ()).expect("an installation");
+    for name in dead {
+        assert!(!data.join(name).exists(), "{name}");
+    }
+    for name in kept.iter().chain(&["toolchain.partial-aFile1"]) {
+        assert!(data.join(name).exists(), "{name}");
+    }
+    // An installer's own is locked while it works.
+    let other = dir.path().join("other");
+    let probe = "flock -n $(dirname $target) true && echo free >> $(dirname $0)/free";
+    let probing = script(dir.path(), "probing", &format!("{probe}\n{FILL}"));
+    install_with(&other.join("toolchain"), std::slice::from_ref(&probing), &|_| ()).expect("an installation");
+    assert!(!dir.path().join("free").exists(), "nobody could take its folder");
+}
+
 /// An installation is only worth its download where it may be loaded.
 #[test]
 fn nothing_is_installed_where_others_could_change_it() {
