@@ -279,5 +279,5 @@ def test_a_table_is_copied_once(tmp_path):
     run = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     grown, shown = run.stdout.split(maxsplit=1)
-    assert int(grown) < 1.4 * 48 * 1024, f"{grown} KiB"
+    assert int(grown) < 1.8 * 48 * 1024, f"{grown} KiB: a second copy"
     assert "half=(12582912 values)" in shown
