@@ -516,7 +516,7 @@ def test_nested_tensors(layout):
         {"mask_mod": lambda b, h, q, kv: q >= kv},
         {"is_causal": True, "mask_mod": tilewright.mask_mod(lambda b, h, q, kv: q >= kv)},
     ],
-    ids=str,
+    ids=lambda options: " ".join(f"{name}={value!r}" if isinstance(value, (int, float, str)) else name for name, value in options.items()),
 )
 def test_a_module_refuses_what_its_calls_would(options):
     q, k, v = tensors()
