@@ -1,5 +1,6 @@
 """Gradients through DistributedDataParallel and FSDP: two processes on the CPU against one with both halves of the batch."""
 
+import faulthandler
 import os
 
 import pytest
@@ -41,7 +42,8 @@ def batch():
     return torch.randn(WORLD, 200, 128, generator=torch.Generator().manual_seed(1))
 
 
-def work(rank, folder, kind):
+def work(rank, folder, kind, all_done):
+    faulthandler.enable()
     os.environ["OMP_NUM_THREADS"] = "1"
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=WORLD)
     layer = model()
@@ -56,12 +58,16 @@ def work(rank, folder, kind):
     whole = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in layer.parameters()]
     if rank == 0:
         torch.save(whole, f"{folder}/gradients.pt")
-    dist.destroy_process_group()
+    # gloo's threads may abort a process while a peer or the interpreter ends: nobody leaves before all are done, and then
+    # at once.
+    all_done.wait()
+    os._exit(0)
 
 
 @pytest.mark.parametrize("kind", ["DistributedDataParallel", "fully_shard"])
 def test_two_processes_have_the_gradients_of_one(kind, tmp_path):
-    torch.multiprocessing.spawn(work, (str(tmp_path), kind), nprocs=WORLD)
+    all_done = torch.multiprocessing.get_context("spawn").Barrier(WORLD)
+    torch.multiprocessing.spawn(work, (str(tmp_path), kind, all_done), nprocs=WORLD)
     layer = model()
     loss(layer, batch()).backward()
     for found, parameter in zip(torch.load(tmp_path / "gradients.pt"), layer.parameters(), strict=True):
