@@ -5,9 +5,11 @@ extern crate self as tilewright;
 
 pub mod attention;
 pub mod build;
+#[cfg(feature = "bundle")]
 pub mod bundle;
 pub mod cache;
 /// The command line; public for the command and for `fuzz/` alone.
+#[cfg(feature = "command")]
 #[doc(hidden)]
 pub mod cli;
 pub mod compile;
@@ -33,6 +35,7 @@ mod parallel;
 pub mod reference;
 mod room;
 pub mod select;
+pub mod services;
 pub mod tensor;
 pub mod toolchain;
 mod trust;

@@ -3,6 +3,7 @@
 use crate::call::apart;
 use crate::error::to_python;
 use crate::registry;
+use crate::services::services;
 use pyo3::prelude::*;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -93,7 +94,7 @@ fn built(py: Python<'_>, kind: Kind, selection: Option<Selection>) -> PyResult<A
     let mask_mod = registry::mask_mod(kind.functions.1)?;
     let build = || -> Result<Attention, tilewright::Error> {
         let device = match kind.ordinal {
-            Some(ordinal) => Device::cuda(ordinal)?,
+            Some(ordinal) => Device::cuda(ordinal)?.with_services(&services()),
             None => Device::cpu(),
         };
         let mut builder = Attention::builder(HeadDim::new(kind.head_dim)?, kind.dtype)

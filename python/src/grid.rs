@@ -1,6 +1,7 @@
 //! Token grids: the order of a video's tokens, and the kernel that moves rows.
 
 use crate::call::apart;
+use crate::services::services;
 use crate::torch::Torch;
 use crate::view::{Kind, View};
 use pyo3::exceptions::{PyIndexError, PyValueError};
@@ -126,7 +127,7 @@ impl TokenGrid {
         let (from, mut to): (Tensor, Tensor) =
             unsafe { (from.on_gpu("the tensor")?, to.on_gpu("the result")?) };
         apart(py, || {
-            let Device::Cuda(device) = Device::cuda(ordinal)? else {
+            let Device::Cuda(device) = Device::cuda(ordinal)?.with_services(&services()) else {
                 unreachable!("a GPU was asked for");
             };
             // SAFETY: PyTorch's streams belong to the primary context and are not destroyed; the grid stays in `GRIDS`.

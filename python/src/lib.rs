@@ -11,6 +11,7 @@ mod grid;
 mod make;
 mod ops;
 mod registry;
+mod services;
 mod torch;
 mod view;
 
@@ -43,7 +44,7 @@ mod _native {
     /// Tells where this Python looks for packages: NVRTC is one of them, as a rule.
     #[pyfunction]
     fn set_package_folders(folders: Vec<std::path::PathBuf>) {
-        tilewright::toolchain::set_python_folders(folders);
+        super::services::set_package_folders(folders);
     }
 
     /// Looks up what calls need of PyTorch.

@@ -75,7 +75,7 @@ impl AttentionBuilder {
         self
     }
 
-    /// How schedules are chosen on a GPU; `TILEWRIGHT_POLICY`, else [`Policy::Tune`], when not given.
+    /// How schedules are chosen on a GPU; as the device's [`Services`](crate::services::Services) say when not given.
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = Some(policy);
         self
@@ -105,7 +105,7 @@ impl AttentionBuilder {
         rule.validate()?;
         let pipeline = match device.as_cuda() {
             Some(device) => {
-                let policy = self.policy.map_or_else(Policy::from_env, Ok)?;
+                let policy = self.policy.map_or_else(|| device.services().policy(), Ok)?;
                 // Captures go to the GPU here.
                 let _current = device.enter()?;
                 Some(Pipeline::new(device, &rule, policy)?)

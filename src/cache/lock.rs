@@ -1,10 +1,8 @@
 //! Locks between processes. They only save doing a thing twice: whoever does not get one goes on without.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-
-use fs4::{FileExt, TryLockError};
 
 use super::files;
 use super::key::file_name;
@@ -83,7 +81,7 @@ fn attempt(path: &Path) -> Attempt {
             return Attempt::Broken;
         }
     };
-    match FileExt::try_lock(&file) {
+    match file.try_lock() {
         Ok(()) if is_at(&file, path) => Attempt::Held(file),
         // Its last holder has removed it: the next attempt makes a new one.
         Ok(()) | Err(TryLockError::WouldBlock) => Attempt::Taken,

@@ -69,6 +69,7 @@ impl Meta {
     }
 
     /// The same without the times, which differ between equal compilations.
+    #[cfg(feature = "bundle")]
     pub fn timeless(self) -> Self {
         Self { compile_ms: 0, created: 0, ..self }
     }

@@ -40,6 +40,7 @@ mod record;
 mod sealed;
 mod settings;
 mod toolchain;
+#[cfg(feature = "bundle")]
 pub(crate) mod transfer;
 mod upkeep;
 

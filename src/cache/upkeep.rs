@@ -129,6 +129,7 @@ impl KernelCache {
     }
 
     /// Keeps the limit as storing does, without removing what was just imported. How many entries were removed.
+    #[cfg(feature = "bundle")]
     pub(crate) fn make_room_around<'a>(&self, imported: impl Iterator<Item = &'a CubinKey>) -> usize {
         let total: u64 = entry::folders(&self.v1()).iter().map(|path| size(path)).sum();
         match total > self.limit() {

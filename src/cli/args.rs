@@ -4,6 +4,7 @@ use clap::Args;
 use std::str::FromStr;
 use tilewright::codegen::{Arch, Value};
 use tilewright::device::DeviceError;
+use tilewright::services::{Services, line_on_stderr};
 use tilewright::toolchain::ToolchainError;
 use tilewright::{BlockSize, DType, Device, Selection, top_k, top_p};
 
@@ -60,11 +61,12 @@ pub enum DeviceChoice {
 impl DeviceChoice {
     /// Opens the device.
     pub fn open(self) -> Result<Device, DeviceError> {
-        match self {
-            DeviceChoice::Cpu => Ok(Device::cpu()),
-            DeviceChoice::Cuda(ordinal) => Device::cuda(ordinal),
-            DeviceChoice::Best => Ok(Device::best()),
-        }
+        let device = match self {
+            DeviceChoice::Cpu => Device::cpu(),
+            DeviceChoice::Cuda(ordinal) => Device::cuda(ordinal)?,
+            DeviceChoice::Best => Device::best(),
+        };
+        Ok(device.with_services(&Services::builder().on_first_use(line_on_stderr()).build()))
     }
 
     /// Where to run instead when `device` was opened and there is no NVRTC: a GPU is of no use without, and `best`

@@ -14,6 +14,7 @@ use super::inquire::inquire;
 use super::queue::TileQueues;
 use super::{DeviceError, DeviceInfo, LoadedKernel, driver};
 use crate::compile::Cubin;
+use crate::services::Services;
 use crate::toolchain::Toolchain;
 
 /// A CUDA GPU with one stream that all of its work goes through, in order. Cloning is cheap, and all who ask for the
@@ -24,11 +25,13 @@ pub struct CudaDevice {
     inner: Arc<Inner>,
 }
 
+#[derive(Clone)]
 struct Inner {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     info: DeviceInfo,
     queues: Arc<TileQueues>,
+    services: Services,
 }
 
 impl CudaDevice {
@@ -65,7 +68,8 @@ impl CudaDevice {
         let stream = cuda("cuStreamCreate", context.new_stream())?;
         driver::keep_freed_memory(&context);
         let queues = Arc::new(TileQueues::new(&stream)?);
-        Ok(Self { inner: Arc::new(Inner { context, stream, info, queues }) })
+        let services = Services::from_env();
+        Ok(Self { inner: Arc::new(Inner { context, stream, info, queues, services }) })
     }
 
     /// The same GPU with its work on a stream of the caller's (a `cudaStream_t` or `CUstream`): PyTorch's current one, or
@@ -75,11 +79,19 @@ impl CudaDevice {
     /// The stream belongs to this GPU's primary context and outlives everything made with the device returned. Memory
     /// that was used on another stream is ordered by the caller, with events.
     pub unsafe fn on_stream(&self, stream: *mut c_void) -> Self {
-        let inner = &*self.inner;
         // SAFETY: the caller answers for the stream; it is borrowed, so dropping it here destroys nothing.
-        let stream = unsafe { inner.context.wrap_borrowed_stream(stream.cast()) };
-        let (context, info, queues) = (inner.context.clone(), inner.info.clone(), inner.queues.clone());
-        Self { inner: Arc::new(Inner { context, stream, info, queues }) }
+        let stream = unsafe { self.inner.context.wrap_borrowed_stream(stream.cast()) };
+        Self { inner: Arc::new(Inner { stream, ..(*self.inner).clone() }) }
+    }
+
+    /// The same GPU and stream with these services.
+    pub fn with_services(&self, services: &Services) -> Self {
+        Self { inner: Arc::new(Inner { services: services.clone(), ..(*self.inner).clone() }) }
+    }
+
+    /// What kernels are made with.
+    pub fn services(&self) -> &Services {
+        &self.inner.services
     }
 
     /// What the GPU is and has.

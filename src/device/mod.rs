@@ -23,6 +23,7 @@ mod tests;
 
 use std::fmt;
 
+use crate::services::Services;
 use serde::Serialize;
 use tilewright_codegen::{Arch, Limits, Machine};
 
@@ -63,6 +64,14 @@ impl Device {
             tracing::debug!(%reason, "no GPU: running on the CPU");
             Self::Cpu
         })
+    }
+
+    /// The same device with these services; the processor needs none.
+    pub fn with_services(self, services: &Services) -> Self {
+        match self {
+            Self::Cpu => Self::Cpu,
+            Self::Cuda(device) => Self::Cuda(device.with_services(services)),
+        }
     }
 
     /// The architecture that kernels are compiled for, such as `sm_90a`; none for the processor.

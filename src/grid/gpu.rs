@@ -5,7 +5,7 @@ use super::apply::Way;
 use crate::device::CudaDevice;
 use crate::kernels::regroup;
 use crate::launch::{Kernel, Outputs, Request, Tolerance, Tuned};
-use crate::tune::{Bucket, Policy, Workload};
+use crate::tune::{Bucket, Workload};
 use crate::{DType, Device, Error, Tensor};
 use std::sync::PoisonError;
 
@@ -64,7 +64,7 @@ impl TokenGrid {
             Some((_, kernel)) => kernel.on(cuda),
             None => {
                 let request = Request::new(&regroup::SOURCE).value("T", dtype);
-                let kernel = Tuned::new(cuda, &request, Policy::from_env()?)?;
+                let kernel = Tuned::new(cuda, &request, cuda.services().policy()?)?;
                 known.kernels.push(((ordinal, dtype), kernel.clone()));
                 kernel
             }

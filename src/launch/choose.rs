@@ -1,13 +1,13 @@
 //! How a kernel is chosen: by the record, by a race, or by the model.
 
 use super::library::{Unusable, load_cubin, load_variants};
-use super::progress::ProgressLine;
 use super::store::Store;
 use super::trial::Trial;
 use super::{Kernel, Outputs, Tuned};
 use crate::Error;
 use crate::cache::KernelCache;
 use crate::codegen::Variant;
+use crate::services::{FirstUse, Services};
 use crate::tune::{
     Bucket, Contender, DeviceLock, Plan, Policy, Progress, RaceSettings, TuneKey, TuneRecord, plan, race,
 };
@@ -22,7 +22,7 @@ impl Tuned {
         outputs: Option<Outputs<'_>>,
         launch: &mut dyn FnMut(&Kernel) -> Result<(), Error>,
     ) -> Result<Kernel, Error> {
-        let store = Store::global()?;
+        let store = Store::of(&self.device)?;
         if self.shared.policy == Policy::FirstValid {
             return self.first_valid(ranked);
         }
@@ -59,7 +59,7 @@ impl Tuned {
 
     /// The first candidate that compiles without spills. Without NVRTC, the first that the program or a bundle brought.
     pub(super) fn first_valid(&self, ranked: &[&Variant]) -> Result<Kernel, Error> {
-        let store = Store::global()?;
+        let store = Store::of(&self.device)?;
         if self.shared.policy == Policy::CacheOnly {
             for variant in ranked {
                 if let Some(kernel) = self.load(store, variant)? {
@@ -89,7 +89,7 @@ impl Tuned {
     }
 
     /// A candidate, unless the policy forbids compiling and it is not in the cache, or it spills.
-    fn load(&self, store: &Store, variant: &Variant) -> Result<Option<Kernel>, Error> {
+    fn load(&self, store: Store<'_>, variant: &Variant) -> Result<Option<Kernel>, Error> {
         let loaded = match self.shared.policy {
             Policy::CacheOnly => match store.cached(self.device.arch(), variant) {
                 Some(cubin) => load_cubin(&self.device, variant, cubin)?,
@@ -101,7 +101,7 @@ impl Tuned {
     }
 
     /// What the cache holds: the only candidate, or an error that says what is missing.
-    fn cached(&self, store: &Store, ranked: &[&Variant], no_record: bool) -> Result<Kernel, Error> {
+    fn cached(&self, store: Store<'_>, ranked: &[&Variant], no_record: bool) -> Result<Kernel, Error> {
         if let [only] = ranked
             && let Some(kernel) = self.load(store, only)?
         {
@@ -119,7 +119,7 @@ impl Tuned {
     /// Times what the record leaves to time, and keeps the result.
     fn tune(
         &self,
-        store: &Store,
+        store: Store<'_>,
         key: TuneKey,
         ranked: &[&Variant],
         outputs: &Outputs<'_>,
@@ -127,9 +127,9 @@ impl Tuned {
     ) -> Result<Kernel, Error> {
         let shared = &*self.shared;
         let info = self.device.info();
-        let line = ProgressLine::new(&info.name, &shared.name);
+        let waiting = Waiting::new(self.device.services(), &info.name, &shared.name);
         let lock = DeviceLock::acquire(DeviceLock::folder(), &info.uuid, DeviceLock::PATIENCE, |holder| {
-            line.show(&Progress::Waiting { holder });
+            waiting.tell(Progress::Waiting { holder });
         });
         let all = fingerprints(ranked);
         // Whoever held the lock may have done it.
@@ -147,7 +147,7 @@ impl Tuned {
         let variants: Vec<&Variant> = places.iter().map(|&place| ranked[place]).collect();
         let (done, of) = (AtomicUsize::new(0), variants.len());
         let loaded = load_variants(&self.device, &variants, |_| {
-            line.show(&Progress::Compiling { done: 1 + done.fetch_add(1, Ordering::Relaxed), of });
+            waiting.tell(Progress::Compiling { done: 1 + done.fetch_add(1, Ordering::Relaxed), of });
         })?;
         let (mut kernels, mut rejected) = (Vec::new(), Vec::new());
         for (variant, loaded) in variants.into_iter().zip(loaded) {
@@ -185,7 +185,8 @@ impl Tuned {
             false => {
                 let mut trial = Trial::new(&self.device, &kernels, launch, outputs);
                 let settings = RaceSettings::default();
-                let result = race(&mut trial, &settings, &mut |progress: &Progress<'_>| line.show(progress));
+                let result =
+                    race(&mut trial, &settings, &mut |progress: &Progress<'_>| waiting.tell(*progress));
                 if let Some(error) = trial.unchecked() {
                     return Err(error);
                 }
@@ -224,7 +225,7 @@ impl Tuned {
         kernel: &Kernel,
         reason: &str,
     ) -> Result<Option<Kernel>, Error> {
-        let store = Store::global()?;
+        let store = Store::of(&self.device)?;
         let all = fingerprints(ranked);
         let key = self.key(bucket);
         let failed = kernel.variant().fingerprint.as_str();
@@ -246,6 +247,30 @@ impl Tuned {
             }
         }
         Ok(None)
+    }
+}
+
+/// Tells how far the first use of a kernel is, to its end.
+struct Waiting<'a> {
+    services: &'a Services,
+    device: &'a str,
+    kernel: &'a str,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(services: &'a Services, device: &'a str, kernel: &'a str) -> Self {
+        tracing::info!(device, kernel, "tuning");
+        Waiting { services, device, kernel }
+    }
+
+    fn tell(&self, progress: Progress<'_>) {
+        self.services.tell(&FirstUse::new(self.device, self.kernel, progress));
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.tell(Progress::Done);
     }
 }
 

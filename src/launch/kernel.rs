@@ -212,7 +212,7 @@ impl Kernel {
         let Some(variant) = compiled.variant.folded() else {
             unreachable!("persistent grids are not folded")
         };
-        let cubins = Store::global()?.cubins(device.arch(), &[&variant], |_| {});
+        let cubins = Store::of(device)?.cubins(device.arch(), &[&variant], |_| {});
         let Some(cubin) = cubins.into_iter().next() else {
             unreachable!("there is a cubin for each variant")
         };

@@ -161,7 +161,7 @@ pub(super) fn load_variants(
         variants.iter().copied().filter(|variant| !loaded.contains_key(&key(variant))).collect()
     };
     let done = |origin| compiled(origin == Origin::Compiled);
-    let cubins = Store::global()?.cubins(device.arch(), &unknown, done);
+    let cubins = Store::of(device)?.cubins(device.arch(), &unknown, done);
     let mut failed = HashMap::new();
     for (variant, cubin) in unknown.into_iter().zip(cubins) {
         let loaded = match cubin {

@@ -23,7 +23,6 @@ mod functions;
 mod kernel;
 mod lazy;
 mod library;
-mod progress;
 mod slices;
 mod store;
 mod trial;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use etcetera::BaseStrategy;
 
@@ -42,15 +41,6 @@ pub struct Environment {
     data: Option<PathBuf>,
 }
 
-/// The package folders of the Python that this process is.
-static HOST_PYTHON: Mutex<Option<Vec<PathBuf>>> = Mutex::new(None);
-
-/// Says that this process is a Python, and where it looks for packages (`sys.path`): the search for NVRTC then looks there
-/// instead of asking the `python3` of the `PATH`, which may be another one.
-pub fn set_python_folders(folders: Vec<PathBuf>) {
-    *HOST_PYTHON.lock().unwrap_or_else(PoisonError::into_inner) = Some(folders);
-}
-
 impl Environment {
     /// This process's environment.
     pub fn current() -> Self {
@@ -60,9 +50,7 @@ impl Environment {
             .map(|(name, value)| (name, PathBuf::from(value)))
             .collect();
         let data = etcetera::choose_base_strategy().ok().map(|base| base.data_dir().join("tilewright"));
-        let host = HOST_PYTHON.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let python = host.map_or(Python::Ask, Python::Folders);
-        Self { variables, default_parent: PathBuf::from("/usr/local"), python, data }
+        Self { variables, default_parent: PathBuf::from("/usr/local"), python: Python::Ask, data }
     }
 
     /// An environment in which nothing is set and whose default CUDA folders lie under `root`.
@@ -81,7 +69,8 @@ impl Environment {
         self
     }
 
-    /// The same with these folders as Python's package folders, instead of asking an interpreter.
+    /// The same with these folders as Python's package folders, instead of asking the `python3` of the `PATH`: a process that is a
+    /// Python gives its own `sys.path`.
     pub fn with_python_folders(mut self, folders: Vec<PathBuf>) -> Self {
         self.python = Python::Folders(folders);
         self

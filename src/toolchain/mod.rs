@@ -32,7 +32,6 @@ pub use crate::trust::Exposure;
 pub(crate) use environment::variables;
 pub use environment::{
     CUDA_VARIABLES, DATA_VARIABLE, Environment, NVRTC_VARIABLE, PYTHON_PATH_VARIABLE, PYTHON_VARIABLES,
-    set_python_folders,
 };
 pub use find::{OLDEST_NVRTC, Outcome, Refusal, Searched, Source};
 pub use install::{PACKAGES, install};

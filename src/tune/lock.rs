@@ -1,10 +1,9 @@
 //! One tuner a GPU at a time: two at once would time each other.
 
 use super::key::slug;
-use fs4::{FileExt, TryLockError};
 use rustix::fs::OFlags;
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{Error, ErrorKind};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -54,8 +53,7 @@ impl DeviceLock {
         let start = Instant::now();
         let mut waiting = Some(waiting);
         loop {
-            // Named in full: the standard library's method of the same name would win.
-            match FileExt::try_lock(&file) {
+            match file.try_lock() {
                 Ok(()) => {
                     add_waited(&path, start.elapsed());
                     return DeviceLock { path, file: Some(file) };
@@ -98,7 +96,7 @@ impl Drop for DeviceLock {
     fn drop(&mut self) {
         // Closing would do; a child process that inherited the file would still hold it.
         if let Some(file) = &self.file {
-            let _ = FileExt::unlock(file);
+            let _ = file.unlock();
         }
     }
 }

@@ -30,23 +30,23 @@ mod explain;
 mod key;
 mod lock;
 mod plan;
+#[cfg(feature = "command")]
 mod plot;
-mod policy;
-mod progress;
 mod race;
 mod record;
 mod spec;
 mod synthetic;
+#[cfg(feature = "command")]
+mod table;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use crate::services::{POLICY_VARIABLE, Policy, PolicyError, Progress};
 pub use bench::Bench;
 pub use explain::Row;
 pub use key::{Bucket, DENSITY_BANDS, DeviceKey, TuneKey, Workload};
 pub use lock::DeviceLock;
 pub use plan::{Plan, plan};
-pub use policy::{POLICY_VARIABLE, Policy, PolicyError};
-pub use progress::Progress;
 pub use race::{Entry, Finish, RaceError, RaceResult, RaceSettings, race};
 pub use record::{Contender, Outcome, RecordError, SCHEMA, Timing, TuneRecord};
 pub use spec::spec_fingerprint;

@@ -1,6 +1,6 @@
 //! A record as a picture: a bar for each candidate, the fastest on top.
 
-use super::explain::one_line;
+use super::table::one_line;
 use super::{Row, TuneRecord};
 use crate::codegen::Rejection;
 use plotters::prelude::*;

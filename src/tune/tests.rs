@@ -3,6 +3,7 @@
 pub(crate) mod fake;
 mod key;
 mod lock;
+#[cfg(feature = "command")]
 mod output;
 mod plan;
 mod race;

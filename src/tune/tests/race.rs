@@ -1,4 +1,5 @@
 use super::fake::Fake;
+use crate::services::FirstUse;
 use crate::tune::synthetic::SplitMix;
 use crate::tune::*;
 
@@ -198,7 +199,7 @@ fn progress_tells_of_every_step() {
     let mut lines = Vec::new();
     let mut bench = Fake::new(&[100.0, 300.0]);
     race(&mut bench, &RaceSettings::default(), &mut |progress| {
-        lines.push(progress.line("NVIDIA H200", "forward"));
+        lines.push(FirstUse::new("NVIDIA H200", "forward", *progress).to_string());
     })
     .unwrap();
     assert_eq!(lines[0], "first use on NVIDIA H200: checking forward, 1 of 2");
