@@ -83,17 +83,18 @@ impl Request {
     }
 }
 
-/// The GPU, the source's fingerprint, and that of the declaration: two may have one source and differ in what a launch must hold to.
-type Identity = (usize, String, String);
+/// The GPU, its services, the source's fingerprint, and that of the declaration: two may have one source and differ in what a launch
+/// must hold to, and each cache is to hold what its services compiled.
+type Identity = (usize, u64, String, String);
 
 type Loaded = HashMap<Identity, Arc<Compiled>>;
 
 fn identity(device: &CudaDevice, variant: &Variant) -> Identity {
     let declaration = variant.candidate.spec.declaration().to_owned();
-    (device.info().ordinal, variant.fingerprint.clone(), declaration)
+    (device.info().ordinal, device.services().number(), variant.fingerprint.clone(), declaration)
 }
 
-/// Every kernel loaded so far: a second `Attention` of the same spec compiles nothing.
+/// Every kernel loaded so far: a second `Attention` of the same spec compiles nothing. None is ever unloaded, for a graph may hold it.
 static LOADED: LazyLock<Mutex<Loaded>> = LazyLock::new(Mutex::default);
 
 /// Loads a kernel for each request: the preferred candidate that compiles without spills. All compile in parallel.

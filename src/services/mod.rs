@@ -23,10 +23,13 @@ mod policy;
 mod progress;
 #[cfg(feature = "terminal")]
 mod terminal;
+#[cfg(test)]
+mod tests;
 
 use crate::cache::{CacheError, KernelCache};
 use crate::toolchain::{Environment, Toolchain, ToolchainError};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 pub use policy::{POLICY_VARIABLE, Policy, PolicyError};
@@ -34,13 +37,16 @@ pub use progress::{FirstUse, Progress};
 #[cfg(feature = "terminal")]
 pub use terminal::line_on_stderr;
 
-/// The services of a device. Cloning is cheap, and clones are one; what is not given is looked up when it is first needed.
+/// The services of a device. Cloning is cheap, and clones are one; what is not given is looked up when it is first needed. Make few:
+/// kernels that were loaded with them stay loaded for the life of the process.
 #[derive(Clone)]
 pub struct Services {
     inner: Arc<Inner>,
 }
 
 struct Inner {
+    /// No other services of this process have it.
+    number: u64,
     cache: OnceLock<Option<KernelCache>>,
     environment: Environment,
     toolchain: Mutex<Option<Toolchain>>,
@@ -113,6 +119,10 @@ impl Services {
         self.inner.policy.map_or_else(Policy::from_env, Ok)
     }
 
+    pub(crate) fn number(&self) -> u64 {
+        self.inner.number
+    }
+
     /// Tells whoever waits how far a kernel's first use is.
     pub(crate) fn tell(&self, step: &FirstUse<'_>) {
         if let Some(listener) = &self.inner.listener {
@@ -181,8 +191,10 @@ impl ServicesBuilder {
 
     /// The services.
     pub fn build(self) -> Services {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
         let ServicesBuilder { cache, environment, toolchain, policy, listener } = self;
         let inner = Inner {
+            number: COUNT.fetch_add(1, Ordering::Relaxed),
             cache: cache.map_or_else(OnceLock::new, OnceLock::from),
             environment: environment.unwrap_or_else(Environment::current),
             toolchain: Mutex::new(toolchain),

@@ -4,9 +4,12 @@ use super::Test;
 use super::support::Random;
 use libtest_mimic::Failed;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tilewright::attention::MaskLists;
+use tilewright::cache::KernelCache;
 use tilewright::reference::{largest_difference, relative_error};
+use tilewright::services::Services;
 use tilewright::tune::{Policy, Workload, synthetic_mask};
 use tilewright::{
     Attention, BlockSize, CaptureValue, DType, Device, DeviceFn, Error, Gradients, HeadDim, Output, ScoreMod,
@@ -23,6 +26,7 @@ pub const TESTS: &[Test] = &[
     ("tuned::a_wrong_gradient_is_caught", wrong_gradient),
     ("tuned::a_function_that_panics_is_an_error", panics),
     ("tuned::captures_need_not_reach_beyond_the_call", short_captures),
+    ("tuned::services_of_ones_own", own_services),
 ];
 
 #[mask_mod]
@@ -310,4 +314,40 @@ fn short_captures(device: &Device) -> Result<(), Failed> {
             .map_err(|error| format!("{heads} × {seq_q} × {seq_kv}: {error}"))?;
     }
     Ok(())
+}
+
+/// A device that was given a cache and a listener keeps its records there, and says what it waits for.
+fn own_services(device: &Device) -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let cache = KernelCache::at(&folder.path().join("kernels"))?;
+    let heard: Arc<Mutex<Vec<String>>> = Arc::default();
+    let hears = heard.clone();
+    let services = Services::builder()
+        .cache(cache.clone())
+        .policy(Policy::Tune)
+        .on_first_use(move |step| hears.lock().unwrap().push(step.to_string()))
+        .build();
+    let own = device.clone().with_services(&services);
+    let [q, k, v] = inputs(&own, &[1, 2, 1700, 64], 5)?;
+    let attend = |device: &Device| -> Result<(Output, Attention), Error> {
+        let attention = Attention::builder(HeadDim::D64, DType::Bf16).select(top_k(0.2)).build(device)?;
+        Ok((attention.forward(&q, &k, &v)?, attention))
+    };
+    let (out, attention) = attend(&own)?;
+    let records = cache.records().len();
+    let heard = std::mem::take(&mut *heard.lock().unwrap());
+    let timed = attention.choices().iter().filter(|choice| choice.record.is_some()).count();
+    if timed == 0 || records != timed {
+        return Err(format!("{timed} kernels were timed, {records} records are kept: {heard:?}").into());
+    }
+    let done = heard.iter().filter(|line| line.ends_with("is ready")).count();
+    if done != timed || !heard.last().is_some_and(|line| line.ends_with("is ready")) {
+        return Err(format!("{timed} kernels were timed, and this was told: {heard:?}").into());
+    }
+    let quiet = Services::builder().cache(cache).policy(Policy::CacheOnly).build();
+    let (again, _) = attend(&device.clone().with_services(&quiet))?;
+    match again.out.to_f32_vec()? == out.out.to_f32_vec()? {
+        true => Ok(()),
+        false => Err("what was tuned before computes something else".into()),
+    }
 }

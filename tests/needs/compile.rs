@@ -1,14 +1,17 @@
 //! From a source to a cubin, or to what is wrong with it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use tilewright::cache::KernelCache;
 use tilewright::compile::{CompileError, CompileJob, Cubin, compile_all};
-use tilewright::toolchain::Toolchain;
+use tilewright::services::Services;
+use tilewright::toolchain::{Environment, Toolchain};
 
 pub const TESTS: &[crate::needs::Test<Toolchain>] = &[
     ("compile::a_source_becomes_a_cubin_for_every_family", a_source_becomes_a_cubin_for_every_family),
     ("compile::a_broken_source_shows_its_lines", a_broken_source_shows_its_lines),
     ("compile::bad_requests_are_typed_errors", bad_requests_are_typed_errors),
     ("compile::many_jobs_keep_their_order", many_jobs_keep_their_order),
+    ("compile::services_remember_what_they_found", services_remember_what_they_found),
 ];
 
 const GOOD: &str = r#"
@@ -99,4 +102,19 @@ fn many_jobs_keep_their_order(toolchain: &Toolchain) {
         }
     }
     assert!(compile_all(toolchain, Vec::new(), |_| ()).is_empty());
+}
+
+/// The version of NVRTC is known without loading it once a process has found it, and NVRTC that was given is the one in use.
+fn services_remember_what_they_found(toolchain: &Toolchain) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cache = KernelCache::at(&folder.path().join("kernels")).expect("a cache");
+    let environment = Environment::current();
+    assert_eq!(cache.nvrtc_version(&environment), None);
+    let found = Services::builder().cache(cache.clone()).build();
+    assert_eq!(found.toolchain().expect("it was found before").library(), toolchain.library());
+    assert_eq!(cache.nvrtc_version(&environment), Some(toolchain.version()));
+    assert_eq!(Services::builder().cache(cache).build().nvrtc_version(), Some(toolchain.version()));
+    let nowhere = Environment::empty(folder.path());
+    let given = Services::builder().no_cache().environment(nowhere).toolchain(toolchain.clone()).build();
+    assert_eq!(given.toolchain().expect("it was given").library(), toolchain.library());
 }
