@@ -1,10 +1,10 @@
-//! Embeds the shared headers, so that a new file in `templates/lib` needs no list to be kept.
+//! Embeds the shared headers, so that a new file in `lib/` needs no list to be kept.
 
 use std::fmt::Write;
 use std::path::Path;
 
 fn main() {
-    let lib = Path::new(env!("CARGO_MANIFEST_DIR")).join("../templates/lib");
+    let lib = Path::new(env!("CARGO_MANIFEST_DIR")).join("lib");
     println!("cargo::rerun-if-changed={}", lib.display());
     let mut names: Vec<String> = std::fs::read_dir(&lib)
         .unwrap_or_else(|error| panic!("reading {}: {error}", lib.display()))
