@@ -1,9 +1,10 @@
 //! What can go wrong between a declaration and a rendered source.
 
+use std::fmt;
 use std::path::PathBuf;
 
-/// An error of the generator.
-#[derive(Debug, thiserror::Error)]
+/// An error of the generator. Its `Debug` is its text: a `build.rs` whose `main` returns it prints what a person can read.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A declaration that does not parse or check. The position is that of the offending token.
@@ -72,12 +73,27 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A folder among kernels that is none.
+    #[error(
+        "{} has no kernel.rs: declare the kernel there, or move the folder elsewhere (headers for all kernels go into `lib`)",
+        path.display()
+    )]
+    NoDeclaration {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A folder given to [`emit`](crate::emit()) that holds no kernel.
     #[error("{} holds no kernel: make a folder in it with a kernel.rs and its bodies", path.display())]
     NoKernels {
         /// The folder.
         path: PathBuf,
     },
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl Error {

@@ -4,6 +4,9 @@ use crate::Error;
 use std::borrow::Cow;
 use std::path::Path;
 
+/// The folder of headers that kernels share: the tile library's, and beside the kernels' folders one of their own.
+const LIB: &str = "lib";
+
 /// The files of one kernel: embedded in generated bindings, or read from a folder.
 #[derive(Debug, Clone)]
 pub struct KernelSource {
@@ -16,7 +19,7 @@ pub struct KernelSource {
 }
 
 impl KernelSource {
-    /// Reads `<dir>/<name>/`.
+    /// Reads `<dir>/<name>/`, and the headers of `<dir>/lib/`, which all kernels of `dir` may include.
     ///
     /// # Errors
     /// [`Error::Io`] when a file cannot be read.
@@ -29,6 +32,12 @@ impl KernelSource {
                 files.push((format!("{name}/{file}").into(), read(&folder.join(&file))?.into()));
             }
         }
+        let lib = dir.join(LIB);
+        if lib.is_dir() {
+            for file in sorted_entries(&lib)?.into_iter().filter(|file| file.ends_with(".cuh")) {
+                files.push((format!("{LIB}/{file}").into(), read(&lib.join(&file))?.into()));
+            }
+        }
         Ok(KernelSource {
             name: name.to_owned().into(),
             declaration: declaration.into(),
@@ -36,15 +45,23 @@ impl KernelSource {
         })
     }
 
-    /// Reads every kernel of a templates folder, by name: each subfolder that has a `kernel.rs`.
+    /// Reads every kernel of a templates folder, by name: each subfolder but `lib` and hidden ones.
     ///
     /// # Errors
-    /// [`Error::Io`] when a file cannot be read, [`Error::NoKernels`] when there is none.
+    /// [`Error::Io`] when a file cannot be read, [`Error::NoDeclaration`] for a folder without a `kernel.rs`, [`Error::NoKernels`] when
+    /// there is none.
     pub fn read_all(dir: &Path) -> Result<Vec<Self>, Error> {
+        let is_kernel = |name: &String| name != LIB && !name.starts_with('.') && dir.join(name).is_dir();
         let kernels = sorted_entries(dir)?
             .into_iter()
-            .filter(|name| dir.join(name).join("kernel.rs").is_file())
-            .map(|name| KernelSource::read(dir, &name))
+            .filter(is_kernel)
+            .map(|name| {
+                let folder = dir.join(&name);
+                match folder.join("kernel.rs").is_file() {
+                    true => KernelSource::read(dir, &name),
+                    false => Err(Error::NoDeclaration { path: folder }),
+                }
+            })
             .collect::<Result<Vec<_>, _>>()?;
         if kernels.is_empty() {
             return Err(Error::NoKernels { path: dir.to_owned() });

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::SystemTime;
-use support::{DECLARATION, root, write_kernel};
+use support::{BODY, DECLARATION, HEADER, root, write_kernel};
 use tilewright_codegen::{Difference, emit, generated, sync};
 
 /// The committed folder is what the generator makes of `templates/`.
@@ -72,6 +72,50 @@ fn a_broken_kernel_writes_nothing() {
     fs::write(templates.join("scale/kernel.rs"), DECLARATION.replace("f32,", "f64,")).unwrap();
     assert!(sync(&templates, &out, false).is_err());
     assert_eq!(snapshot(&out), before);
+}
+
+/// A folder of kernels has headers of its own in `lib/`, beside the tile library's, and wins where both have one.
+#[test]
+fn kernels_share_headers_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    write_kernel(folder.path());
+    let lib = folder.path().join("lib");
+    fs::create_dir(&lib).unwrap();
+    let body = BODY.replace("scale/load.cuh", "lib/load.cuh")
+        + "<% include \"lib/warp.cuh\" %>\n<% include \"lib/quad.cuh\" %>\n";
+    fs::write(folder.path().join("scale/sm80.cu"), body).unwrap();
+    fs::write(lib.join("load.cuh"), HEADER).unwrap();
+    fs::write(lib.join("warp.cuh"), "// a warp of our own\n").unwrap();
+    fs::write(lib.join("notes.txt"), "not a header").unwrap();
+    let files = generated(folder.path()).unwrap();
+    let text = |ending: &str| &files.iter().find(|(name, _)| name.ends_with(ending)).unwrap().1;
+    assert!(text("scale.rs").contains("include_str!(\"../templates/lib/load.cuh\")"), "{}", text("scale.rs"));
+    let source = text(".cu");
+    assert!(source.contains("return static_cast<float>(from[at]);"), "{source}");
+    assert!(source.contains("// a warp of our own") && !source.contains("warp_sum"), "{source}");
+    assert!(source.contains("quad"), "the tile library's other headers are there: {source}");
+    assert!(!text("scale.rs").contains("notes.txt"));
+}
+
+/// A folder without a declaration is a mistake, not a kernel that is silently left out; files beside the kernels are the author's.
+#[test]
+fn a_folder_without_a_declaration_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    write_kernel(folder.path());
+    fs::write(folder.path().join("README.md"), "what these are").unwrap();
+    fs::create_dir(folder.path().join(".git")).unwrap();
+    assert!(generated(folder.path()).is_ok());
+    let wrong = folder.path().join("softmax");
+    fs::create_dir(&wrong).unwrap();
+    fs::write(wrong.join("kernels.rs"), DECLARATION).unwrap();
+    let error = generated(folder.path()).unwrap_err();
+    let expected = format!(
+        "{} has no kernel.rs: declare the kernel there, or move the folder elsewhere (headers for all kernels go into `lib`)",
+        wrong.display()
+    );
+    assert_eq!(error.to_string(), expected);
+    // What `fn main() -> Result<(), Error>` prints.
+    assert_eq!(format!("{error:?}"), expected);
 }
 
 /// Every file with its text and the time it was written.
