@@ -7,7 +7,7 @@ mod needs;
 use libtest_mimic::{Arguments, Trial};
 use std::fmt::Write;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tilewright::codegen::lower::testing::{Methods, grow};
 use tilewright::codegen::lower::{DEVICE_PRELUDE, DeviceFunction, FunctionKind};
 use tilewright::codegen::{Arch, Candidate, Generator, KernelSource, KernelSpec, Variant};
@@ -61,6 +61,7 @@ fn main() -> std::process::ExitCode {
     let (arguments, nvrtc) = (Arguments::from_args(), needs::nvrtc());
     let mut trials: Vec<Trial> =
         TESTS.iter().map(|&(name, test)| needs::needing(name, &nvrtc, test)).collect();
+    trials.push(needs::needing("machine_code_is_what_it_was", &pinned(&nvrtc), machine_code_is_what_it_was));
     trials.push(needs::plain("every_spec_fits_every_architecture", every_spec_fits_every_architecture));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
@@ -108,25 +109,66 @@ fn faults(candidate: &Candidate, arch: Arch, cubin: &Cubin) -> Vec<String> {
     faults
 }
 
-fn shipped_variants_compile_everywhere_without_spills(toolchain: &Toolchain) {
-    let mut wanted = Vec::new();
-    for generator in kernels() {
-        for spec in generator.shipped_specs().unwrap() {
-            for arch in Arch::SHIPPED {
-                let preferred = &generator.candidates(&spec, arch).unwrap().accepted[0];
-                wanted.push((generator.render(preferred).unwrap(), arch));
+/// The preferred variant of every shipped spec on every architecture, compiled once for all tests.
+fn shipped(toolchain: &Toolchain) -> &'static [(Variant, Arch, Cubin)] {
+    static SHIPPED: OnceLock<Vec<(Variant, Arch, Cubin)>> = OnceLock::new();
+    SHIPPED.get_or_init(|| {
+        let mut wanted = Vec::new();
+        for generator in kernels() {
+            for spec in generator.shipped_specs().unwrap() {
+                for arch in Arch::SHIPPED {
+                    let preferred = &generator.candidates(&spec, arch).unwrap().accepted[0];
+                    wanted.push((generator.render(preferred).unwrap(), arch));
+                }
             }
         }
-    }
+        let cubins = compile(toolchain, &wanted);
+        wanted.into_iter().zip(cubins).map(|((variant, arch), cubin)| (variant, arch, cubin)).collect()
+    })
+}
+
+fn shipped_variants_compile_everywhere_without_spills(toolchain: &Toolchain) {
     let mut wrong = String::new();
-    for ((variant, arch), cubin) in wanted.iter().zip(compile(toolchain, &wanted)) {
-        let mut faults = faults(&variant.candidate, *arch, &cubin);
+    for (variant, arch, cubin) in shipped(toolchain) {
+        let mut faults = faults(&variant.candidate, *arch, cubin);
         if cubin.report.spills() || cubin.report.stack_bytes > 0 {
             faults.push(format!("{:?}", cubin.report));
         }
         faults.iter().for_each(|fault| writeln!(wrong, "{} {arch}: {fault}", variant.name).unwrap());
     }
     assert!(wrong.is_empty(), "\n{wrong}");
+}
+
+/// The assembler whose machine code is committed: that of the packages `tilewright toolchain install` brings.
+const ASSEMBLER: &str = "13.0.88";
+
+/// NVRTC with that assembler.
+fn pinned(nvrtc: &needs::Need<Toolchain>) -> needs::Need<Toolchain> {
+    let toolchain = nvrtc.clone()?;
+    let empty = toolchain.compile("empty", "extern \"C\" __global__ void empty() {}", "sm_80");
+    let found = empty.ok().and_then(|cubin| cubin.assembler());
+    match found.as_deref() == Some(ASSEMBLER) {
+        true => Ok(toolchain),
+        false => Err(needs::Lack {
+            what: "another NVRTC than the committed code's",
+            why: format!("{} has assembler {found:?}, needed {ASSEMBLER}", toolchain.library().display()),
+            fails: std::env::var_os("CI").is_some(),
+        }),
+    }
+}
+
+/// A change that means no change of the kernels shows here that it is none: the machine code's digest, registers and shared
+/// memory of every shipped variant. What is meant is taken over with `INSTA_UPDATE=always`.
+fn machine_code_is_what_it_was(toolchain: &Toolchain) {
+    let mut table = String::new();
+    for (variant, arch, cubin) in shipped(toolchain) {
+        let digest = cubin.code_digest().expect("a kernel has code");
+        let smem = i64::from(cubin.report.static_smem_bytes) + variant.candidate.budget.smem_bytes;
+        let registers = cubin.report.registers;
+        writeln!(table, "{} {arch}: {digest}, {registers} registers, {smem} bytes shared", variant.name)
+            .unwrap();
+    }
+    insta::assert_snapshot!("machine_code", table);
 }
 
 /// Grids with more blocks along y or z than CUDA launches are folded, by a text that goes into any source.

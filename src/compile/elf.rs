@@ -1,4 +1,4 @@
-//! The little of ELF it takes to see that a cubin is not cut short.
+//! The little of ELF it takes to see that a cubin is not cut short, and to find its machine code.
 
 /// The section type of sections that take no place in the file.
 const NO_BITS: u32 = 8;
@@ -29,6 +29,27 @@ fn ends(bytes: &[u8]) -> Option<u64> {
         }
     }
     Some(end)
+}
+
+/// The sections of a whole file whose names begin with `name`, in the file's order.
+pub(super) fn sections<'a>(bytes: &'a [u8], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    let named = move |index: u64| {
+        let (offset, size, at) = section(bytes, index)?;
+        let (names, ..) = section(bytes, u16_at(bytes, 0x3e)?.into())?;
+        let found = bytes.get(usize::try_from(names.checked_add(at)?).ok()?..)?;
+        let start = usize::try_from(offset).ok()?;
+        let section = bytes.get(start..start.checked_add(usize::try_from(size).ok()?)?)?;
+        found.starts_with(name.as_bytes()).then_some(section)
+    };
+    let count = if is_whole(bytes) { u16_at(bytes, 0x3c).unwrap_or_default() } else { 0 };
+    (0..u64::from(count)).filter_map(named)
+}
+
+/// A section's offset, its size, and where its name is.
+fn section(bytes: &[u8], index: u64) -> Option<(u64, u64, u64)> {
+    let (start, size) = (u64_at(bytes, 0x28)?, u64::from(u16_at(bytes, 0x3a)?));
+    let header = usize::try_from(start.checked_add(index * size)?).ok()?;
+    Some((u64_at(bytes, header + 0x18)?, u64_at(bytes, header + 0x20)?, u32_at(bytes, header)?.into()))
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {

@@ -87,6 +87,27 @@ impl Cubin {
         &self.bytes
     }
 
+    /// The blake3 digest of the machine code (the sections `.text.*`), 16 digits of it: equal where the GPU runs the same
+    /// instructions. None for a cubin without.
+    pub fn code_digest(&self) -> Option<String> {
+        let mut hasher = blake3::Hasher::new();
+        let mut code = elf::sections(&self.bytes, ".text.").peekable();
+        code.peek()?;
+        code.for_each(|section| {
+            hasher.update(section);
+        });
+        Some(hasher.finalize().to_hex()[..16].to_owned())
+    }
+
+    /// The version of the assembler that made the machine code, as it says itself: `13.0.88`.
+    pub fn assembler(&self) -> Option<String> {
+        let note = elf::sections(&self.bytes, ".note.nv.tkinfo").next()?;
+        let text = String::from_utf8_lossy(note);
+        let version = text.split(", V").nth(1)?;
+        let end = version.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        Some(version[..end].to_owned())
+    }
+
     /// Whether the bytes are an ELF file with nothing missing. The driver takes a pointer without a length, so a file
     /// cut short on its way through a disk must not reach it.
     pub fn is_whole(&self) -> bool {
