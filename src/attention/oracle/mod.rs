@@ -28,10 +28,11 @@ const TOKENS: usize = 300;
 /// whichever the candidate.
 pub(crate) type Verdict = Result<Result<(), String>, Error>;
 
-/// A panic of the user's own function is the user's to know; any other error is the candidate's.
+/// A panic of the user's own function is the user's to know, and a call that is to end says nothing of any candidate; any other error
+/// is the candidate's.
 fn verdict(case: impl FnOnce() -> Verdict) -> Verdict {
     match case() {
-        Err(error @ Error::DeviceFunction { .. }) => Err(error),
+        Err(error @ (Error::DeviceFunction { .. } | Error::Interrupted)) => Err(error),
         Err(error) => Ok(Err(error.to_string())),
         verdict => verdict,
     }
