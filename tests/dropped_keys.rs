@@ -17,6 +17,11 @@ fn partial_blocks_score_by_their_kept_keys() {
     support::dropped::partial_blocks_score_by_their_kept_keys(&Device::cpu()).unwrap();
 }
 
+#[test]
+fn blocks_are_selected_by_definition() {
+    support::dropped::selects_by_definition(&Device::cpu()).unwrap();
+}
+
 /// Of a single head too, whose partial blocks are all there is to do.
 #[test]
 fn scoring_of_partial_blocks_ends_when_it_is_interrupted() {

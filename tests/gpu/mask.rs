@@ -19,6 +19,7 @@ pub const TESTS: &[Test] = &[
     ("mask::of_block_means", block_means),
     ("mask::what_dropped_keys_hold_decides_nothing", dropped_keys),
     ("mask::partial_blocks_score_by_their_kept_keys", kept_keys),
+    ("mask::blocks_are_selected_by_definition", by_definition),
 ];
 
 #[mask_mod]
@@ -233,6 +234,10 @@ fn dropped_keys(device: &Device) -> Result<(), Failed> {
 
 fn kept_keys(device: &Device) -> Result<(), Failed> {
     Ok(super::support::dropped::partial_blocks_score_by_their_kept_keys(device)?)
+}
+
+fn by_definition(device: &Device) -> Result<(), Failed> {
+    Ok(super::support::dropped::selects_by_definition(device)?)
 }
 
 /// The caller's own block means give the same mask as the tensors; with a mask function, as they do on the CPU (of tensors, what
