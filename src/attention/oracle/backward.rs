@@ -1,7 +1,7 @@
 //! The kernels of the backward.
 
-use super::compare::{close_beyond, not_zero};
-use super::{Case, Rule, Sizes, Verdict, case, equal, poisoned, verdict};
+use super::compare::{close_beyond, equal, not_zero};
+use super::{Case, Rule, Sizes, Verdict, case, poisoned, verdict};
 use crate::device::Device;
 use crate::kernels::{backward_kv, backward_q, mark};
 use crate::launch::{FunctionArgs, Kernel};

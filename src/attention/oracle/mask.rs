@@ -1,15 +1,12 @@
 //! The kernels of the selection.
 
-use super::{Rule, Sizes, TOKENS, Verdict, case, close, equal, noise, poisoned, verdict};
+use super::compare::{SUMS, close, close_scores, equal};
+use super::{Rule, TOKENS, Verdict, noise, poisoned, verdict};
 use crate::device::Device;
-use crate::kernels::{classify, order, pool, rank, score, score_partial, select, transpose};
-use crate::launch::{FunctionArgs, Kernel};
+use crate::kernels::{order, pool, rank, score, select, transpose};
+use crate::launch::Kernel;
 use crate::mask::{EMPTY, FULL, PARTIAL};
-use crate::user_code::UserCode;
-use crate::{BlockIndex, BlockMask, DType, Error, MaskMod, Tensor, cpu};
-
-/// Sums of f32 in another order.
-const BOUND: f64 = 1e-5;
+use crate::{BlockIndex, BlockMask, DType, Error, Tensor, cpu};
 
 /// Blocks that may differ: where a row's mass lands on p within rounding, the order of summation decides.
 const AT_THE_THRESHOLD: usize = 2;
@@ -38,8 +35,8 @@ pub(in crate::attention) fn check_pool(rule: &Rule, device: &Device, kernel: &Ke
         if finished.to_vec::<i32>()? != [0; 2] {
             return Ok(Err("it leaves the counters as they are".to_owned()));
         }
-        let of_q = close(&q_mean.to_f32_vec()?, &expected.0, BOUND);
-        Ok(of_q.and(close(&k_mean.to_f32_vec()?, &expected.1, BOUND)))
+        let of_q = close(&q_mean.to_f32_vec()?, &expected.0, SUMS);
+        Ok(of_q.and(close(&k_mean.to_f32_vec()?, &expected.1, SUMS)))
     })
 }
 
@@ -59,111 +56,6 @@ pub(in crate::attention) fn check_score(rule: &Rule, device: &Device, kernel: &K
         };
         Ok(close_scores(&logits.to_f32_vec()?, &expected))
     })
-}
-
-pub(in crate::attention) fn check_classify(
-    rule: &Rule,
-    sizes: &Sizes,
-    device: &Device,
-    functions: &FunctionArgs,
-    kernel: &Kernel,
-) -> Verdict {
-    let Some(mask_mod) = rule.mask_mod.as_deref() else { return Ok(Ok(())) };
-    let [heads, queries, keys] = case::extents(rule, sizes);
-    let grid = [1, heads, queries.div_ceil(rule.blocks.q()), keys.div_ceil(rule.blocks.kv())];
-    verdict(|| {
-        let expected = crate::mask::classify(mask_mod, grid, rule.blocks, (queries, keys))?;
-        let mut classes = poisoned(device, DType::U8, &grid)?;
-        let (seq_q, seq_kv) = (queries as i32, keys as i32);
-        // SAFETY: a whole case of its own, which is read on the host.
-        unsafe { kernel.launch(&classify::Args { classes: &mut classes, seq_q, seq_kv }, Some(functions))? };
-        Ok(equal("classes", &classes.to_vec::<u8>()?, &expected))
-    })
-}
-
-pub(in crate::attention) fn check_score_partial(
-    rule: &Rule,
-    sizes: &Sizes,
-    device: &Device,
-    functions: &FunctionArgs,
-    kernel: &Kernel,
-) -> Verdict {
-    let Some(mask_mod) = rule.mask_mod.as_deref() else { return Ok(Ok(())) };
-    verdict(|| {
-        let case = PartialCase::new(rule, mask_mod, sizes)?;
-        let [_, _, queries, _] = case.q_shape;
-        let mut logits = case.before.to(device)?;
-        let args = score_partial::Args {
-            q_mean: &case.q_mean.to(device)?,
-            k: &case.k.to(device)?,
-            k_mean: &case.k_mean.to(device)?,
-            classes: &case.classes.to(device)?,
-            logits: &mut logits,
-            seq_q: queries as i32,
-            scale: rule.scale,
-        };
-        // SAFETY: a whole case of its own, which is read on the host.
-        unsafe { kernel.launch(&args, Some(functions))? };
-        Ok(close_scores(&logits.to_f32_vec()?, &case.expected))
-    })
-}
-
-/// Blocks to score by the keys that a function keeps.
-pub(super) struct PartialCase {
-    q_shape: [usize; 4],
-    q_mean: Tensor,
-    k: Tensor,
-    k_mean: Tensor,
-    pub(super) classes: Tensor,
-    /// What is there before, and stays where a block is not partial.
-    pub(super) before: Tensor,
-    pub(super) expected: Vec<f32>,
-}
-
-impl PartialCase {
-    /// Most blocks are said to be partial, whatever the function makes of them: on so few positions it may keep all of each, or
-    /// nothing, and there would be nothing to see.
-    pub(super) fn new(rule: &Rule, mask_mod: &dyn MaskMod, sizes: &Sizes) -> Result<Self, Error> {
-        let (d, blocks, scale) = (rule.head_dim.get(), rule.blocks, rule.scale);
-        let [heads, queries, keys] = case::extents(rule, sizes);
-        let (rows, columns) = (queries.div_ceil(blocks.q()), keys.div_ceil(blocks.kv()));
-        let (q_shape, map) = ([1, heads, queries, d], [1, heads, rows, columns]);
-        let k = noise(rule.dtype, &[1, 1, keys, d], 5)?;
-        let q_mean = cpu::block_means(&noise(rule.dtype, &q_shape, 4)?, blocks.q())?;
-        let k_mean = cpu::block_means(&k, blocks.kv())?;
-        let class = |block: usize| [PARTIAL, PARTIAL, FULL, PARTIAL, EMPTY][block % 5];
-        let classes: Vec<u8> = (0..heads * rows * columns).map(class).collect();
-        let mut expected: Vec<f32> =
-            q_mean.chunks(rows * d).flat_map(|q| cpu::logits(q, &k_mean, d, scale)).collect();
-        // What is not written must not look right, as it would where the function keeps every key.
-        let poisoned = |(logit, class): (&f32, &u8)| if *class == PARTIAL { f32::NAN } else { *logit };
-        let before: Vec<f32> = expected.iter().zip(&classes).map(poisoned).collect();
-        let partial = cpu::PartialScores { function: mask_mod, k: &k, blocks, seqs: (queries, keys), scale };
-        let code = UserCode::new([mask_mod.name(), ""]);
-        code.run(|| {
-            (0..heads).try_for_each(|head| {
-                let (place, at) = (cpu::Head { batch: 0, head, kv_unit: 0 }, head * rows * columns);
-                let (classes, logits) =
-                    (&classes[at..][..rows * columns], &mut expected[at..][..rows * columns]);
-                partial.overwrite(&code, place, classes, &q_mean[head * rows * d..][..rows * d], logits)
-            })
-        })??;
-        Ok(PartialCase {
-            q_shape,
-            q_mean: Tensor::from_slice(&q_mean, &[1, heads, rows, d])?,
-            k,
-            k_mean: Tensor::from_slice(&k_mean, &[1, 1, columns, d])?,
-            classes: Tensor::from_slice(&classes, &map)?,
-            before: Tensor::from_slice(&before, &map)?,
-            expected,
-        })
-    }
-}
-
-/// Scores within their bound, and -inf exactly where the executor has it.
-pub(super) fn close_scores(found: &[f32], expected: &[f32]) -> Result<(), String> {
-    let nothing = |scores: &[f32]| scores.iter().map(|x| *x == f32::NEG_INFINITY).collect::<Vec<_>>();
-    close(found, expected, BOUND).and(equal("blocks without a score", &nothing(found), &nothing(expected)))
 }
 
 /// `split`: whether full blocks go to lists of their own.

@@ -5,21 +5,19 @@ mod case;
 mod compare;
 mod forward;
 mod mask;
+mod partial;
 #[cfg(test)]
 mod tests;
 
 pub(super) use backward::{check_backward_kv, check_backward_q, check_mark};
 pub(super) use forward::check_forward;
-pub(super) use mask::{
-    check_classify, check_order, check_pool, check_rank, check_score, check_score_partial, check_select,
-    check_transpose,
-};
+pub(super) use mask::{check_order, check_pool, check_rank, check_score, check_select, check_transpose};
+pub(super) use partial::{check_classify, check_score_partial};
 
 use super::{Rule, Sizes};
 use crate::device::Device;
 use crate::{DType, Error, Tensor};
 use case::Case;
-use compare::{close, equal};
 
 /// Tokens of the case: whole blocks and a short one, for every block size.
 const TOKENS: usize = 300;

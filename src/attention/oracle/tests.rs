@@ -1,8 +1,8 @@
 use super::backward::{GRADIENT, SUM, compare, of_scores};
 use super::case::extents;
-use super::compare::close_forward;
+use super::compare::{close_forward, close_scores};
 use super::forward::BOUND;
-use super::mask::{PartialCase, close_scores};
+use super::partial::PartialCase;
 use super::*;
 use crate::mask::PARTIAL;
 use crate::tune::tests::fake::Fake;
