@@ -132,6 +132,16 @@ mod tests {
         }
     }
 
+    /// The gaps of a view come with it, whose memory need not be there: said before anything is taken, or a GPU asked for.
+    #[test]
+    fn what_no_host_holds_is_not_fetched() {
+        for (shape, strides) in [([1 << 50, 1], [1, 1]), ([2, 1], [1 << 60, 1])] {
+            let far = view(4096, &shape, &strides);
+            let error = far.to(&crate::Device::Cpu).unwrap_err();
+            assert!(matches!(error, Error::Tensor(TensorError::TooLarge { .. })), "{error}");
+        }
+    }
+
     #[test]
     fn an_arena_gives_aligned_parts_that_do_not_overlap() {
         let mut measure = Arena::to_measure();
