@@ -1,5 +1,6 @@
 //! Caches and libraries among users: only root can be somebody else.
 
+use crate::files::copy_program;
 use crate::support::*;
 use std::fs;
 use std::os::unix::fs::{chown, lchown, symlink};
@@ -122,7 +123,7 @@ fn what_another_user_owns_is_not_loaded(_: &()) {
 fn as_nobody(dir: &Path, role: &str, folder: &Path) -> bool {
     let program = dir.join("program");
     if !program.exists() {
-        fs::copy(std::env::current_exe().expect("this program"), &program).expect("a copy");
+        copy_program(std::env::current_exe().expect("this program"), &program);
     }
     for path in [dir, program.as_path()] {
         set_mode(path, 0o755);
@@ -209,7 +210,7 @@ fn the_owner_of_the_program_is_trusted(_: &()) {
     let (dir, cache) = cache();
     kernel(1).put(&cache);
     let program = dir.path().join("program");
-    fs::copy(std::env::current_exe().expect("this program"), &program).expect("a copy");
+    copy_program(std::env::current_exe().expect("this program"), &program);
     set_mode(&program, 0o755);
     let reads = || child_of(&program, "trusting", dir.path()).status().expect("it starts").success();
     assert!(reads());
