@@ -74,6 +74,10 @@ impl Attention {
     /// are dense in any order of their dimensions. `scratch` is a contiguous tensor of at least
     /// [`scratch_bytes`](Self::scratch_bytes).
     ///
+    /// The kernels of a call work in its scratch one after another. Calls on one stream may share it where one returns before the next
+    /// begins; threads that call at the same time need one each, clones being one: else their results are wrong, though no
+    /// kernel leaves its tensors.
+    ///
     /// # Errors
     /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Scratch`], [`Error::Gaps`], [`Error::Aliased`];
     /// [`Error::Tensor`] for outputs of another shape, dtype or device, over nothing too; otherwise as

@@ -246,8 +246,9 @@ fn left_behind(path: &Path) -> bool {
     let Some(age) = age(path).filter(|&age| age > SWEEP_AGE) else { return false };
     match name.strip_prefix(files::TEMPORARY) {
         Some(rest) => {
+            // Of what has no number, such as an import's folder that somebody holds, the age alone tells.
             let process = rest.split('-').next().and_then(|number| number.parse().ok());
-            age > ABANDONED || !process.is_some_and(is_running)
+            age > ABANDONED || process.is_some_and(|process| !is_running(process))
         }
         // Removing a lock that is held after all costs a second compilation, nothing else.
         None => {
