@@ -48,12 +48,17 @@ pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Err
 
 /// Opens a file of the cache: no link, no device, and no waiting for a pipe's other end.
 pub(super) fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    open_for(private::modes().1, options, path)
+}
+
+/// The same with the mode of a new file.
+pub(super) fn open_for(mode: u32, options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     #[cfg(unix)]
     {
         use rustix::fs::OFlags;
         use std::os::unix::fs::OpenOptionsExt;
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        options.mode(private::modes().1).custom_flags(flags.bits() as i32);
+        options.mode(mode).custom_flags(flags.bits() as i32);
     }
     options.open(path)
 }

@@ -153,7 +153,11 @@ pub(super) fn install_with(
     // The lock only saves a second download: where locks do not work (some network file systems), the rename
     // below still decides.
     let lock_path = parent.join("toolchain.lock");
-    let lock = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&lock_path);
+    let mut options = fs::OpenOptions::new();
+    // Who may read a file may hold its lock, and this one is waited for.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let lock = options.write(true).create(true).truncate(false).open(&lock_path);
     let lock = lock.map_err(io("create", &lock_path))?;
     if lock.try_lock().is_err() {
         report("waiting for another installation to finish");

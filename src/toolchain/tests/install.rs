@@ -102,6 +102,9 @@ fn what_killed_installers_left_is_removed_and_nothing_else() {
     assert!(!dir.path().join("free").exists(), "nobody could take its folder");
     let modes = fs::read_to_string(dir.path().join("modes")).expect("the script ran");
     assert_eq!(modes.trim(), "700", "nobody else can change what is fetched before it is looked at");
+    let lock = fs::metadata(other.join("toolchain.lock")).expect("the lock");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&lock.permissions());
+    assert_eq!(mode & 0o777, 0o600, "nobody else can hold it");
 }
 
 /// An installation is only worth its download where it may be loaded.
