@@ -137,7 +137,7 @@ fn what_is_unpacked_is_private_and_goes_with_the_next_import() {
     }
     killed.kill().unwrap();
     killed.wait().unwrap();
-    assert_eq!(unpacked(), [left.clone()]);
+    assert_eq!(unpacked(), std::slice::from_ref(&left));
 
     let (mut running, mut stdin) = begin();
     wait_for("the next import", &|| !left.exists() && is_half_done());
