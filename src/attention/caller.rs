@@ -74,8 +74,11 @@ impl Attention {
     /// are dense in any order of their dimensions. `scratch` is a contiguous tensor of at least
     /// [`scratch_bytes`](Self::scratch_bytes).
     ///
+    /// The kernels of a call work in its scratch one after another. Calls on one stream may share it where one returns before the next
+    /// begins; threads that call at the same time need one each, clones being one.
+    ///
     /// # Errors
-    /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Scratch`], [`Error::Gaps`], [`Error::Aliased`];
+    /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Scratch`], [`Error::ScratchInUse`], [`Error::Gaps`], [`Error::Aliased`];
     /// [`Error::Tensor`] for outputs of another shape, dtype or device, over nothing too; otherwise as
     /// [`forward`](Self::forward).
     pub fn forward_in(
@@ -232,7 +235,7 @@ fn named<'a>(
 
 pub(super) fn arena(scratch: &Tensor) -> Result<Arena, Error> {
     let found = scratch.elements() * scratch.dtype().size();
-    Arena::of(scratch).filter(|_| scratch.is_contiguous()).ok_or(Error::Scratch { found })
+    Arena::of(scratch)?.filter(|_| scratch.is_contiguous()).ok_or(Error::Scratch { found })
 }
 
 /// What the bindings of the kernels do not check: gaps, and what one kernel reads where another has written.
