@@ -110,6 +110,11 @@ pub enum Error {
         /// The argument that is written.
         with: &'static str,
     },
+    /// Scratch that another call works in.
+    #[error(
+        "a call of another thread is at work in this scratch: give each thread its own, or call when the other has returned"
+    )]
+    ScratchInUse,
     /// Rows that would be read and written at once.
     #[error("the tensor and its result share their memory, but rows change places: write to another tensor")]
     SharedRows,

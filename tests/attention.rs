@@ -169,11 +169,35 @@ fn inputs_larger_than_memory_are_refused() {
     let error = dense.backward(&q, &q, &q, &output, &d_out, None).unwrap_err();
     assert!(matches!(error, Error::Tensor(TensorError::TooLarge { .. })), "{error}");
 
-    for shape in [&[1 << 50][..], &[usize::MAX, 2], &[usize::MAX, usize::MAX, 0]] {
+    let absurd = [&[1 << 50][..], &[usize::MAX, 2], &[usize::MAX, usize::MAX, 0], &[0, 1 << 40, 1 << 40]];
+    for shape in absurd {
         let error = Tensor::zeros(DType::F32, shape).unwrap_err();
         assert!(matches!(error, Error::Tensor(TensorError::TooLarge { .. })), "{shape:?}: {error}");
         let strides = vec![0; shape.len()];
         let copied = row.with_strides(shape, &strides).and_then(|view| view.to_f32_vec());
         assert!(matches!(copied, Err(Error::Tensor(TensorError::TooLarge { .. }))), "{shape:?}: {copied:?}");
+    }
+}
+
+/// Nothing overflows over nothing: in whatever order the dimensions stand, and whoever multiplies some of them.
+#[test]
+fn tensors_without_elements_have_dimensions_that_can_be_multiplied() {
+    let empty = Tensor::zeros(DType::Bf16, &[0, 1 << 30, 1 << 30]).unwrap();
+    for order in [[0, 1, 2], [1, 2, 0], [2, 0, 1]] {
+        let view = empty.permute(&order).unwrap();
+        assert_eq!((view.elements(), view.to_f32_vec().unwrap().len()), (0, 0));
+        assert!(format!("{view:?}").ends_with("elements: [] }"));
+        view.with_strides(view.shape(), &[usize::MAX; 3]).unwrap();
+    }
+    let attention = Attention::builder(HeadDim::D64, DType::Bf16).build(&Device::cpu()).unwrap();
+    for shape in [[0, 1 << 30, 200, 64], [1 << 20, 1 << 15, 0, 64], [1 << 12, 0, 1 << 30, 64]] {
+        let q = Tensor::zeros(DType::Bf16, &shape).unwrap();
+        // Without memory for the lists of a mask that is an error, else there is nothing to do.
+        match attention.forward(&q, &q, &q) {
+            Ok(output) => assert_eq!((output.out.shape(), output.out.elements()), (&shape[..], 0)),
+            Err(error) => {
+                assert!(error.to_string().contains("does not fit into memory"), "{shape:?}: {error}")
+            }
+        }
     }
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use support::{Case, Mask, Random, tensor};
 use tilewright::cpu::{mask, select_row};
 use tilewright::mask::{EMPTY, FULL, PARTIAL};
-use tilewright::{BlockSize, DType, Error, Selection, top_k, top_p};
+use tilewright::{BlockSize, DType, Error, MaskError, Selection, Tensor, top_k, top_p};
 
 /// The rule as it is written down: sort, count, add up.
 fn by_sorting(logits: &[f32], admissible: &[bool], k: Option<f64>, p: Option<f64>) -> Vec<bool> {
@@ -229,5 +229,18 @@ fn rules_out_of_range() {
     for rule in [top_k(0.0), top_p(0.0), top_k(1.5), top_p(-0.1), top_p(f64::NAN), top_k(0.1) | top_p(0.0)] {
         let error = mask(&q, &k, Some(&rule), 1.0, BlockSize::default(), None).unwrap_err();
         assert!(matches!(error, Error::Select(_)), "{error}");
+    }
+}
+
+/// Functions would be asked about positions below 0.
+#[test]
+fn sequences_of_more_positions_than_32_bits_count_are_refused() {
+    let (short, row) = (Tensor::zeros(DType::Bf16, &[1, 1, 1, 64]).unwrap(), [0, 0, 0, 1]);
+    for found in [i32::MAX as usize - 255, 3_000_000_000] {
+        let long = short.with_strides(&[1, 1, found, 64], &row).unwrap();
+        for [q, k] in [[&short, &long], [&long, &short]] {
+            let error = mask(q, k, None, 1.0, BlockSize::default(), None).unwrap_err();
+            assert!(matches!(error, Error::Mask(MaskError::TooLong { found: it }) if it == found), "{error}");
+        }
     }
 }

@@ -113,8 +113,8 @@ impl Attention {
     ///
     /// # Errors
     /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Scratch`], [`Error::Gaps`], [`Error::Aliased`]; [`Error::Tensor`]
-    /// for gradients of another shape, dtype or device, over nothing too, [`Error::Bind`] for lists of the wrong shape or dtype;
-    /// otherwise as [`backward`](Self::backward).
+    /// for gradients of another shape, dtype or device, over nothing too; lists as for [`attend_in`](Self::attend_in), those by key
+    /// where they are read; otherwise as [`backward`](Self::backward).
     pub fn backward_in(
         &self,
         qkv: [&Tensor; 3],
@@ -152,9 +152,7 @@ impl Attention {
 
     /// As [`is_warm`](Self::is_warm), for [`backward_in`](Self::backward_in).
     pub fn is_warm_for_backward(&self, q: &Tensor, k: &Tensor) -> bool {
-        self.pipeline
-            .as_ref()
-            .is_none_or(|pipeline| pipeline.is_warm_for_backward(&self.rule, &Sizes::of(&self.rule, q, k)))
+        self.is_warm_by(q, k, |pipeline, sizes| pipeline.is_warm_for_backward(&self.rule, sizes))
     }
 }
 

@@ -69,7 +69,8 @@ impl AttentionBuilder {
 
     /// Says which keys a query may attend to, element by element. Blocks it drops as a whole are never looked at, and
     /// blocks it keeps as a whole do not pay for it. A block that it keeps in part is selected by the mean of the keys that it keeps for
-    /// at least one query of the query block: what dropped keys hold, padding say, decides nothing.
+    /// at least one query of the query block: what dropped keys hold, padding say, decides nothing. Their values must be
+    /// numbers all the same, and for a backward they themselves: 0 · NaN is NaN.
     pub fn mask_mod(mut self, function: impl MaskMod) -> Self {
         self.mask_mod = Some(Arc::new(function));
         self

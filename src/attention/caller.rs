@@ -74,8 +74,11 @@ impl Attention {
     /// are dense in any order of their dimensions. `scratch` is a contiguous tensor of at least
     /// [`scratch_bytes`](Self::scratch_bytes).
     ///
+    /// The kernels of a call work in its scratch one after another. Calls on one stream may share it where one returns before the next
+    /// begins; threads that call at the same time need one each, clones being one.
+    ///
     /// # Errors
-    /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Scratch`], [`Error::Gaps`], [`Error::Aliased`];
+    /// [`Error::NotOnGpu`] for an attention on the CPU, [`Error::Scratch`], [`Error::ScratchInUse`], [`Error::Gaps`], [`Error::Aliased`];
     /// [`Error::Tensor`] for outputs of another shape, dtype or device, over nothing too; otherwise as
     /// [`forward`](Self::forward).
     pub fn forward_in(
@@ -164,7 +167,8 @@ impl Attention {
     /// skipped. A batch or head dimension of 1 is shared by all. Nothing is read on the host, so that nothing waits.
     ///
     /// # Errors
-    /// As [`forward_in`](Self::forward_in); [`Error::Bind`] for lists of the wrong shape or dtype.
+    /// As [`forward_in`](Self::forward_in); [`Error::Bind`] for lists of the wrong shape or dtype, [`Error::Mask`] or [`Error::Tensor`]
+    /// where there is nothing to launch over them.
     pub fn attend_in(
         &self,
         qkv: [&Tensor; 3],
@@ -191,18 +195,24 @@ impl Attention {
     }
 
     /// Whether the kernels for tensors of these shapes are chosen: a call only launches then, and neither compiles nor
-    /// tunes. Always on the CPU.
+    /// tunes. Always on the CPU; never for tensors that a call refuses.
     pub fn is_warm(&self, q: &Tensor, k: &Tensor) -> bool {
-        self.pipeline
-            .as_ref()
-            .is_none_or(|pipeline| pipeline.is_warm(&self.rule, &Sizes::of(&self.rule, q, k)))
+        self.is_warm_by(q, k, |pipeline, sizes| pipeline.is_warm(&self.rule, sizes))
     }
 
     /// As [`is_warm`](Self::is_warm), for [`attend_in`](Self::attend_in), which selects nothing.
     pub fn is_warm_for_lists(&self, q: &Tensor, k: &Tensor) -> bool {
-        self.pipeline
-            .as_ref()
-            .is_none_or(|pipeline| pipeline.is_warm_for_lists(&self.rule, &Sizes::of(&self.rule, q, k)))
+        self.is_warm_by(q, k, |pipeline, sizes| pipeline.is_warm_for_lists(&self.rule, sizes))
+    }
+
+    pub(super) fn is_warm_by(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        knows: impl Fn(&Pipeline, &Sizes) -> bool,
+    ) -> bool {
+        let Some(pipeline) = &self.pipeline else { return true };
+        self.check(q, k, None).is_ok() && (is_empty(q, k) || knows(pipeline, &Sizes::of(&self.rule, q, k)))
     }
 
     pub(super) fn gpu(&self) -> Result<(&CudaDevice, &Pipeline), Error> {
@@ -225,7 +235,7 @@ fn named<'a>(
 
 pub(super) fn arena(scratch: &Tensor) -> Result<Arena, Error> {
     let found = scratch.elements() * scratch.dtype().size();
-    Arena::of(scratch).filter(|_| scratch.is_contiguous()).ok_or(Error::Scratch { found })
+    Arena::of(scratch)?.filter(|_| scratch.is_contiguous()).ok_or(Error::Scratch { found })
 }
 
 /// What the bindings of the kernels do not check: gaps, and what one kernel reads where another has written.

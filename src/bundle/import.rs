@@ -80,7 +80,7 @@ pub unsafe fn import_from(
 }
 
 fn import_content(cache: &KernelCache, from: &Path, bundle: Content) -> Result<ImportReport, BundleError> {
-    let staging = cache.staging()?;
+    let (staging, _alive) = cache.staging()?;
     let manifest = unpack(from, bundle, staging.path())?;
     let mut report = ImportReport::default();
     let contents = verify(staging.path(), &manifest, &mut report).map_err(|refusal| refusal.of(from))?;

@@ -3,7 +3,7 @@
 //! The archive is read here and not by the tar crate, which is made to take what any tar makes: links, sparse files,
 //! attributes that rename the next entry. A bundle has plain files, and anything else is refused before it is looked at.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
 
@@ -14,6 +14,7 @@ use super::error::{BundleError, PathFault, Refusal, excerpt};
 use super::manifest::{LARGEST_MANIFEST, Listed, Manifest};
 use super::place::{LONGEST, MANIFEST};
 use super::{LARGEST, allowance};
+use crate::cache::transfer::create;
 
 /// A tar archive's unit.
 const BLOCK: usize = 512;
@@ -58,6 +59,7 @@ pub(super) fn unpack(bundle: &Path, content: Content, folder: &Path) -> Result<M
             return Err(refused(Refusal::Size { path, found: size, listed: file.size }));
         }
         let target = folder.join(&path);
+        // Its path was checked.
         let mut output = create(&target).map_err(|error| unpack_error(&target, error))?;
         let mut hasher = blake3::Hasher::new();
         let write = |chunk: &[u8]| {
@@ -78,14 +80,6 @@ pub(super) fn unpack(bundle: &Path, content: Content, folder: &Path) -> Result<M
 
 fn unpack_error(path: &Path, source: io::Error) -> BundleError {
     BundleError::Unpack { path: path.to_owned(), source }
-}
-
-/// Creates a file that is not there yet, and its folders. Its path was checked.
-fn create(path: &Path) -> io::Result<File> {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)?;
-    }
-    OpenOptions::new().write(true).create_new(true).open(path)
 }
 
 /// The bytes of a bundle, and how many there are: of a pipe, how many have come.

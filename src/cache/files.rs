@@ -6,9 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{CacheError, private};
+use crate::trust::{self, Part};
 
 /// What files and folders that are not complete, or on their way out, begin with.
 pub(super) const TEMPORARY: &str = ".tmp-";
+
+/// What the folders of imports begin with, which are locked while they are in use.
+pub(super) const STAGING: &str = ".tmp-import-";
 
 /// How many things the quarantine keeps.
 const QUARANTINED: usize = 32;
@@ -44,17 +48,22 @@ pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Err
 
 /// Opens a file of the cache: no link, no device, and no waiting for a pipe's other end.
 pub(super) fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    open_for(private::modes().1, options, path)
+}
+
+/// The same with the mode of a new file.
+pub(super) fn open_for(mode: u32, options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     #[cfg(unix)]
     {
         use rustix::fs::OFlags;
         use std::os::unix::fs::OpenOptionsExt;
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        options.mode(private::modes().1).custom_flags(flags.bits() as i32);
+        options.mode(mode).custom_flags(flags.bits() as i32);
     }
     options.open(path)
 }
 
-/// Reads a plain file of at most `limit` bytes. No more memory is taken than the file has bytes.
+/// Reads a plain file of at most `limit` bytes that nobody else can change. No more memory is taken than the file has bytes.
 pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>, Fault> {
     let name = || path.file_name().unwrap_or_default().display();
     match fs::symlink_metadata(path) {
@@ -65,7 +74,12 @@ pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>, Fault> {
         Err(error) => return Err(absent(error)),
     }
     let file = open(OpenOptions::new().read(true), path).map_err(absent)?;
-    let len = file.metadata().map_err(Fault::Io)?.len();
+    // Of the very file that is open: the folders above may be others' to write, and lead to theirs since they were looked at.
+    let metadata = file.metadata().map_err(Fault::Io)?;
+    trust::exposure(path, &metadata, Part::Itself).map_err(|exposure| {
+        Fault::Io(io::Error::new(io::ErrorKind::PermissionDenied, format!("it {exposure}")))
+    })?;
+    let len = metadata.len();
     if len > limit {
         return Err(Fault::Broken(format!("{} has {len} bytes, and {limit} were expected", name())));
     }

@@ -73,7 +73,10 @@ enum Attempt {
 }
 
 fn attempt(path: &Path) -> Attempt {
-    let opened = files::open(OpenOptions::new().read(true).write(true).create(true).truncate(false), path);
+    // Of root's too: who may read a file may hold its lock.
+    const MODE: u32 = 0o600;
+    let options = &mut OpenOptions::new();
+    let opened = files::open_for(MODE, options.read(true).write(true).create(true).truncate(false), path);
     let file = match opened {
         Ok(file) => file,
         Err(error) => {

@@ -73,7 +73,7 @@ pub(super) fn modes() -> (u32, u32) {
     }
 }
 
-fn create(path: &Path, recursive: bool) -> io::Result<()> {
+pub(super) fn create(path: &Path, recursive: bool) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(recursive);
     #[cfg(unix)]

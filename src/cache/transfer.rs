@@ -1,11 +1,14 @@
 //! What bundles need of the cache: entries and records as they lie, and a look at those that lie elsewhere.
 
+use std::fs::{File, OpenOptions};
+use std::io;
 use std::path::Path;
 
-use super::files::{self, Fault};
+use super::files::{self, Fault, io_error};
 use super::key::file_name;
 use super::{CacheError, CubinKey, KernelCache, RecordId, entry, meta, private, sealed};
 use crate::compile::Cubin;
+use crate::leftover;
 
 /// The names of an entry's files.
 pub(crate) const PARTS: [&str; 3] = [entry::SOURCE, entry::CUBIN, entry::META];
@@ -44,11 +47,12 @@ impl From<Fault> for Unfit {
 }
 
 impl KernelCache {
-    /// A folder for this user alone, on the cache's disk. What a killed process leaves of it is swept.
-    pub(crate) fn staging(&self) -> Result<tempfile::TempDir, CacheError> {
+    /// A folder for this user alone, root too, on the cache's disk, and its lock. What killed processes left of theirs is removed.
+    pub(crate) fn staging(&self) -> Result<(tempfile::TempDir, Option<File>), CacheError> {
         let v1 = self.v1();
         private::folder(&v1, false)?;
-        files::new_folder(&v1, &files::temporary_prefix())
+        leftover::sweep(&v1, &[files::STAGING]);
+        leftover::folder(&v1, files::STAGING).map_err(io_error("create a folder in", &v1))
     }
 
     /// The place of an entry in the layout, and its files in the order of [`PARTS`], without what differs from one
@@ -77,6 +81,15 @@ impl KernelCache {
             false => Err(format!("it is the record `{}` of {}", opened.file, opened.device)),
         }
     }
+}
+
+/// Creates a file in a [staging](KernelCache::staging) folder that is not there yet, and its folders, for nobody else to write
+/// whatever the mask of the process.
+pub(crate) fn create(path: &Path) -> io::Result<File> {
+    if let Some(parent) = path.parent() {
+        private::create(parent, true)?;
+    }
+    files::open(OpenOptions::new().write(true).create_new(true), path)
 }
 
 /// What an entry that lies elsewhere takes.

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use super::files::Fault;
 use super::{CacheError, CubinKey, KernelCache, entry, files};
 use crate::compile::PtxasReport;
+use crate::leftover;
 
 /// How often the cache is swept, and how old what a process left behind has to be.
 const SWEEP_AGE: Duration = Duration::from_secs(3600);
@@ -48,8 +49,13 @@ pub struct VerifyReport {
     pub records: usize,
     /// Entries and records of another version of Tilewright, left as they are.
     pub other_schema: usize,
-    /// What is wrong, and why. It was moved to the quarantine, unless the disk did not let us.
+    /// What is wrong, and why. It was moved to the quarantine, but for what is in `left`.
     pub broken: Vec<(PathBuf, String)>,
+    /// Of what is wrong, what stays where it is, and why it could not be moved: a cache that can only be read, or root's. It is never
+    /// used.
+    pub left: Vec<(PathBuf, String)>,
+    /// What could not be looked at, or is not to be trusted, and why. It may be all right, stays where it is, and is not used now.
+    pub unread: Vec<(PathBuf, String)>,
 }
 
 /// What [`KernelCache::prune`] did.
@@ -100,9 +106,12 @@ impl KernelCache {
                     Ok(()) => *sound(&mut report) += 1,
                     Err(Fault::Absent) => {}
                     Err(Fault::Schema(_)) => report.other_schema += 1,
-                    Err(fault) => {
-                        let _ = files::quarantine(&v1, &path, &fault.to_string());
-                        report.broken.push((path, fault.to_string()));
+                    Err(Fault::Io(error)) => report.unread.push((path, error.to_string())),
+                    Err(Fault::Broken(why)) => {
+                        if let Err(error) = files::quarantine(&v1, &path, &why) {
+                            report.left.push((path.clone(), error.to_string()));
+                        }
+                        report.broken.push((path, why));
                     }
                 }
             };
@@ -220,6 +229,7 @@ impl KernelCache {
         if stamp.and_then(|file| file.set_modified(SystemTime::now())).is_err() {
             return;
         }
+        leftover::sweep(&v1, &[files::STAGING]);
         let folders = files::children(&v1);
         let tuned = files::children(&v1.join("tune"));
         for folder in folders.iter().chain(&tuned).chain([&v1]) {
@@ -237,8 +247,9 @@ fn left_behind(path: &Path) -> bool {
     let Some(age) = age(path).filter(|&age| age > SWEEP_AGE) else { return false };
     match name.strip_prefix(files::TEMPORARY) {
         Some(rest) => {
+            // Of what has no number, such as an import's folder that somebody holds, the age alone tells.
             let process = rest.split('-').next().and_then(|number| number.parse().ok());
-            age > ABANDONED || !process.is_some_and(is_running)
+            age > ABANDONED || process.is_some_and(|process| !is_running(process))
         }
         // Removing a lock that is held after all costs a second compilation, nothing else.
         None => {

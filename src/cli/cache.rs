@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use comfy_table::Cell;
 use serde_json::json;
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tilewright::cache::{Entry, KernelCache, PruneReport, VerifyReport, parse_size};
 use tilewright::output::shown;
@@ -137,31 +137,42 @@ fn entry_json(entry: &Entry) -> serde_json::Value {
 
 fn verify(report: VerifyReport) -> Report {
     let mut text = String::new();
-    for (path, why) in &report.broken {
+    for (path, why) in report.broken.iter().chain(&report.unread) {
         let _ = writeln!(text, "{}: {why}", shown(path));
     }
     let _ = write!(text, "{} kernels and {} tuning records are sound", report.entries, report.records);
     if report.other_schema > 0 {
         let _ = write!(text, ", {} are another version's", report.other_schema);
     }
-    match report.broken.len() {
-        0 => text.push('\n'),
-        broken => {
-            let _ = writeln!(
-                text,
-                ", {broken} are not; they are in quarantine and made anew when they are needed"
-            );
-        }
+    if !report.unread.is_empty() {
+        let _ = write!(text, ", {} could not be read and are not used", report.unread.len());
     }
-    let broken: Vec<_> =
-        report.broken.iter().map(|(path, why)| json!({ "path": path, "reason": why })).collect();
+    let (broken, left) = (report.broken.len(), report.left.len());
+    if broken > 0 {
+        let _ = write!(text, ", {broken} are not; ");
+        let moved = "in quarantine and made anew when they are needed";
+        let stay = "stay where they are, for nothing can be moved there: they are passed over, and made anew in every process; \
+                    run this again where the cache can be written to";
+        let _ = match left {
+            0 => write!(text, "they are {moved}"),
+            _ if left == broken => write!(text, "they {stay}"),
+            _ => write!(text, "{} are {moved}, {left} {stay}", broken - left),
+        };
+    }
+    text.push('\n');
+    let listed = |list: &[(PathBuf, String)]| -> Vec<_> {
+        list.iter().map(|(path, why)| json!({ "path": path, "reason": why })).collect()
+    };
+    let [broken, left, unread] = [&report.broken, &report.left, &report.unread].map(|list| listed(list));
     let json = json!({
         "kernels": report.entries,
         "records": report.records,
         "other_schema": report.other_schema,
         "broken": broken,
+        "left": left,
+        "unread": unread,
     });
-    Report::new(text, &json).with_outcome(report.broken.is_empty())
+    Report::new(text, &json).with_outcome(report.broken.is_empty() && report.unread.is_empty())
 }
 
 fn prune(report: PruneReport, max: u64) -> Report {

@@ -171,16 +171,20 @@ pub(crate) fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R 
         return Vec::new();
     }
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
-    match rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK_BYTES).build() {
-        // From a thread of its own: one of a caller's pool would take up other work of that pool while it waits, and that
-        // work may wait for the same lock.
-        Ok(pool) => std::thread::scope(|scope| {
-            let all = || pool.install(|| items.par_iter().with_max_len(1).map(&work).collect());
-            scope.spawn(all).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        }),
-        // A system that grants no more threads still compiles.
-        Err(_) => items.iter().map(work).collect(),
-    }
+    let one_by_one = || items.iter().map(&work).collect();
+    // A system that grants no more threads still compiles.
+    let all = || match rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK_BYTES).build() {
+        Ok(pool) => pool.install(|| items.par_iter().with_max_len(1).map(&work).collect()),
+        Err(_) => one_by_one(),
+    };
+    // From a thread of its own: one of a caller's pool would take up other work of that pool while it waits, and that
+    // work may wait for the same lock.
+    std::thread::scope(|scope| {
+        match std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, all) {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(_) => one_by_one(),
+        }
+    })
 }
 
 /// Why there is no cubin.

@@ -80,3 +80,37 @@ fn ptxas_errors_are_errors_without_a_place() {
     assert!(diagnostics.iter().all(|d| d.severity == Severity::Error && d.line.is_none()));
     assert!(diagnostic::excerpt(&diagnostics, "k.cu", "").contains("wgmma.fence"));
 }
+
+/// Where the system grants no thread at all, the work is done all the same. In a process of its own, whose memory is cut to what it
+/// has: the stack of a thread has no room.
+#[cfg(target_os = "linux")]
+#[test]
+fn work_is_done_without_threads_too() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    const NAME: &str = "compile::tests::work_is_done_without_threads_too";
+    const CUT: &str = "TILEWRIGHT_TEST_WITHOUT_THREADS";
+    let items = [1, 2, 3];
+    let doubled = || in_parallel(&items, |item| (item * 2, std::thread::current().id()));
+    let threads =
+        |done: &[(i32, std::thread::ThreadId)]| done.iter().any(|(_, id)| *id != std::thread::current().id());
+    if std::env::var_os(CUT).is_none() {
+        assert!(threads(&doubled()), "on threads of their own, with room for NVRTC");
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = child.args(["--exact", NAME, "--nocapture"]).env(CUT, "1").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && said.contains("1 passed"),
+            "{said}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        return;
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let of_all = status.lines().find_map(|line| line.strip_prefix("VmSize:")?.strip_suffix("kB")).unwrap();
+    let has = of_all.trim().parse::<u64>().unwrap() << 10;
+    let most = Some(has + STACK_BYTES as u64 / 2);
+    setrlimit(Resource::As, Rlimit { current: most, maximum: most }).unwrap();
+    let done = doubled();
+    assert!(!threads(&done), "there is no room for their stacks");
+    assert_eq!(done.iter().map(|(item, _)| *item).collect::<Vec<_>>(), [2, 4, 6]);
+}

@@ -19,7 +19,9 @@ pub(crate) use partial::{Head, PartialScores};
 pub(crate) use score::logits;
 pub use select::select_row;
 
-use crate::mask::{BlockMask, BlockSize, EMPTY, FULL, PARTIAL, blocks_of, bytes_of_lists, classify};
+use crate::mask::{
+    BlockMask, BlockSize, EMPTY, FULL, MaskError, PARTIAL, blocks_of, bytes_of_lists, classify, grid,
+};
 use crate::operands::{Shape, half_dtype_error};
 use crate::user_code::UserCode;
 use crate::{DType, Error, MaskMod, Selection, Tensor};
@@ -33,7 +35,8 @@ use rayon::prelude::*;
 ///
 /// # Errors
 /// A [`SelectError`](crate::select::SelectError) for a rule out of range, a [`TensorError`](crate::tensor::TensorError)
-/// for tensors that do not belong together, and [`Error::DeviceFunction`] when the mask function panics.
+/// for tensors that do not belong together, [`MaskError::TooLong`] or [`MaskError::TooLarge`] for more positions or blocks than can be
+/// counted or kept, and [`Error::DeviceFunction`] when the mask function panics.
 pub fn mask(
     q: &Tensor,
     k: &Tensor,
@@ -47,7 +50,7 @@ pub fn mask(
     }
     let shape = Shape::of(q, k, None)?;
     // Before anything is summed up.
-    blocks_of(grid_of(&shape, blocks), bytes_of_lists(mask_mod.is_some()))?;
+    blocks_of(grid_of(&shape, blocks)?, bytes_of_lists(mask_mod.is_some()))?;
     let means = match selection {
         Some(_) => (block_means(q, blocks.q())?, block_means(k, blocks.kv())?),
         None => Default::default(),
@@ -80,7 +83,7 @@ fn select(
     blocks: BlockSize,
     (mask_mod, partial): (Option<&dyn MaskMod>, Option<&PartialScores<'_>>),
 ) -> Result<BlockMask, Error> {
-    let grid = grid_of(shape, blocks);
+    let grid = grid_of(shape, blocks)?;
     let [_, _, q_blocks, kv_blocks] = grid;
     let seqs = (shape.seq_q, shape.seq_kv);
     let mut classes = match mask_mod {
@@ -95,8 +98,8 @@ fn select(
 }
 
 /// `[batch, heads, q_blocks, kv_blocks]`.
-fn grid_of(shape: &Shape, blocks: BlockSize) -> [usize; 4] {
-    [shape.batch, shape.heads, shape.seq_q.div_ceil(blocks.q()), shape.seq_kv.div_ceil(blocks.kv())]
+fn grid_of(shape: &Shape, blocks: BlockSize) -> Result<[usize; 4], MaskError> {
+    grid(shape.batch, shape.heads, blocks, (shape.seq_q, shape.seq_kv))
 }
 
 /// Empties the admissible blocks that the rule does not select, row by row.

@@ -6,6 +6,7 @@ use crate::operands::Rows;
 use crate::tensor::Half;
 use crate::user_code::UserCode;
 use crate::{DType, Error, MaskMod, Tensor};
+use rayon::prelude::*;
 
 /// What the scores of partial blocks are made of.
 pub(crate) struct PartialScores<'a> {
@@ -56,20 +57,29 @@ impl PartialScores<'_> {
         let (d, size) = (self.k.shape()[3], self.blocks.kv());
         let kv_blocks = self.seqs.1.div_ceil(size);
         let rows = Rows::<T>::of(self.k)?;
-        let mut tile = vec![0.0; size * d];
-        for (at, _) in classes.iter().enumerate().filter(|&(_, class)| *class == PARTIAL) {
-            let (i, j) = (at / kv_blocks, at % kv_blocks);
-            let kept = self.kept_keys(code, head, i, j);
-            let tile = &mut tile[..kept.len() * d];
-            rows.widen(head.kv_unit, j * size, tile);
-            let mut mean = vec![0.0; d];
-            for (row, _) in tile.chunks_exact(d).zip(&kept).filter(|&(_, kept)| *kept) {
-                mean.iter_mut().zip(row).for_each(|(mean, x)| *mean += x);
+        // A head may be all there is, and its rows as long as the sequence: they are shared out among the threads.
+        let of_row = |(tile, mean): &mut (Vec<f32>, Vec<f32>),
+                      (i, (classes, logits)): (usize, (&[u8], &mut [f32]))| {
+            let q_mean = &q_means[i * d..][..d];
+            for (j, logit) in logits.iter_mut().enumerate().filter(|(j, _)| classes[*j] == PARTIAL) {
+                if code.is_interrupted() {
+                    return;
+                }
+                let kept = self.kept_keys(code, head, i, j);
+                let tile = &mut tile[..kept.len() * d];
+                rows.widen(head.kv_unit, j * size, tile);
+                mean.fill(0.0);
+                for (row, _) in tile.chunks_exact(d).zip(&kept).filter(|&(_, kept)| *kept) {
+                    mean.iter_mut().zip(row).for_each(|(mean, x)| *mean += x);
+                }
+                let count = kept.iter().filter(|kept| **kept).count() as f32;
+                let products = q_mean.iter().zip(&*mean).map(|(q, sum)| q * (sum / count));
+                *logit = sanitised(self.scale * products.sum::<f32>());
             }
-            let count = kept.iter().filter(|kept| **kept).count() as f32;
-            let products = q_means[i * d..][..d].iter().zip(&mean).map(|(q, sum)| q * (sum / count));
-            logits[at] = sanitised(self.scale * products.sum::<f32>());
-        }
+        };
+        let tiles = || (vec![0.0; size * d], vec![0.0; d]);
+        let of_rows = classes.par_chunks(kv_blocks).zip(logits.par_chunks_mut(kv_blocks)).enumerate();
+        of_rows.for_each_init(tiles, of_row);
         Ok(())
     }
 

@@ -75,11 +75,9 @@ impl CudaDevice {
     /// Copies `host` to `buffer`, and waits until that is done.
     ///
     /// # Errors
-    /// Sizes that differ, or an error of the driver's.
+    /// Sizes that differ, a buffer of another GPU, or an error of the driver's.
     pub fn htod(&self, host: &[u8], buffer: &mut DeviceBuffer) -> Result<(), DeviceError> {
-        if host.len() != buffer.bytes {
-            return Err(DeviceError::CopySize { host: host.len(), device: buffer.bytes });
-        }
+        self.expect_copy(host.len(), buffer)?;
         if host.is_empty() {
             return Ok(());
         }
@@ -92,11 +90,9 @@ impl CudaDevice {
     /// Copies `buffer` to `host`, and waits until that is done.
     ///
     /// # Errors
-    /// Sizes that differ, or an error of the driver's.
+    /// Sizes that differ, a buffer of another GPU, or an error of the driver's.
     pub fn dtoh(&self, buffer: &DeviceBuffer, host: &mut [u8]) -> Result<(), DeviceError> {
-        if host.len() != buffer.bytes {
-            return Err(DeviceError::CopySize { host: host.len(), device: buffer.bytes });
-        }
+        self.expect_copy(host.len(), buffer)?;
         if host.is_empty() {
             return Ok(());
         }
@@ -111,11 +107,23 @@ impl CudaDevice {
     /// A buffer's bytes.
     ///
     /// # Errors
-    /// An error of the driver's.
+    /// A buffer of another GPU, or an error of the driver's.
     pub fn download(&self, buffer: &DeviceBuffer) -> Result<Vec<u8>, DeviceError> {
         let mut host = vec![0; buffer.bytes];
         self.dtoh(buffer, &mut host)?;
         Ok(host)
+    }
+
+    /// The buffer's own stream, on which it is allocated and freed, is one of this GPU: that of another is in no order with this one.
+    fn expect_own(&self, buffer: &DeviceBuffer) -> Result<(), DeviceError> {
+        let [found, needed] = [buffer.slice.stream(), self.stream()].map(|stream| stream.context().ordinal());
+        if found == needed { Ok(()) } else { Err(DeviceError::OtherGpu { found, needed }) }
+    }
+
+    fn expect_copy(&self, host: usize, buffer: &DeviceBuffer) -> Result<(), DeviceError> {
+        self.expect_own(buffer)?;
+        let device = buffer.bytes;
+        if host == device { Ok(()) } else { Err(DeviceError::CopySize { host, device }) }
     }
 
     /// The bytes at an address, once the work on the stream is done.
@@ -137,12 +145,8 @@ impl CudaDevice {
     /// # Errors
     /// A buffer of another GPU, or an error of the driver's.
     pub fn fill(&self, buffer: &mut DeviceBuffer, byte: u8) -> Result<(), DeviceError> {
+        self.expect_own(buffer)?;
         let stream = self.stream();
-        // Nothing waits here: the buffer's own stream, which frees it, has to be one of this GPU.
-        let [found, needed] = [buffer.slice.stream(), stream].map(|stream| stream.context().ordinal());
-        if found != needed {
-            return Err(DeviceError::OtherGpu { found, needed });
-        }
         let _current = self.enter()?;
         let (pointer, _record) = buffer.slice.device_ptr_mut(stream);
         // SAFETY: the buffer has that many bytes, and is used on this stream alone.

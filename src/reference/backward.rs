@@ -13,13 +13,13 @@ pub struct ReferenceGradients {
     pub dq: Vec<f64>,
     /// `[batch, kv_heads, seq_kv, d]`, row-major, summed over the query heads that share a key head.
     pub dk: Vec<f64>,
-    /// As `dk`.
+    /// As `dk`, with the d of v.
     pub dv: Vec<f64>,
 }
 
 /// The gradients of `sum(out · d_out) + sum(lse · d_lse)` by q, k and v, with `out` and `lse` those of
-/// [`attention_f64`](super::attention_f64) for the same arguments. `d_out` has the shape of q, `d_lse` is
-/// `[batch, heads, seq_q]`.
+/// [`attention_f64`](super::attention_f64) for the same arguments. `d_out` is
+/// `[batch, heads, seq_q, d]` with the d of v, `d_lse` `[batch, heads, seq_q]`.
 ///
 /// With `s` the product before the score function and `P = softmax(score_mod(s))` of a row, and `dP = d_out · v` of each
 /// of its keys (Dao et al., FlashAttention, arXiv 2205.14135, appendix B.2, with the gradient of lse, which is P, added):

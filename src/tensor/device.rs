@@ -2,7 +2,7 @@
 
 use super::{Region, Storage, Tensor, TensorError, dense_strides, element_count, host::HostBuffer};
 use crate::device::{CudaDevice, Device, DeviceBuffer};
-use crate::{DType, Error};
+use crate::{DType, Error, room};
 use std::sync::Arc;
 
 /// GPU memory with the device it is on.
@@ -52,10 +52,16 @@ impl Tensor {
     /// The same tensor on `device`: itself when it is there already, otherwise a copy with the same strides.
     ///
     /// # Errors
-    /// A device error when the copy fails.
+    /// [`TensorError::TooLarge`] when the host has no memory for what comes from a GPU; a device error when the copy fails.
     pub fn to(&self, device: &Device) -> Result<Self, Error> {
         if self.is_on(device) {
             return Ok(self.clone());
+        }
+        // Of what comes from a GPU there is a copy on the way, and one to stay where that is the host.
+        let copies = if device.is_cuda() { 1 } else { 2 };
+        let comes = self.ordinal().is_none() || room::has(self.storage_bytes().checked_mul(copies));
+        if !comes {
+            return Err(TensorError::TooLarge { shape: self.shape.to_vec(), dtype: self.dtype }.into());
         }
         let bytes;
         let host: &[u8] = match &self.storage {

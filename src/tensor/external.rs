@@ -1,5 +1,6 @@
 //! GPU memory that somebody else owns: a tensor of PyTorch's, say.
 
+use super::region::Claim;
 use super::{Dims, Storage, Tensor, TensorError, dense_strides, element_count};
 use crate::device::{CudaDevice, DeviceError};
 use crate::{DType, Error};
@@ -54,6 +55,8 @@ impl Tensor {
 pub(crate) struct Arena {
     memory: External,
     used: usize,
+    /// As long as tensors are cut from it and put to work. Absent where nothing is.
+    _claim: Option<Claim>,
 }
 
 impl Arena {
@@ -61,15 +64,21 @@ impl Arena {
     const ALIGN: usize = 256;
 
     /// Cuts up a contiguous tensor on a GPU; none on the CPU.
-    pub(crate) fn of(buffer: &Tensor) -> Option<Self> {
-        let (ordinal, address) = (buffer.ordinal()?, buffer.device_pointer()?);
+    ///
+    /// # Errors
+    /// [`Error::ScratchInUse`] while there is another of the same memory.
+    pub(crate) fn of(buffer: &Tensor) -> Result<Option<Self>, Error> {
+        let (Some(ordinal), Some(address)) = (buffer.ordinal(), buffer.device_pointer()) else {
+            return Ok(None);
+        };
         let bytes = buffer.elements() * buffer.dtype().size();
-        Some(Arena { memory: External { ordinal, address, bytes }, used: 0 })
+        let _claim = Some(Claim::of(buffer)?);
+        Ok(Some(Arena { memory: External { ordinal, address, bytes }, used: 0, _claim }))
     }
 
     /// A buffer of any size that is nowhere: for asking how much would be used of it.
     pub(crate) fn to_measure() -> Self {
-        Arena { memory: External { ordinal: 0, address: 0, bytes: usize::MAX }, used: 0 }
+        Arena { memory: External { ordinal: 0, address: 0, bytes: usize::MAX }, used: 0, _claim: None }
     }
 
     /// The bytes that suffice for the tensors made, whatever the buffer's address.
@@ -132,6 +141,16 @@ mod tests {
         }
     }
 
+    /// The gaps of a view come with it, whose memory need not be there: said before anything is taken, or a GPU asked for.
+    #[test]
+    fn what_no_host_holds_is_not_fetched() {
+        for (shape, strides) in [([1 << 50, 1], [1, 1]), ([2, 1], [1 << 60, 1])] {
+            let far = view(4096, &shape, &strides);
+            let error = far.to(&crate::Device::Cpu).unwrap_err();
+            assert!(matches!(error, Error::Tensor(TensorError::TooLarge { .. })), "{error}");
+        }
+    }
+
     #[test]
     fn an_arena_gives_aligned_parts_that_do_not_overlap() {
         let mut measure = Arena::to_measure();
@@ -148,7 +167,7 @@ mod tests {
             Tensor::from_device_pointer(0, address, DType::U8, &[bytes], &[1]).unwrap()
         };
         for address in [4096, 4097, 4096 + 255] {
-            let parts = make(&mut Arena::of(&buffer(address, needed)).unwrap()).unwrap();
+            let parts = make(&mut Arena::of(&buffer(address, needed)).unwrap().unwrap()).unwrap();
             for (i, part) in parts.iter().enumerate() {
                 let begin = part.device_pointer().unwrap();
                 let end = begin + (part.elements() * part.dtype().size()) as u64;
@@ -156,7 +175,30 @@ mod tests {
                 assert!(parts[..i].iter().all(|other| !part.overlaps(other)));
             }
         }
-        let error = make(&mut Arena::of(&buffer(4097, needed - 256)).unwrap()).unwrap_err();
+        let error = make(&mut Arena::of(&buffer(4097, needed - 256)).unwrap().unwrap()).unwrap_err();
         assert!(error.to_string().contains("scratch_bytes"), "{error}");
+    }
+
+    /// One call's at a time, whoever has a clone and wherever in it the other begins.
+    #[test]
+    fn two_arenas_share_no_memory() {
+        let at = |address: u64, bytes: usize| view(address, &[bytes / 2], &[1]);
+        // Of addresses that no other test has.
+        let scratch = at(0x7700_0000, 4096);
+        let arena = Arena::of(&scratch).unwrap();
+        for other in [scratch.clone(), at(0x7700_0000 - 512, 514), at(0x7700_0000 + 4094, 512)] {
+            let refused = std::thread::scope(|scope| scope.spawn(|| Arena::of(&other).err()).join().unwrap());
+            assert!(matches!(refused, Some(Error::ScratchInUse)), "{other:?}: {refused:?}");
+        }
+        let beside = [at(0x7700_0000 - 512, 512), at(0x7700_0000 + 4096, 512), at(0x7700_0000, 0)];
+        let others = beside.each_ref().map(|other| Arena::of(other).unwrap());
+        drop(arena);
+        assert!(
+            Arena::of(&scratch).is_ok() && Arena::of(&scratch).is_ok(),
+            "each when the one before is done"
+        );
+        drop(others);
+        assert!(Arena::of(&at(0x7700_0000 - 512, 5120)).is_ok(), "nothing is left claimed");
+        assert!(Arena::of(&Tensor::zeros(DType::U8, &[64]).unwrap()).unwrap().is_none(), "none on the CPU");
     }
 }

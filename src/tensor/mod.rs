@@ -55,7 +55,8 @@ pub(crate) enum Storage {
     External(External),
 }
 
-/// Strides of a contiguous tensor: the last dimension is the fastest.
+/// Strides of a contiguous tensor: the last dimension is the fastest. Those of a shape that no tensor has are cut at the largest
+/// number.
 pub fn contiguous_strides(shape: &[usize]) -> Vec<usize> {
     dense_strides(shape).into_vec()
 }
@@ -63,17 +64,19 @@ pub fn contiguous_strides(shape: &[usize]) -> Vec<usize> {
 fn dense_strides(shape: &[usize]) -> Dims {
     let mut strides = Dims::from_elem(1, shape.len());
     for i in (1..shape.len()).rev() {
-        // A tensor without elements may have dimensions whose product is beyond all bounds.
         strides[i - 1] = strides[i].saturating_mul(shape[i].max(1));
     }
     strides
 }
 
+/// How many elements a shape has. Dimensions other than 0 are bounded where there are none too: no product of a few of them
+/// overflows, whatever their order.
 fn element_count(shape: &[usize], dtype: DType) -> Result<usize, TensorError> {
     shape
         .iter()
-        .try_fold(1usize, |n, &dim| n.checked_mul(dim))
+        .try_fold(1usize, |n, &dim| n.checked_mul(dim.max(1)))
         .filter(|n| n.checked_mul(dtype.size()).is_some_and(|bytes| bytes <= isize::MAX as usize))
+        .map(|n| if shape.contains(&0) { 0 } else { n })
         .ok_or_else(|| TensorError::TooLarge { shape: shape.to_vec(), dtype })
 }
 
@@ -213,10 +216,14 @@ impl Tensor {
     }
 
     fn storage_elements(&self) -> usize {
+        self.storage_bytes() / self.dtype.size()
+    }
+
+    fn storage_bytes(&self) -> usize {
         match &self.storage {
-            Storage::Host(buffer) => buffer.len() / self.dtype.size(),
-            Storage::Cuda(storage) => storage.len() / self.dtype.size(),
-            Storage::External(memory) => memory.bytes / self.dtype.size(),
+            Storage::Host(buffer) => buffer.len(),
+            Storage::Cuda(storage) => storage.len(),
+            Storage::External(memory) => memory.bytes,
         }
     }
 

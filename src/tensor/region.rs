@@ -4,6 +4,7 @@ use super::{Storage, Tensor};
 use crate::Error;
 use crate::device::CudaDevice;
 use smallvec::SmallVec;
+use std::sync::{Mutex, PoisonError};
 
 /// A dimension of a view: how often it steps, and how far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +104,40 @@ impl Tensor {
     /// Whether both reach a common byte of memory, whoever owns it.
     pub(crate) fn overlaps(&self, other: &Tensor) -> bool {
         Region::of(self).zip(Region::of(other)).is_some_and(|(a, b)| a.overlaps(&b))
+    }
+}
+
+/// Memory that a call works in, until its kernels are on the stream. What shares it, a clone say, is no memory to work in meanwhile:
+/// the kernels of the two would come in turn.
+#[derive(Debug)]
+pub(crate) struct Claim(Option<Region>);
+
+/// What is claimed; in an order of no meaning.
+static CLAIMED: Mutex<Vec<Region>> = Mutex::new(Vec::new());
+
+impl Claim {
+    /// Claims a tensor's elements.
+    ///
+    /// # Errors
+    /// [`Error::ScratchInUse`] when some of them are claimed.
+    pub(super) fn of(tensor: &Tensor) -> Result<Self, Error> {
+        let Some(region) = Region::of(tensor) else { return Ok(Claim(None)) };
+        let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
+        if claimed.iter().any(|other| other.overlaps(&region)) {
+            return Err(Error::ScratchInUse);
+        }
+        claimed.push(region.clone());
+        Ok(Claim(Some(region)))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
+        // No two that are claimed are equal, for such overlap.
+        if let Some(place) = claimed.iter().position(|region| Some(region) == self.0.as_ref()) {
+            claimed.swap_remove(place);
+        }
     }
 }
 

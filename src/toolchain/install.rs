@@ -1,7 +1,7 @@
 //! Installing NVRTC from pip's packages into Tilewright's data folder.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,7 +10,7 @@ use super::ToolchainError;
 use super::environment::Environment;
 use super::find::package_root;
 use super::layout::{inspect, trusted};
-use crate::leftover::{DRAWN, is_drawn};
+use crate::leftover;
 
 /// The packages with the SHA-256 of their wheels, those for x86-64 and those for 64-bit Arm: from wherever a wheel comes, it is
 /// the one that was tested.
@@ -140,26 +140,36 @@ pub(super) fn install_with(
     // Installers run in a folder of their own, so a relative name would mean another.
     let target = &std::path::absolute(target).map_err(io("look at", target))?;
     let parent = target.parent().unwrap_or(Path::new("/"));
+    // Asked before 92 MB are fetched: there it would be refused afterwards. First of what is there, so that nothing is made
+    // where others could change it.
+    let there = parent.ancestors().find(|folder| folder.symlink_metadata().is_ok()).unwrap_or(parent);
+    let may_be_loaded = |folder: &Path| {
+        trusted(folder).map_err(|refusal| ToolchainError::Shared { place: parent.to_path_buf(), refusal })
+    };
+    may_be_loaded(there)?;
     create_folders(parent).map_err(io("create", parent))?;
-    // Asked before 92 MB are fetched: there it would be refused afterwards.
-    trusted(parent).map_err(|refusal| ToolchainError::Shared { place: parent.to_path_buf(), refusal })?;
+    may_be_loaded(parent)?;
 
     // The lock only saves a second download: where locks do not work (some network file systems), the rename
     // below still decides.
     let lock_path = parent.join("toolchain.lock");
-    let lock = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&lock_path);
+    let mut options = fs::OpenOptions::new();
+    // Who may read a file may hold its lock, and this one is waited for.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let lock = options.write(true).create(true).truncate(false).open(&lock_path);
     let lock = lock.map_err(io("create", &lock_path))?;
     if lock.try_lock().is_err() {
         report("waiting for another installation to finish");
         let _ = lock.lock();
     }
-    sweep(parent);
+    leftover::sweep(parent, &[PARTIAL, BROKEN]);
     if inspect(&root).is_ok() {
         report(&format!("another process has installed NVRTC in {}", root.display()));
         return Ok(root);
     }
 
-    let (private, _alive) = private_folder(parent, PARTIAL)?;
+    let (private, _alive) = leftover::folder(parent, PARTIAL).map_err(io("create a folder in", parent))?;
     report(&format!("installing {} into {}", PACKAGES.join(" and "), target.display()));
     let partial = private.path().join("packages");
     fetch(installers, private.path(), &partial, report)?;
@@ -177,39 +187,6 @@ pub(super) fn install_with(
 /// What the names of folders begin with that are not complete, and of those that hold what was broken.
 const PARTIAL: &str = "toolchain.partial-";
 const BROKEN: &str = "toolchain.broken-";
-
-/// A new folder that is removed at the end, and what is locked as long as its process lives. Where locks do not work
-/// nothing is swept.
-fn private_folder(parent: &Path, prefix: &str) -> Result<(tempfile::TempDir, Option<File>), ToolchainError> {
-    let folder = tempfile::Builder::new()
-        .prefix(prefix)
-        .rand_bytes(DRAWN)
-        .tempdir_in(parent)
-        .map_err(io("create a folder in", parent))?;
-    let alive = File::open(folder.path()).ok().filter(|file| file.try_lock().is_ok());
-    Ok((folder, alive))
-}
-
-/// Removes what killed installers left in the data folder: nobody holds its lock. Whoever calls this holds
-/// the installation's, so that no new folder is taken for one of theirs.
-fn sweep(parent: &Path) {
-    let Ok(entries) = fs::read_dir(parent) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        if ![PARTIAL, BROKEN].iter().any(|prefix| is_drawn(&name, prefix, ""))
-            || !entry.file_type().is_ok_and(|kind| kind.is_dir())
-        {
-            continue;
-        }
-        let path = entry.path();
-        if let Ok(folder) = File::open(&path)
-            && folder.try_lock().is_ok()
-            && fs::remove_dir_all(&path).is_ok()
-        {
-            tracing::debug!(path = %path.display(), "removed what an installation left behind");
-        }
-    }
-}
 
 /// Creates folders that only their user may write to, whatever the mask of the process.
 fn create_folders(path: &Path) -> std::io::Result<()> {
@@ -322,7 +299,7 @@ fn publish(partial: &Path, target: &Path, parent: &Path) -> Result<(), Toolchain
     if !target.exists() {
         return Err(io("create", target)(error));
     }
-    let (aside, _alive) = private_folder(parent, BROKEN)?;
+    let (aside, _alive) = leftover::folder(parent, BROKEN).map_err(io("create a folder in", parent))?;
     fs::rename(target, aside.path().join("toolchain")).map_err(io("move away", target))?;
     match fs::rename(partial, target) {
         Err(_) if inspect(&package_root(target)).is_ok() => Ok(()),

@@ -17,6 +17,16 @@ fn json(cache: &Path, arguments: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).expect("one JSON document")
 }
 
+/// Everything below a folder.
+fn files_below(folder: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        found.push(entry.path());
+        found.extend(files_below(&entry.path()));
+    }
+    found
+}
+
 fn length(value: &Value) -> usize {
     value.as_array().expect("a list").len()
 }
@@ -75,6 +85,68 @@ fn bundles_go_through_pipes() {
         assert_eq!(length(&report["added"]), 2);
         assert!(kernel(0).is_in(&KernelCache::at(&target).unwrap()));
     }
+}
+
+/// Whatever the mask of the process, nobody else can change what is unpacked before it is published. What a killed import has
+/// unpacked is gone with the next one; what one that still runs unpacks is not.
+#[test]
+fn what_is_unpacked_is_private_and_goes_with_the_next_import() {
+    use std::io::Write;
+    use std::os::unix::fs::MetadataExt;
+    use std::process::Stdio;
+    let (dir, cache) = cache();
+    for name in ["a", "b", "c"] {
+        kernel_of(name, "sm_80", 400_000).put(&cache);
+    }
+    let (file, target) = (dir.path().join("bundle"), dir.path().join("target"));
+    assert!(run(cache.root(), &["export", file.to_str().unwrap()]).status.success());
+    let bundle = std::fs::read(&file).unwrap();
+    let begin = || {
+        let mut import = Command::new("/bin/sh");
+        let mask = "umask 0; exec \"$0\" import -";
+        import.args(["-c", mask, env!("CARGO_BIN_EXE_tilewright")]).env("TILEWRIGHT_CACHE", &target);
+        let mut child = import.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(&bundle[..bundle.len() * 3 / 4]).unwrap();
+        (child, stdin)
+    };
+    let v1 = target.join("v1");
+    let unpacked = || {
+        let entries = std::fs::read_dir(&v1).into_iter().flatten().flatten().map(|entry| entry.path());
+        let of_import = |path: &std::path::PathBuf| path.to_string_lossy().contains("/.tmp-");
+        let mut folders: Vec<_> = entries.filter(of_import).collect();
+        folders.sort();
+        folders
+    };
+    let wait_for = |what: &str, condition: &dyn Fn() -> bool| {
+        let start = std::time::Instant::now();
+        while !condition() {
+            assert!(start.elapsed().as_secs() < 60, "waited in vain for {what}");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    };
+    let cubins =
+        |folder: &Path| files_below(folder).iter().filter(|path| path.ends_with("kernel.cubin")).count();
+    let is_half_done = || unpacked().iter().any(|folder| cubins(folder) > 0);
+    let (mut killed, _stdin) = begin();
+    wait_for("a kernel", &is_half_done);
+    let left = unpacked().remove(0);
+    for path in files_below(&left).into_iter().chain([left.clone()]) {
+        let mode = std::fs::symlink_metadata(&path).unwrap().mode();
+        assert_eq!(mode & 0o022, 0, "{mode:o} {}", path.display());
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert_eq!(unpacked(), std::slice::from_ref(&left));
+
+    let (mut running, mut stdin) = begin();
+    wait_for("the next import", &|| !left.exists() && is_half_done());
+    assert!(run(&target, &["import", file.to_str().unwrap()]).status.success());
+    assert_eq!(unpacked().len(), 1, "the one that runs keeps its own");
+    stdin.write_all(&bundle[bundle.len() * 3 / 4..]).unwrap();
+    drop(stdin);
+    assert!(running.wait().unwrap().success());
+    assert_eq!(unpacked(), Vec::<std::path::PathBuf>::new());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `tilewright cache`.
 
 use crate::support::*;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 use std::process::{Command, Output};
 use tilewright::cache::KernelCache;
@@ -49,8 +49,13 @@ fn the_command_shows_and_keeps_the_cache() {
     fs::write(kernel_of(1, 50_000, (13, 0)).folder(&cache).join("kernel.cubin"), "damaged").expect("written");
     let output = run(&cache, &["verify"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("kernel.cubin is not what meta.json says"));
-    assert_eq!(json(&cache, &["verify"])["kernels"], 2);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        said.contains("kernel.cubin is not what meta.json says")
+            && said.contains("1 are not; they are in quarantine")
+    );
+    let report = json(&cache, &["verify"]);
+    assert_eq!((&report["kernels"], &report["left"], &report["unread"]), (&json!(2), &json!([]), &json!([])));
 
     assert_eq!(json(&cache, &["prune"])["removed"], 0);
     assert_eq!(json(&cache, &["prune", "--max", "60K"])["removed"], 1);

@@ -94,11 +94,20 @@ fn a_process_killed_while_it_writes_leaves_nothing_half_done() {
     fs::create_dir_all(&ours).expect("a folder");
     let other = v1.join("sm_90a/.tmp-2000000000-dead");
     fs::create_dir_all(&other).expect("a folder");
+    // What an import unpacks is locked as long as it runs, however long that is.
+    let (import, gone) = (v1.join(".tmp-import-aLive1"), v1.join(".tmp-import-Gone22"));
+    for folder in [&import, &gone] {
+        fs::create_dir(folder).expect("a folder");
+    }
+    let lock = fs::File::open(&import).expect("a folder");
+    lock.lock().expect("a lock");
     for path in temporaries(&cache).iter().chain([&v1.join("swept")]) {
         set_time(path, old);
     }
     KernelCache::at(cache.root()).expect("a cache");
-    assert_eq!(temporaries(&cache), [ours]);
+    let mut left = temporaries(&cache);
+    left.sort();
+    assert_eq!(left, [import, ours]);
 }
 
 /// A process that writes until it is killed.

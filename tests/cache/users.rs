@@ -54,6 +54,30 @@ fn things_that_are_no_folders_are_refused() {
     assert!(matches!(error, CacheError::NotAFolder { .. }), "{error:?}");
 }
 
+/// A file that others may write to is not read, wherever it lies.
+#[test]
+fn files_that_others_may_write_to_are_not_used() {
+    let (_dir, cache) = cache();
+    kernel(1).put(&cache);
+    cache.write_record("device", "file", b"{}").expect("it is written");
+    let found = || (kernel(1).is_in(&cache), cache.read_record("device", "file").is_some());
+    let entry = kernel(1).folder(&cache);
+    let record = cache.records().remove(0).path;
+    for (path, expected) in ["kernel.cu", "kernel.cubin", "meta.json"]
+        .map(|name| (entry.join(name), (false, true)))
+        .into_iter()
+        .chain([(record, (true, false))])
+    {
+        set_mode(&path, 0o646);
+        assert_eq!(found(), expected, "{}", path.display());
+        let report = cache.verify();
+        assert_eq!((report.unread.len(), report.broken.len()), (1, 0), "{report:?}");
+        assert!(report.unread[0].1.contains("has mode 646"), "{report:?}");
+        set_mode(&path, 0o644);
+        assert_eq!(found(), (true, true), "it was left where it was");
+    }
+}
+
 /// In a container the folders above are often for all to write: what is put in the cache's place is not used.
 #[test]
 fn a_folder_that_becomes_others_to_write_is_read_no_longer() {

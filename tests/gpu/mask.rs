@@ -19,6 +19,7 @@ pub const TESTS: &[Test] = &[
     ("mask::of_block_means", block_means),
     ("mask::what_dropped_keys_hold_decides_nothing", dropped_keys),
     ("mask::partial_blocks_score_by_their_kept_keys", kept_keys),
+    ("mask::blocks_are_selected_by_definition", by_definition),
 ];
 
 #[mask_mod]
@@ -235,6 +236,10 @@ fn kept_keys(device: &Device) -> Result<(), Failed> {
     Ok(super::support::dropped::partial_blocks_score_by_their_kept_keys(device)?)
 }
 
+fn by_definition(device: &Device) -> Result<(), Failed> {
+    Ok(super::support::dropped::selects_by_definition(device)?)
+}
+
 /// The caller's own block means give the same mask as the tensors; with a mask function, as they do on the CPU (of tensors, what
 /// it keeps in part scores by the keys that it keeps).
 fn block_means(device: &Device) -> Result<(), Failed> {
@@ -250,6 +255,13 @@ fn block_means(device: &Device) -> Result<(), Failed> {
         };
         let found = gpu.mask_of_means(&q_mean.to(device)?, &k_mean.to(device)?, (900, 900))?;
         check_form(&found)?;
+        if windowed {
+            let (q, k) = (q.to(device)?, k.to(device)?);
+            gpu.attend_with(&q, &k, &k, &found)?;
+            if gpu.is_warm(&q, &k) {
+                return Err("warm, and the kernels that go over q and k are not chosen".into());
+            }
+        }
         let (found, expected) = (found.to_dense()?, expected.to_dense()?);
         let apart = found.classes.iter().zip(&expected.classes).filter(|(a, b)| a != b).count();
         if apart > 2 {

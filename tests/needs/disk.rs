@@ -38,7 +38,9 @@ fn a_folder_that_can_only_be_read(_: &()) {
     }
     cache.write_record("device", "file", b"[]").expect_err("it cannot be written");
     assert_eq!(cache.read_record("device", "file"), Some(b"{}".to_vec()));
-    assert_eq!(cache.verify().broken.len(), 1);
+    let report = cache.verify();
+    assert_eq!((report.broken.len(), report.left.len(), report.unread.len()), (1, 1, 0));
+    assert!(report.left[0].0 == report.broken[0].0 && report.left[0].1.contains("Read-only file system"));
     for error in
         [cache.prune(0).map(drop), cache.clear().map(drop)].map(|result| result.expect_err("nothing goes"))
     {

@@ -1,7 +1,7 @@
 //! Outputs that are devices, and those among the files of other users.
 
 use crate::commands::{command, nowhere, small_input, stderr, tilewright, with, writers};
-use crate::files::names;
+use crate::files::{copy_program, names};
 use crate::needs::Test;
 use crate::support::{NOBODY, set_mode};
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
@@ -89,7 +89,7 @@ fn every_command_writes_to_devices(_: &()) {
 pub fn as_nobody(folder: &Path) -> Command {
     let program = folder.join("tilewright");
     if !program.exists() {
-        fs::copy(env!("CARGO_BIN_EXE_tilewright"), &program).unwrap();
+        copy_program(env!("CARGO_BIN_EXE_tilewright"), &program);
         for path in [folder, &program] {
             set_mode(path, 0o755);
         }

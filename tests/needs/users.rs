@@ -1,5 +1,6 @@
 //! Caches and libraries among users: only root can be somebody else.
 
+use crate::files::copy_program;
 use crate::support::*;
 use std::fs;
 use std::os::unix::fs::{chown, lchown, symlink};
@@ -42,13 +43,34 @@ fn a_folder_that_becomes_another_users_is_read_no_longer(_: &()) {
     kernel(1).put(&cache);
     cache.write_record("device", "file", b"{}").expect("it is written");
     let found = || (kernel(1).is_in(&cache), cache.read_record("device", "file").is_some());
+    let give = |path: &Path, user| chown(path, Some(user), None).expect("it changes hands");
     for path in [cache.root().to_path_buf(), cache.root().join("v1")] {
         assert_eq!(found(), (true, true));
-        chown(&path, Some(NOBODY), None).expect("it is given away");
+        give(&path, NOBODY);
         assert_eq!(found(), (false, false), "{}", path.display());
-        chown(&path, Some(0), None).expect("it is taken back");
+        give(&path, 0);
         assert_eq!(found(), (true, true));
     }
+    // A file alone: of a cache that was unpacked from an archive, say, with the owners it names.
+    let entry = kernel(1).folder(&cache);
+    for name in ["kernel.cu", "kernel.cubin", "meta.json"] {
+        give(&entry.join(name), NOBODY);
+        assert_eq!(found(), (false, true), "{name}");
+        let report = cache.verify();
+        assert_eq!((report.unread.len(), report.broken.len()), (1, 0), "{name}: {report:?}");
+        assert!(report.unread[0].1.starts_with("it belongs to user 65534"), "{report:?}");
+        give(&entry.join(name), 0);
+        assert_eq!(found(), (true, true), "it was left where it was: {name}");
+    }
+    let record = cache.records().remove(0).path;
+    give(&record, NOBODY);
+    assert_eq!(found(), (true, false));
+    give(&record, 0);
+    assert_eq!(found(), (true, true));
+    // What is compiled anew takes the place of what cannot be trusted.
+    give(&entry.join("kernel.cubin"), NOBODY);
+    kernel(1).put(&cache);
+    assert_eq!(found(), (true, true));
 }
 
 /// An NVRTC's files and the folders above belong to this user or to root, and so does a link to them.
@@ -101,7 +123,7 @@ fn what_another_user_owns_is_not_loaded(_: &()) {
 fn as_nobody(dir: &Path, role: &str, folder: &Path) -> bool {
     let program = dir.join("program");
     if !program.exists() {
-        fs::copy(std::env::current_exe().expect("this program"), &program).expect("a copy");
+        copy_program(std::env::current_exe().expect("this program"), &program);
     }
     for path in [dir, program.as_path()] {
         set_mode(path, 0o755);
@@ -138,6 +160,17 @@ fn a_cache_of_roots_is_read_by_others_and_left_as_it_is(_: &()) {
         let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("one JSON document");
         assert_eq!(json["error"]["kind"], "cache", "{json}");
     }
+    // What is damaged stays, and what is said of it is so.
+    let mut verify = crate::outputs::as_nobody(dir.path());
+    let said =
+        verify.args(["cache", "verify"]).env("TILEWRIGHT_CACHE", cache.root()).output().expect("it starts");
+    let text = String::from_utf8_lossy(&said.stdout);
+    assert_eq!(said.status.code(), Some(1), "{text}");
+    assert!(
+        text.contains("1 kernels and 1 tuning records are sound, 1 are not; they stay where they are"),
+        "{text}"
+    );
+    assert!(!text.contains("quarantine"), "{text}");
     assert_eq!(state(), before, "nothing is removed");
     // Where root's mask lets nobody read, that is an error and not a cache without kernels.
     set_mode(cache.root(), 0o700);
@@ -177,7 +210,7 @@ fn the_owner_of_the_program_is_trusted(_: &()) {
     let (dir, cache) = cache();
     kernel(1).put(&cache);
     let program = dir.path().join("program");
-    fs::copy(std::env::current_exe().expect("this program"), &program).expect("a copy");
+    copy_program(std::env::current_exe().expect("this program"), &program);
     set_mode(&program, 0o755);
     let reads = || child_of(&program, "trusting", dir.path()).status().expect("it starts").success();
     assert!(reads());

@@ -25,6 +25,12 @@ fn every_third(b: i32, h: i32, q: i32, kv: i32) -> bool {
     kv % 3 != h % 2
 }
 
+/// Of each 50 queries other keys, a few in each `period`; fewer of later batches.
+#[mask_mod]
+fn sieve(b: i32, h: i32, q: i32, kv: i32, period: i32, length: i32) -> bool {
+    kv < length - 70 * b && (kv * 31 + q / 50 * 17 + h * 7) % period < 2
+}
+
 /// A mask function, the keys that hold garbage, and the queries that see none of them.
 struct Case {
     name: &'static str,
@@ -177,4 +183,96 @@ pub fn partial_blocks_score_by_their_kept_keys(device: &Device) -> Result<(), St
         Ok(Ok(()))
     };
     run().map_err(|error| error.to_string())?
+}
+
+/// The blocks that the definition selects, in f64: ragged ends, heads that share key heads, views, and blocks that are kept in part,
+/// as a whole or not at all.
+pub fn selects_by_definition(device: &Device) -> Result<(), String> {
+    // `[batch, heads, kv_heads, seq_q, seq_kv]`, the function's period and length.
+    let cases: [([usize; 5], i32, i32); 7] = [
+        ([1, 2, 2, 300, 300], 40, 300),
+        ([2, 4, 2, 129, 700], 40, 690),
+        ([2, 3, 1, 70, 1000], 300, 1000),
+        ([1, 1, 1, 1, 65], 3, 65),
+        ([3, 2, 1, 200, 450], 2, 321),
+        ([1, 6, 3, 513, 130], 7, 130),
+        ([1, 1, 1, 130, 64], 40, 0),
+    ];
+    for (blocks, dtype) in BlockSize::ALL.into_iter().zip([DType::Bf16, DType::F16, DType::F16, DType::Bf16])
+    {
+        for ([batch, heads, kv_heads, seq_q, seq_kv], period, length) in cases {
+            let mut random = Random(seq_kv as u64);
+            let mut view = |heads, seq| random.tensor(dtype, &[batch, seq, heads, 72]).permute(&[0, 2, 1, 3]);
+            let function = sieve { period, length };
+            let mut run = || -> Result<(Vec<u8>, Vec<Option<u8>>), Error> {
+                let (q, k) = (view(heads, seq_q)?, view(kv_heads, seq_kv)?);
+                let builder = Attention::builder(HeadDim::new(72)?, dtype).blocks(blocks).select(top_k(0.3));
+                let attention = builder.mask_mod(sieve { period, length }).build(device)?;
+                let found = attention.mask(&q.to(device)?, &k.to(device)?)?.to_dense()?.classes;
+                Ok((found, defined([&q, &k], blocks, attention.scale(), &function)?))
+            };
+            let (found, expected) = run().map_err(|error| error.to_string())?;
+            let at = found
+                .iter()
+                .zip(&expected)
+                .position(|(found, expected)| expected.is_some_and(|x| x != *found));
+            if let Some(at) = at {
+                let case = [batch, heads, kv_heads, seq_q, seq_kv];
+                return Err(format!(
+                    "{case:?} {blocks}: block {at} is {}, expected {:?}",
+                    found[at], expected[at]
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The class of each block after a top-k of 0.3; none in rows where rounding decides.
+fn defined(
+    [q, k]: [&Tensor; 2],
+    blocks: BlockSize,
+    scale: f32,
+    function: &dyn MaskMod,
+) -> Result<Vec<Option<u8>>, Error> {
+    let (&[batch, heads, seq_q, d], &[_, kv_heads, seq_kv, _]) = (q.shape(), k.shape()) else {
+        unreachable!("four dimensions")
+    };
+    let (q, k) = (q.to_f32_vec()?, k.to_f32_vec()?);
+    let mean = |x: &[f32], first: usize, rows: &[usize]| -> Vec<f64> {
+        let sum = |c| rows.iter().map(|row| f64::from(x[(first + row) * d + c])).sum::<f64>();
+        (0..d).map(|c| sum(c) / rows.len() as f64).collect()
+    };
+    let span =
+        |block, size, seq: usize| -> Vec<usize> { (block * size..seq.min((block + 1) * size)).collect() };
+    let mut all = Vec::new();
+    for (b, h) in (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))) {
+        let of_q = (b * heads + h) * seq_q;
+        let of_k = (b * kv_heads + h * kv_heads / heads) * seq_kv;
+        let keep = |q: usize, kv: usize| function.keep(b as i32, h as i32, q as i32, kv as i32);
+        for i in 0..seq_q.div_ceil(blocks.q()) {
+            let queries = span(i, blocks.q(), seq_q);
+            let q_mean = mean(&q, of_q, &queries);
+            let (mut row, mut scored) = (Vec::new(), Vec::new());
+            for j in 0..seq_kv.div_ceil(blocks.kv()) {
+                let keys = span(j, blocks.kv(), seq_kv);
+                let pairs = queries.iter().flat_map(|&q| keys.iter().map(move |&kv| (q, kv)));
+                let count = pairs.filter(|&(q, kv)| keep(q, kv)).count();
+                let seen: Vec<usize> =
+                    keys.iter().copied().filter(|&kv| queries.iter().any(|&q| keep(q, kv))).collect();
+                row.push(if count == 0 { 0 } else { 1 + u8::from(count == queries.len() * keys.len()) });
+                if count > 0 {
+                    let k_mean = mean(&k, of_k, &seen);
+                    let product: f64 = q_mean.iter().zip(k_mean).map(|(q, k)| q * k).sum();
+                    scored.push((f64::from(scale) * product, j));
+                }
+            }
+            scored.sort_by(|a, b| b.0.total_cmp(&a.0));
+            let kept = ((0.3 * scored.len() as f64 - 1e-6).ceil() as usize).max(1);
+            let close = scored.get(kept).is_some_and(|next| scored[kept - 1].0 - next.0 < 1e-5);
+            scored.iter().skip(kept).for_each(|&(_, j)| row[j] = 0);
+            all.extend(row.into_iter().map(|class| Some(class).filter(|_| !close)));
+        }
+    }
+    Ok(all)
 }

@@ -50,9 +50,15 @@ impl Ranking {
         }
     }
 
+    /// In the order they run, whether `rank` takes the row or not.
     pub(super) fn stages(&self) -> impl Iterator<Item = &Lazy> {
         let rank = self.rank.iter().map(|(_, kernel)| kernel);
-        [&self.pool].into_iter().chain(&self.score_partial).chain(rank).chain([&self.score])
+        [&self.pool, &self.score].into_iter().chain(&self.score_partial).chain(rank)
+    }
+
+    /// What tensors want and block means do not.
+    pub(super) fn of_tensors(&self) -> impl Iterator<Item = &Lazy> {
+        [&self.pool].into_iter().chain(&self.score_partial)
     }
 
     pub(super) fn on(&self, cuda: &CudaDevice) -> Self {

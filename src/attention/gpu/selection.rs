@@ -102,9 +102,12 @@ impl Selector {
         self.ranking.as_ref()?.rank(sizes.kv_blocks)
     }
 
-    /// Whether the kernel that picks the blocks is chosen. The index by key block does not count.
+    /// Whether the kernel that picks the blocks is chosen, and those before it, which block means of a caller's do without. The index
+    /// by key block does not count.
     pub(super) fn knows(&self, sizes: &Sizes, bucket: Bucket) -> bool {
-        self.rank(sizes).unwrap_or(&self.select).known().is_some_and(|kernel| kernel.knows(bucket))
+        let known = |kernel: &Lazy| kernel.known().is_some_and(|kernel| kernel.knows(bucket));
+        let mut before = self.ranking.iter().flat_map(Ranking::of_tensors);
+        known(self.rank(sizes).unwrap_or(&self.select)) && before.all(known)
     }
 
     /// Room for what the selection works in. Means that the caller has made need none.

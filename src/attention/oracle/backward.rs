@@ -1,7 +1,7 @@
 //! The kernels of the backward.
 
-use super::compare::{close_beyond, not_zero};
-use super::{Case, Rule, Sizes, Verdict, case, equal, poisoned, verdict};
+use super::compare::{close_beyond, equal, not_zero};
+use super::{Case, Rule, Sizes, Verdict, case, poisoned, verdict};
 use crate::device::Device;
 use crate::kernels::{backward_kv, backward_q, mark};
 use crate::launch::{FunctionArgs, Kernel};
@@ -10,6 +10,12 @@ use crate::{DType, Tensor};
 /// How far the gradients may be apart, relative Frobenius: the GPU rounds P and dS to the dtype, the executor does not. Of gradients
 /// smaller than the second number little is left but what cancels: that of a query with a single key is 0 but for rounding.
 pub(super) const GRADIENT: [f64; 2] = [1e-2, 1e-3];
+
+/// The same of dq and dk, whose terms have the scale as a factor.
+pub(super) fn of_scores(scale: f32) -> [f64; 2] {
+    let [bound, floor] = GRADIENT;
+    [bound, floor * f64::from(scale.abs()).max(1.0)]
+}
 
 /// The same of delta, a sum in f32 in another order; the second number is its usual size, for the terms of a few can cancel.
 pub(super) const SUM: [f64; 2] = [1e-5, 4.0];
@@ -72,7 +78,7 @@ pub(in crate::attention) fn check_backward_kv(
             move |element: usize| unlisted[element / d / block]
         };
         compare(&[
-            ("dk", [&dk, &expected.dk], GRADIENT, &of_rows(rule.head_dim.get())),
+            ("dk", [&dk, &expected.dk], of_scores(rule.scale), &of_rows(rule.head_dim.get())),
             ("dv", [&dv, &expected.dv], GRADIENT, &of_rows(rule.value_dim.get())),
         ])
     })
@@ -114,7 +120,7 @@ pub(in crate::attention) fn check_backward_q(
             let (expected, sums) = (case.gradients(rule, with_d_lse)?, case.delta(with_d_lse)?);
             let verdict = compare(&[
                 ("delta", [&delta, &sums], SUM, &|row| empty[row]),
-                ("dq", [&dq, &expected.dq], GRADIENT, &|element| empty[element / d]),
+                ("dq", [&dq, &expected.dq], of_scores(rule.scale), &|element| empty[element / d]),
             ])?;
             if verdict.is_err() {
                 return Ok(verdict);

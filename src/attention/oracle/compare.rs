@@ -14,6 +14,9 @@ const LARGE: f64 = 100.0;
 /// a score's last bit.
 const STRAY: f64 = 0.01;
 
+/// How far sums of f32 in another order may be.
+pub(super) const SUMS: f64 = 1e-5;
+
 /// ‖found − expected‖ / ‖expected‖ within a bound, over the elements that are numbers; where the executor has none, the kernel may
 /// not have one either.
 pub(super) fn close(found: &[f32], expected: &[f32], bound: f64) -> Result<(), String> {
@@ -67,6 +70,12 @@ pub(super) fn close_forward(
         return Err(format!("out: it is not 0 in row {row}, which attends to nothing on a small case"));
     }
     close(out, expected_out, bound).map_err(|wrong| format!("out: {wrong}"))
+}
+
+/// Scores within their bound, and -inf exactly where the executor has it.
+pub(super) fn close_scores(found: &[f32], expected: &[f32]) -> Result<(), String> {
+    let nothing = |scores: &[f32]| scores.iter().map(|x| *x == f32::NEG_INFINITY).collect::<Vec<_>>();
+    close(found, expected, SUMS).and(equal("blocks without a score", &nothing(found), &nothing(expected)))
 }
 
 fn close_lse(found: &[f32], expected: &[f32], strays: usize) -> Result<(), String> {

@@ -1,15 +1,12 @@
 //! The kernels of the selection.
 
-use super::{Rule, Sizes, TOKENS, Verdict, case, close, equal, noise, poisoned, verdict};
+use super::compare::{SUMS, close, close_scores, equal};
+use super::{Rule, TOKENS, Verdict, noise, poisoned, verdict};
 use crate::device::Device;
-use crate::kernels::{classify, order, pool, rank, score, score_partial, select, transpose};
-use crate::launch::{FunctionArgs, Kernel};
+use crate::kernels::{order, pool, rank, score, select, transpose};
+use crate::launch::Kernel;
 use crate::mask::{EMPTY, FULL, PARTIAL};
-use crate::user_code::UserCode;
 use crate::{BlockIndex, BlockMask, DType, Error, Tensor, cpu};
-
-/// Sums of f32 in another order.
-const BOUND: f64 = 1e-5;
 
 /// Blocks that may differ: where a row's mass lands on p within rounding, the order of summation decides.
 const AT_THE_THRESHOLD: usize = 2;
@@ -38,8 +35,8 @@ pub(in crate::attention) fn check_pool(rule: &Rule, device: &Device, kernel: &Ke
         if finished.to_vec::<i32>()? != [0; 2] {
             return Ok(Err("it leaves the counters as they are".to_owned()));
         }
-        let of_q = close(&q_mean.to_f32_vec()?, &expected.0, BOUND);
-        Ok(of_q.and(close(&k_mean.to_f32_vec()?, &expected.1, BOUND)))
+        let of_q = close(&q_mean.to_f32_vec()?, &expected.0, SUMS);
+        Ok(of_q.and(close(&k_mean.to_f32_vec()?, &expected.1, SUMS)))
     })
 }
 
@@ -57,72 +54,7 @@ pub(in crate::attention) fn check_score(rule: &Rule, device: &Device, kernel: &K
         unsafe {
             kernel.launch(&score::Args { q_mean, k_mean, logits: &mut logits, scale: rule.scale }, None)?
         };
-        Ok(close(&logits.to_f32_vec()?, &expected, BOUND))
-    })
-}
-
-pub(in crate::attention) fn check_classify(
-    rule: &Rule,
-    sizes: &Sizes,
-    device: &Device,
-    functions: &FunctionArgs,
-    kernel: &Kernel,
-) -> Verdict {
-    let Some(mask_mod) = rule.mask_mod.as_deref() else { return Ok(Ok(())) };
-    let [heads, queries, keys] = case::extents(rule, sizes);
-    let grid = [1, heads, queries.div_ceil(rule.blocks.q()), keys.div_ceil(rule.blocks.kv())];
-    verdict(|| {
-        let expected = crate::mask::classify(mask_mod, grid, rule.blocks, (queries, keys))?;
-        let mut classes = poisoned(device, DType::U8, &grid)?;
-        let (seq_q, seq_kv) = (queries as i32, keys as i32);
-        // SAFETY: a whole case of its own, which is read on the host.
-        unsafe { kernel.launch(&classify::Args { classes: &mut classes, seq_q, seq_kv }, Some(functions))? };
-        Ok(equal("classes", &classes.to_vec::<u8>()?, &expected))
-    })
-}
-
-pub(in crate::attention) fn check_score_partial(
-    rule: &Rule,
-    sizes: &Sizes,
-    device: &Device,
-    functions: &FunctionArgs,
-    kernel: &Kernel,
-) -> Verdict {
-    let Some(mask_mod) = rule.mask_mod.as_deref() else { return Ok(Ok(())) };
-    let (d, blocks, scale) = (rule.head_dim.get(), rule.blocks, rule.scale);
-    let [heads, queries, keys] = case::extents(rule, sizes);
-    let (rows, columns) = (queries.div_ceil(blocks.q()), keys.div_ceil(blocks.kv()));
-    verdict(|| {
-        let q = noise(rule.dtype, &[1, heads, queries, d], 4)?;
-        let k = noise(rule.dtype, &[1, 1, keys, d], 5)?;
-        let (q_mean, k_mean) = (cpu::block_means(&q, blocks.q())?, cpu::block_means(&k, blocks.kv())?);
-        let seqs = (queries, keys);
-        let classes = crate::mask::classify(mask_mod, [1, heads, rows, columns], blocks, seqs)?;
-        let of_heads = q_mean.chunks(rows * d);
-        let mut expected: Vec<f32> = of_heads.flat_map(|q| cpu::logits(q, &k_mean, d, scale)).collect();
-        let mut logits = Tensor::from_slice(&expected, &[1, heads, rows, columns])?.to(device)?;
-        let partial = cpu::PartialScores { function: mask_mod, k: &k, blocks, seqs, scale };
-        let code = UserCode::new([mask_mod.name(), ""]);
-        code.run(|| {
-            (0..heads).try_for_each(|head| {
-                let (place, map) = (cpu::Head { batch: 0, head, kv_unit: 0 }, head * rows * columns);
-                let (classes, logits) =
-                    (&classes[map..][..rows * columns], &mut expected[map..][..rows * columns]);
-                partial.overwrite(&code, place, classes, &q_mean[head * rows * d..][..rows * d], logits)
-            })
-        })??;
-        let args = score_partial::Args {
-            q_mean: &Tensor::from_slice(&q_mean, &[1, heads, rows, d])?.to(device)?,
-            k: &k.to(device)?,
-            k_mean: &Tensor::from_slice(&k_mean, &[1, 1, columns, d])?.to(device)?,
-            classes: &Tensor::from_slice(&classes, &[1, heads, rows, columns])?.to(device)?,
-            logits: &mut logits,
-            seq_q: queries as i32,
-            scale,
-        };
-        // SAFETY: a whole case of its own, which is read on the host.
-        unsafe { kernel.launch(&args, Some(functions))? };
-        Ok(close(&logits.to_f32_vec()?, &expected, BOUND))
+        Ok(close_scores(&logits.to_f32_vec()?, &expected))
     })
 }
 

@@ -5,21 +5,19 @@ mod case;
 mod compare;
 mod forward;
 mod mask;
+mod partial;
 #[cfg(test)]
 mod tests;
 
 pub(super) use backward::{check_backward_kv, check_backward_q, check_mark};
 pub(super) use forward::check_forward;
-pub(super) use mask::{
-    check_classify, check_order, check_pool, check_rank, check_score, check_score_partial, check_select,
-    check_transpose,
-};
+pub(super) use mask::{check_order, check_pool, check_rank, check_score, check_select, check_transpose};
+pub(super) use partial::{check_classify, check_score_partial};
 
 use super::{Rule, Sizes};
 use crate::device::Device;
 use crate::{DType, Error, Tensor};
 use case::Case;
-use compare::{close, equal};
 
 /// Tokens of the case: whole blocks and a short one, for every block size.
 const TOKENS: usize = 300;
@@ -28,10 +26,11 @@ const TOKENS: usize = 300;
 /// whichever the candidate.
 pub(crate) type Verdict = Result<Result<(), String>, Error>;
 
-/// A panic of the user's own function is the user's to know; any other error is the candidate's.
+/// A panic of the user's own function is the user's to know, and a call that is to end says nothing of any candidate; any other error
+/// is the candidate's.
 fn verdict(case: impl FnOnce() -> Verdict) -> Verdict {
     match case() {
-        Err(error @ Error::DeviceFunction { .. }) => Err(error),
+        Err(error @ (Error::DeviceFunction { .. } | Error::Interrupted)) => Err(error),
         Err(error) => Ok(Err(error.to_string())),
         verdict => verdict,
     }

@@ -1,8 +1,10 @@
-use super::backward::{GRADIENT, SUM, compare};
+use super::backward::{GRADIENT, SUM, compare, of_scores};
 use super::case::extents;
-use super::compare::close_forward;
+use super::compare::{close_forward, close_scores};
 use super::forward::BOUND;
+use super::partial::PartialCase;
 use super::*;
+use crate::mask::PARTIAL;
 use crate::tune::tests::fake::Fake;
 use crate::tune::{Finish, RaceError, RaceSettings, race};
 use crate::{BlockSize, HeadDim, MaskMod, ScoreMod, mask_mod, score_mod};
@@ -187,6 +189,59 @@ fn a_function_that_panics_is_an_error_and_no_pass() {
     assert_eq!(candidate, Err(Error::Selects.to_string()));
 }
 
+/// A call that is ended while its kernels are being checked is no candidate's fault: nothing of it may go to a record.
+#[test]
+fn an_interrupted_check_is_an_error_and_no_verdict() {
+    let interrupt = crate::Interrupt::default();
+    interrupt.set();
+    let rule = masked(BlockSize::default(), causal {});
+    let check = || verdict(|| Case::new(&rule, &sizes(1, 101, 101)).map(|_| Ok(())));
+    let error = interrupt.over(check).unwrap_err();
+    assert!(matches!(error, Error::Interrupted), "{error}");
+    assert_eq!(check().unwrap(), Ok(()));
+}
+
+#[mask_mod]
+fn all(b: i32, h: i32, q: i32, kv: i32) -> bool {
+    true
+}
+
+#[mask_mod]
+fn nothing(b: i32, h: i32, q: i32, kv: i32) -> bool {
+    false
+}
+
+/// Whatever a function keeps of the small case, there are blocks that its kernel must score and blocks that it must leave.
+#[test]
+fn scores_of_partial_blocks_are_always_compared() {
+    let case = |rule: &Rule, sizes: &Sizes| {
+        PartialCase::new(rule, rule.mask_mod.as_deref().unwrap(), sizes).unwrap()
+    };
+    for blocks in BlockSize::ALL {
+        for rule in [masked(blocks, causal {}), masked(blocks, all {}), masked(blocks, nothing {})] {
+            let PartialCase { classes, before, expected, .. } = case(&rule, &sizes(LONG.0, LONG.1, LONG.2));
+            let partial: Vec<bool> =
+                classes.to_vec::<u8>().unwrap().iter().map(|&class| class == PARTIAL).collect();
+            assert!(partial.contains(&true) && partial.contains(&false), "{blocks}");
+            assert_eq!(close_scores(&expected, &expected), Ok(()));
+            let spoilt = |spoil: &dyn Fn(bool, f32) -> f32| -> Vec<f32> {
+                partial.iter().zip(&expected).map(|(partial, x)| spoil(*partial, *x)).collect()
+            };
+            let no_score = f32::NEG_INFINITY;
+            for wrong in [
+                before.to_f32_vec().unwrap(),
+                spoilt(&|partial, x| if partial { x } else { no_score }),
+                spoilt(&|partial, x| if partial && x == no_score { f32::INFINITY } else { 1.001 * x }),
+            ] {
+                assert!(close_scores(&wrong, &expected).is_err(), "{blocks}: {wrong:?} for {expected:?}");
+            }
+        }
+    }
+    // One query and one key.
+    let PartialCase { classes, .. } = case(&masked(BlockSize::default(), causal {}), &sizes(1, 1, 1));
+    assert_eq!(classes.to_vec::<u8>().unwrap(), [PARTIAL]);
+}
+
 /// Captures need not reach beyond the call: the case is within it.
 #[test]
 fn functions_are_asked_about_the_calls_own_positions() {
@@ -255,4 +310,9 @@ fn rounding_is_no_gradient() {
     let verdict = |found: &Tensor| compare(&[("dq", [found, &noise], GRADIENT, &|_| false)]).unwrap();
     assert_eq!(verdict(&other), Ok(()));
     assert!(verdict(&tensor([0.01, 0.0, 0.0, 0.0])).is_err());
+    // The terms that cancel are as large as the scale makes them.
+    let scaled = tensor([-1e-5, 2e-5, -8e-5, 3e-5]);
+    assert!(verdict(&scaled).is_err());
+    assert_eq!(compare(&[("dq", [&scaled, &noise], of_scores(10.0), &|_| false)]).unwrap(), Ok(()));
+    assert_eq!(of_scores(0.125), GRADIENT);
 }

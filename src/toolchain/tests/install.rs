@@ -95,10 +95,16 @@ fn what_killed_installers_left_is_removed_and_nothing_else() {
     }
     // An installer's own is locked while it works.
     let other = dir.path().join("other");
+    let mask = "stat -c %a $(dirname $target) >> $(dirname $0)/modes";
     let probe = "flock -n $(dirname $target) true && echo free >> $(dirname $0)/free";
-    let probing = script(dir.path(), "probing", &format!("{probe}\n{FILL}"));
+    let probing = script(dir.path(), "probing", &format!("{probe}\n{mask}\n{FILL}"));
     install_with(&other.join("toolchain"), std::slice::from_ref(&probing), &|_| ()).expect("an installation");
     assert!(!dir.path().join("free").exists(), "nobody could take its folder");
+    let modes = fs::read_to_string(dir.path().join("modes")).expect("the script ran");
+    assert_eq!(modes.trim(), "700", "nobody else can change what is fetched before it is looked at");
+    let lock = fs::metadata(other.join("toolchain.lock")).expect("the lock");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&lock.permissions());
+    assert_eq!(mode & 0o777, 0o600, "nobody else can hold it");
 }
 
 /// An installation is only worth its download where it may be loaded.
@@ -114,6 +120,10 @@ fn nothing_is_installed_where_others_could_change_it() {
         .expect_err("it is for all");
     assert!(matches!(&error, ToolchainError::Shared { .. }), "{error:?}");
     assert!(error.to_string().contains("TILEWRIGHT_DATA") && !dir.path().join("runs").exists(), "{error}");
+    let error = install_with(&data.join("below/it/toolchain"), std::slice::from_ref(&good), &|_| ())
+        .expect_err("what is above is for all");
+    assert!(matches!(&error, ToolchainError::Shared { .. }), "{error:?}");
+    assert_eq!(fs::read_dir(&data).expect("a folder").count(), 0, "no folder is made either");
 
     // A mask that lets a group write is made good.
     fs::set_permissions(&data, fs::Permissions::from_mode(0o755)).expect("its mode is set");
