@@ -42,7 +42,7 @@ pub fn run(command: &CacheCommand) -> Result<Report, CliError> {
     let folder = KernelCache::folder()?;
     let root = folder.canonicalize().unwrap_or(folder);
     if let CacheCommand::Path = command {
-        return Ok(Report::new(shown(&root), &json!({ "path": root })));
+        return Ok(Report::new(shown(&root), &json!({ "path": root.to_string_lossy() })));
     }
     // Looking at a cache does not make one.
     let cache = KernelCache::open_existing()?;
@@ -96,10 +96,10 @@ fn list(cache: Option<&KernelCache>, root: &Path) -> Report {
     );
     let records: Vec<_> = records
         .iter()
-        .map(|record| json!({ "device": record.device, "file": record.file, "path": record.path }))
+        .map(|record| json!({ "device": record.device, "file": record.file, "path": record.path.to_string_lossy() }))
         .collect();
     let json = json!({
-        "path": root,
+        "path": root.to_string_lossy(),
         "limit_bytes": limit,
         "bytes": total,
         "kernels": entries.iter().map(entry_json).collect::<Vec<_>>(),
@@ -126,7 +126,7 @@ fn entry_json(entry: &Entry) -> serde_json::Value {
         "options": entry.key.options(),
         "hash": entry.key.hash(),
         "source_blake3": entry.key.source_blake3(),
-        "path": entry.path,
+        "path": entry.path.to_string_lossy(),
         "bytes": entry.bytes,
         "ptxas": entry.report,
         "compile_ms": entry.compile_time.as_secs_f64() * 1e3,
@@ -153,8 +153,11 @@ fn verify(report: VerifyReport) -> Report {
             );
         }
     }
-    let broken: Vec<_> =
-        report.broken.iter().map(|(path, why)| json!({ "path": path, "reason": why })).collect();
+    let broken: Vec<_> = report
+        .broken
+        .iter()
+        .map(|(path, why)| json!({ "path": path.to_string_lossy(), "reason": why }))
+        .collect();
     let json = json!({
         "kernels": report.entries,
         "records": report.records,

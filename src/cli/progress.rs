@@ -1,12 +1,26 @@
 //! Progress, on standard error.
 
 use indicatif::{ProgressBar, ProgressStyle};
-use std::io::Write;
+use std::io::{self, Write};
 use tilewright::output::printable_lines;
 
 /// A line on standard error; where that is closed nobody is there to read it.
 pub fn note(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{}", printable_lines(line));
+    let _ = writeln!(io::stderr(), "{}", printable_lines(line));
+}
+
+/// Standard error for the library's warnings, in which names come from anywhere.
+pub struct Log;
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        io::stderr().write_all(printable_lines(&String::from_utf8_lossy(bytes)).as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A bar of `len` steps of `what`; it hides itself where standard error is no terminal.

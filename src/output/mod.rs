@@ -32,7 +32,8 @@ mod partial;
 mod pipe;
 mod printable;
 
-pub use printable::{printable, printable_lines, shown};
+pub(crate) use printable::lossy;
+pub use printable::{printable, printable_json, printable_lines, shown};
 
 use partial::Partial;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -68,6 +69,12 @@ impl Output {
     /// Standard output, which messages call `-`.
     pub fn standard() -> Self {
         Output { path: PathBuf::from("-"), place: Place::StandardOutput }
+    }
+
+    /// Whether `path` leads to this process's standard output, by way of links or not: `/dev/stdout`, `/proc/self/fd/1`. What
+    /// else is written to standard output would lie over what is written to such a place by itself.
+    pub fn is_standard(path: &Path) -> bool {
+        follow(path).is_ok_and(|target| is_standard_output(&target))
     }
 
     /// Looks at what has the name `path` and makes sure that it can be written to. Nothing is changed yet. A pipe has ten
@@ -111,6 +118,9 @@ fn place(path: &Path) -> io::Result<Place> {
         return Err(refused(ErrorKind::InvalidInput, "the name is empty; name a file"));
     }
     let target = follow(path)?;
+    if is_standard_output(&target) {
+        return Ok(Place::StandardOutput);
+    }
     match fs::metadata(&target) {
         Ok(found) if found.is_dir() => Err(refused(ErrorKind::IsADirectory, "it is a folder")),
         Ok(found) if found.is_file() => existing(target),
@@ -173,6 +183,19 @@ fn check_link(_link: &Path, _found: &Metadata) -> io::Result<()> {
 /// Whether a link stands for an open file: `/dev/fd/3`, `/proc/self/fd/3`.
 fn is_descriptor(link: &Path) -> bool {
     folder_of(link).canonicalize().is_ok_and(|folder| folder.starts_with("/proc"))
+}
+
+/// Whether that file is what this process has for standard output.
+fn is_standard_output(link: &Path) -> bool {
+    let own = || {
+        folder_of(link)
+            .canonicalize()
+            .ok()?
+            .strip_prefix(Path::new("/proc/self").canonicalize().ok()?)
+            .ok()
+            .map(|folder| folder.ends_with("fd"))
+    };
+    link.file_name().is_some_and(|name| name == "1") && own().unwrap_or(false)
 }
 
 fn existing(target: PathBuf) -> io::Result<Place> {
