@@ -21,7 +21,15 @@ pub struct InspectArgs {
     /// The kernel; without one, the kernels there are.
     kernel: Option<String>,
     /// What to specialise: `D=128,T=bf16`. What is not given is as in the first shipped variant.
-    #[arg(long, value_name = "NAME=VALUE,…", default_value = "", hide_default_value = true, value_parser = spec, allow_hyphen_values = true, requires = "kernel")]
+    #[arg(
+        long,
+        value_name = "NAME=VALUE,…",
+        default_value = "",
+        hide_default_value = true,
+        value_parser = spec,
+        allow_hyphen_values = true,
+        requires = "kernel"
+    )]
     spec: SpecList,
     /// The architecture.
     #[arg(long, default_value = "sm_90a", allow_hyphen_values = true, requires = "kernel")]

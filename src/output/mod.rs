@@ -5,6 +5,7 @@
 //! | nothing, a file | the content is written beside it and takes the name with one rename: it is there whole or not at all |
 //! | a symbolic link | the same with what the link names; the link stays |
 //! | a pipe, a device | the content is written into it |
+//! | this process's standard output (`/dev/stdout`) | the content goes where other output of the process goes, in its turn |
 //! | a file whose folder cannot be written to, or whose owner a new file would not have | it is overwritten where it lies |
 //! | a folder, a socket | an error |
 //! | a symbolic link of another user's in a folder for all, such as `/tmp` | an error, as Linux has it |
@@ -81,7 +82,8 @@ impl Output {
     /// seconds to get a reader.
     ///
     /// # Errors
-    /// A folder or a socket, links in a circle, a link of another user's in a folder for all, a pipe that nobody reads, a place that this user may not write to.
+    /// A folder or a socket, links in a circle, a link of another user's in a folder for all, a pipe that nobody reads, a
+    /// place that this user may not write to.
     pub fn open(path: &Path) -> io::Result<Self> {
         Ok(Output { path: path.to_owned(), place: place(path)? })
     }
@@ -187,15 +189,12 @@ fn is_descriptor(link: &Path) -> bool {
 
 /// Whether that file is what this process has for standard output.
 fn is_standard_output(link: &Path) -> bool {
-    let own = || {
-        folder_of(link)
-            .canonicalize()
-            .ok()?
-            .strip_prefix(Path::new("/proc/self").canonicalize().ok()?)
-            .ok()
-            .map(|folder| folder.ends_with("fd"))
+    let is_own = |folder: &Path| {
+        folder.ends_with("fd")
+            && Path::new("/proc/self").canonicalize().is_ok_and(|own| folder.starts_with(own))
     };
-    link.file_name().is_some_and(|name| name == "1") && own().unwrap_or(false)
+    link.file_name().is_some_and(|name| name == "1")
+        && folder_of(link).canonicalize().is_ok_and(|folder| is_own(&folder))
 }
 
 fn existing(target: PathBuf) -> io::Result<Place> {
