@@ -144,15 +144,17 @@ fn verify(report: VerifyReport) -> Report {
     if report.other_schema > 0 {
         let _ = write!(text, ", {} are another version's", report.other_schema);
     }
-    match report.broken.len() {
-        0 => text.push('\n'),
-        broken => {
-            let _ = writeln!(
-                text,
-                ", {broken} are not; they are in quarantine and made anew when they are needed"
-            );
+    let left = report.broken.iter().filter(|(path, _)| path.symlink_metadata().is_ok()).count();
+    let _ = match (report.broken.len(), left) {
+        (0, _) => writeln!(text),
+        (broken, 0) => {
+            writeln!(text, ", {broken} are not; they are in quarantine and made anew when they are needed")
         }
-    }
+        (broken, left) => writeln!(
+            text,
+            ", {broken} are not; {left} of these could not be moved to the quarantine: do this as a user who may write there"
+        ),
+    };
     let broken: Vec<_> = report
         .broken
         .iter()
