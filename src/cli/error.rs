@@ -44,8 +44,8 @@ pub enum CliError {
     NoElements { path: PathBuf, shape: Vec<usize> },
     #[error("an installation is a download, which `--offline` rules out: leave one of the two away")]
     Offline,
-    #[error("two outputs would go to standard output, one behind the other: name a file for one of them")]
-    OneStandardOutput,
+    #[error("two outputs would go to {}: name another place for one of them", shown(path))]
+    OnePlace { path: PathBuf },
     #[error("cannot write to standard output: {0}")]
     Stdout(std::io::Error),
     #[error(
@@ -83,7 +83,7 @@ impl CliError {
             CliError::Bundle(_) => "bundle",
             CliError::Layer { source, .. } => source.kind(),
             CliError::Offline
-            | CliError::OneStandardOutput
+            | CliError::OnePlace { .. }
             | CliError::NothingToTune
             | CliError::NoKernel { .. }
             | CliError::NoCandidate { .. } => "arguments",

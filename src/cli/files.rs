@@ -49,6 +49,11 @@ impl Destination {
         self.0 == Path::new("-") || Output::is_standard(&self.0)
     }
 
+    /// Whether what goes there and what goes to another place would meet.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.0 == other.0 || (self.is_standard() && other.is_standard())
+    }
+
     /// Makes sure that the place can be written to. `option` is the argument that names it.
     pub fn open(&self, option: &'static str) -> Result<Output, CliError> {
         let open = || match self.is_standard() {

@@ -97,8 +97,10 @@ impl Command {
     }
 
     fn run(&self, offline: bool) -> Result<Report, CliError> {
-        if self.destinations().into_iter().filter(|to| to.is_standard()).count() > 1 {
-            return Err(CliError::OneStandardOutput);
+        if let [one, other, ..] = self.destinations()[..]
+            && one.is_same(other)
+        {
+            return Err(CliError::OnePlace { path: other.path().to_owned() });
         }
         match self {
             Command::Demo(args) => demo::run(args, offline),

@@ -87,6 +87,7 @@ fn failures_are_json_where_it_is_asked_for() {
         (&["import", &nowhere], 1, "bundle", "could not open"),
         (&["toolchain", "install", "--offline"], 1, "arguments", "--offline"),
         (&["tune", "--device", "cpu"], 1, "arguments", "nothing to tune"),
+        (&["tune", "--plot", "x", "--export", "x"], 1, "arguments", "two outputs would go to x"),
         (&["inspect", "--candidate", "0"], 2, "usage", "<KERNEL>"),
         (&["inspect", "--source"], 2, "usage", "<KERNEL>"),
         (&["inspect", "--spec", "D=64"], 2, "usage", "<KERNEL>"),
@@ -112,10 +113,11 @@ fn failures_are_json_where_it_is_asked_for() {
     // Standard output is for what the command makes, and for one thing.
     for (arguments, kind, says) in [
         (&["run", "--input", &nowhere, "--output", "-"][..], "input", "check the path"),
-        (&["tune", "--plot", "-", "--export", "-"], "arguments", "two outputs"),
+        (&["tune", "--plot", "-", "--export", "/dev/stdout"], "arguments", "two outputs"),
     ] {
         let output = tilewright(&[arguments, &["--json"]].concat());
-        let failure: Value = serde_json::from_slice(&output.stderr).expect(&stderr(&output));
+        let said = stderr(&output);
+        let failure: Value = serde_json::from_str(&said).expect(&said);
         assert!(output.stdout.is_empty() && failure["error"]["kind"] == kind, "{failure}");
         assert!(failure["error"]["message"].as_str().unwrap().contains(says), "{failure}");
     }
