@@ -11,7 +11,7 @@ use std::fmt::Write;
 use std::path::Path;
 use tilewright::bundle::{BundleError, Contents, ExportReport, RecordName, export_to, import, import_from};
 use tilewright::cache::{CubinKey, KernelCache};
-use tilewright::output::shown;
+use tilewright::output::{printable, shown};
 
 #[derive(Args)]
 pub struct ExportArgs {
@@ -46,7 +46,7 @@ pub fn run_export(args: &ExportArgs) -> Result<Report, CliError> {
 pub fn exported(report: &ExportReport) -> String {
     let mut text = String::new();
     for (what, why) in &report.skipped {
-        let _ = writeln!(text, "left out {what}: {why}");
+        let _ = writeln!(text, "left out {}: {}", printable(what), printable(why));
     }
     let _ = writeln!(
         text,
@@ -87,7 +87,7 @@ pub fn run_import(args: &ImportArgs) -> Result<Report, CliError> {
     };
     let mut text = String::new();
     for (what, why) in &report.refused {
-        let _ = writeln!(text, "refused {what}: {why}");
+        let _ = writeln!(text, "refused {}: {}", printable(what), printable(why));
     }
     let _ = writeln!(
         text,

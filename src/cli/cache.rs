@@ -10,7 +10,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tilewright::cache::{Entry, KernelCache, PruneReport, VerifyReport, parse_size};
-use tilewright::output::shown;
+use tilewright::output::{printable, shown};
 
 #[derive(Subcommand)]
 pub enum CacheCommand {
@@ -83,7 +83,7 @@ fn list(cache: Option<&KernelCache>, root: &Path) -> Report {
         let _ = writeln!(text, "{table}\n");
     }
     for record in &records {
-        let _ = writeln!(text, "tuned on {}: {}", record.device, record.file);
+        let _ = writeln!(text, "tuned on {}: {}", printable(&record.device), printable(&record.file));
     }
     let _ = writeln!(
         text,
@@ -138,7 +138,7 @@ fn entry_json(entry: &Entry) -> serde_json::Value {
 fn verify(report: VerifyReport) -> Report {
     let mut text = String::new();
     for (path, why) in &report.broken {
-        let _ = writeln!(text, "{}: {why}", shown(path));
+        let _ = writeln!(text, "{}: {}", shown(path), printable(why));
     }
     let _ = write!(text, "{} kernels and {} tuning records are sound", report.entries, report.records);
     if report.other_schema > 0 {

@@ -245,6 +245,12 @@ fn names_from_files_reach_no_terminal_as_they_are() {
     // clap shows an argument as it is, and a terminal obeys it.
     let said = stderr(&tilewright(&["demo", odd]));
     assert!(said.contains("unexpected argument") && said.contains("\\u{9b}2J\\u{202e}"), "{said:?}");
+    // What the library warns of is a line each.
+    let cache = dir.path().join("cache");
+    std::fs::create_dir_all(cache.join("v1/sm_80/pool\nerror: \x1b[2J-0")).unwrap();
+    let verified = command().args(["cache", "verify"]).env("TILEWRIGHT_CACHE", &cache).output().unwrap();
+    let said = stderr(&verified);
+    assert!(said.contains("pool\\nerror: \\u{1b}[2J-0") && said.lines().count() == 1, "{said:?}");
     let forged = tilewright(&["run", "--input", odd, "--output", "x"]);
     assert_eq!(stderr(&forged).lines().count(), 1, "{}", stderr(&forged));
 }
