@@ -16,13 +16,21 @@
 #[non_exhaustive]
 pub enum SelectError {
     /// `k` or `p` is not in (0, 1].
-    #[error("top-{name} is {found}, needed a share in (0, 1]: 0.03 keeps 3 %")]
+    #[error("top-{name} is {}, needed a share in (0, 1]: 0.03 keeps 3 %", number(*found))]
     Share {
         /// `k` or `p`.
         name: char,
         /// The value.
         found: f64,
     },
+}
+
+/// A number to read: with an exponent where it would have rows of zeros.
+pub(crate) fn number(x: f64) -> String {
+    match x == 0.0 || !x.is_finite() || (1e-5..1e16).contains(&x.abs()) {
+        true => x.to_string(),
+        false => format!("{x:e}"),
+    }
 }
 
 /// Which key blocks a query block keeps. Made by [`top_k`], [`top_p`] and `|`.

@@ -168,6 +168,19 @@ fn open_files_by_their_number() {
     let mut text = String::new();
     reader.read_to_string(&mut text).unwrap();
     assert_eq!(text, "by the pipe");
+    // Standard output, and what is only called alike.
+    let (fd, link) = (dir.path().join("fd"), dir.path().join("link"));
+    fs::create_dir(&fd).and_then(|()| symlink("/dev/stdout", &link)).unwrap();
+    fs::write(fd.join("1"), "").unwrap();
+    for path in ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/proc/thread-self/fd/1"].map(Path::new) {
+        assert!(Output::is_standard(path), "{}", path.display());
+    }
+    assert!(Output::is_standard(&link));
+    for path in
+        [Path::new("/dev/stderr"), Path::new("/dev/fd/2"), &path, &fd.join("1"), &dir.path().join("1")]
+    {
+        assert!(!Output::is_standard(path), "{}", path.display());
+    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Arguments that several subcommands share, and how they are read.
 
+use crate::select::number;
 use clap::Args;
+use std::num::ParseFloatError;
 use std::str::FromStr;
 use tilewright::codegen::{Arch, Value};
 use tilewright::device::DeviceError;
@@ -12,10 +14,10 @@ use tilewright::{BlockSize, DType, Device, Selection, top_k, top_p};
 #[derive(Args, Clone, Copy)]
 pub struct AttentionArgs {
     /// Keep this share of each row's key blocks, the best by pooled probability. Without either rule: 0.03.
-    #[arg(long, value_name = "SHARE", allow_hyphen_values = true)]
+    #[arg(long, value_name = "SHARE", value_parser = |text: &str| share(text, top_k), allow_hyphen_values = true)]
     top_k: Option<f64>,
     /// Keep the best key blocks until they hold this probability mass; the union with top-k. Without either rule: 0.2.
-    #[arg(long, value_name = "MASS", allow_hyphen_values = true)]
+    #[arg(long, value_name = "MASS", value_parser = |text: &str| share(text, top_p), allow_hyphen_values = true)]
     top_p: Option<f64>,
     /// The sparse block, queries by keys: 128x64, 128x128, 64x64 or 64x128.
     #[arg(long, value_name = "QxKV", default_value = "128x64", value_parser = block_size, allow_hyphen_values = true)]
@@ -39,9 +41,16 @@ impl AttentionArgs {
 
 /// A rule in words.
 pub fn describe(selection: &Selection) -> String {
-    let k = selection.k().map(|k| format!("top-k {k}"));
-    let p = selection.p().map(|p| format!("top-p {p}"));
+    let k = selection.k().map(|k| format!("top-k {}", number(k)));
+    let p = selection.p().map(|p| format!("top-p {}", number(p)));
     k.into_iter().chain(p).collect::<Vec<_>>().join(" ∪ ")
+}
+
+/// A share that `rule` takes.
+fn share(text: &str, rule: impl Fn(f64) -> Selection) -> Result<f64, String> {
+    let share = text.parse().map_err(|error: ParseFloatError| error.to_string())?;
+    rule(share).validate().map_err(|error| error.to_string())?;
+    Ok(share)
 }
 
 fn block_size(text: &str) -> Result<BlockSize, String> {

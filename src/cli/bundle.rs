@@ -11,13 +11,13 @@ use std::fmt::Write;
 use std::path::Path;
 use tilewright::bundle::{BundleError, Contents, ExportReport, RecordName, export_to, import, import_from};
 use tilewright::cache::{CubinKey, KernelCache};
-use tilewright::output::shown;
+use tilewright::output::{printable, shown};
 
 #[derive(Args)]
 pub struct ExportArgs {
     /// The bundle to write, `-` for standard output; a file that has its name is replaced.
     #[arg(value_name = "FILE")]
-    file: Destination,
+    pub file: Destination,
     /// Only kernels and tuning records of these architectures, such as `sm_80,sm_90a`.
     #[arg(long, allow_hyphen_values = true)]
     arch: Option<ArchList>,
@@ -39,14 +39,14 @@ pub fn run_export(args: &ExportArgs) -> Result<Report, CliError> {
         args.arch.as_ref().map(|list| list.0.iter().map(|arch| arch.name()).collect());
     let contents = archs.as_ref().map_or(Contents::Everything, |archs| Contents::Archs(archs));
     let report = export_to(&cache, &contents, args.file.open("FILE")?)?;
-    Ok(Report::new(exported(&report), &exported_json(&report)).aside(args.file.is_standard()))
+    Ok(Report::new(exported(&report), &exported_json(&report)))
 }
 
 /// An export in words.
 pub fn exported(report: &ExportReport) -> String {
     let mut text = String::new();
     for (what, why) in &report.skipped {
-        let _ = writeln!(text, "left out {what}: {why}");
+        let _ = writeln!(text, "left out {}: {}", printable(what), printable(why));
     }
     let _ = writeln!(
         text,
@@ -66,7 +66,7 @@ pub fn exported_json(report: &ExportReport) -> Value {
     let records: Vec<_> =
         report.records.iter().map(|id| json!({ "device": id.device, "file": id.file })).collect();
     json!({
-        "path": report.path,
+        "path": report.path.to_string_lossy(),
         "kernels": kernels(&report.kernels),
         "records": records,
         "bytes": report.bytes,
@@ -87,7 +87,7 @@ pub fn run_import(args: &ImportArgs) -> Result<Report, CliError> {
     };
     let mut text = String::new();
     for (what, why) in &report.refused {
-        let _ = writeln!(text, "refused {what}: {why}");
+        let _ = writeln!(text, "refused {}: {}", printable(what), printable(why));
     }
     let _ = writeln!(
         text,
@@ -111,7 +111,7 @@ pub fn run_import(args: &ImportArgs) -> Result<Report, CliError> {
         names.iter().map(|name| json!({ "device": name.device, "file": name.file })).collect()
     };
     let json = json!({
-        "cache": cache.root(),
+        "cache": cache.root().to_string_lossy(),
         "added": kernels(&report.added),
         "present": kernels(&report.present),
         "added_records": records(&report.added_records),

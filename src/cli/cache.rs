@@ -10,7 +10,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tilewright::cache::{Entry, KernelCache, PruneReport, VerifyReport, parse_size};
-use tilewright::output::shown;
+use tilewright::output::{printable, shown};
 
 #[derive(Subcommand)]
 pub enum CacheCommand {
@@ -42,7 +42,7 @@ pub fn run(command: &CacheCommand) -> Result<Report, CliError> {
     let folder = KernelCache::folder()?;
     let root = folder.canonicalize().unwrap_or(folder);
     if let CacheCommand::Path = command {
-        return Ok(Report::new(shown(&root), &json!({ "path": root })));
+        return Ok(Report::new(shown(&root), &json!({ "path": root.to_string_lossy() })));
     }
     // Looking at a cache does not make one.
     let cache = KernelCache::open_existing()?;
@@ -83,7 +83,7 @@ fn list(cache: Option<&KernelCache>, root: &Path) -> Report {
         let _ = writeln!(text, "{table}\n");
     }
     for record in &records {
-        let _ = writeln!(text, "tuned on {}: {}", record.device, record.file);
+        let _ = writeln!(text, "tuned on {}: {}", printable(&record.device), printable(&record.file));
     }
     let _ = writeln!(
         text,
@@ -96,10 +96,10 @@ fn list(cache: Option<&KernelCache>, root: &Path) -> Report {
     );
     let records: Vec<_> = records
         .iter()
-        .map(|record| json!({ "device": record.device, "file": record.file, "path": record.path }))
+        .map(|record| json!({ "device": record.device, "file": record.file, "path": record.path.to_string_lossy() }))
         .collect();
     let json = json!({
-        "path": root,
+        "path": root.to_string_lossy(),
         "limit_bytes": limit,
         "bytes": total,
         "kernels": entries.iter().map(entry_json).collect::<Vec<_>>(),
@@ -126,7 +126,7 @@ fn entry_json(entry: &Entry) -> serde_json::Value {
         "options": entry.key.options(),
         "hash": entry.key.hash(),
         "source_blake3": entry.key.source_blake3(),
-        "path": entry.path,
+        "path": entry.path.to_string_lossy(),
         "bytes": entry.bytes,
         "ptxas": entry.report,
         "compile_ms": entry.compile_time.as_secs_f64() * 1e3,
@@ -138,7 +138,7 @@ fn entry_json(entry: &Entry) -> serde_json::Value {
 fn verify(report: VerifyReport) -> Report {
     let mut text = String::new();
     for (path, why) in report.broken.iter().chain(&report.unread) {
-        let _ = writeln!(text, "{}: {why}", shown(path));
+        let _ = writeln!(text, "{}: {}", shown(path), printable(why));
     }
     let _ = write!(text, "{} kernels and {} tuning records are sound", report.entries, report.records);
     if report.other_schema > 0 {
@@ -161,7 +161,7 @@ fn verify(report: VerifyReport) -> Report {
     }
     text.push('\n');
     let listed = |list: &[(PathBuf, String)]| -> Vec<_> {
-        list.iter().map(|(path, why)| json!({ "path": path, "reason": why })).collect()
+        list.iter().map(|(path, why)| json!({ "path": path.to_string_lossy(), "reason": why })).collect()
     };
     let [broken, left, unread] = [&report.broken, &report.left, &report.unread].map(|list| listed(list));
     let json = json!({

@@ -29,7 +29,7 @@ pub struct CompileArgs {
     /// Write the compiled kernels to a bundle, for `tilewright import` on other machines. Neither a GPU nor the cache is
     /// touched. `-` is standard output.
     #[arg(long, value_name = "FILE")]
-    bundle: Option<Destination>,
+    pub bundle: Option<Destination>,
 }
 
 /// The shipped kernel of that name.
@@ -45,8 +45,8 @@ pub fn run(args: &CompileArgs, offline: bool) -> Result<Report, CliError> {
         Some(name) => vec![kernel(name)?],
         None => kernels::ALL.to_vec(),
     };
-    let toolchain = nvrtc::find_or_install(offline)?;
     let output = args.bundle.as_ref().map(|file| file.open("--bundle")).transpose()?;
+    let toolchain = nvrtc::find_or_install(offline)?;
     let mut jobs = Vec::new();
     for source in sources {
         jobs.extend(variants::shipped(source, &args.arch.0)?);
@@ -107,8 +107,7 @@ pub fn run(args: &CompileArgs, offline: bool) -> Result<Report, CliError> {
         "passed_over": passed_over,
         "variants": reports,
     });
-    let aside = args.bundle.as_ref().is_some_and(Destination::is_standard);
-    Ok(Report::new(text, &json).with_outcome(ok).aside(aside))
+    Ok(Report::new(text, &json).with_outcome(ok))
 }
 
 /// Writes cubins to a bundle, by way of a cache of their own.

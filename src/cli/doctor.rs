@@ -47,7 +47,7 @@ pub fn run() -> Result<Report, CliError> {
         driver(),
         gpu(&gpus),
         nvrtc(&toolchain),
-        data_folder(&environment),
+        data_folder(&environment, toolchain.is_ok()),
         kernel_cache(),
     ];
     let mut gpu_works = false;
@@ -134,7 +134,8 @@ fn nvrtc(toolchain: &Result<Toolchain, ToolchainError>) -> Finding {
     }
 }
 
-fn data_folder(environment: &Environment) -> Finding {
+/// The folder that NVRTC is installed into: where there is one, nothing need be written there.
+fn data_folder(environment: &Environment, has_nvrtc: bool) -> Finding {
     let Some(folder) = environment.data_folder() else {
         return finding("data folder", Err(ToolchainError::NoDataFolder.to_string()));
     };
@@ -144,6 +145,9 @@ fn data_folder(environment: &Environment) -> Finding {
         "data folder",
         match writable(folder) {
             Ok(()) => Ok(format!("{}: writable, {holds}", shown(folder))),
+            Err(error) if has_nvrtc => {
+                Ok(format!("{}: {holds}, and cannot be written to ({error})", shown(folder)))
+            }
             Err(error) => Err(format!(
                 "{}: {holds} and cannot be written to ({error}); set TILEWRIGHT_DATA to a folder that can",
                 shown(folder)
@@ -166,9 +170,9 @@ fn kernel_cache() -> Finding {
     finding("kernel cache", look().map_err(|error: CacheError| error.to_string()))
 }
 
-/// Whether a folder, or the nearest one above it that exists, can be written to.
+/// Whether a folder, or the nearest place above it that exists, can be written to.
 fn writable(folder: &Path) -> std::io::Result<()> {
-    let existing = folder.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or(Path::new("/"));
+    let existing = folder.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("."));
     tempfile::tempfile_in(existing).map(drop)
 }
 

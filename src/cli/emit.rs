@@ -39,8 +39,8 @@ pub fn run(args: &EmitArgs) -> Result<Report, CliError> {
         false => writeln!(text, "{} is out of date: run this without --check", shown(&args.out)),
     };
     let json = json!({
-        "templates": args.templates,
-        "out": args.out,
+        "templates": args.templates.to_string_lossy(),
+        "out": args.out.to_string_lossy(),
         "check": args.check,
         "stale": difference.stale,
         "extra": difference.extra,

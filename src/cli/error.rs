@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use tilewright::bundle::BundleError;
 use tilewright::cache::CacheError;
 use tilewright::device::DeviceError;
-use tilewright::output::shown;
+use tilewright::output::{printable, shown};
 use tilewright::tensor::TensorError;
 use tilewright::toolchain::ToolchainError;
 
@@ -35,13 +35,17 @@ pub enum CliError {
     },
     #[error(
         "{} does not say how its tokens lie: its metadata has {} as `token_grid`, needed TxHxW such as 8x16x28; save it with that",
-        shown(path), found.as_deref().unwrap_or("nothing")
+        shown(path), printable(found.as_deref().unwrap_or("nothing"))
     )]
     NoTokenGrid { path: PathBuf, found: Option<String> },
+    #[error("{}: {source}", shown(path))]
+    Layer { path: PathBuf, source: Box<CliError> },
     #[error("{} has nothing to measure: a tensor of shape {shape:?} has no elements", shown(path))]
     NoElements { path: PathBuf, shape: Vec<usize> },
     #[error("an installation is a download, which `--offline` rules out: leave one of the two away")]
     Offline,
+    #[error("two outputs would go to {}: name another place for one of them", shown(path))]
+    OnePlace { path: PathBuf },
     #[error("cannot write to standard output: {0}")]
     Stdout(std::io::Error),
     #[error(
@@ -66,18 +70,49 @@ impl CliError {
     /// What kind of failure it is, in one word for programs.
     pub fn kind(&self) -> &'static str {
         match self {
+            CliError::Codegen(_) | CliError::Library(tilewright::Error::Codegen(_)) => "codegen",
+            CliError::Toolchain(_) | CliError::Library(tilewright::Error::Toolchain(_)) => "toolchain",
+            CliError::Cache(_) | CliError::Library(tilewright::Error::Cache(_)) => "cache",
+            CliError::Device(_) | CliError::Library(tilewright::Error::Device(_)) => "device",
             CliError::Library(_) => "library",
-            CliError::Codegen(_) => "codegen",
-            CliError::Toolchain(_) => "toolchain",
-            CliError::Cache(_) => "cache",
-            CliError::Bundle(_) => "bundle",
-            CliError::Device(_) => "device",
             CliError::TensorFile(_) | CliError::NoTokenGrid { .. } | CliError::NoElements { .. } => "input",
-            CliError::Write { .. } | CliError::Stdout(_) | CliError::TemporaryFolder(_) => "output",
+            CliError::Write { .. }
+            | CliError::Bundle(BundleError::Write { .. })
+            | CliError::Stdout(_)
+            | CliError::TemporaryFolder(_) => "output",
+            CliError::Bundle(_) => "bundle",
+            CliError::Layer { source, .. } => source.kind(),
             CliError::Offline
+            | CliError::OnePlace { .. }
             | CliError::NothingToTune
             | CliError::NoKernel { .. }
             | CliError::NoCandidate { .. } => "arguments",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tilewright::Error;
+
+    #[test]
+    fn a_failure_is_of_one_kind_whoever_passes_it_on() {
+        let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let path = || PathBuf::from("file");
+        let of_layer = |source: CliError| CliError::Layer { path: path(), source: Box::new(source) };
+        for (error, kind) in [
+            (DeviceError::NoDriver.into(), "device"),
+            (Error::Device(DeviceError::NoDriver).into(), "device"),
+            (of_layer(Error::Device(DeviceError::NoDriver).into()), "device"),
+            (ToolchainError::NoDataFolder.into(), "toolchain"),
+            (Error::Toolchain(ToolchainError::NoDataFolder).into(), "toolchain"),
+            (Error::Interrupted.into(), "library"),
+            (BundleError::Write { path: path(), source: full() }.into(), "output"),
+            (CliError::Write { path: path(), option: "--output", source: full() }, "output"),
+            (BundleError::Empty { cache: path() }.into(), "bundle"),
+        ] {
+            assert_eq!(CliError::kind(&error), kind, "{error}");
         }
     }
 }

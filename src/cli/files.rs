@@ -18,6 +18,11 @@ pub struct Source(PathBuf);
 /// Whether the process was started with a standard output that is closed.
 static CLOSED: AtomicBool = AtomicBool::new(false);
 
+/// Whether what is written to standard output would be lost.
+pub fn standard_output_is_closed() -> bool {
+    CLOSED.load(Ordering::Relaxed)
+}
+
 /// Looks whether standard output is closed, by its name: the list is there wherever `/proc` is.
 #[cfg(target_os = "linux")]
 pub fn look_at_standard_output() {
@@ -41,8 +46,12 @@ impl From<OsString> for Source {
 impl Destination {
     /// Whether the content goes to standard output: all else goes to standard error then.
     pub fn is_standard(&self) -> bool {
-        // A second description of the same file would write over what the first one writes.
-        ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| self.0 == Path::new(name))
+        self.0 == Path::new("-") || Output::is_standard(&self.0)
+    }
+
+    /// Whether what goes there and what goes to another place would meet.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.0 == other.0 || (self.is_standard() && other.is_standard())
     }
 
     /// Makes sure that the place can be written to. `option` is the argument that names it.
@@ -52,7 +61,7 @@ impl Destination {
                 io::ErrorKind::InvalidInput,
                 "standard output is a terminal; redirect it, or name a file",
             )),
-            true if CLOSED.load(Ordering::Relaxed) => Err(io::Error::new(
+            true if standard_output_is_closed() => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "standard output is closed; redirect it, or name a file",
             )),

@@ -21,16 +21,24 @@ pub struct InspectArgs {
     /// The kernel; without one, the kernels there are.
     kernel: Option<String>,
     /// What to specialise: `D=128,T=bf16`. What is not given is as in the first shipped variant.
-    #[arg(long, value_name = "NAME=VALUE,…", default_value = "", hide_default_value = true, value_parser = spec, allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "NAME=VALUE,…",
+        default_value = "",
+        hide_default_value = true,
+        value_parser = spec,
+        allow_hyphen_values = true,
+        requires = "kernel"
+    )]
     spec: SpecList,
     /// The architecture.
-    #[arg(long, default_value = "sm_90a", allow_hyphen_values = true)]
+    #[arg(long, default_value = "sm_90a", allow_hyphen_values = true, requires = "kernel")]
     arch: Arch,
     /// The candidate to look at, by its number in the list.
-    #[arg(long, value_name = "NUMBER", default_value_t = 0, allow_hyphen_values = true)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, allow_hyphen_values = true, requires = "kernel")]
     candidate: usize,
     /// Print the candidate's source and nothing else (with --json: add it).
-    #[arg(long)]
+    #[arg(long, requires = "kernel")]
     source: bool,
 }
 

@@ -21,10 +21,15 @@ mod toolchain;
 mod tune;
 mod variants;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use error::CliError;
-use report::Report;
+use files::Destination;
+use report::{Report, Stream};
+use serde_json::json;
+use std::ffi::OsStr;
 use std::process::ExitCode;
+use tilewright::output::printable;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -71,7 +76,32 @@ enum Command {
 }
 
 impl Command {
+    /// Where the command writes what it makes.
+    fn destinations(&self) -> Vec<&Destination> {
+        match self {
+            Command::Demo(args) => args.png.iter().collect(),
+            Command::Run(args) => vec![&args.output],
+            Command::Compile(args) => args.bundle.iter().collect(),
+            Command::Tune(args) => args.plot.iter().chain(&args.export).collect(),
+            Command::Export(args) => vec![&args.file],
+            _ => Vec::new(),
+        }
+    }
+
+    /// Where it says what came of it.
+    fn stream(&self) -> Stream {
+        match self.destinations().into_iter().any(Destination::is_standard) {
+            true => Stream::StandardError,
+            false => Stream::StandardOutput,
+        }
+    }
+
     fn run(&self, offline: bool) -> Result<Report, CliError> {
+        if let [one, other, ..] = self.destinations()[..]
+            && one.is_same(other)
+        {
+            return Err(CliError::OnePlace { path: other.path().to_owned() });
+        }
         match self {
             Command::Demo(args) => demo::run(args, offline),
             Command::Run(args) => run::run(args, offline),
@@ -101,22 +131,23 @@ pub fn main() -> ExitCode {
         Err(error) => return misread(&error),
     };
     log();
+    let stream = cli.command.stream();
     let done = cli.command.run(cli.offline).and_then(|report| {
-        report.print(cli.json)?;
+        report.print(cli.json, stream)?;
         Ok(report.ok)
     });
+    ended(done, cli.json, stream)
+}
+
+/// Says of a failure what it is, and gives the status.
+fn ended(done: Result<bool, CliError>, json: bool, stream: Stream) -> ExitCode {
     match done {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) if cli.json => {
-            report::print_failure(error.kind(), &error.to_string(), FAILURE);
-            ExitCode::FAILURE
-        }
-        Err(error) => {
-            progress::note(&format!("error: {error}"));
-            ExitCode::FAILURE
-        }
+        Ok(true) => return ExitCode::SUCCESS,
+        Ok(false) => {}
+        Err(error) if json => report::print_failure(error.kind(), &error.to_string(), FAILURE, stream),
+        Err(error) => progress::note(&format!("error: {error}")),
     }
+    ExitCode::from(FAILURE)
 }
 
 /// Runs a command line and keeps what it would have said: for `fuzz/`.
@@ -131,29 +162,52 @@ pub fn quietly(line: &[&str]) -> Result<String, String> {
 /// The status of a command that failed.
 const FAILURE: u8 = 1;
 
-/// What is said of arguments that make no sense, and of a question for help.
+/// What is said of arguments that make no sense, and of a question for help or the version.
 fn misread(error: &clap::Error) -> ExitCode {
     let status = error.exit_code() as u8;
     // What comes behind `--` is no option.
-    let mut arguments = std::env::args_os().skip(1).take_while(|argument| argument != "--");
-    match error.use_stderr() && arguments.any(|argument| argument == "--json") {
+    let json = std::env::args_os()
+        .skip(1)
+        .take_while(|argument| argument != "--")
+        .any(|argument| argument == "--json");
+    if !error.use_stderr() {
+        let version = json!({ "version": env!("CARGO_PKG_VERSION") });
+        let printed = match json && error.kind() == ErrorKind::DisplayVersion {
+            true => Report::new(String::new(), &version).print(true, Stream::StandardOutput),
+            // With colours where they are seen.
+            false => report::unless_unread(error.print()),
+        };
+        return ended(printed.map(|()| true), json, Stream::StandardOutput);
+    }
+    let text = error.render().to_string();
+    match json {
         true => {
-            let text = error.render().to_string();
-            report::print_failure("usage", text.trim_start_matches("error: ").trim_end(), status);
+            let text = text.trim_start_matches("error: ").trim_end();
+            report::print_failure("usage", text, status, Stream::StandardOutput);
         }
-        // Where it cannot be printed nobody reads it.
-        false => drop(error.print()),
+        false if std::env::args_os().all(|argument| is_plain(&argument)) => drop(error.print()),
+        // An argument may be a file's name, which clap shows as it is.
+        false => progress::note(text.trim_end()),
     }
     ExitCode::from(status)
 }
 
+/// Whether a terminal takes an argument for nothing but text.
+fn is_plain(argument: &OsStr) -> bool {
+    argument.to_str().is_some_and(|argument| printable(argument) == argument)
+}
+
 /// What the library warns of goes to standard error; `TILEWRIGHT_LOG=debug` shows every hit, miss, compile and race.
 fn log() {
-    let filter = EnvFilter::builder()
-        .with_default_directive(LevelFilter::WARN.into())
-        .with_env_var("TILEWRIGHT_LOG")
-        .from_env_lossy();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time();
+    let asked = std::env::var("TILEWRIGHT_LOG").unwrap_or_default();
+    let read = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).parse(&asked);
+    let filter = read.unwrap_or_else(|error| {
+        progress::note(&format!(
+            "warning: TILEWRIGHT_LOG is ignored, write it as `debug` or `warn`: {error}"
+        ));
+        EnvFilter::new("warn")
+    });
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| progress::Log).without_time();
     // A standard error that nobody reads must not end the command.
     log.log_internal_errors(false).init();
 }

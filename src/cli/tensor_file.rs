@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tilewright::DType;
 use tilewright::output::{printable, shown};
 
@@ -92,6 +92,11 @@ impl TensorFile {
             }
         };
         Ok(RawTensor { dtype, shape: view.shape().to_vec(), bytes: view.data() })
+    }
+
+    /// The file as messages call it.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The text metadata.

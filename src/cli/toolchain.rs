@@ -49,8 +49,8 @@ fn describe(toolchain: &Toolchain, remark: Option<String>) -> Result<Report, Cli
     }
     let json = json!({
         "version": format!("{major}.{minor}"),
-        "library": toolchain.library(),
-        "include": toolchain.include_dir(),
+        "library": toolchain.library().to_string_lossy(),
+        "include": toolchain.include_dir().to_string_lossy(),
         "searched": toolchain.searched(),
         "remark": remark,
     });

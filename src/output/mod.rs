@@ -5,6 +5,7 @@
 //! | nothing, a file | the content is written beside it and takes the name with one rename: it is there whole or not at all |
 //! | a symbolic link | the same with what the link names; the link stays |
 //! | a pipe, a device | the content is written into it |
+//! | this process's standard output (`/dev/stdout`) | the content goes where other output of the process goes, in its turn |
 //! | a file whose folder cannot be written to, or whose owner a new file would not have | it is overwritten where it lies |
 //! | a folder, a socket | an error |
 //! | a symbolic link of another user's in a folder for all, such as `/tmp` | an error, as Linux has it |
@@ -32,7 +33,8 @@ mod partial;
 mod pipe;
 mod printable;
 
-pub use printable::{printable, printable_lines, shown};
+pub(crate) use printable::lossy;
+pub use printable::{printable, printable_json, printable_lines, shown};
 
 use partial::Partial;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -70,11 +72,18 @@ impl Output {
         Output { path: PathBuf::from("-"), place: Place::StandardOutput }
     }
 
+    /// Whether `path` leads to this process's standard output, by way of links or not: `/dev/stdout`, `/proc/self/fd/1`. What
+    /// else is written to standard output would lie over what is written to such a place by itself.
+    pub fn is_standard(path: &Path) -> bool {
+        follow(path).is_ok_and(|target| is_standard_output(&target))
+    }
+
     /// Looks at what has the name `path` and makes sure that it can be written to. Nothing is changed yet. A pipe has ten
     /// seconds to get a reader.
     ///
     /// # Errors
-    /// A folder or a socket, links in a circle, a link of another user's in a folder for all, a pipe that nobody reads, a place that this user may not write to.
+    /// A folder or a socket, links in a circle, a link of another user's in a folder for all, a pipe that nobody reads, a
+    /// place that this user may not write to.
     pub fn open(path: &Path) -> io::Result<Self> {
         Ok(Output { path: path.to_owned(), place: place(path)? })
     }
@@ -111,6 +120,9 @@ fn place(path: &Path) -> io::Result<Place> {
         return Err(refused(ErrorKind::InvalidInput, "the name is empty; name a file"));
     }
     let target = follow(path)?;
+    if is_standard_output(&target) {
+        return Ok(Place::StandardOutput);
+    }
     match fs::metadata(&target) {
         Ok(found) if found.is_dir() => Err(refused(ErrorKind::IsADirectory, "it is a folder")),
         Ok(found) if found.is_file() => existing(target),
@@ -173,6 +185,16 @@ fn check_link(_link: &Path, _found: &Metadata) -> io::Result<()> {
 /// Whether a link stands for an open file: `/dev/fd/3`, `/proc/self/fd/3`.
 fn is_descriptor(link: &Path) -> bool {
     folder_of(link).canonicalize().is_ok_and(|folder| folder.starts_with("/proc"))
+}
+
+/// Whether that file is what this process has for standard output.
+fn is_standard_output(link: &Path) -> bool {
+    let is_own = |folder: &Path| {
+        folder.ends_with("fd")
+            && Path::new("/proc/self").canonicalize().is_ok_and(|own| folder.starts_with(own))
+    };
+    link.file_name().is_some_and(|name| name == "1")
+        && folder_of(link).canonicalize().is_ok_and(|folder| is_own(&folder))
 }
 
 fn existing(target: PathBuf) -> io::Result<Place> {

@@ -1,5 +1,6 @@
 //! A file that has not got its name yet.
 
+use super::shown;
 use crate::leftover::{DRAWN, is_drawn};
 use std::fs::{self, File, Metadata, Permissions, TryLockError};
 use std::io::{self, Write};
@@ -82,7 +83,7 @@ fn sweep(folder: &Path) {
             && file.try_lock().is_ok()
             && fs::remove_file(&path).is_ok()
         {
-            tracing::debug!(path = %path.display(), "removed what a process left behind");
+            tracing::debug!(path = %shown(&path), "removed what a process left behind");
         }
     }
 }

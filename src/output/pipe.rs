@@ -1,5 +1,6 @@
 //! Named pipes.
 
+use super::shown;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
@@ -38,7 +39,7 @@ fn open_within(path: &Path, patience: Duration) -> io::Result<File> {
             Err(_) => {}
         }
         if !std::mem::replace(&mut told, true) {
-            tracing::warn!(path = %path.display(), "waiting for somebody to read from the pipe");
+            tracing::warn!(path = %shown(path), "waiting for somebody to read from the pipe");
         }
         std::thread::sleep(PAUSE);
     }

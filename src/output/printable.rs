@@ -14,6 +14,24 @@ pub fn printable_lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| is_harmful(c) && !matches!(c, '\n' | '\t'))
 }
 
+/// The same of a JSON document, which stays the same: what is escaped lies within strings.
+pub fn printable_json(document: &str) -> String {
+    let mut safe = String::with_capacity(document.len());
+    for c in document.chars() {
+        match is_harmful(c) && c != '\n' {
+            // None of them is beyond 16 bits.
+            true => safe.extend(format!("\\u{:04x}", u32::from(c)).chars()),
+            false => safe.push(c),
+        }
+    }
+    safe
+}
+
+/// A path for programs, as serde writes it: bytes that are no text, for which JSON has no place, are replaced.
+pub(crate) fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
 /// A path to show in a message; an empty one is `''`.
 pub fn shown(path: &Path) -> String {
     if path.as_os_str().is_empty() {
@@ -57,6 +75,10 @@ mod tests {
             assert_eq!(printable(text), safe.unwrap_or(text));
         }
         assert_eq!(printable_lines("a\n\tb\r\x1b"), "a\n\tb\\r\\u{1b}");
+        let value = serde_json::json!({ "a\u{202e}": ["\x1b\n\u{9b}", "ü\u{7f}"] });
+        let document = printable_json(&format!("{value:#}"));
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&document).unwrap(), value);
+        assert_eq!(printable_lines(&document), document);
         assert_eq!(shown(Path::new("/tmp/a\nb")), "/tmp/a\\nb");
         assert_eq!(shown(Path::new("")), "''");
     }

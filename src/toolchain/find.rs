@@ -11,6 +11,7 @@ use super::environment::{
     CUDA_VARIABLES, Environment, NVRTC_VARIABLE, PYTHON_PATH_VARIABLE, PYTHON_VARIABLES, Python,
 };
 use super::layout::{Located, entries, inspect, library_in, numbers};
+use crate::output::lossy;
 use crate::trust::Exposure;
 
 /// The oldest NVRTC that knows every architecture family the kernels are written for (sm_120a came with it).
@@ -55,6 +56,7 @@ pub enum Refusal {
     #[error("{} has no libnvrtc-builtins beside it", library.display())]
     NoBuiltins {
         /// The library that was found.
+        #[serde(serialize_with = "lossy")]
         library: PathBuf,
     },
     /// NVRTC is too old.
@@ -73,12 +75,14 @@ pub enum Refusal {
     #[error("{} is there, but no include folder beside it has cuda_fp16.h and cuda_bf16.h", library.display())]
     NoHeaders {
         /// The library that was found.
+        #[serde(serialize_with = "lossy")]
         library: PathBuf,
     },
     /// Other users can change the library, its headers, or a folder above them.
     #[error("{} {exposure}: a library is code, so only you and root may be able to change it", path.display())]
     Exposed {
         /// What others can change.
+        #[serde(serialize_with = "lossy")]
         path: PathBuf,
         /// How.
         #[serde(flatten)]
@@ -88,6 +92,7 @@ pub enum Refusal {
     #[error("{} could not be looked at: {message}", path.display())]
     Unreadable {
         /// The file.
+        #[serde(serialize_with = "lossy")]
         path: PathBuf,
         /// What the system said.
         message: String,
@@ -107,6 +112,7 @@ pub enum Refusal {
     #[error("{} could not be loaded: {message}", library.display())]
     CannotLoad {
         /// The library.
+        #[serde(serialize_with = "lossy")]
         library: PathBuf,
         /// What the dynamic linker said.
         message: String,
@@ -115,6 +121,7 @@ pub enum Refusal {
     #[error("{} has no function `{symbol}`: it is not a complete NVRTC", library.display())]
     MissingSymbol {
         /// The library.
+        #[serde(serialize_with = "lossy")]
         library: PathBuf,
         /// The function.
         symbol: &'static str,
@@ -138,6 +145,7 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Searched {
     /// The folder or the library.
+    #[serde(serialize_with = "lossy")]
     pub place: PathBuf,
     /// What led there.
     pub source: Source,

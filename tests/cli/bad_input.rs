@@ -1,6 +1,6 @@
 //! Files that `run` cannot use: each has its message, and nothing half-written is left.
 
-use crate::support::{data, fails, nowhere, write_tensors};
+use crate::support::{data, fails, makes_no_sense, nowhere, write_tensors};
 use safetensors::Dtype::{self, BF16, F16, F32};
 use std::path::Path;
 
@@ -97,9 +97,12 @@ fn rules_out_of_range() {
     let run = |option: &str, value: &str, says: &[&str]| {
         let to = nowhere();
         let to = to.to_str().unwrap();
-        fails(&["run", "--device", "cpu", "--input", from, "--output", to, option, value], says);
+        makes_no_sense(&["run", "--device", "cpu", "--input", from, "--output", to, option, value], says);
     };
     run("--top-k", "0", &["top-k is 0"]);
     run("--top-p", "1.5", &["top-p is 1.5"]);
     run("--top-p", "NaN", &["top-p is NaN"]);
+    run("--top-k", "1e300", &["top-k is 1e300, needed"]);
+    run("--top-p", "-1e-300", &["top-p is -1e-300, needed"]);
+    run("--top-k", "much", &["'--top-k <SHARE>': "]);
 }

@@ -1,9 +1,11 @@
 //! The demonstration and the doctor.
 
-use crate::support::{command, fails, has_nvrtc, json, nowhere, stderr, stdout};
+use crate::support::{command, fails, has_nvrtc, json, makes_no_sense, nowhere, stderr, stdout, tilewright};
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::HashMap;
+use std::path::Path;
 use std::process::Stdio;
+use tilewright::toolchain::Toolchain;
 
 #[test]
 fn the_demo_on_the_cpu_compares_both_orders_and_draws_them() {
@@ -97,10 +99,17 @@ fn the_demo_measures_tensors_of_the_users() {
 
     write("other.safetensors", "2x5x14");
     let other = path("other.safetensors");
-    fails_after_notes(&["demo", "--device", "cpu", "--png", &png, "--tensors", &other], "2×5×14 tokens");
+    fails_after_notes(
+        &["demo", "--device", "cpu", "--png", &png, "--tensors", &other],
+        &format!("{other}: the tensor"),
+    );
     write("none.safetensors", "no grid");
     let none = path("none.safetensors");
     fails(&["demo", "--tensors", &none], &["no grid", "token_grid", "8x16x28"]);
+    // A file does not write lines of its own.
+    write("forged.safetensors", "2x5\nerror: \x1b[2J");
+    let said = stderr(&tilewright(&["demo", "--tensors", &path("forged.safetensors")]));
+    assert!(said.contains("2x5\\nerror: \\u{1b}[2J as") && said.lines().count() == 1, "{said}");
 }
 
 /// A failure that comes after notes of what has been done.
@@ -117,12 +126,11 @@ fn bf16(x: f32) -> [u8; 2] {
 
 #[test]
 fn the_demo_refuses_what_it_cannot_do() {
-    fails(&["demo", "--device", "cpu", "--top-k", "0"], &["top-k is 0", "(0, 1]"]);
+    makes_no_sense(&["demo", "--device", "cpu", "--top-k", "0"], &["top-k is 0", "(0, 1]"]);
     let nowhere = nowhere();
     let nowhere = nowhere.to_str().unwrap();
     fails(&["demo", "--device", "cpu", "--png", nowhere], &["cannot write ", nowhere, "--png"]);
-    let output = command().args(["demo", "--block", "32x32"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(2), "an argument that makes no sense");
+    makes_no_sense(&["demo", "--block", "32x32"], &["32"]);
 }
 
 #[test]
@@ -148,6 +156,25 @@ fn the_doctor_is_content_with_a_cpu() {
         text.contains("Attention runs on the CPU") || text.contains("attention runs on the GPU"),
         "{text}"
     );
+}
+
+/// A folder of NVRTC's that is read only is in order; one that is to hold an NVRTC is not.
+#[test]
+fn the_doctor_asks_for_a_data_folder_only_where_it_is_needed() {
+    let data_folder = |library: &Path| {
+        let mut doctor = command();
+        doctor.env("TILEWRIGHT_DATA", nowhere()).env("TILEWRIGHT_NVRTC", library);
+        let output = doctor.args(["doctor", "--json"]).output().unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let findings = report["findings"].as_array().unwrap();
+        let found = findings.iter().find(|finding| finding["what"] == "data folder").unwrap();
+        assert!(found["found"].as_str().unwrap().contains("cannot be written to"), "{found}");
+        found["ok"].as_bool().unwrap()
+    };
+    assert!(!data_folder(&nowhere()));
+    if has_nvrtc("the doctor's data folder") {
+        assert!(data_folder(Toolchain::find().unwrap().library()));
+    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Failures, for people and for programs: numbers below 0, sizes beyond all bounds, names that no terminal should see.
 
-use crate::support::{command, json, nowhere, small_input, stderr, stdout, tilewright, write_tensors};
+use crate::support::{
+    command, has_nvrtc, json, nowhere, small_input, stderr, stdout, tilewright, write_tensors,
+};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use std::path::Path;
@@ -68,19 +70,28 @@ fn failures_are_json_where_it_is_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let (input, nowhere) = (small_input(dir.path()), nowhere().display().to_string());
     let below = format!("{nowhere}/out");
+    let flat = dir.path().join("flat");
+    write_tensors(&flat, &["q", "k", "v"].map(|name| (name, Dtype::BF16, &[4, 64][..])));
+    let flat = flat.to_str().unwrap().to_owned();
     let empty = dir.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
     let empty = empty.to_str().unwrap();
     for (arguments, status, kind, says) in [
         (&["run", "--input", &nowhere, "--output", "x"][..], 1, "input", "check the path"),
         (&["run", "--input", &input, "--output", &below], 1, "output", "cannot write"),
-        (&["run", "--input", &input, "--output", "x", "--top-k", "7"], 1, "library", "top-k is 7"),
+        (&["run", "--input", &input, "--output", "x", "--top-k", "7"], 2, "usage", "top-k is 7"),
+        (&["run", "--input", &flat, "--output", "x"], 1, "library", "needed 4"),
         (&["run", "--input", &input, "--output", "x", "--device", "cuda:99"], 1, "", ""),
         (&["emit", "--templates", empty], 1, "codegen", "holds no kernel"),
         (&["inspect", "nothing"], 1, "arguments", "no kernel `nothing`"),
         (&["import", &nowhere], 1, "bundle", "could not open"),
         (&["toolchain", "install", "--offline"], 1, "arguments", "--offline"),
         (&["tune", "--device", "cpu"], 1, "arguments", "nothing to tune"),
+        (&["tune", "--plot", "x", "--export", "x"], 1, "arguments", "two outputs would go to x"),
+        (&["inspect", "--candidate", "0"], 2, "usage", "<KERNEL>"),
+        (&["inspect", "--source"], 2, "usage", "<KERNEL>"),
+        (&["inspect", "--spec", "D=64"], 2, "usage", "<KERNEL>"),
+        (&["inspect", "--arch", "sm_80"], 2, "usage", "<KERNEL>"),
         (&["run"], 2, "usage", "--input <FILE>"),
         (&["run", "--block", "1x1"], 2, "usage", "1x1"),
         (&["no-such-command"], 2, "usage", "no-such-command"),
@@ -93,11 +104,23 @@ fn failures_are_json_where_it_is_asked_for() {
         assert!(message.contains(says) && !message.starts_with("error"), "{arguments:?}: {error}");
         assert!(kind.is_empty() || error["kind"] == kind, "{arguments:?}: {error}");
     }
+    assert_eq!(json(&["--version"]), serde_json::json!({ "version": env!("CARGO_PKG_VERSION") }));
     // Help is help, and what follows `--` is no option.
     let help = tilewright(&["--json", "--help"]);
     assert!(help.status.success() && stdout(&help).contains("Usage"));
     let output = tilewright(&["inspect", "--no-such-option", "--", "--json"]);
     assert!(output.stdout.is_empty() && output.status.code() == Some(2), "{}", stdout(&output));
+    // Standard output is for what the command makes, and for one thing.
+    for (arguments, kind, says) in [
+        (&["run", "--input", &nowhere, "--output", "-"][..], "input", "check the path"),
+        (&["tune", "--plot", "-", "--export", "/dev/stdout"], "arguments", "two outputs"),
+    ] {
+        let output = tilewright(&[arguments, &["--json"]].concat());
+        let said = stderr(&output);
+        let failure: Value = serde_json::from_str(&said).expect(&said);
+        assert!(output.stdout.is_empty() && failure["error"]["kind"] == kind, "{failure}");
+        assert!(failure["error"]["message"].as_str().unwrap().contains(says), "{failure}");
+    }
     // A report that is bad news is a report.
     let emit = ["emit", "--check", "--out", empty, "--json"];
     let output = command().args(emit).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
@@ -210,12 +233,66 @@ fn names_from_files_reach_no_terminal_as_they_are() {
         &["cache", "list"],
         &["doctor"],
     ] {
-        let output = command().args(arguments).env("TILEWRIGHT_CACHE", odd).output().unwrap();
-        let said = stdout(&output) + &stderr(&output);
-        let raw = |c: char| (c.is_control() && c != '\n' && c != '\t') || c == '\u{202e}';
-        assert!(!said.contains(raw), "{arguments:?}: {said:?}");
-        assert!(said.contains("\\u{1b}]0;owned"), "{arguments:?}: {said:?}");
+        for (json, shown) in [(None, "\\u{1b}]0;owned"), (Some("--json"), "]0;owned")] {
+            let mut run = command();
+            let output = run.args(arguments).args(json).env("TILEWRIGHT_CACHE", odd).output().unwrap();
+            let said = stdout(&output) + &stderr(&output);
+            let raw = |c: char| (c.is_control() && c != '\n' && c != '\t') || c == '\u{202e}';
+            assert!(!said.contains(raw), "{arguments:?}: {said:?}");
+            assert!(said.contains(shown), "{arguments:?}: {said:?}");
+        }
     }
+    // clap shows an argument as it is, and a terminal obeys it.
+    let said = stderr(&tilewright(&["demo", odd]));
+    assert!(said.contains("unexpected argument") && said.contains("\\u{9b}2J\\u{202e}"), "{said:?}");
+    // What the library warns of is a line each.
+    let cache = dir.path().join("cache");
+    std::fs::create_dir_all(cache.join("v1/sm_80/pool\nerror: \x1b[2J-0")).unwrap();
+    let verified = command().args(["cache", "verify"]).env("TILEWRIGHT_CACHE", &cache).output().unwrap();
+    let said = stderr(&verified);
+    assert!(said.contains("pool\\nerror: \\u{1b}[2J-0") && said.lines().count() == 1, "{said:?}");
     let forged = tilewright(&["run", "--input", odd, "--output", "x"]);
     assert_eq!(stderr(&forged).lines().count(), 1, "{}", stderr(&forged));
+}
+
+/// JSON has no place for bytes that are no text.
+#[test]
+#[cfg(target_os = "linux")]
+fn names_that_are_no_text_are_reported_all_the_same() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir().unwrap();
+    let odd = dir.path().join(std::ffi::OsStr::from_bytes(b"odd\xff"));
+    let input = small_input(dir.path());
+    std::fs::copy(&input, &odd).unwrap();
+    let (odd, out) = (odd.as_os_str(), dir.path().join("out"));
+    let templates = Path::new(env!("CARGO_MANIFEST_DIR")).join("templates");
+    let (to, from) = (out.to_str().unwrap(), templates.to_str().unwrap());
+    let mut all = vec![
+        (vec!["run", "--device", "cpu", "--output", to, "--input"], 0),
+        (vec!["run", "--device", "cpu", "--input", &input, "--output"], 0),
+        (vec!["emit", "--check", "--templates", from, "--out"], 1),
+        (vec!["import"], 1),
+        (vec!["demo", "--tensors"], 1),
+        (vec!["cache", "path"], 0),
+        (vec!["cache", "list"], 1),
+        (vec!["doctor"], 0),
+    ];
+    if has_nvrtc("names that are no text") {
+        all.push((vec!["compile", "--offline", "--arch", "sm_80", "--kernel", "transpose", "--bundle"], 0));
+        all.push((vec!["toolchain", "find"], 0));
+    }
+    for (arguments, status) in all {
+        let takes_name = arguments.iter().any(|word| word.starts_with("--")) || arguments == ["import"];
+        for json in [None, Some("--json")] {
+            let mut run = command();
+            run.args(json).args(&arguments).args(takes_name.then_some(odd));
+            // A place that is looked at, and one that is used.
+            let output = run.env("CUDA_HOME", odd).env("TILEWRIGHT_CACHE", odd).output().unwrap();
+            let said = stdout(&output) + &stderr(&output);
+            assert_eq!(output.status.code(), Some(status), "{arguments:?}: {said}");
+            let document = serde_json::from_slice::<Value>(&output.stdout);
+            let has_name = || document.is_ok_and(|json| json.to_string().contains("odd\u{fffd}"));
+            assert!(json.is_none() || has_name(), "{arguments:?}: {said}");
+        }
+    }
 }

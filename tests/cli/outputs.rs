@@ -55,6 +55,12 @@ fn a_place_that_cannot_be_written_to_is_found_out_before_the_work() {
         fails(&arguments, &["cannot write", "choose a place you may write to with `--"]);
         assert!(begun.elapsed() < Duration::from_secs(20), "{arguments:?}");
     }
+    // Before NVRTC is looked for, too, which may be a download.
+    let to = nowhere().join("out");
+    let mut compile = command();
+    compile.args(["compile", "--bundle"]).arg(&to).env("TILEWRIGHT_NVRTC", nowhere());
+    let said = stderr(&compile.output().unwrap());
+    assert!(said.starts_with("error: cannot write "), "{said}");
 }
 
 #[test]
@@ -107,6 +113,80 @@ fn a_standard_output_that_is_closed_is_no_place_to_write_to() {
         assert_eq!(said.contains("standard output is closed"), ends == 1, "{output} {redirection}: {said}");
         assert_eq!(said.contains("written"), ends == 0, "{output} {redirection}: {said}");
     }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_report_does_not_lie_over_what_was_written_to_standard_output() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, file) = (small_input(dir.path()), dir.path().join("file"));
+    let (link, onto) = (dir.path().join("link"), dir.path().join("onto"));
+    symlink("/dev/stdout", &link).and_then(|()| symlink("link", &onto)).unwrap();
+    let run = |output: &str| {
+        let mut run = command();
+        run.args(["run", "--device", "cpu", "--input", &input, "--output", output]);
+        let done = run.stdout(File::create(&file).unwrap()).output().unwrap();
+        assert!(done.status.success(), "{output}: {}", stderr(&done));
+        assert!(stderr(&done).contains("out, lse written"), "{output}: {}", stderr(&done));
+        fs::read(&file).unwrap()
+    };
+    let expected = run("-");
+    SafeTensors::deserialize(&expected).unwrap();
+    let (link, onto) = (link.to_str().unwrap(), onto.to_str().unwrap());
+    for output in ["/dev/stdout", "/dev/./fd/1", "/proc/self/fd/1", "/proc/thread-self/fd/1", link, onto] {
+        assert!(run(output) == expected, "{output}");
+    }
+}
+
+/// A report that is lost is a failure, and a failure is said where it can be.
+#[test]
+#[cfg(target_os = "linux")]
+fn what_standard_output_does_not_take_is_said_on_standard_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, to) = (small_input(dir.path()), dir.path().join("out").display().to_string());
+    let (nowhere, closed) = (nowhere().display().to_string(), "cannot write to standard output");
+    let run = ["run", "--device", "cpu", "--output", &to, "--input"];
+    for (arguments, status, says) in [
+        ([&run[..], &[&input]].concat(), 1, closed),
+        (vec!["inspect"], 1, closed),
+        (vec!["cache", "path"], 1, closed),
+        (vec!["--version"], 1, closed),
+        ([&run[..], &[&nowhere]].concat(), 1, "check the path"),
+        (vec!["no-such-command"], 2, "no-such-command"),
+    ] {
+        // Closed, and a pipe that nobody reads: only a failure is of interest there.
+        for redirection in [">&-", "| :"] {
+            let line = format!("{{ sleep 0.2; exec \"$@\"; }} {redirection}");
+            let mut shell = std::process::Command::new("sh");
+            shell.args(["-c", &line, "sh", env!("CARGO_BIN_EXE_tilewright"), "--json"]);
+            let done = shell.args(&arguments).output().unwrap();
+            let said = stderr(&done);
+            if redirection == "| :" && says == closed {
+                assert_eq!(said, "", "{arguments:?}");
+                continue;
+            }
+            let failure: serde_json::Value = serde_json::from_str(&said).expect(&said);
+            assert_eq!(failure["error"]["status"], status, "{arguments:?} {redirection}: {said}");
+            assert!(said.contains(says), "{arguments:?} {redirection}: {said}");
+            assert!(redirection == "| :" || done.status.code() == Some(status), "{arguments:?}: {said}");
+        }
+    }
+}
+
+#[test]
+fn the_name_of_a_pipe_that_is_waited_for_reaches_no_terminal_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, pipe) = (small_input(dir.path()), dir.path().join("\x1b]0;owned\x07\nerror: b"));
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    let mut run = command();
+    run.args(["run", "--device", "cpu", "--input", &input, "--output"]).arg(&pipe);
+    let child = run.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(1000));
+    SafeTensors::deserialize(&fs::read(&pipe).unwrap()).unwrap();
+    let done = child.wait_with_output().unwrap();
+    let said = stderr(&done);
+    assert!(done.status.success() && said.contains("\\u{1b}]0;owned\\u{7}\\nerror: b"), "{said:?}");
+    assert!(!said.contains('\x1b') && said.lines().count() == 1, "{said:?}");
 }
 
 /// A command in the middle of its work, on tensors that take one thread several seconds.
@@ -169,18 +249,20 @@ fn equal_inputs_give_equal_bytes() {
 
 #[test]
 fn what_others_read_is_no_reason_to_panic() {
-    // Standard error that nobody reads, and a result that fails.
-    let mut child = command()
-        .args(["run", "--input", "/dev/null", "--output", "/dev/null/x"])
-        .env("TILEWRIGHT_LOG", "trace")
-        .stderr(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    drop(child.stderr.take());
-    let mut said = String::new();
-    child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
-    assert_eq!((child.wait().unwrap().code(), said.as_str()), (Some(1), ""));
+    // Standard error that nobody reads, and a result that fails; `][` is no filter.
+    for log in ["trace", "]["] {
+        let mut child = command()
+            .args(["run", "--input", "/dev/null", "--output", "/dev/null/x"])
+            .env("TILEWRIGHT_LOG", log)
+            .stderr(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stderr.take());
+        let mut said = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!((child.wait().unwrap().code(), said.as_str()), (Some(1), ""), "{log}");
+    }
     // A device without an end is no file of tensors.
     let output = tilewright(&["run", "--input", "/dev/zero", "--output", "/dev/null/x"]);
     assert!(

@@ -51,9 +51,18 @@ pub fn stdout(output: &Output) -> String {
 
 /// Checks that a command fails with code 1, says this, and neither panics nor prints a result.
 pub fn fails(arguments: &[&str], says: &[&str]) {
+    ends(1, arguments, says);
+}
+
+/// The same of arguments that make no sense, whose code is 2.
+pub fn makes_no_sense(arguments: &[&str], says: &[&str]) {
+    ends(2, arguments, says);
+}
+
+fn ends(status: i32, arguments: &[&str], says: &[&str]) {
     let output = tilewright(arguments);
     let said = stderr(&output);
-    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+    assert_eq!(output.status.code(), Some(status), "{arguments:?}: {said}");
     assert!(said.starts_with("error: ") && !said.contains("panicked"), "{arguments:?}: {said}");
     assert!(output.stdout.is_empty(), "{arguments:?}: {}", stdout(&output));
     for part in says {

@@ -26,6 +26,7 @@ pub const USERS: &[Test<()>] = &[
         "outputs::a_file_in_a_folder_that_cannot_be_written_to_is_overwritten",
         a_file_in_a_folder_that_cannot_be_written_to_is_overwritten,
     ),
+    ("outputs::what_cannot_be_quarantined_is_not_said_to_be", what_cannot_be_quarantined_is_not_said_to_be),
     (
         "outputs::another_users_link_in_a_folder_for_all_is_not_followed",
         another_users_link_in_a_folder_for_all_is_not_followed,
@@ -141,6 +142,24 @@ fn another_users_link_in_a_folder_for_all_is_not_followed(_: &()) {
             "{case}"
         );
     }
+}
+
+fn what_cannot_be_quarantined_is_not_said_to_be(_: &()) {
+    let dir = tempfile::tempdir().unwrap();
+    let (cache, broken) = (dir.path().join("cache"), dir.path().join("cache/v1/sm_80/pool-0"));
+    fs::create_dir_all(&broken).unwrap();
+    for folder in broken.ancestors().take_while(|folder| *folder != dir.path()) {
+        set_mode(folder, 0o755);
+    }
+    let verify = |mut command: Command| {
+        let done = command.args(["cache", "verify"]).env("TILEWRIGHT_CACHE", &cache).output().unwrap();
+        assert_eq!(done.status.code(), Some(1), "{}", stderr(&done));
+        String::from_utf8(done.stdout).unwrap()
+    };
+    let said = verify(as_nobody(dir.path()));
+    assert!(broken.exists() && said.contains("they stay where they are, for nothing can be moved there"), "{said}");
+    let said = verify(command());
+    assert!(!broken.exists() && said.contains("they are in quarantine"), "{said}");
 }
 
 fn a_file_in_a_folder_that_cannot_be_written_to_is_overwritten(_: &()) {

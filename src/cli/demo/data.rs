@@ -4,7 +4,8 @@
 use crate::cli::error::CliError;
 use crate::cli::files::Source;
 use crate::cli::tensor_file::TensorFile;
-use std::path::Path;
+use std::path::PathBuf;
+use tilewright::output::printable;
 use tilewright::{DType, HeadDim, Tensor};
 
 /// The head dimension of the tensors.
@@ -23,6 +24,8 @@ const FILES: [(&str, &[u8]); 2] = [file!("layer6-head1.safetensors"), file!("lay
 
 /// One layer's heads, on the CPU.
 pub struct Layer {
+    /// The file it comes from.
+    pub path: PathBuf,
     /// Its number in the transformer.
     pub layer: String,
     /// Its heads' numbers.
@@ -36,31 +39,35 @@ pub struct Layer {
 
 /// Every layer that comes with the program.
 pub fn layers() -> Result<Vec<Layer>, CliError> {
-    FILES.iter().map(|&(name, bytes)| read(TensorFile::embedded(name, bytes)?, Path::new(name))).collect()
+    FILES.iter().map(|&(name, bytes)| read(TensorFile::embedded(name, bytes)?)).collect()
 }
 
 /// The layers of these files.
 pub fn layers_of(files: &[Source]) -> Result<Vec<Layer>, CliError> {
-    files.iter().map(|file| read(TensorFile::read(file)?, file.path())).collect()
+    files.iter().map(|file| read(TensorFile::read(file)?)).collect()
 }
 
-fn read(file: TensorFile, path: &Path) -> Result<Layer, CliError> {
+fn read(file: TensorFile) -> Result<Layer, CliError> {
     let tensor = |name| {
         let raw = file.half(name)?;
         if raw.bytes.is_empty() {
-            return Err(CliError::NoElements { path: path.to_owned(), shape: raw.shape });
+            return Err(CliError::NoElements { path: file.path().to_owned(), shape: raw.shape });
         }
         Ok::<_, CliError>(Tensor::from_bytes(raw.dtype, raw.bytes, &raw.shape)?)
     };
     let metadata = file.metadata();
-    let fact = |name| metadata.get(name).and_then(|fact| fact.split(' ').next()).unwrap_or("?").to_owned();
+    let fact = |name| {
+        let fact = metadata.get(name).and_then(|fact| fact.split(' ').next()).unwrap_or("?");
+        printable(fact).into_owned()
+    };
     let grid = metadata.get("token_grid");
     let sides =
         grid.and_then(|grid| grid.split('x').map(|side| side.parse().ok()).collect::<Option<Vec<_>>>());
     let Some(Ok(grid)) = sides.map(<[usize; 3]>::try_from) else {
-        return Err(CliError::NoTokenGrid { path: path.to_owned(), found: grid.cloned() });
+        return Err(CliError::NoTokenGrid { path: file.path().to_owned(), found: grid.cloned() });
     };
     Ok(Layer {
+        path: file.path().to_owned(),
         layer: fact("layer"),
         heads: fact("heads"),
         grid,

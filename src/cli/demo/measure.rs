@@ -62,8 +62,7 @@ pub fn layer(
 
     let [batch, heads, tokens, _] = <[usize; 4]>::try_from(q.shape()).unwrap_or_default();
     let blocks = attention.blocks();
-    let full = BlockMask::full(batch, heads, (blocks.q(), blocks.kv()), (tokens, tokens))?;
-    let full = on(device, &full, tokens)?;
+    let full = BlockMask::full(batch, heads, (blocks.q(), blocks.kv()), (tokens, tokens))?.to(device)?;
     let report = LayerReport {
         layer: layer.layer.clone(),
         heads: layer.heads.clone(),
@@ -108,13 +107,6 @@ fn order(
         attention_ms: median_ms(device, || attention.attend_with(q, k, v, &mask).map(drop))?,
     };
     Ok((report, mask))
-}
-
-/// The mask with its lists on `device`.
-fn on(device: &Device, mask: &BlockMask, tokens: usize) -> Result<BlockMask, CliError> {
-    let (counts, indices) = (mask.kv().counts.to(device)?, mask.kv().indices.to(device)?);
-    let blocks = (mask.block_q(), mask.block_kv());
-    Ok(BlockMask::from_kv_indices(counts, indices, None, blocks, (tokens, tokens))?)
 }
 
 /// `‖found − exact‖₁ / ‖exact‖₁`; a NaN anywhere makes it NaN.

@@ -16,7 +16,6 @@ use super::variants::VariantReport;
 use clap::Args;
 use measure::{LayerReport, OrderReport};
 use serde::Serialize;
-use std::path::PathBuf;
 use tilewright::toolchain::ToolchainError;
 use tilewright::{Attention, Device};
 
@@ -31,7 +30,7 @@ pub struct DemoArgs {
     tensors: Vec<Source>,
     /// Draw the block masks of the tensors that come with the program, as a PNG. `-` is standard output.
     #[arg(long, value_name = "FILE")]
-    png: Option<Destination>,
+    pub png: Option<Destination>,
 }
 
 #[derive(Serialize)]
@@ -51,7 +50,7 @@ struct DemoReport {
     pictured: usize,
     nvrtc: Option<String>,
     kernels: Vec<VariantReport>,
-    png: Option<PathBuf>,
+    png: Option<String>,
     notes: Vec<String>,
 }
 
@@ -97,7 +96,9 @@ pub fn run(args: &DemoArgs, offline: bool) -> Result<Report, CliError> {
     let mut masks = Vec::new();
     for (at, layer) in layers.iter().enumerate() {
         note(&format!("layer {}: mask, sparse and dense attention on {device}", layer.layer));
-        let (report, [raster, cubes]) = measure::layer(layer, &attention, &exact)?;
+        let measured = measure::layer(layer, &attention, &exact);
+        let (report, [raster, cubes]) = measured
+            .map_err(|source| CliError::Layer { path: layer.path.clone(), source: Box::new(source) })?;
         reports.push(report);
         if at < pictured {
             let [_, height, width] = layer.grid;
@@ -129,9 +130,8 @@ pub fn run(args: &DemoArgs, offline: bool) -> Result<Report, CliError> {
         layers: reports,
         nvrtc: toolchain.map(|toolchain| format!("{}.{}", toolchain.version().0, toolchain.version().1)),
         kernels,
-        png: args.png.as_ref().map(|png| png.path().to_owned()),
+        png: args.png.as_ref().map(|png| png.path().to_string_lossy().into_owned()),
         notes,
     };
-    let aside = args.png.as_ref().is_some_and(Destination::is_standard);
-    Ok(Report::new(text::describe(&report, &selection), &report).aside(aside))
+    Ok(Report::new(text::describe(&report, &selection), &report))
 }

@@ -7,7 +7,7 @@ use crate::cli::args;
 use crate::cli::table::{self, milliseconds, number, table};
 use std::fmt::Write;
 use tilewright::Selection;
-use tilewright::output::shown;
+use tilewright::output::printable;
 
 pub fn describe(report: &DemoReport, selection: &Selection) -> String {
     let mut text = format!("Tilewright {} on {}\n", report.version, report.device);
@@ -62,7 +62,7 @@ pub fn describe(report: &DemoReport, selection: &Selection) -> String {
         Some(png) => writeln!(
             text,
             "block masks: {} ({heads}, each in raster order and in cubes; queries down, keys across, in raster order a line a video frame)",
-            shown(png)
+            printable(png)
         ),
         None => writeln!(text, "`--png FILE` draws the block masks of {heads}"),
     };

@@ -26,7 +26,7 @@ pub struct RunArgs {
     /// The safetensors file to write: out (as q, with v's last dimension) and lse [batch, heads, seq_q] f32.
     /// `-` is standard output.
     #[arg(long, value_name = "FILE")]
-    output: Destination,
+    pub output: Destination,
     /// The order of the dimensions: batch, heads, sequence, head dimension, or sequence before heads.
     #[arg(long, value_enum, default_value_t = Layout::Bhsd)]
     layout: Layout,
@@ -65,7 +65,6 @@ pub fn run(args: &RunArgs, offline: bool) -> Result<Report, CliError> {
     let dim = |d| HeadDim::new(d).map_err(tilewright::Error::from);
     let (head_dim, value_dim) = (dim(sizes.d)?, dim(sizes.value_d)?);
     let selection = args.attention.selection();
-    selection.validate().map_err(tilewright::Error::from)?;
     let shapes = Shapes::of(&q, &sizes, args)?;
     let output = args.output.open(OUTPUT)?;
     let non_finite = [("q", &q), ("k", &k), ("v", &v)].map(|(name, raw)| (name, raw.non_finite()));
@@ -136,8 +135,8 @@ pub fn run(args: &RunArgs, offline: bool) -> Result<Report, CliError> {
         milliseconds(ms),
     );
     let json = json!({
-        "input": args.input.path(),
-        "output": args.output.path(),
+        "input": args.input.path().to_string_lossy(),
+        "output": args.output.path().to_string_lossy(),
         "tensors": names,
         "device": device.to_string(),
         "batch": sizes.batch,
@@ -155,7 +154,7 @@ pub fn run(args: &RunArgs, offline: bool) -> Result<Report, CliError> {
         "non_finite": BTreeMap::from(non_finite),
         "total_ms": ms,
     });
-    Ok(Report::new(text, &json).aside(args.output.is_standard()))
+    Ok(Report::new(text, &json))
 }
 
 /// The shapes of the results, known to fit the memory's addresses.

@@ -51,11 +51,11 @@ pub struct TuneArgs {
     explain: bool,
     /// Draw the times of the forward's candidates into an SVG file; of several shapes, the last one's. `-` is standard output.
     #[arg(long, value_name = "FILE")]
-    plot: Option<Destination>,
+    pub plot: Option<Destination>,
     /// Write the cache's kernels and tuning records of this GPU's architecture to a bundle, for other machines. `-` is
     /// standard output.
     #[arg(long, value_name = "FILE")]
-    export: Option<Destination>,
+    pub export: Option<Destination>,
 }
 
 fn dtype(text: &str) -> Result<DType, String> {
@@ -160,8 +160,7 @@ pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
         text += &format!("\n{}", exported(&report));
         json["bundle"] = exported_json(&report);
     }
-    let aside = [&args.plot, &args.export].into_iter().flatten().any(Destination::is_standard);
-    Ok(Report::new(text, &json).aside(aside))
+    Ok(Report::new(text, &json))
 }
 
 /// Calls over lists in a caller's memory, as PyTorch makes them: the kernels that complete such lists are wanted then.
