@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 
 import pytest
@@ -170,6 +171,19 @@ def test_integers_wrap_as_those_of_torch():
         made = mask_mod(function)
         for position in positions:
             assert made.run(*position.tolist()) is bool(function(*position)), (position, made.source)
+    ends = torch.tensor([-(2**31), 2 - 2**31, -1, 0, 5, 2**31 - 1], dtype=torch.int32)
+    for function in (
+        lambda b, h, q, kv: ends[q] // 3 % 4 == kv,
+        lambda b, h, q, kv: ends[q] // -4 % 4 == kv,
+        lambda b, h, q, kv: ends[q] // (kv + 2) < -715_827_882,
+        lambda b, h, q, kv: abs(ends[q]) % 7 > 3,
+        lambda b, h, q, kv: (ends[q] - ends[kv]) // 2 % 3 == 1,
+        lambda b, h, q, kv: abs(ends[q] - ends[kv]) // 2 % 3 == 1,
+        lambda b, h, q, kv: -ends[q] == ends[kv] or (~ends[q]) % 3 == 1,
+    ):
+        made = mask_mod(function)
+        for q, kv in itertools.product(range(6), repeat=2):
+            assert made.run(0, 0, q, kv) is bool(function(0, 0, torch.tensor(q), torch.tensor(kv))), (q, kv, made.source)
     # Where it fits, there is nothing to correct.
     assert "if" not in mask_mod(lambda b, h, q, kv: (q + kv + 1) % 7 + (2 * q + 1) // 3 + abs(q - kv) % 5 > h).source
 

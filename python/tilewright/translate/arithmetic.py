@@ -165,8 +165,10 @@ class Arithmetic:
         if left.nonneg and right.nonneg:
             return self.infix(left, right, "/", PRODUCT, I32, True, left.most)
         left, right = self.walk.named(left, "a"), self.walk.named(right, "b")
-        rest = self.walk.named(self.modulo(left, right), "rest")
-        return self.infix(self.infix(left, rest, "-", SUM, I32), right, "/", PRODUCT, I32, most=left.most)
+        _, below = self._rest(left, right)
+        quotient = self.walk.named(self.infix(left, right, "/", PRODUCT, I32), "quotient")
+        lower = self.infix(quotient, int_literal(1), "-", SUM, I32)
+        return self.walk.named(replace(choice(below, lower, quotient), most=left.most), "floor")
 
     def _floor_divide_floats(self, left: Sym, right: Sym) -> Sym:
         """What Python and torch compute: from the remainder, since a quotient may round up to the next integer."""
@@ -190,16 +192,19 @@ class Arithmetic:
         if left.ty == I32 and left.nonneg and right.nonneg:
             return self.infix(left, right, "%", PRODUCT, I32, True, min(left.most, right.most))
         right = self.walk.named(right, "divisor")
-        rest = self.walk.named(self.infix(left, right, "%", PRODUCT, left.ty), "rest")
-        zero = "0.0" if left.ty == F32 else "0"
-        adjusted = self.infix(rest, right, "+", SUM, left.ty)
-        negative = f"{rest.text} < {zero}"
-        if not right.nonneg:
-            divisor = wrap(right, SUM)
-            negative = f"{rest.text} != {zero} && ({negative}) != ({divisor} < {zero})"
-        result = choice(Sym(BOOL, negative), adjusted, rest)
+        rest, below = self._rest(left, right)
+        result = choice(below, self.infix(rest, right, "+", SUM, left.ty), rest)
         result.nonneg, result.most = right.nonneg, right.most
         return self.walk.named(result, "modulo")
+
+    def _rest(self, left: Sym, right: Sym) -> tuple[Sym, Sym]:
+        """Rust's remainder, and whether the quotient that rounds down is another one: where the signs differ."""
+        rest = self.walk.named(self.infix(left, right, "%", PRODUCT, left.ty), "rest")
+        zero = "0.0" if left.ty == F32 else "0"
+        below = f"{rest.text} < {zero}"
+        if not right.nonneg:
+            below = f"{rest.text} != {zero} && ({below}) != ({wrap(right, SUM)} < {zero})"
+        return rest, Sym(BOOL, below)
 
     def power(self, left: Sym, exponent: Static | Sym, node: ast.AST) -> Sym:
         """``left ** exponent``: whole exponents that do not depend on the position, and 0.5."""
