@@ -104,7 +104,7 @@ class Expressions:
         """An attribute of a value."""
         if isinstance(value, Static):
             try:
-                obj = getattr(value.obj, node.attr)
+                obj = getattr(value.obj, self._in_code(node.attr))
             except AttributeError as error:
                 self.fail(node, f"{error}")
             except Exception as error:
@@ -119,6 +119,14 @@ class Expressions:
         if isinstance(value, Sym) and node.attr == "device":
             return Static.of(None)
         self.fail(node, f"`.{node.attr}` of a value of the GPU is not supported: positions and scores are single numbers")
+
+    def _in_code(self, name: str) -> str:
+        """The name of an attribute in the code: ``self.__slope`` of a class ``Bias`` is ``_Bias__slope`` there."""
+        function = self.frames[-1].function
+        names = () if function is None else function.__code__.co_names
+        if name in names or not name.startswith("__"):
+            return name
+        return next((known for known in names if known.startswith("_") and known.endswith(name)), name)
 
     def _tuple(self, node: ast.Tuple | ast.List) -> Any:
         items = []
