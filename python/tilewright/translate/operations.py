@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from .arrays import is_array, is_tensor, scalar
 from .formulas import GELU_TANH
-from .values import BOOL, F32, I32, I32_MAX, IF, PRODUCT, ElementType, Static, Sym, Tup, another, choice, float_literal, method, shown
+from .values import (
+    BOOL, F32, I32, I32_MAX, IF, PRODUCT, ElementType, Static, Sym, Tup, another, choice, float_literal, method, shown,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from .walk import Walk

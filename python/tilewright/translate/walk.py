@@ -16,8 +16,8 @@ from .captures import Capture, Captures
 from .expressions import Expressions, Partial
 from .statements import Statements
 from .values import (
-    ATOM, BOOL, F32, I32, POSITIONS_MAX, Block, Keywords, Names, Place, Static, Sym, TranslationError, Tup, Undefined, another, block_text, bool_literal,
-    float_literal, indent, int_literal, shown,
+    ATOM, BOOL, F32, I32, POSITIONS_MAX, Block, Keywords, Names, Place, Static, Sym, TranslationError, Tup, Undefined,
+    another, block_text, bool_literal, float_literal, indent, int_literal, shown,
 )  # fmt: skip
 
 LEADING = {
