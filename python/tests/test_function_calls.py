@@ -193,9 +193,13 @@ def test_floor_division_of_floats():
     # 1.0 / 0.1 rounds to 10, yet 0.1 in f32 is more than a tenth.
     assert third.run(0.0, 0, 0, 0, 0) == float(3.5 // 0.125)
     one = score_mod(lambda s, b, h, q, kv: s // 0.1)
-    for value in (1.0, -1.0, 0.3, 0.7, 1e9, -1e9, math.inf):
-        expected = (torch.tensor(value) // 0.1).item()
-        assert one.run(value, 0, 0, 0, 0) == expected or math.isnan(expected) and math.isnan(one.run(value, 0, 0, 0, 0)), value
+    by = torch.tensor([0.1, -0.1, 3.0, -7.0, 1e6, -1e20, 3e38, 1e-38, math.inf, -math.inf, 0.0])
+    any_ = score_mod(lambda s, b, h, q, kv: s // by[q])
+    for value in (1.0, -1.0, 0.3, 0.7, 1e9, -1e9, math.inf, -math.inf, -56_900_804.0, -97_337_360.0, 2.5, -1e-45):
+        pairs = [(one.run(value, 0, 0, 0, 0), torch.tensor(value) // 0.1)]
+        pairs += [(any_.run(value, 0, 0, q, 0), torch.tensor(value) // by[q]) for q in range(len(by))]
+        for at, (found, expected) in enumerate(pairs):
+            assert found == expected.item() or math.isnan(found) and math.isnan(expected.item()), (value, at)
     by_zero = score_mod(lambda s, b, h, q, kv: 2.5 // s)
     assert by_zero.run(0.0, 0, 0, 0, 0) == math.inf and by_zero.run(-0.0, 0, 0, 0, 0) == -math.inf
 

@@ -174,9 +174,11 @@ class Arithmetic:
         """What Python and torch compute: from the remainder, since a quotient may round up to the next integer."""
         known = right.plain is not None and float(right.plain) != 0
         left, right = self.walk.named(left, "a"), self.walk.named(right, "b")
-        rest = self.walk.named(self.modulo(left, right), "rest")
-        exact = self.infix(self.infix(left, rest, "-", SUM, F32), right, "/", PRODUCT, F32)
-        exact = self.walk.named(exact, "exact")
+        rest, below = self._rest(left, right)
+        towards_zero = self.infix(self.infix(left, rest, "-", SUM, F32), right, "/", PRODUCT, F32)
+        towards_zero = self.walk.named(towards_zero, "towards_zero")
+        lower = self.infix(towards_zero, float_literal(1.0), "-", SUM, F32)
+        exact = self.walk.named(choice(below, lower, towards_zero), "exact")
         floor = self.walk.named(Sym(F32, method(exact, "floor")), "floor")
         # The division may have rounded down from a whole number.
         above = self.infix(floor, float_literal(1.0), "+", SUM, F32)
