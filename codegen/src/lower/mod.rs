@@ -160,8 +160,8 @@ pub struct DeviceFunction {
     gradient: Option<ir::Body>,
 }
 
-/// A page of formulas is 4 KiB.
-const MAX_BYTES: usize = 64 << 10;
+/// The most bytes of a function's text. A page of formulas is 4 KiB.
+pub const MAX_BYTES: usize = 64 << 10;
 
 impl DeviceFunction {
     /// Checks a function. Attributes on the function itself are not looked at.
