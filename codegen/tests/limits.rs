@@ -39,6 +39,16 @@ const NESTING: &[(&str, Nested)] = &[
     ("question marks", |n| format!("score{}", "?".repeat(n))),
     ("casts", |n| format!("score{}", " as f32".repeat(n))),
     ("branches", |n| format!("{}{{ score }}", "if score > 1.0 { score } else ".repeat(n))),
+    ("branches that differ", |n| {
+        let branch = |at| format!("if score > {at}.0 {{ score * {at}.5 }} else ");
+        (0..n).map(branch).collect::<String>() + "{ score }"
+    }),
+    ("branches with `let`", |n| {
+        "if score > 1.0 { let x = score * score; x.sin() } else ".repeat(n) + "{ score }"
+    }),
+    ("`let` in branches", |n| {
+        "if score > 1.0 { let x = ".repeat(n) + "score" + &"; x.exp() * x } else { score }".repeat(n)
+    }),
     ("ranges", |n| "..".repeat(n) + "score"),
     ("blocks", |n| format!("{}score{}", "{ ".repeat(n), " }".repeat(n))),
     ("parentheses", |n| format!("{}score{}", "(".repeat(n), ")".repeat(n))),
@@ -50,7 +60,7 @@ const NESTING: &[(&str, Nested)] = &[
 #[test]
 fn device_functions_too_deep_are_an_error() {
     for (what, nested) in NESTING {
-        for n in [90, 400, 900, 1900, 2100, 6300, 20_000] {
+        for n in [45, 90, 400, 900, 1900, 2100, 6300, 20_000] {
             let text =
                 format!("fn f(score: f32, b: i32, h: i32, q: i32, kv: i32) -> f32 {{ {} }}", nested(n));
             on_small_stacks({

@@ -31,7 +31,8 @@
 //!   methods (`x.exp()`) or paths (`f32::exp(x)`).
 //! * `doc[i]` and `doc.len()` of a slice capture.
 //!
-//! A text has at most 64 KiB, a number 256 digits; brackets nest 64 deep, expressions 100.
+//! A text has at most 64 KiB, a number 256 digits; brackets nest 64 deep, expressions 100, and from one `;` or `,` to the next there
+//! are at most 2000 tokens.
 //!
 //! Anything else is a [`syn::Error`] at the token that is not supported, which says what to write instead.
 //!
