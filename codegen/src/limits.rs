@@ -25,6 +25,15 @@ pub fn with_room<R>(work: impl FnOnce() -> R) -> R {
     stacker::grow(STACK, work)
 }
 
+/// As [`with_room`], on a thread that ends with it: proc-macro2 keeps every text that a thread has read, for the places in it, for
+/// as long as the thread lives. `None` where there is no thread to be had. No place outlives it, so `work` tells of them itself.
+pub(crate) fn apart<R: Send>(work: impl FnOnce() -> R + Send) -> Option<R> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("tilewright parser".into()).stack_size(STACK);
+        thread.spawn_scoped(scope, work).ok()?.join().ok()
+    })
+}
+
 /// Refuses tokens that are too deep to be parsed.
 ///
 /// # Errors

@@ -27,7 +27,8 @@ impl Kernel {
     /// # Errors
     /// [`Error::Declaration`] with the position of the offending token; `file` is the name it is reported under.
     pub fn parse(file: &str, text: &str) -> std::result::Result<Kernel, Error> {
-        limits::with_room(|| parse_file(text)).map_err(|error| Error::declaration(file, &error))
+        let parse = || parse_file(text).map_err(|error| Error::declaration(file, &error));
+        limits::apart(parse).unwrap_or_else(|| limits::with_room(parse))
     }
 }
 

@@ -178,8 +178,12 @@ impl DeviceFunction {
     /// # Errors
     /// As [`DeviceFunction::parse`], and if the text is not one Rust function, or one too large or too deep to be read.
     pub fn from_source(kind: FunctionKind, source: &str) -> syn::Result<Self> {
-        let tokens = limits::tokens(source, MAX_BYTES)?;
-        limits::with_room(|| parse::function(kind, &syn::parse2(tokens)?))
+        let read = || parse::function(kind, &syn::parse2(limits::tokens(source, MAX_BYTES)?)?);
+        match limits::apart(|| read().ok()).flatten() {
+            Some(function) => Ok(function),
+            // An error has its place in the text, which this thread has to know.
+            None => limits::with_room(read),
+        }
     }
 
     /// The function's name in Rust.
