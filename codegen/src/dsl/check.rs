@@ -56,7 +56,7 @@ impl Check<'_> {
     fn sizes(&self) -> Result<()> {
         let kernel = self.kernel;
         if kernel.args.is_empty() {
-            let message = format!("kernel `{}` has no arguments, so it can do nothing", kernel.name);
+            let message = format!("kernel `{}` has no arguments: it needs a tensor to write", kernel.name);
             return self.fail(&kernel.name, message);
         }
         for (found, what, most) in [
