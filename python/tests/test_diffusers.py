@@ -304,6 +304,17 @@ def test_options_that_do_not_fit(options, message):
     assert model.attn_processors == before
 
 
+def test_modules_called_by_themselves_keep_raster_order(device):
+    model, inputs = make(wan, device)
+    video = inputs["hidden_states"]
+    with torch.no_grad():
+        expected = [*model.rope(video), model.patch_embedding(video)]
+        with tilewright.diffusers.enable(model, **FEW, grid="auto"):
+            run(model, inputs)
+            found = [*model.rope(video), model.patch_embedding(video)]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_another_grid_than_the_input_has():
     model, inputs = make(wan, "cpu")
     with tilewright.diffusers.enable(model, **FEW, grid=(5, 14, 11)):
