@@ -25,6 +25,15 @@ pub fn with_room<R>(work: impl FnOnce() -> R) -> R {
     stacker::grow(STACK, work)
 }
 
+/// As [`with_room`], on a thread that ends with it: proc-macro2 keeps every text that a thread has read, for the places in it, for
+/// as long as the thread lives. `None` where there is no thread to be had. No place outlives it, so `work` tells of them itself.
+pub(crate) fn apart<R: Send>(work: impl FnOnce() -> R + Send) -> Option<R> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("tilewright parser".into()).stack_size(STACK);
+        thread.spawn_scoped(scope, work).ok()?.join().ok()
+    })
+}
+
 /// Refuses tokens that are too deep to be parsed.
 ///
 /// # Errors
@@ -33,29 +42,50 @@ pub fn check(tokens: &TokenStream) -> Result<()> {
     walk(tokens.clone(), 0, 0)
 }
 
-/// The tokens of a text of at most `max_bytes`.
+/// Refuses a text of more than `max_bytes`.
+///
+/// # Errors
+/// At `at`.
+pub fn check_size(text: &str, max_bytes: usize, at: Span) -> Result<()> {
+    match text.len() {
+        found if found > max_bytes => {
+            Err(Error::new(at, format!("the text has {found} bytes: at most {max_bytes} are read")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The tokens of a text of at most `max_bytes`. Brackets are counted among them, for comments and strings have others; neither
+/// reading nor dropping tokens takes stack for those.
 pub(crate) fn tokens(text: &str, max_bytes: usize) -> Result<TokenStream> {
-    let whole = |message: String| Err(Error::new(Span::call_site(), message));
-    let mut open = 0usize;
-    for character in text.chars() {
-        match character {
-            '(' | '[' | '{' => open += 1,
-            ')' | ']' | '}' => open = open.saturating_sub(1),
-            _ => {}
-        }
-        if open > MAX_BRACKETS {
-            return whole(too_many_brackets());
-        }
-    }
-    if text.len() > max_bytes {
-        return whole(format!("the text has {} bytes: at most {max_bytes} are read", text.len()));
-    }
+    check_size(text, max_bytes, Span::call_site())?;
     let tokens = text.parse::<TokenStream>().map_err(|error| {
         // syn's own message for this is about token streams, which an author has not heard of.
-        Error::new(error.span(), "a bracket, a brace or a quote from here on has no partner")
+        Error::new(error.span(), no_token(text, error.span()))
     })?;
     check(&tokens)?;
     Ok(tokens)
+}
+
+/// Why no token begins there.
+fn no_token(text: &str, at: Span) -> String {
+    let line = text.split('\n').nth(at.start().line.saturating_sub(1)).unwrap_or_default();
+    let rest = line.char_indices().nth(at.start().column).map_or("", |(start, _)| &line[start..]);
+    match rest.chars().next() {
+        Some('/') => "a comment from here on has no end: write `*/`".into(),
+        Some('(' | ')' | '[' | ']' | '{' | '}' | '"' | '\'') | None => {
+            "a bracket, a brace or a quote from here on has no partner".into()
+        }
+        Some(found) if found.is_ascii_alphanumeric() => {
+            "what begins here is no name, number or text of Rust's".into()
+        }
+        Some(found) => {
+            let found = found.escape_debug();
+            format!(
+                "`{found}` begins nothing in Rust: write operators and quotes with the characters of ASCII"
+            )
+        }
+    }
 }
 
 fn too_many_brackets() -> String {
@@ -69,15 +99,17 @@ fn walk(tokens: TokenStream, nested: usize, outer: usize) -> Result<()> {
     }
     // A comma between angle brackets, or between the parameters of a closure, separates nothing that has ended.
     let (mut run, mut angles, mut closure) = (outer, 0usize, false);
-    let (mut previous, mut attribute) = (' ', false);
+    // Before an attribute's `#`.
+    let (mut previous, mut attribute) = (' ', None);
     for token in tokens {
+        let before = run;
         run += 1;
         let (mut punct, span) = (' ', token.span());
         match token {
             TokenTree::Group(group) => {
                 // Attributes and doc comments stand beside each other, however many there are.
-                if attribute && group.delimiter() == Delimiter::Bracket {
-                    run = run.saturating_sub(2);
+                if let (Some(before), Delimiter::Bracket) = (attribute, group.delimiter()) {
+                    run = before;
                 }
                 walk(group.stream(), nested + 1, run)?;
             }
@@ -101,7 +133,12 @@ fn walk(tokens: TokenStream, nested: usize, outer: usize) -> Result<()> {
             }
             TokenTree::Ident(_) => {}
         }
-        (attribute, previous) = (punct == '#', punct);
+        attribute = match punct {
+            '#' => Some(before),
+            '!' => attribute,
+            _ => None,
+        };
+        previous = punct;
         if run > MAX_RUN {
             let message =
                 format!("more than {MAX_RUN} tokens without a `;` or a `,`: name parts of this with `let`");

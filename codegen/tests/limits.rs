@@ -39,6 +39,16 @@ const NESTING: &[(&str, Nested)] = &[
     ("question marks", |n| format!("score{}", "?".repeat(n))),
     ("casts", |n| format!("score{}", " as f32".repeat(n))),
     ("branches", |n| format!("{}{{ score }}", "if score > 1.0 { score } else ".repeat(n))),
+    ("branches that differ", |n| {
+        let branch = |at| format!("if score > {at}.0 {{ score * {at}.5 }} else ");
+        (0..n).map(branch).collect::<String>() + "{ score }"
+    }),
+    ("branches with `let`", |n| {
+        "if score > 1.0 { let x = score * score; x.sin() } else ".repeat(n) + "{ score }"
+    }),
+    ("`let` in branches", |n| {
+        "if score > 1.0 { let x = ".repeat(n) + "score" + &"; x.exp() * x } else { score }".repeat(n)
+    }),
     ("ranges", |n| "..".repeat(n) + "score"),
     ("blocks", |n| format!("{}score{}", "{ ".repeat(n), " }".repeat(n))),
     ("parentheses", |n| format!("{}score{}", "(".repeat(n), ")".repeat(n))),
@@ -50,7 +60,7 @@ const NESTING: &[(&str, Nested)] = &[
 #[test]
 fn device_functions_too_deep_are_an_error() {
     for (what, nested) in NESTING {
-        for n in [90, 400, 900, 1900, 2100, 6300, 20_000] {
+        for n in [45, 90, 400, 900, 1900, 2100, 6300, 20_000] {
             let text =
                 format!("fn f(score: f32, b: i32, h: i32, q: i32, kv: i32) -> f32 {{ {} }}", nested(n));
             on_small_stacks({
@@ -138,7 +148,16 @@ fn what_is_too_large_says_how_large_it_may_be() {
     refused(function(&digits), &["100061 bytes: at most 65536"]);
     refused(declaration(&format!("let m = {digits};")), &["256 digits", "found 100000"]);
     refused(declaration(&" ".repeat(300_000)), &["bytes: at most 262144"]);
-    refused(function("score == \"(\" + '(' + ("), &["no partner"]);
+    for (text, words) in [
+        ("score == \"(\" + '(' + (", "no partner"),
+        ("score * 2.0)", "no partner"),
+        ("score × 2.0", "`×` begins nothing in Rust"),
+        ("score * “2.0”", "`“` begins nothing in Rust"),
+        ("score * 0x", "no name, number or text"),
+        ("score /* of keys", "write `*/`"),
+    ] {
+        refused(function(text), &[words]);
+    }
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 
     let body = "body sm80 { launch { grid = [n, 1, 1], threads = 32 } }";
@@ -153,6 +172,38 @@ fn what_is_too_large_says_how_large_it_may_be() {
         declaration(&format!("specialize {{ T: [f16, bf16], A: 1..=256, B: 1..=256, C: 1..=256 }} {body}")),
         &["`specialize` has more than 65536 combinations", "T 2 × A 256 × B 256 × C 256)"],
     );
+    let params = many(|at| format!("P{at}: [1]"), 65);
+    refused(
+        declaration(&format!("specialize {{ {params} }} {body}")),
+        &["65 parameters of `specialize`", "64"],
+    );
+    refused(
+        declaration(&format!(
+            "body sm80 {{ tune {{ {params} }} launch {{ grid = [n, 1, 1], threads = 32 }} }}"
+        )),
+        &["65 parameters of `tune`", "64"],
+    );
+    let conditions = many(|_| "A > 0".to_owned(), 257);
+    let clause =
+        format!("tune {{ A: [1] }} where {{ {conditions} }} launch {{ grid = [n, 1, 1], threads = 32 }}");
+    refused(declaration(&format!("body sm80 {{ {clause} }}")), &["257 constraints", "256"]);
+    refused(
+        declaration(&format!("{} {body}", "require n > 0; ".repeat(257))),
+        &["257 requirements", "at most 256"],
+    );
+    let start = Instant::now();
+    let derived: String = (0..12_000).map(|at| format!("let d{at} = 1; ")).collect();
+    refused(declaration(&format!("{derived} {body}")), &["12000 derived dimensions", "1024"]);
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    let name = "A".repeat(65);
+    refused(declaration(&format!("specialize {{ {name}: [1] }} {body}")), &["64 letters, found 65"]);
+    for list in ["[1, 2147483648]", "2147483647..=2147483648", "[9999999999999999999]"] {
+        refused(
+            declaration(&format!("specialize {{ A: {list} }} {body}")),
+            &["no value of a parameter", "32 bits, from 0 to 2147483647"],
+        );
+    }
+    assert!(declaration(&format!("specialize {{ A: [2147483647] }} {body}")).is_ok());
     let params = many(|at| format!("P{at}: [1, 2]"), 64);
     refused(declaration(&format!("specialize {{ {params} }} {body}")), &["combinations", "P63 2"]);
     let values = many(|at| at.to_string(), 300);
@@ -172,11 +223,28 @@ fn what_is_too_large_says_how_large_it_may_be() {
         )
     };
     refused(dims(17), &["1 to 16 dimensions, found 17"]);
+    refused(args(0), &["`x` has no arguments"]);
     let tensors = many(|at| format!("a{at}: Tensor<f32, [b{at}, c{at}, d{at}, e{at}, n]>"), 100);
     refused(
         Kernel::parse("x/kernel.rs", &format!("kernel! {{ fn x({tensors}) {body} }}")),
         &["take 5608 bytes", "4096"],
     );
+}
+
+/// Comments and strings nest nothing, and documentation is no expression.
+#[test]
+fn what_is_no_syntax_has_no_depth() {
+    assert!(function(&format!("/* {} */ score", "( ".repeat(70))).is_ok());
+    assert!(function(&format!("{} score", "/**/ [".repeat(70))).is_err());
+    let kernel = "fn x(input: Tensor<f32, [n]>) body sm80 { launch { grid = [n, 1, 1], threads = 32 } }";
+    let (inner, outer) = ("//! In [0, 1) :(\n".repeat(2500), "/// Not (here.\n".repeat(2500));
+    for text in [
+        format!("{inner}kernel! {{ {outer} {kernel} }}"),
+        format!("\u{feff}{inner}kernel! {{ {outer} {kernel} }}"),
+    ] {
+        let parsed = Kernel::parse("x/kernel.rs", &text);
+        assert!(parsed.is_ok(), "{}", parsed.unwrap_err());
+    }
 }
 
 /// What is long and shallow is no matter of depth, and takes time in proportion.

@@ -7,6 +7,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyAnyMethods, PyTuple};
 use std::sync::Arc;
+use tilewright::tensor::TensorError;
 use tilewright::{DType, Tensor};
 
 /// A `[batch, heads, seq, head_dim]` tensor (or another of four dimensions at most) as Python owns it.
@@ -241,7 +242,12 @@ impl<const N: usize> View<N> {
     /// The object it was made of lives on, and nothing writes to its memory meanwhile.
     pub(crate) unsafe fn copied(&self) -> Result<Tensor, tilewright::Error> {
         let size = self.dtype.size();
-        let mut bytes = Vec::with_capacity(self.elements() * size);
+        // A view of one element may be expanded to a shape that no memory holds.
+        let needed = self.shape.iter().try_fold(size, |bytes, &extent| bytes.checked_mul(extent));
+        let mut bytes = Vec::new();
+        if needed.is_none_or(|needed| bytes.try_reserve_exact(needed).is_err()) {
+            return Err(TensorError::TooLarge { shape: self.shape.to_vec(), dtype: self.dtype }.into());
+        }
         // The last dimension is copied as a run where it is one.
         let (run, outer) = match self.strides.last() {
             Some(1) => (self.shape[N - 1], N - 1),

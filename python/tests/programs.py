@@ -159,6 +159,8 @@ class Writer:
         forms = [
             lambda: f"({a} {self.pick('+', '-', '+', '&', '|', '^')} {b})",
             lambda: f"({a} * {self.pick('2', '-1', '3', '0')})",
+            # It wraps.
+            lambda: f"({self.pick('q', 'kv', '(q - kv)', 'abs(q - kv)')} * 40_000_003 * ({self.pick('kv', 'h')} + 7) {self.pick('%', '// 9 %')} {self.pick('97', '-8', 'size')})",
             lambda: f"({a} {self.pick('//', '%')} {divisor})",
             lambda: self.named(f"torch.{self.pick('add', 'sub', 'mul')}", ("input", f"(q + {a})"), ("other", self.pick("kv", "2", "h"))),
             lambda: self.named(f"torch.{self.pick('remainder', 'fmod', 'floor_divide')}", ("input", f"(q - {a})"), ("other", divisor)),

@@ -12,6 +12,7 @@ from diffusers import (  # noqa: E402
     UNet2DModel,
     WanPipeline,
 )
+from diffusers.models.attention_dispatch import attention_backend  # noqa: E402
 from video_models import (  # noqa: E402
     GRID,
     TEXT,
@@ -130,11 +131,11 @@ def test_fused_projections(family, device):
 
 def test_the_dense_backend_can_be_chosen_while_enabled(device):
     model, inputs = make(wan, device)
-    with tilewright.diffusers.enable(model, **FEW, layers=[0]):
+    # diffusers makes the backend that of the process too, which is left at the end of this context.
+    with attention_backend(), tilewright.diffusers.enable(model, **FEW, layers=[0]):
         model.set_attention_backend("_native_math")
         sparse, dense = model.blocks[0].attn1.processor, model.blocks[1].attn1.processor
         assert sparse.dense._attention_backend == dense._attention_backend is not None
-    model.reset_attention_backend()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -301,6 +302,17 @@ def test_options_that_do_not_fit(options, message):
     with pytest.raises(ValueError, match=message):
         tilewright.diffusers.enable(model, **options)
     assert model.attn_processors == before
+
+
+def test_modules_called_by_themselves_keep_raster_order(device):
+    model, inputs = make(wan, device)
+    video = inputs["hidden_states"]
+    with torch.no_grad():
+        expected = [*model.rope(video), model.patch_embedding(video)]
+        with tilewright.diffusers.enable(model, **FEW, grid="auto"):
+            run(model, inputs)
+            found = [*model.rope(video), model.patch_embedding(video)]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_another_grid_than_the_input_has():

@@ -11,6 +11,7 @@ pytest.importorskip("diffusers")
 import diffusers  # noqa: E402
 import numpy as np  # noqa: E402
 import video_models as models  # noqa: E402
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from video_models import SMALL, WAN, make, run, wan  # noqa: E402
 
 import tilewright.diffusers  # noqa: E402
@@ -47,6 +48,19 @@ def refused(model, **options):
 def test_selections_are_refused_as_by_sparse_attention(option):
     model, _ = make(wan, "cpu", grid=SMALL, num_layers=1)
     assert refused(model, **option) == refusal(lambda: tilewright.sparse_attention(Q, Q, Q, return_mask=True, **option))
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [FakeTensorMode, torch.inference_mode, lambda: torch.device("meta"), lambda: torch.autocast("cpu", dtype=torch.bfloat16)],
+    ids=["fake", "inference", "meta", "autocast"],
+)
+def test_options_are_checked_in_every_mode(mode):
+    model, inputs = make(wan, "cpu", grid=SMALL, num_layers=1)
+    with mode():
+        assert refused(model, top_k=5)[1].startswith("top-k is 5, needed a share")
+        tilewright.diffusers.enable(model, min_tokens=64, grid="auto")
+    assert run(model, inputs).isfinite().all()
 
 
 @pytest.mark.parametrize("grid", ["auto", (4, 8, 8)], ids=str)

@@ -94,6 +94,18 @@ def test_prompts_that_change_from_call_to_call(family, device):
             assert error(sparse.pop(0), run(model, inputs, **change)) < ROUNDING
 
 
+@pytest.mark.parametrize("family", [models.hunyuan, models.framepack])
+def test_a_prompt_without_tokens_does_not_reach_the_others(family, device):
+    """The models make NaN of such a text (a mean over no tokens), which dense attention spreads with a weight of 0."""
+    model, inputs = _with_text_that_matters(*make(family, device, grid=SMALL, lengths=(0, 17)))
+    alone = {name: value[1:] if getattr(value, "shape", (0,))[0] == 2 and "indices" not in name else value for name, value in inputs.items()}
+    expected = run(model, alone)
+    with tilewright.diffusers.enable(model, **ALL) as enabled:
+        found = run(model, inputs)
+        assert enabled.report().dense_calls == {}
+    assert found.isfinite().all() and error(found[1:], expected) < ROUNDING
+
+
 def _holes(mask):
     return mask & (torch.arange(mask.shape[-1], device=mask.device) % 7 != 0)
 

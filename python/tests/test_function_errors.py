@@ -1,10 +1,13 @@
 """What a score or mask function may not contain: the message names it, shows the line and says what to write instead."""
 
+import math
+
 import pytest
 
 import tilewright
 from refusals import refused
 from tilewright import mask_mod, score_mod
+from tilewright.translate.values import Names
 
 try:
     import torch
@@ -173,7 +176,27 @@ def test_sizes_are_bounded():
             x = x * x
         return score + x
 
+    def doubling(score, b, h, q, kv):
+        text, items = "a", (1, 2)
+        for _ in range(40):
+            text, items = text + text, items + items
+        return score + len(text) + len(items)
+
+    def many_sums(score, b, h, q, kv):
+        x = 0
+        for _ in range(2000):
+            x = x + sum(range(100_000))
+        return score + x
+
     for kind, function, needed in [
+        ("score_mod", doubling, "at most 1048576 items are computed at translation"),
+        ("score_mod", many_sums, "at most 1048576 items are computed at translation"),
+        ("score_mod", lambda s, b, h, q, kv: s * math.factorial(10**7), "this integer has more than 65536 bits"),
+        ("score_mod", lambda s, b, h, q, kv: s * math.comb(10**7, 10**6), "this integer has more than 65536 bits"),
+        ("score_mod", lambda s, b, h, q, kv: s * math.prod(range(1, 10**6)), "this integer has more than 65536 bits"),
+        ("score_mod", lambda s, b, h, q, kv: s * round(5, -(10**10)), "this integer has more than 65536 bits"),
+        ("score_mod", lambda s, b, h, q, kv: s * len("%9999999999d" % 1), "texts are compared here, and none is made"),
+        ("score_mod", lambda s, b, h, q, kv: s * len("a".ljust(10**12)), "cannot be called in a device function"),
         ("score_mod", long_loop, "has 100000 items: at most 20000 are walked over"),
         ("score_mod", nested_loops, "it takes more than 20000 steps"),
         ("score_mod", growing, "this integer has more than 65536 bits"),
@@ -195,6 +218,12 @@ def test_what_is_long_but_bounded_is_translated():
     assert not made.run(0, 0, 3, 1_500_000)
     largest = tilewright.score_mod(lambda s, b, h, q, kv: max(s, *range(10_000), q, *ids[:200]))
     assert largest.run(0.5, 0, 0, 20_000, 0) == 20_000.0 and largest.run(0.5, 0, 0, 0, 0) == 9999.0
+
+
+def test_names_are_found_at_once():
+    """A variable of a long loop has as many names as rounds."""
+    names = Names()
+    assert len({names.new(name) for name in ("x", "x_2") * 100_000}) == 200_000
 
 
 def test_functions_without_text():

@@ -73,6 +73,14 @@ def test_what_is_near_0_is_not_0():
                 assert math.isclose(found, needed, rel_tol=1e-5, abs_tol=1e-5), f"{score}: found {found}, PyTorch {needed}\n{made.source}"
 
 
+def test_captures_of_the_names_in_formulas():
+    """A formula's own names are none of the function's, nor what is bound to them."""
+    inf, u = 3.0, 1.0
+    made = score_mod(lambda s, b, h, q, kv: torch.where(torch.isinf(s), u, torch.log1p(abs(s)) + inf))
+    bound = made.bind(inf=2.0, u=5.0)
+    assert bound.run(math.inf, 0, 0, 0, 0) == 5.0 and math.isclose(bound.run(1.0, 0, 0, 0, 0), math.log(2) + 2, rel_tol=1e-6)
+
+
 def test_nan_stays_nan():
     for name, function in FORMULAS.items():
         value = score_mod(function).run(math.nan, 0, 0, 0, 0)

@@ -277,8 +277,17 @@ def test_partials_methods_and_objects():
         def halved(self, score, b, h, q, kv):
             return self(score, b, h, q, kv) / 2
 
+        __offset = 3
+
+        def __moved(self, q):
+            return q + self.__offset
+
+        def private(self, score, b, h, q, kv):
+            return score - self.slope * self.__moved(q)
+
     assert check("score_mod", Bias(0.25), tensors=False).captures == {"slope": 0.25}
     check("score_mod", Bias(0.5).halved, tensors=False)
+    check("score_mod", Bias(0.5).private, tensors=False)
 
 
 def test_lambdas_on_one_line():

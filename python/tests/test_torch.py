@@ -365,6 +365,24 @@ def test_vmap_goes_case_by_case(device):
         assert torch.equal(found[i], tilewright.sparse_attention(q[i], k[i], v[i], top_k=0.4))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_vmap_of_masks(device, is_causal):
+    q, k, v = tensors(device, (3, 1, 2, 300, 64))
+    options = {"top_k": 0.4, "is_causal": is_causal}
+
+    def call(q, k, v):
+        out, mask = tilewright.sparse_attention(q, k, v, **options, return_mask=True)
+        return out, mask.kv_indices, mask.to_dense(), mask.row_counts()
+
+    for shared in (False, True):  # the queries of all cases, and the keys of one
+        keys, values = (k[0], v[0]) if shared else (k, v)
+        found = torch.func.vmap(call, in_dims=(0, None, None) if shared else 0)(q, keys, values)
+        for i in range(3):
+            expected = call(q[i], k[0 if shared else i], v[0 if shared else i])
+            assert all(torch.equal(a[i], b) for a, b in zip(found, expected, strict=True))
+
+
 def test_eight_threads_at_once(device):
     from concurrent.futures import ThreadPoolExecutor
 

@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from torch._subclasses import FakeTensor, FakeTensorMode  # noqa: E402
+from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
 
 import tilewright  # noqa: E402
 
@@ -57,6 +58,19 @@ def test_a_grid_made_within_a_compiled_function(device):
     assert torch.equal(compiled(x), x[:, order_of(grid, device)])
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_a_grid_of_the_sizes_of_a_compiled_functions_input(device, dynamic):
+    def regrouped(x, y):
+        t, h, w, _ = x.shape
+        return tilewright.TokenGrid((t, h, w), before=len(y)).regroup(torch.cat([y, x.flatten(0, 2)]), 0)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(regrouped, fullgraph=True, backend="eager", dynamic=dynamic)
+    for sizes, before in (((3, 7, 11), 2), ((4, 7, 11), 2), ((5, 8, 10), 6), ((3, 7, 11), 2)):
+        x, y = torch.randn(*sizes, 8, device=device), torch.randn(before, 8, device=device)
+        assert torch.equal(compiled(x, y), regrouped(x, y)), sizes
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_gradients_through_a_compiled_grid(device, backend):
     grid = tilewright.TokenGrid(SIZES, **OPTIONS)
@@ -90,6 +104,29 @@ def test_fake_tensors_stay_in_their_mode(device):
         assert isinstance(module(torch.empty(2, 231, 8, device=device))[0], FakeTensor)
     meta = module.grid.regroup(torch.empty(2, 231, 8, device="meta"), 1)
     assert meta.is_meta and meta.shape == (2, 231, 8)
+
+
+TRANSFORMS = {
+    "functionalize": torch.func.functionalize,
+    "vmap": lambda f: lambda x: torch.func.vmap(f, in_dims=-1, out_dims=-1)(x),
+    "grad": lambda f: lambda x: torch.func.vjp(f, x)[0].detach(),
+    "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (x,))[0],
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_a_grid_first_used_within_a_transform_keeps_nothing_of_it(device, transform):
+    # A grid of its own for each: only what is used first makes the index.
+    grid = tilewright.TokenGrid((3, 5, 7 + list(TRANSFORMS).index(transform)))
+    x = torch.randn(len(grid), 2, device=device, dtype=torch.float64)
+    expected = x[order_of(grid, device)]
+    call = lambda x: grid.regroup(x, 0)  # noqa: E731
+    assert torch.equal(TRANSFORMS[transform](call)(x), expected)
+    kept = [index for (sizes, *_), index in tilewright.grid._INDICES.items() if sizes == grid._sizes]
+    functorch = torch._C._functorch
+    assert kept and not any(torch._is_functional_tensor(x) or functorch.is_functorch_wrapped_tensor(x) for x in kept)
+    assert torch.equal(make_fx(call)(x)(x), expected) and torch.equal(call(x), expected)
+    assert torch.autograd.gradgradcheck(lambda x: call(x).pow(3), x[:, :1].clone().requires_grad_())
 
 
 def test_a_grid_within_vmap_that_is_compiled(device):

@@ -55,7 +55,7 @@ class TokenGrid:
         for what, tokens in (("before", before), ("after", after)):
             if not isinstance(tokens, Integral) or not 0 <= tokens < 2**31:
                 raise ValueError(f"{what} is {tokens!r}, needed a number of tokens of at least 0 and below 2³¹")
-            around.append(int(tokens))
+            around.append(_constant(tokens))
         block_size = checked_pair(block_size)
         tile, self._tokens = _checked(sizes, tile, *around, block_size)
         # Numbers alone describe the grid: they are compared, pickled and traced, and equal grids share what is made of them.
@@ -228,8 +228,13 @@ def _index(torch: Any, device: Any, grid: TokenGrid, restore: bool) -> Any:
     found = _INDICES.get(key)
     if found is None:
         entries = grid.inverse() if restore else grid.order()
-        # A fake tensor would stay fake, and an inference tensor could not be saved for a backward.
-        with torch.utils._python_dispatch._disable_current_modes(), torch.inference_mode(False):
+        # A fake tensor would stay fake, one made within a transform of torch.func would stay wrapped, and an inference tensor could not be
+        # saved for a backward.
+        with (
+            torch.utils._python_dispatch._disable_current_modes(),
+            torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack(),
+            torch.inference_mode(False),
+        ):
             found = _INDICES[key] = torch.tensor(entries, dtype=torch.int64, device=device)
     return found
 
@@ -263,5 +268,10 @@ def _three(what: str, sizes: Sequence[int]) -> tuple[int, int, int]:
         raise ValueError(f"{what} is {found}, needed three sizes that are whole numbers: t, h and w")
     if not all(0 <= size < 2**31 for size in found):
         raise ValueError(f"{what} is {found}, needed sizes t, h and w of at least 1 and below 2³¹")
-    t, h, w = (int(size) for size in found)
+    t, h, w = (_constant(size) for size in found)
     return t, h, w
+
+
+def _constant(size: Any) -> int:
+    """The size as Python's own number. TorchDynamo makes it a constant, and compiles again for another: a grid has no symbolic sizes."""
+    return len(range(int(size)))

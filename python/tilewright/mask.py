@@ -14,6 +14,9 @@ from .functions import TranslationError, mask_mod_of
 #: The sparse blocks there are, (queries, keys); the default first.
 BLOCK_SIZES = ((128, 64), (128, 128), (64, 64), (64, 128))
 
+#: What PyTorch and numpy call it.
+_BOOLS = ("torch.bool", "bool")
+
 #: A mask function that decides within partial blocks: an object of `tilewright.mask_mod`, "causal" for the one that is built in,
 #: or None.
 MaskFunction = Any
@@ -56,7 +59,7 @@ class BlockMask(Generic[Array]):
         mask_mod: MaskFunction = None,
     ) -> None:
         self.BLOCK_SIZE = checked_block_size(BLOCK_SIZE)
-        self.seq_lengths = (_count(seq_lengths[0]), _count(seq_lengths[1]))
+        self.seq_lengths = _checked_lengths(seq_lengths)
         self.kv_num_blocks, self.kv_indices = kv_num_blocks, kv_indices
         self.full_kv_num_blocks, self.full_kv_indices = full_kv_num_blocks, full_kv_indices
         self.mask_mod = mask_mod
@@ -64,6 +67,9 @@ class BlockMask(Generic[Array]):
         if (full_kv_num_blocks is None) != (full_kv_indices is None):
             raise ValueError("full_kv_num_blocks and full_kv_indices come together: pass both, or neither")
         rows = self._grid()[0]
+        for name, value in self.lists().items():
+            if value is not None:
+                _check_is_array(name, value)
         if full_kv_num_blocks is not None:
             kv, full = tuple(kv_num_blocks.shape), tuple(full_kv_num_blocks.shape)
             if len(kv) == len(full) and any(full[i] not in (kv[i], 1) for i in range(min(2, len(kv)))):
@@ -115,12 +121,15 @@ class BlockMask(Generic[Array]):
         mask_mod: MaskFunction = None,
     ) -> "BlockMask[Array]":
         """The mask of a map of the blocks to keep, bool `[batch or 1, heads or 1, q_blocks, kv_blocks]`."""
-        blocks = checked_block_size(BLOCK_SIZE)
-        needed = tuple(-(-_count(seq) // block) for seq, block in zip(seq_lengths, blocks))
+        blocks, seq_lengths = checked_block_size(BLOCK_SIZE), _checked_lengths(seq_lengths)
+        _check_is_array("the block map", map)
+        if str(map.dtype) not in _BOOLS:
+            raise TypeError(f"the block map has dtype {map.dtype}, needed bool: compare it, as in `map > 0`")
+        needed = tuple(-(-seq // block) for seq, block in zip(seq_lengths, blocks))
         if len(map.shape) != 4 or tuple(map.shape[2:]) != needed:
             raise ValueError(
                 f"the block map has shape {tuple(map.shape)}, needed [batch or 1, heads or 1, {needed[0]}, {needed[1]}]: blocks of "
-                f"{blocks[0]} queries and {blocks[1]} keys over {tuple(seq_lengths)}. A map of single elements is no block map: give "
+                f"{blocks[0]} queries and {blocks[1]} keys over {seq_lengths}. A map of single elements is no block map: give "
                 "it as a mask_mod"
             )
         if torch_of(map) is None:
@@ -241,7 +250,15 @@ class BlockMask(Generic[Array]):
         return map
 
     def to(self, device: Any) -> "BlockMask[Array]":
-        """The same mask with its lists on another device (PyTorch)."""
+        """The same mask with its lists on another device.
+
+        Raises TypeError for a mask of numpy arrays, which are on no device but the CPU.
+        """
+        if torch_of(self.kv_num_blocks) is None:
+            raise TypeError(
+                f"the mask's lists are of type {type(self.kv_num_blocks).__name__}, needed torch.Tensor to move them: make the mask of torch "
+                "tensors"
+            )
         move = lambda tensor: None if tensor is None else tensor.to(device)  # noqa: E731
         mask = BlockMask(
             move(self.kv_num_blocks),
@@ -320,7 +337,7 @@ def as_block_mask(mask: Any, block_size: tuple[int, int], seqs: tuple[int, int])
         return mask
     if hasattr(mask, "kv_num_blocks") and hasattr(mask, "BLOCK_SIZE"):
         return BlockMask.from_flex(mask)
-    if str(getattr(mask, "dtype", "")) in ("torch.bool", "bool"):
+    if str(getattr(mask, "dtype", "")) in _BOOLS:
         return BlockMask.from_dense(mask, seq_lengths=seqs, BLOCK_SIZE=checked_pair(block_size))
     found = f"of dtype {mask.dtype}" if hasattr(mask, "dtype") else f"a {type(mask).__name__}"
     raise TypeError(
@@ -380,9 +397,26 @@ def _refuse_masked_array(map: Any) -> None:
         )
 
 
+def _check_is_array(what: str, value: Any) -> None:
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        raise TypeError(f"{what} is of type {type(value).__name__}, needed a torch.Tensor or a numpy array: convert it first")
+
+
+def _checked_lengths(seq_lengths: Any) -> tuple[Any, Any]:
+    """The pair of numbers of tokens, each as Python's own; symbolic ones stay what they are."""
+    if not hasattr(seq_lengths, "__iter__") or isinstance(seq_lengths, (str, bytes)) or len(pair := tuple(seq_lengths)) != 2:
+        raise TypeError(f"seq_lengths is {seq_lengths!r}, needed a pair: the numbers of queries and of keys")
+    return _count(pair[0]), _count(pair[1])
+
+
 def _count(size: Any) -> Any:
-    """A number of tokens as Python's own; a symbolic one stays what it is."""
-    return int(size) if isinstance(size, Integral) else size
+    if isinstance(size, Integral):
+        if size < 0:
+            raise ValueError(f"seq_lengths has {size}, needed numbers of tokens of at least 0")
+        return int(size)
+    if not hasattr(size, "__index__"):
+        raise TypeError(f"seq_lengths has {size!r}, of type {type(size).__name__}, needed whole numbers of tokens")
+    return size
 
 
 def _is_lasting(list: Any) -> bool:
@@ -435,7 +469,7 @@ def _map_of(counts: Any, indices: Any, columns: int) -> Any:
         listed = torch.arange(width, device=counts.device) < counts[..., None]
         where = torch.where(listed & (indices >= 0) & (indices < columns), indices, columns).long()
         map = torch.zeros((*counts.shape, columns + 1), dtype=torch.bool, device=counts.device)
-        return map.scatter_(-1, where, True)[..., :columns]
+        return map.scatter(-1, where, True)[..., :columns]
     import numpy
 
     listed = numpy.arange(width) < counts[..., None]

@@ -280,6 +280,17 @@ def _vmap_of_regroup(info: Any, in_dims: tuple, tensor: Tensor, dim: int, *argum
     return torch.ops.tilewright.regroup(tensor.movedim(in_dims[0], 0), dim + 1, *arguments), 0
 
 
+def _vmap_of_block_mask(info: Any, in_dims: tuple, *arguments: Any) -> tuple[list[Tensor], list[int]]:
+    """Case by case: PyTorch's own fallback takes no operator that returns a list."""
+    dims = in_dims[: len(arguments)]
+    masks = []
+    for case in range(info.batch_size):
+        taken = [x if dim is None else x.select(dim, case) for x, dim in zip(arguments, dims)]
+        masks.append(torch.ops.tilewright.block_mask(*taken))
+    lists = [torch.stack(each) for each in zip(*masks)]
+    return lists, [0] * len(lists)
+
+
 # ---- autocast ------------------------------------------------------------------------------------------------------
 
 
@@ -329,6 +340,7 @@ def _register() -> None:
         "tilewright::regroup", _backward_of_regroup, setup_context=_setup_regroup, lib=_library
     )
     torch.library.register_vmap("tilewright::regroup", _vmap_of_regroup, lib=_library)
+    torch.library.register_vmap("tilewright::block_mask", _vmap_of_block_mask, lib=_library)
 
 
 _register()

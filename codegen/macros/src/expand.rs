@@ -4,7 +4,7 @@ use proc_macro2::TokenStream;
 use quote::{format_ident, quote};
 use syn::{Attribute, FnArg, Ident, ItemFn, Pat};
 use tilewright_codegen::limits;
-use tilewright_codegen::lower::{CaptureType, DeviceFunction, FunctionKind, source_text};
+use tilewright_codegen::lower::{CaptureType, DeviceFunction, FunctionKind, MAX_BYTES, source_text};
 
 /// The function, the struct of its captures and its traits; or the first error alone, so that one mistake makes
 /// one message.
@@ -20,13 +20,15 @@ fn expand(kind: FunctionKind, arguments: TokenStream, item: TokenStream) -> syn:
     }
     let item: ItemFn = syn::parse2(item)?;
     let function = DeviceFunction::parse(kind, &item)?;
+    let source = source_text(&item);
+    limits::check_size(&source, MAX_BYTES, item.sig.ident.span())?;
     let leading = kind.leading().len();
     let names: Vec<&Ident> = item.sig.inputs.iter().skip(leading).filter_map(parameter_name).collect();
     let captures: Vec<(&Ident, CaptureType)> =
         names.into_iter().zip(function.captures().iter().map(|capture| capture.ty)).collect();
 
     let structure = captures_struct(&item, &captures);
-    let device_fn = device_fn_impl(&item, &function, &captures);
+    let device_fn = device_fn_impl(&item, &source, &function, &captures);
     let kind_impl = kind_impl(kind, &item, &function, &captures);
     Ok(quote! {
         // Every device function has the leading parameters; few use all of them, and captures make them many.
@@ -97,12 +99,13 @@ fn field_type(ty: CaptureType) -> TokenStream {
 
 fn device_fn_impl(
     item: &ItemFn,
+    source: &str,
     function: &DeviceFunction,
     captures: &[(&Ident, CaptureType)],
 ) -> TokenStream {
     let name = &item.sig.ident;
     let cfg = attributes(item, "cfg");
-    let (name_text, source) = (function.name(), source_text(item));
+    let name_text = function.name();
     let values = captures.iter().map(|(field, ty)| {
         let variant = match ty {
             CaptureType::F32 => "F32",
@@ -175,5 +178,22 @@ fn kind_impl(
 
             #gradient
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_function_too_large_to_be_read_again_is_refused_where_it_stands() {
+        let expanded = |lets: usize| {
+            let lets = "let a_name_of_some_length = score * score;".repeat(lets);
+            let text = format!("fn f(score: f32, b: i32, h: i32, q: i32, kv: i32) -> f32 {{ {lets} score }}");
+            device_function(FunctionKind::ScoreMod, TokenStream::new(), text.parse().unwrap()).to_string()
+        };
+        assert!(expanded(1000).contains("impl :: tilewright :: ScoreMod for f"));
+        let refused = expanded(2000);
+        assert!(refused.contains("bytes: at most 65536 are read"), "{:.200}", refused);
     }
 }

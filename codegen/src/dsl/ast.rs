@@ -4,6 +4,7 @@ use super::Expr;
 use crate::arch::Family;
 use crate::lower::FunctionKind;
 use crate::{DType, Value};
+use std::collections::HashSet;
 
 /// A kernel: its arguments, what it is specialised over and how each architecture family runs it.
 #[derive(Debug, Clone)]
@@ -236,16 +237,16 @@ impl Kernel {
 
     /// Names of all dimensions in the order `Params` holds them: first appearance in the arguments, then derived ones.
     pub fn dims(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = Vec::new();
         let in_args = self.args.iter().flat_map(|arg| match &arg.kind {
             ArgKind::Tensor { dims, .. } => dims.as_slice(),
             ArgKind::Scalar(_) => &[],
         });
-        for name in in_args.map(|dim| dim.name.as_str()).chain(self.derived.iter().map(|d| d.name.as_str())) {
-            if !names.contains(&name) {
-                names.push(name);
-            }
-        }
+        let mut names: Vec<&str> = in_args
+            .map(|dim| dim.name.as_str())
+            .chain(self.derived.iter().map(|derived| derived.name.as_str()))
+            .collect();
+        let mut seen = HashSet::new();
+        names.retain(|name| seen.insert(*name));
         names
     }
 }

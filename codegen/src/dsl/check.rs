@@ -10,6 +10,7 @@ use syn::{Error, Result};
 /// Checks names, element types, expressions and bodies.
 pub(super) fn check(kernel: &Kernel, spans: &Spans) -> Result<()> {
     let check = Check { kernel, spans };
+    check.sizes()?;
     check.arguments()?;
     check.parameters()?;
     check.functions()?;
@@ -36,6 +37,11 @@ const MOST_POINTS: usize = 1 << 16;
 const MOST_ARGS: usize = 256;
 const MOST_BYTES: usize = 4096;
 
+/// The most parameters of `specialize` or of a `tune`, which a variant is named after, and the most conditions, each of which
+/// every combination is held against.
+const MOST_PARAMS: usize = 64;
+const MOST_CONDITIONS: usize = 256;
+
 struct Check<'a> {
     kernel: &'a Kernel,
     spans: &'a Spans,
@@ -46,11 +52,38 @@ impl Check<'_> {
         Err(Error::new(self.spans.of(name), message))
     }
 
-    fn arguments(&self) -> Result<()> {
-        if self.kernel.args.len() > MOST_ARGS {
-            let message = format!("{} arguments, a kernel has at most {MOST_ARGS}", self.kernel.args.len());
-            return self.fail(&self.kernel.name, message);
+    /// What is too many for everything after.
+    fn sizes(&self) -> Result<()> {
+        let kernel = self.kernel;
+        if kernel.args.is_empty() {
+            let message = format!("kernel `{}` has no arguments: it needs a tensor to write", kernel.name);
+            return self.fail(&kernel.name, message);
         }
+        for (found, what, most) in [
+            (kernel.args.len(), "arguments", MOST_ARGS),
+            (kernel.specialize.len(), "parameters of `specialize`", MOST_PARAMS),
+            (kernel.derived.len(), "derived dimensions", MOST_BYTES / size_of::<i32>()),
+            (kernel.requires.len(), "requirements", MOST_CONDITIONS),
+        ] {
+            if found > most {
+                return self.fail(&kernel.name, format!("{found} {what}, a kernel has at most {most}"));
+            }
+        }
+        for (at, body) in kernel.bodies.iter().enumerate() {
+            for (found, what, most) in [
+                (body.tune.len(), "parameters of `tune`", MOST_PARAMS),
+                (body.constraints.len(), "constraints", MOST_CONDITIONS),
+            ] {
+                if found > most {
+                    let message = format!("{found} {what}, a body has at most {most}");
+                    return Err(Error::new(self.spans.of_body(at + 1), message));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn arguments(&self) -> Result<()> {
         let mut names = HashSet::new();
         for arg in &self.kernel.args {
             if !names.insert(arg.name.as_str()) {

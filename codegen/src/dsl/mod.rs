@@ -25,9 +25,10 @@
 //! Rust and CUDA, the latter constants of the CUDA source and variables in small letters of the bindings. So no name is a word of
 //! C++ or one that the generated code has itself.
 //!
-//! A text has at most 256 KiB, an expression nests 100 deep, a list or a range has 256 values. All combinations of the values of
-//! `specialize`, and those of a `tune`, are enumerated: there are at most 65536 of each. The arguments and dimensions take at most
-//! the 4096 bytes that CUDA passes to a kernel.
+//! A text has at most 256 KiB, a name 64 letters; an expression nests 100 deep; a list or a range has 256 values, each of 32 bits, as
+//! the constant of the CUDA source has. A `specialize` or a `tune` has 64 parameters, and all combinations of their values are
+//! enumerated: there are at most 65536 of each. A kernel has 256 arguments, 256 requirements and 256 constraints of a body; its
+//! arguments and dimensions take at most the 4096 bytes that CUDA passes to a kernel.
 //!
 //! What divides by zero or overflows 64 bits has no value: a launch refuses its arguments for it.
 //!

@@ -139,9 +139,16 @@ const RESERVED: &[&str] = &[
 /// What macros of the generated code and of CUDA's headers begin with.
 const RESERVED_PREFIXES: &[&str] = &["CUDART_", "CUDA_", "TILEWRIGHT_", "TW_"];
 
+/// The most letters of a name: variants, and the files they are kept in, are named after several.
+const MOST_LETTERS: usize = 64;
+
 /// Refuses a name that is none in Rust or in CUDA, or is taken there.
 pub(super) fn check(ident: &Ident) -> Result<()> {
     let name = ident.unraw().to_string();
+    if name.len() > MOST_LETTERS {
+        let message = format!("a name has at most {MOST_LETTERS} letters, found {}", name.len());
+        return Err(Error::new(ident.span(), message));
+    }
     let reserved_in_cpp = name.contains("__")
         || name.strip_prefix('_').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_uppercase()));
     let why = if *ident == "_" || !name.is_ascii() || *ident != name {

@@ -27,7 +27,8 @@ impl Kernel {
     /// # Errors
     /// [`Error::Declaration`] with the position of the offending token; `file` is the name it is reported under.
     pub fn parse(file: &str, text: &str) -> std::result::Result<Kernel, Error> {
-        limits::with_room(|| parse_file(text)).map_err(|error| Error::declaration(file, &error))
+        let parse = || parse_file(text).map_err(|error| Error::declaration(file, &error));
+        limits::apart(parse).unwrap_or_else(|| limits::with_room(parse))
     }
 }
 
@@ -321,9 +322,16 @@ fn parse_shipped(input: ParseStream, spans: &mut Spans) -> Result<SpecParam> {
 /// The most values of a range: each may become a source to compile.
 const MOST_VALUES: i64 = 256;
 
-/// `[1, 2]` or `1..=3`
+/// `[1, 2]` or `1..=3`, of what the constants of a source hold: CUDA's `int`.
 pub(super) fn parse_ints(input: ParseStream) -> Result<Vec<i64>> {
-    let int = |input: ParseStream| input.parse::<LitInt>()?.base10_parse::<i64>();
+    let value = |literal: &LitInt| {
+        literal.base10_parse::<i32>().map(i64::from).map_err(|_| {
+            let message =
+                format!("{literal} is no value of a parameter: it has 32 bits, from 0 to {}", i32::MAX);
+            syn::Error::new(literal.span(), message)
+        })
+    };
+    let int = |input: ParseStream| value(&input.parse()?);
     if input.peek(syn::token::Bracket) {
         let list;
         let bracket = bracketed!(list in input);
@@ -336,10 +344,10 @@ pub(super) fn parse_ints(input: ParseStream) -> Result<Vec<i64>> {
             return Err(syn::Error::new(bracket.span.join(), message));
         }
         let mut ints = Vec::with_capacity(values.len());
-        for value in &values {
-            let int = value.base10_parse::<i64>()?;
+        for literal in &values {
+            let int = value(literal)?;
             if ints.contains(&int) {
-                return Err(syn::Error::new(value.span(), format!("{int} is listed twice")));
+                return Err(syn::Error::new(literal.span(), format!("{int} is listed twice")));
             }
             ints.push(int);
         }
@@ -351,7 +359,7 @@ pub(super) fn parse_ints(input: ParseStream) -> Result<Vec<i64>> {
     if end < start {
         return Err(syn::Error::new_spanned(range, format!("{start}..={end} is empty")));
     }
-    if end.saturating_sub(start) >= MOST_VALUES {
+    if end - start >= MOST_VALUES {
         let message = format!("{start}..={end} has more than {MOST_VALUES} values: list those worth trying");
         return Err(syn::Error::new_spanned(range, message));
     }

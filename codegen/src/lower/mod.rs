@@ -31,7 +31,8 @@
 //!   methods (`x.exp()`) or paths (`f32::exp(x)`).
 //! * `doc[i]` and `doc.len()` of a slice capture.
 //!
-//! A text has at most 64 KiB, a number 256 digits; brackets nest 64 deep, expressions 100.
+//! A text has at most 64 KiB, a number 256 digits; brackets nest 64 deep, expressions 100, and from one `;` or `,` to the next there
+//! are at most 2000 tokens.
 //!
 //! Anything else is a [`syn::Error`] at the token that is not supported, which says what to write instead.
 //!
@@ -160,8 +161,8 @@ pub struct DeviceFunction {
     gradient: Option<ir::Body>,
 }
 
-/// A page of formulas is 4 KiB.
-const MAX_BYTES: usize = 64 << 10;
+/// The most bytes of a function's text. A page of formulas is 4 KiB.
+pub const MAX_BYTES: usize = 64 << 10;
 
 impl DeviceFunction {
     /// Checks a function. Attributes on the function itself are not looked at.
@@ -177,8 +178,12 @@ impl DeviceFunction {
     /// # Errors
     /// As [`DeviceFunction::parse`], and if the text is not one Rust function, or one too large or too deep to be read.
     pub fn from_source(kind: FunctionKind, source: &str) -> syn::Result<Self> {
-        let tokens = limits::tokens(source, MAX_BYTES)?;
-        limits::with_room(|| parse::function(kind, &syn::parse2(tokens)?))
+        let read = || parse::function(kind, &syn::parse2(limits::tokens(source, MAX_BYTES)?)?);
+        match limits::apart(|| read().ok()).flatten() {
+            Some(function) => Ok(function),
+            // An error has its place in the text, which this thread has to know.
+            None => limits::with_room(read),
+        }
     }
 
     /// The function's name in Rust.

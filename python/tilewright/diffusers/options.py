@@ -28,8 +28,10 @@ class Options:
 
     def check_head_dim(self, head_dim):
         """Raises what the attention of a model with this head dimension would raise at its first call."""
-        probe = torch.zeros(1, 1, 1, head_dim, dtype=torch.float16, device="cpu")
-        tilewright.block_mask(probe, probe, top_k=self.top_k, top_p=self.top_p, block_size=self.block_size)
+        # Of a fake tensor nothing but its shape would be looked at.
+        with torch.utils._python_dispatch._disable_current_modes():
+            probe = torch.zeros(1, 1, 1, head_dim, dtype=torch.float16, device="cpu")
+            tilewright.block_mask(probe, probe, top_k=self.top_k, top_p=self.top_p, block_size=self.block_size)
 
 
 def checked_layers(layers):

@@ -30,7 +30,11 @@ class Regrouping:
         self.current = None
         self._grids = {}
         self._names = names_of(model)
-        self._hooks = [model.register_forward_pre_hook(self._enter, with_kwargs=True), *self.hooks(model)]
+        self._hooks = [
+            model.register_forward_pre_hook(self._enter, with_kwargs=True),
+            *self.hooks(model),
+            model.register_forward_hook(self._leave),
+        ]
 
     def __getstate__(self):
         # Between calls no grid is current, and those of the next calls are made again.
@@ -62,6 +66,10 @@ class Regrouping:
         if self.current is not None:
             self.inputs(arguments)
         return arguments.args, arguments.kwargs
+
+    def _leave(self, _, args, output):
+        # The modules that the hooks are at may be called by themselves.
+        self.current = None
 
     def _grid(self, model, arguments):
         sizes = self.sizes(model, arguments)

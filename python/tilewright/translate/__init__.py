@@ -7,7 +7,7 @@ closes over becomes captures.
 ``source`` finds a function's tree, ``values`` are what the walk works on, ``arithmetic`` has Python's operators and
 ``membership`` its ``in``, ``captures`` collects captured values and ``arrays`` reads them. ``calls`` lists the functions and
 methods that may be called: ``signatures`` are their parameters, ``operations`` and ``formulas`` what they compute. ``walk``
-is the walk itself, with its ``expressions`` and ``statements``.
+is the walk itself, with its ``expressions`` and ``statements``; ``cost`` bounds what Python computes meanwhile.
 """
 
 from .captures import Capture

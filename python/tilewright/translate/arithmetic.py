@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Callable, NoReturn
 
 from .values import (
-    AND, BIT_AND, BIT_OR, BIT_XOR, BOOL, CAST, COMPARISON, F32, I32, IF, OR, PRODUCT, SUM, UNARY,
+    AND, BIT_AND, BIT_OR, BIT_XOR, BOOL, CAST, COMPARISON, F32, I32, I32_MAX, IF, OR, PRODUCT, SUM, UNARY,
     Static, Sym, choice, float_literal, int_literal, method, shown, wrap,
 )  # fmt: skip
 
@@ -62,7 +62,8 @@ class Arithmetic:
         """The value as an i32: a float loses its fraction and saturates, a bool is 0 or 1."""
         if value.ty == I32:
             return value
-        return Sym(I32, f"{wrap(value, CAST)} as i32", CAST, value.nonneg or value.ty == BOOL, weak=value.weak)
+        most = 1 if value.ty == BOOL else I32_MAX + 1
+        return Sym(I32, f"{wrap(value, CAST)} as i32", CAST, value.nonneg or value.ty == BOOL, most, weak=value.weak)
 
     def to_bool(self, value: Sym) -> Sym:
         """Whether the value is not 0."""
@@ -83,7 +84,9 @@ class Arithmetic:
 
     # Operators
 
-    def infix(self, left: Sym, right: Sym, symbol: str, binds: int, ty: str, nonneg: bool = False) -> Sym:
+    def infix(
+        self, left: Sym, right: Sym, symbol: str, binds: int, ty: str, nonneg: bool = False, most: int = I32_MAX + 1
+    ) -> Sym:
         """``left symbol right``, of one type."""
         # Literals show their type to one another; two of them would show nothing.
         plain = left.plain is None or right.plain is None
@@ -91,7 +94,7 @@ class Arithmetic:
         # `a as i32 < b` would begin type arguments.
         if symbol.startswith("<") and left_text.endswith((" as i32", " as f32", " as usize")):
             left_text = f"({left_text})"
-        return Sym(ty, f"{left_text} {symbol} {wrap(right, binds + 1, plain=plain)}", binds, nonneg)
+        return Sym(ty, f"{left_text} {symbol} {wrap(right, binds + 1, plain=plain)}", binds, nonneg, most)
 
     def binary(self, op: ast.operator, left: Sym, right: Sym, node: ast.AST) -> Sym:
         """``left op right``."""
@@ -120,8 +123,10 @@ class Arithmetic:
                 self.walk.fail(node, "`&`, `|` and `^` take bools or integers, found a float: compare it first")
             left, right = self.unify(left, right)
             symbol, binds = _SYMBOLS[kind]
-            nonneg = left.nonneg and right.nonneg
-            return self.infix(left, right, symbol, binds, left.ty, nonneg)
+            if not (left.nonneg and right.nonneg):
+                return self.infix(left, right, symbol, binds, left.ty)
+            bits = max(left.most, right.most).bit_length()
+            return self.infix(left, right, symbol, binds, left.ty, True, (1 << bits) - 1)
         if left.ty == right.ty == BOOL:
             if kind is ast.Mult:
                 return self.infix(left, right, "&", BIT_AND, BOOL)
@@ -137,28 +142,43 @@ class Arithmetic:
             return self.modulo(left, right)
         if kind in (ast.Add, ast.Sub, ast.Mult):
             symbol, binds = _SYMBOLS[kind]
-            nonneg = kind is not ast.Sub and left.nonneg and right.nonneg
-            return self.infix(left, right, symbol, binds, left.ty, nonneg)
+            nonneg, most = self._range(kind, left, right)
+            return self.infix(left, right, symbol, binds, left.ty, nonneg, most)
         if kind in (ast.LShift, ast.RShift):
             self.walk.fail(node, "shifts are not supported: multiply with, or divide (`//`) by, the power of two")
         self.walk.fail(node, "this operator is not supported: use + - * / // % ** & | ^ and comparisons")
+
+    def _range(self, kind: type[ast.operator], left: Sym, right: Sym) -> tuple[bool, int]:
+        """Whether a sum, difference or product is known not to be negative, and an i32's largest magnitude."""
+        nonneg = left.nonneg and right.nonneg
+        if left.ty == F32:
+            return nonneg and kind is not ast.Sub, I32_MAX + 1
+        if kind is ast.Sub and nonneg:
+            return False, max(left.most, right.most)
+        most = left.most * right.most if kind is ast.Mult else left.most + right.most
+        # Beyond an i32 it wraps: its sign tells nothing.
+        return (nonneg and kind is not ast.Sub, most) if most <= I32_MAX else (False, I32_MAX + 1)
 
     def _floor_divide(self, left: Sym, right: Sym) -> Sym:
         if left.ty == F32:
             return self._floor_divide_floats(left, right)
         if left.nonneg and right.nonneg:
-            return self.infix(left, right, "/", PRODUCT, I32, True)
+            return self.infix(left, right, "/", PRODUCT, I32, True, left.most)
         left, right = self.walk.named(left, "a"), self.walk.named(right, "b")
-        rest = self.walk.named(self.modulo(left, right), "rest")
-        return self.infix(self.infix(left, rest, "-", SUM, I32), right, "/", PRODUCT, I32)
+        _, below = self._rest(left, right)
+        quotient = self.walk.named(self.infix(left, right, "/", PRODUCT, I32), "quotient")
+        lower = self.infix(quotient, int_literal(1), "-", SUM, I32)
+        return self.walk.named(replace(choice(below, lower, quotient), most=left.most), "floor")
 
     def _floor_divide_floats(self, left: Sym, right: Sym) -> Sym:
         """What Python and torch compute: from the remainder, since a quotient may round up to the next integer."""
         known = right.plain is not None and float(right.plain) != 0
         left, right = self.walk.named(left, "a"), self.walk.named(right, "b")
-        rest = self.walk.named(self.modulo(left, right), "rest")
-        exact = self.infix(self.infix(left, rest, "-", SUM, F32), right, "/", PRODUCT, F32)
-        exact = self.walk.named(exact, "exact")
+        rest, below = self._rest(left, right)
+        towards_zero = self.infix(self.infix(left, rest, "-", SUM, F32), right, "/", PRODUCT, F32)
+        towards_zero = self.walk.named(towards_zero, "towards_zero")
+        lower = self.infix(towards_zero, float_literal(1.0), "-", SUM, F32)
+        exact = self.walk.named(choice(below, lower, towards_zero), "exact")
         floor = self.walk.named(Sym(F32, method(exact, "floor")), "floor")
         # The division may have rounded down from a whole number.
         above = self.infix(floor, float_literal(1.0), "+", SUM, F32)
@@ -172,18 +192,21 @@ class Arithmetic:
     def modulo(self, left: Sym, right: Sym) -> Sym:
         """Python's ``%``: the remainder has the sign of ``right``."""
         if left.ty == I32 and left.nonneg and right.nonneg:
-            return self.infix(left, right, "%", PRODUCT, I32, True)
+            return self.infix(left, right, "%", PRODUCT, I32, True, min(left.most, right.most))
         right = self.walk.named(right, "divisor")
+        rest, below = self._rest(left, right)
+        result = choice(below, self.infix(rest, right, "+", SUM, left.ty), rest)
+        result.nonneg, result.most = right.nonneg, right.most
+        return self.walk.named(result, "modulo")
+
+    def _rest(self, left: Sym, right: Sym) -> tuple[Sym, Sym]:
+        """Rust's remainder, and whether the quotient that rounds down is another one: where the signs differ."""
         rest = self.walk.named(self.infix(left, right, "%", PRODUCT, left.ty), "rest")
         zero = "0.0" if left.ty == F32 else "0"
-        adjusted = self.infix(rest, right, "+", SUM, left.ty)
-        negative = f"{rest.text} < {zero}"
+        below = f"{rest.text} < {zero}"
         if not right.nonneg:
-            divisor = wrap(right, SUM)
-            negative = f"{rest.text} != {zero} && ({negative}) != ({divisor} < {zero})"
-        result = choice(Sym(BOOL, negative), adjusted, rest)
-        result.nonneg = right.nonneg
-        return self.walk.named(result, "modulo")
+            below = f"{rest.text} != {zero} && ({below}) != ({wrap(right, SUM)} < {zero})"
+        return rest, Sym(BOOL, below)
 
     def power(self, left: Sym, exponent: Static | Sym, node: ast.AST) -> Sym:
         """``left ** exponent``: whole exponents that do not depend on the position, and 0.5."""
@@ -206,8 +229,9 @@ class Arithmetic:
             if number == 0:
                 return int_literal(1)
             base = self.walk.named(self.to_i32(left), "base")
-            text = " * ".join([base.text] * number)
-            return Sym(I32, text, PRODUCT if number > 1 else base.binds, base.nonneg or (number % 2 == 0 and number <= 2))
+            text, most = " * ".join([base.text] * number), base.most**number
+            nonneg = most <= I32_MAX and (base.nonneg or number % 2 == 0)
+            return Sym(I32, text, PRODUCT if number > 1 else base.binds, nonneg, min(most, I32_MAX + 1))
         if left.ty != F32 and isinstance(number, int) and not (exponent.literal and number < 0):
             self.walk.fail(node, "an integer to this power may not fit an i32: write `float(x) ** n`")
         if exponent.literal or isinstance(number, float):
@@ -243,7 +267,8 @@ class Arithmetic:
                 self.walk.fail(node, "`~` of a Python bool is a number: use `not`")
             if value.narrow and value.narrow.startswith("u"):
                 self.walk.fail(node, f"`~` of {value.narrow} stays above 0: convert it first, with `.int()` for example")
-            return Sym(value.ty, f"!{wrap(value, UNARY)}", UNARY, weak=value.weak, narrow=value.narrow)
+            most = min(value.most + 1, I32_MAX + 1)
+            return Sym(value.ty, f"!{wrap(value, UNARY)}", UNARY, most=most, weak=value.weak, narrow=value.narrow)
         if value.narrow and isinstance(op, ast.USub):
             self._wraps(value, node)
         if value.ty == BOOL:
@@ -251,7 +276,7 @@ class Arithmetic:
         if isinstance(op, ast.UAdd):
             return value
         # `-x as f32` negates first, and so does this.
-        return Sym(value.ty, f"-{wrap(value, UNARY)}", UNARY, weak=value.weak)
+        return Sym(value.ty, f"-{wrap(value, UNARY)}", UNARY, most=value.most, weak=value.weak)
 
     def compare(self, op: ast.cmpop, left: Sym, right: Sym, node: ast.AST) -> Sym:
         """``left op right`` as a bool."""
@@ -285,8 +310,9 @@ class Arithmetic:
 
     def select(self, condition: Sym, yes: Sym, no: Sym) -> Sym:
         """``yes if condition else no``."""
+        tensors = yes.tensors | no.tensors
         yes, no = self.unify(yes, no)
-        return choice(self.to_bool(condition), yes, no)
+        return replace(choice(self.to_bool(condition), yes, no), tensors=tensors)
 
     def call(self, name: str, value: Sym, *, nonneg: bool = False) -> Sym:
         """A method of f32."""

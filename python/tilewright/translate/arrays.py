@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array as arrays
+import math
 import sys
 from itertools import zip_longest
 from typing import Any, Iterator
@@ -10,12 +11,15 @@ from typing import Any, Iterator
 from .values import shown
 
 # Elements that are converted at a time: what a table takes beside itself.
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 
 # Integers whose own arithmetic wraps before i32's does.
 _NARROW = ("int8", "uint8", "int16", "uint16")
 
 _I32 = range(-(2**31), 2**31)
+
+_NO_I32 = "holds integers that do not fit an i32"
+_NO_F32 = "holds numbers that do not fit an f32, whose largest is 3.4028235e38: clamp them, or write infinities"
 
 
 class NotCapturable(Exception):
@@ -64,7 +68,7 @@ class Table:
     def __init__(self, obj: Any, name: str) -> None:
         self.source, self.obj, self.name = obj, obj, name
         if isinstance(obj, (list, tuple)):
-            self.obj = [scalar(item) for item in obj]
+            self.obj = [item if isinstance(item, (int, float)) else scalar(item) for item in obj]
             if not obj or not all(isinstance(item, (bool, int, float)) for item in self.obj):
                 raise NotCapturable(f"`{name}` is a {type(obj).__name__} of something else than numbers: make it a tensor")
             self.kind = "f32s" if any(isinstance(item, float) for item in self.obj) else "i32s"
@@ -95,8 +99,8 @@ class Table:
                 obj = obj.detach().resolve_conj().resolve_neg()
             for piece in _pieces(obj):
                 yield _of_tensor(piece, self.kind) if is_tensor(piece) else _of_numpy(piece, self.kind)
-        except OverflowError:
-            raise NotCapturable(f"`{self.name}` holds integers that do not fit an i32") from None
+        except NotCapturable as error:
+            raise NotCapturable(f"`{self.name}` {error}") from None
         except Exception as error:
             raise NotCapturable(f"`{self.name}` cannot be read, {type(error).__name__}: {error}") from error
 
@@ -144,14 +148,18 @@ def _pieces(obj: Any) -> Iterator[Any]:
 def _of_tensor(piece: Any, kind: str) -> bytes:
     torch = sys.modules["torch"]
     if kind == "f32s":
-        piece = piece.to(device="cpu", dtype=torch.float32)
+        wide, piece = piece, piece.to(device="cpu", dtype=torch.float32)
+        # Of 8 bytes and more: an infinity that was a number.
+        if wide.element_size() > 4 and (piece.isinf() & wide.isfinite().cpu()).any():
+            raise NotCapturable(_NO_F32)
     else:
         unsigned = not piece.dtype.is_signed
         piece = piece.to(device="cpu", dtype=torch.int64)
-        if piece.numel() and unsigned and piece.min().item() < 0:
-            raise OverflowError  # A uint64 of 64 bits.
-        if piece.numel() and (piece.min().item() not in _I32 or piece.max().item() not in _I32):
-            raise OverflowError
+        if piece.numel():
+            least, most = piece.min().item(), piece.max().item()
+            # A uint64 of 64 bits is negative now.
+            if least not in _I32 or most not in _I32 or (unsigned and least < 0):
+                raise NotCapturable(_NO_I32)
         piece = piece.to(torch.int32)
     try:
         return _little(piece.numpy())
@@ -162,10 +170,14 @@ def _of_tensor(piece: Any, kind: str) -> bytes:
 
 def _of_numpy(piece: Any, kind: str) -> bytes:
     if kind == "f32s":
-        with sys.modules["numpy"].errstate(over="ignore"):
-            return _little(piece.astype("=f4"))
+        numpy = sys.modules["numpy"]
+        with numpy.errstate(over="ignore"):
+            wide, piece = piece, piece.astype("=f4")
+        if wide.itemsize > 4 and (numpy.isinf(piece) & numpy.isfinite(wide)).any():
+            raise NotCapturable(_NO_F32)
+        return _little(piece)
     if piece.size and (int(piece.min()) not in _I32 or int(piece.max()) not in _I32):
-        raise OverflowError
+        raise NotCapturable(_NO_I32)
     return _little(piece.astype("=i4"))
 
 
@@ -174,7 +186,12 @@ def _little(flat: Any) -> bytes:
 
 
 def _listed(values: list, kind: str) -> bytes:
-    flat = arrays.array("f" if kind == "f32s" else "i", values)
+    try:
+        flat = arrays.array("f" if kind == "f32s" else "i", values)
+    except OverflowError:
+        raise NotCapturable(_NO_F32 if kind == "f32s" else _NO_I32) from None
+    if kind == "f32s" and any(map(math.isinf, flat)) and any(math.isinf(one) and not math.isinf(two) for one, two in zip(flat, values)):
+        raise NotCapturable(_NO_F32)
     if sys.byteorder == "big":
         flat.byteswap()
     return flat.tobytes()

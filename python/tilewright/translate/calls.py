@@ -222,6 +222,9 @@ _PURE_BUILTINS = {len, float, int, bool, abs, min, max, round, sum, pow, isinsta
 _PURE_MAKERS = [("torch", name) for name in ("finfo", "iinfo", "tensor", "as_tensor", "arange")]
 _PURE_MAKERS += [("numpy", name) for name in ("finfo", "iinfo", "array", "asarray", "arange")]
 
+# Methods of texts that make none longer.
+_OF_TEXTS = {"startswith", "endswith", "lower", "upper", "strip", "split", "partition", "removeprefix", "removesuffix", "find", "index", "count"}
+
 # Methods of numpy's arrays that change the array, or write to a file.
 _CHANGES = {"sort", "fill", "resize", "partition", "put", "itemset", "setfield", "setflags", "byteswap", "tofile", "dump"}
 
@@ -294,4 +297,6 @@ def is_pure(function: Any, keywords: dict) -> bool:
     # A trailing `_` says that the tensor itself changes.
     if is_array(owner):
         return not name.endswith("_") and (is_tensor(owner) or name not in _CHANGES)
-    return isinstance(owner, (int, float, str, tuple))
+    if isinstance(owner, str):
+        return name in _OF_TEXTS
+    return isinstance(owner, (int, float, tuple)) and not name.startswith("__")

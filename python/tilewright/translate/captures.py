@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Callable
 
 from .arrays import NotCapturable, Table, is_array, narrow_of, not_a_number, scalar
-from .values import ATOM, BOOL, CAST, COMPARISON, F32, I32, IF, PRODUCT, SUM, Names, Static, Sym, shown, wrap
+from .values import ATOM, BOOL, CAST, COMPARISON, F32, I32, I32_MAX, IF, PRODUCT, SUM, Names, Static, Sym, shown, wrap
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Captures:
             if not -(2**31) <= value < 2**31:
                 raise NotCapturable(f"{shown(value)} does not fit an i32")
             name = self._number(static.origin, static.name, I32, value)
-            return Sym(I32, name, nonneg=value >= 0, weak=weak, narrow=narrow)
+            # Its value is no part of the text, its sign is.
+            return Sym(I32, name, nonneg=value >= 0, most=I32_MAX + (value < 0), weak=weak, narrow=narrow)
         if isinstance(value, float):
             try:
                 struct.pack("<f", value)

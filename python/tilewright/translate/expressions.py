@@ -9,19 +9,13 @@ import types
 from dataclasses import dataclass, replace
 from typing import Any, Callable
 
-from . import calls
+from . import calls, cost
 from .arrays import NotCapturable, is_array, scalar
 from .membership import contains
 from .values import BOOL, I32, ElementType, Static, Sym, Tup, Undefined
 
 # A function may take this many steps in all, with its loops and calls written out.
 MAX_STEPS = 20_000
-
-# Integers that are computed at translation may have this many bits: Python would compute for ever.
-_MAX_BITS = 1 << 16
-
-# As long may be what `tuple(range(…))` and its like make.
-_MOST_ITEMS = 1 << 20
 
 _OPERATORS = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -30,7 +24,7 @@ _OPERATORS = {
     ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
     ast.GtE: operator.ge, ast.Is: operator.is_, ast.IsNot: operator.is_not, ast.In: lambda a, b: a in b,
     ast.NotIn: lambda a, b: a not in b, ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Not: operator.not_,
-    ast.Invert: operator.invert,
+    ast.Invert: operator.invert, ast.MatMult: operator.matmul,
 }  # fmt: skip
 
 
@@ -65,7 +59,7 @@ class Expressions:
     def formula(self, body: list[ast.stmt], names: dict[str, Any], at: ast.AST) -> Any:
         """The value of a body of statements over `names`; errors point at the call that stands for it."""
         outer, self.env = self.env, names
-        self.frames.append(replace(self.frames[-1], function=None, at=at))
+        self.frames.append(replace(self.frames[-1], function=None, overrides={}, at=at))
         value = self.statements(body)
         self.frames.pop()
         self.env = outer
@@ -110,7 +104,7 @@ class Expressions:
         """An attribute of a value."""
         if isinstance(value, Static):
             try:
-                obj = getattr(value.obj, node.attr)
+                obj = getattr(value.obj, self._in_code(node.attr))
             except AttributeError as error:
                 self.fail(node, f"{error}")
             except Exception as error:
@@ -125,6 +119,14 @@ class Expressions:
         if isinstance(value, Sym) and node.attr == "device":
             return Static.of(None)
         self.fail(node, f"`.{node.attr}` of a value of the GPU is not supported: positions and scores are single numbers")
+
+    def _in_code(self, name: str) -> str:
+        """The name of an attribute in the code: ``self.__slope`` of a class ``Bias`` is ``_Bias__slope`` there."""
+        function = self.frames[-1].function
+        names = () if function is None else function.__code__.co_names
+        if name in names or not name.startswith("__"):
+            return name
+        return next((known for known in names if known.startswith("_") and known.endswith(name)), name)
 
     def _tuple(self, node: ast.Tuple | ast.List) -> Any:
         items = []
@@ -170,7 +172,9 @@ class Expressions:
     def binary(self, op: ast.operator, left: Any, right: Any, node: ast.AST) -> Any:
         """``left op right``, computed now where both are known."""
         if isinstance(left, Static) and isinstance(right, Static):
-            return self.known(node, _OPERATORS.get(type(op)), left, right)
+            if isinstance(op, ast.Mod) and isinstance(left.obj, (str, bytes)):
+                self.fail(node, "texts are compared here, and none is made: make it outside of the function")
+            return self.known(node, _OPERATORS[type(op)], left, right)
         for one, other in ((left, right), (right, left)):
             # `True & x`, where masks are combined in a loop.
             if _is_literal_bool(one) and isinstance(other, Sym) and other.ty == BOOL:
@@ -209,22 +213,12 @@ class Expressions:
     def affordable(self, node: ast.AST, function: Any, *values: Static) -> None:
         """Fails for what Python would compute for ever, or would need all memory for."""
         known = [scalar(value.obj) for value in values]
-        bits = [item.bit_length() if isinstance(item, int) else None for item in known]
-        if len(known) >= 2 and None not in bits[:2]:
-            if function in (operator.pow, pow):
-                size = bits[0] * max(known[1], 0) if bits[0] > 1 else 0
-            else:
-                size = {operator.lshift: bits[0] + max(known[1], 0), operator.mul: bits[0] + bits[1]}.get(function, 0)
-            if size > _MAX_BITS:
-                self.fail(node, f"this integer has more than {_MAX_BITS} bits: write it as a float")
-        lengths = [len(item) if isinstance(item, (range, str, bytes, list, tuple)) else None for item in known]
-        if function is operator.mul and len(known) == 2:
-            pairs = zip(lengths, reversed(known))
-            times = [length * other for length, other in pairs if length is not None and isinstance(other, int)]
-        else:
-            times = [length for length in lengths if length is not None and function in (tuple, list, sum, all, any)]
-        if any(count > _MOST_ITEMS for count in times):
-            self.fail(node, f"at most {_MOST_ITEMS} items are computed at translation: make a tensor outside of the function")
+        if cost.bits(function, known) > cost.MAX_BITS:
+            self.fail(node, f"this integer has more than {cost.MAX_BITS} bits: write it as a float")
+        self.items_made += cost.items(function, known)
+        if self.items_made > cost.MOST_ITEMS:
+            reason = f"at most {cost.MOST_ITEMS} items are computed at translation: make a tensor outside of the function"
+            self.fail(node, reason)
 
     def _compare(self, node: ast.Compare) -> Any:
         left, result = self.expr(node.left), None
@@ -277,7 +271,8 @@ class Expressions:
             return left if right.obj == all_of else right
         left, right = self.named(self.symbol(left, node), "left"), self.symbol(right, node)
         if left.ty == right.ty == BOOL:
-            return self.do.all_of([left, right], "&&" if all_of else "||")
+            both = self.do.all_of([left, right], "&&" if all_of else "||")
+            return replace(both, tensors=left.tensors | right.tensors)
         return self.do.select(left, *((right, left) if all_of else (left, right)))
 
     def condition(self, node: ast.expr) -> Any:

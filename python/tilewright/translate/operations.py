@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from .arrays import is_array, is_tensor, scalar
 from .formulas import GELU_TANH
-from .values import BOOL, F32, I32, IF, PRODUCT, ElementType, Static, Sym, Tup, choice, float_literal, method, shown
+from .values import (
+    BOOL, F32, I32, I32_MAX, IF, PRODUCT, ElementType, Static, Sym, Tup, another, choice, float_literal, method, shown,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from .walk import Walk
@@ -72,7 +74,8 @@ def extreme(walk: "Walk", name: str, left: Sym, right: Sym) -> Sym:
         left, right = right, left
     some = left.nonneg or right.nonneg if name == "max" else left.nonneg and right.nonneg
     narrow = left.narrow if left.narrow == right.narrow else None
-    return Sym(left.ty, method(left, name, right), nonneg=some, weak=left.weak and right.weak, narrow=narrow)
+    most = min(left.most, right.most) if name == "min" and some else max(left.most, right.most)
+    return Sym(left.ty, method(left, name, right), nonneg=some, most=most, weak=left.weak and right.weak, narrow=narrow)
 
 
 def pair(name: str) -> Handler:
@@ -107,12 +110,14 @@ def extreme_of(name: str) -> Handler:
             values = (*(v for v in values if id(v) not in known), Static.of(best))
         if len(values) > MOST_NUMBERS:
             walk.fail(node, f"`{name}` of {len(values)} numbers: at most {MOST_NUMBERS}, or compute it outside of the function")
-        result = walk.symbol(values[0], node)
-        for at, other in enumerate(values[1:], start=1):
-            result = extreme(walk, name, result, walk.symbol(other, node))
+        result, *others = (walk.symbol(value, node) for value in values)
+        # Python gives one of the numbers itself.
+        tensors = result.tensors.union(*(other.tensors for other in others))
+        for at, other in enumerate(others, start=1):
+            result = extreme(walk, name, result, other)
             # A long chain of calls would nest too deep.
             result = walk.named(result, name) if at % 16 == 0 else result
-        return result
+        return replace(result, tensors=tensors)
 
     return handler
 
@@ -127,13 +132,13 @@ def clamp(walk: "Walk", node: ast.AST, x: Any, low: Any, high: Any, low_: Any = 
         walk.fail(node, "`clamp` takes `min`, `max` or both")
     for name, bound in bounds:
         result = extreme(walk, name, result, walk.symbol(bound, node))
-    return replace(result, weak=False)
+    return another(result, weak=False)
 
 
 def where(walk: "Walk", node: ast.AST, condition: Any, yes: Any, no: Any) -> Sym:
     """``torch.where`` of single numbers."""
     chosen = walk.do.select(walk.symbol(condition, node), walk.symbol(yes, node), walk.symbol(no, node))
-    return replace(chosen, weak=False)
+    return another(chosen, weak=False)
 
 
 def where_method(walk: "Walk", node: ast.AST, x: Any, condition: Any, other: Any) -> Sym:
@@ -146,7 +151,8 @@ def absolute(walk: "Walk", node: ast.AST, x: Any) -> Sym:
     x = walk.symbol(x, node)
     if x.ty == BOOL:
         x = walk.do.to_i32(x)
-    return Sym(x.ty, method(x, "abs"), nonneg=True, weak=x.weak, narrow=x.narrow)
+    # -2³¹ has no opposite.
+    return Sym(x.ty, method(x, "abs"), nonneg=x.ty == F32 or x.most <= I32_MAX, most=x.most, weak=x.weak, narrow=x.narrow)
 
 
 def rounding(name: str, *, whole: bool) -> Handler:
@@ -155,7 +161,7 @@ def rounding(name: str, *, whole: bool) -> Handler:
     def handler(walk: "Walk", node: ast.AST, x: Any) -> Sym:
         x = walk.symbol(x, node)
         if x.ty != F32:
-            return replace(walk.do.to_i32(x), weak=whole)
+            return another(walk.do.to_i32(x), weak=whole)
         result = walk.do.call(name, x)
         return replace(walk.do.to_i32(result), weak=True) if whole else result
 
@@ -166,7 +172,7 @@ def trunc(walk: "Walk", node: ast.AST, x: Any) -> Sym:
     """Towards 0."""
     x = walk.symbol(x, node)
     if x.ty != F32:
-        return walk.do.to_i32(x)
+        return another(walk.do.to_i32(x))
     x = walk.named(x, "x")
     return choice(Sym(BOOL, f"{x.text} < 0.0"), walk.do.call("ceil", x), walk.do.call("floor", x))
 
@@ -175,7 +181,7 @@ def sign(walk: "Walk", node: ast.AST, x: Any) -> Sym:
     """-1, 0 or 1; 0 of NaN, as in torch."""
     x = walk.symbol(x, node)
     if x.ty == BOOL:
-        return replace(x)
+        return another(x)
     x = walk.named(x, "x")
     zero, one = ("0.0", "1.0f32") if x.ty == F32 else ("0", "1i32")
     last = "0.0f32" if x.ty == F32 else "0i32"
@@ -193,7 +199,8 @@ def square(walk: "Walk", node: ast.AST, x: Any) -> Sym:
     """``x * x``, of integers as an integer."""
     x = walk.symbol(x, node)
     x = walk.named(walk.do.to_i32(x) if x.ty == BOOL else x, "x")
-    return replace(walk.do.binary(ast.Mult(), x, x, node), nonneg=True)
+    result = walk.do.binary(ast.Mult(), x, x, node)
+    return replace(result, nonneg=x.ty == F32 or result.most <= I32_MAX)
 
 
 def relu(walk: "Walk", node: ast.AST, x: Any) -> Sym:
@@ -239,14 +246,14 @@ def cast(ty: str, *, weak: bool = False) -> Handler:
         x = walk.symbol(x, node)
         result = walk.do.convert(x, ty)
         changed = result is not x or result.narrow or weak != x.weak
-        return replace(result, weak=weak, narrow=None) if changed else result
+        return another(result, weak=weak, narrow=None) if changed else result
 
     return handler
 
 
 def number_of(walk: "Walk", node: ast.AST, x: Any) -> Sym:
     """``x.item()``: the number, as Python's."""
-    return replace(walk.symbol(x, node), weak=True)
+    return another(walk.symbol(x, node), weak=True)
 
 
 def math_log(walk: "Walk", node: ast.AST, x: Any, base: Any) -> Any:
@@ -267,7 +274,7 @@ def filled(walk: "Walk", node: ast.AST, value: Any, dtype: Any, default: str) ->
             walk.fail(node, f"{shown(value.obj)} is no {'int32' if ty == I32 else 'float32'}: give another dtype, or another number")
         # A tensor, not a Python number.
         return replace(walk.symbol(Static.of(number), node), plain=None, weak=False)
-    return replace(walk.do.convert(walk.symbol(value, node), ty), weak=False)
+    return another(walk.do.convert(walk.symbol(value, node), ty), weak=False)
 
 
 def element_type(walk: "Walk", node: ast.AST, dtype: Any) -> str:
@@ -348,7 +355,7 @@ def same(walk: "Walk", node: ast.AST, x: Sym) -> Sym:
 
 def copied(walk: "Walk", node: ast.AST, x: Sym) -> Sym:
     """``x.clone()``: another tensor of the same value."""
-    return replace(x)
+    return another(x)
 
 
 def detach(walk: "Walk", node: ast.AST, x: Sym) -> Sym:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import importlib
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Iterator
 
 from .arrays import is_array
-from .values import Block, Static, Sym, Tup, Undefined, choice
+from .values import Block, Keywords, Static, Sym, Tup, Undefined, choice
 
 _ADVICE = {
     "While": "`while` loops are not supported: compute the value in closed form from q, kv and what is captured",
@@ -105,8 +105,7 @@ class Statements:
                 self.fail(statement, f"`{name}` is a tensor of {old.ty}, which holds no {new.ty}: {instead}")
         for env in (self.env, *(frame.outer for frame in self.frames)):
             for other, value in env.items():
-                held = value is old or (isinstance(value, Tup) and any(item is old for item in value.items))
-                if held and (env is not self.env or other != name):
+                if _may_be(value, old) and (env is not self.env or other != name):
                     env[other] = Undefined(f"`{other}` was changed in place through `{name}`: {instead}")
 
     def _import(self, statement: ast.Import | ast.ImportFrom) -> None:
@@ -167,8 +166,9 @@ class Statements:
                     return None
                 ends.append((block, self.symbol(value, statement)))
         (yes_block, yes), (no_block, no) = ends
+        tensors = yes.tensors | no.tensors
         yes, no = self.do.unify(yes, no)
-        return choice(condition, yes, no, yes_block, no_block)
+        return replace(choice(condition, yes, no, yes_block, no_block), tensors=tensors)
 
     def _merge(self, statement: ast.If, condition: Sym) -> None:
         """An `if` without a `return`: each variable it assigns becomes a choice."""
@@ -193,8 +193,10 @@ class Statements:
             elif isinstance(yes, Undefined) or isinstance(no, Undefined):
                 self.env[name] = yes if isinstance(yes, Undefined) else no
             elif isinstance(yes, (Sym, Static)) and isinstance(no, (Sym, Static)):
-                yes, no = self.do.unify(self.symbol(yes, statement), self.symbol(no, statement))
-                self.env[name] = self.named(choice(condition, yes, no, yes_block, no_block), name)
+                yes, no = self.symbol(yes, statement), self.symbol(no, statement)
+                tensors = yes.tensors | no.tensors
+                chosen = choice(condition, *self.do.unify(yes, no), yes_block, no_block)
+                self.env[name] = self.named(replace(chosen, tensors=tensors), name)
             else:
                 self.env[name] = Undefined(f"`{name}` is something else on each side of an `if`: make it a number")
 
@@ -208,6 +210,14 @@ def _member(module: Any, name: str) -> Any:
             return importlib.import_module(f"{module.__name__}.{name}")
         except ModuleNotFoundError:
             raise ImportError(f"cannot import name {name!r} from {module.__name__!r}") from None
+
+
+def _may_be(value: Any, changed: Sym) -> bool:
+    """Whether a value is, or holds, what may be the same tensor."""
+    if isinstance(value, Sym):
+        return not value.weak and not value.tensors.isdisjoint(changed.tensors)
+    items = value.items if isinstance(value, Tup) else value.items.values() if isinstance(value, Keywords) else ()
+    return any(_may_be(item, changed) for item in items)
 
 
 def _returns(statements: list[ast.stmt]) -> bool:

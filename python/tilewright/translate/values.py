@@ -6,12 +6,17 @@ import ast
 import math
 import re
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .._native import Error
 
 F32, I32, BOOL = "f32", "i32", "bool"
+
+I32_MAX = 2**31 - 1
+
+# No sequence has as many tokens: their sum, and twice a position, are an i32.
+POSITIONS_MAX = 2**30 - 1
 
 # How tightly Rust's operators bind; an operand that binds less is put in parentheses.
 ATOM, UNARY, CAST, PRODUCT, SUM, BIT_AND, BIT_XOR, BIT_OR, COMPARISON, AND, OR, IF = range(11, -1, -1)
@@ -84,12 +89,16 @@ class Sym:
     binds: int = ATOM
     # Known not to be negative: Python's `//` and `%` are then Rust's.
     nonneg: bool = False
+    # The largest magnitude that an i32 may have: what may go beyond an i32 wraps, and has any sign then.
+    most: int = I32_MAX + 1
     # The text without a suffix, of a literal whose type the other operand tells.
     plain: str | None = None
     # A Python number or bool, not a tensor: what `int(…)`, `not` and functions of `math` give.
     weak: bool = False
     # "uint8" and its like: an element of a captured tensor whose own arithmetic wraps earlier than i32's.
     narrow: str | None = None
+    # The tensors of Python that it may be: what a choice gives is one of two, and changes with it.
+    tensors: frozenset = field(default_factory=lambda: frozenset((object(),)), compare=False, repr=False)
 
     @property
     def is_atom(self) -> bool:
@@ -132,6 +141,11 @@ class Block:
     lets: list[str] = field(default_factory=list)
 
 
+def another(value: Sym, **changes: Any) -> Sym:
+    """A tensor of its own with the value's text: what changes one of them in place does not change the other."""
+    return replace(value, tensors=frozenset((object(),)), **changes)
+
+
 def wrap(value: Sym, binds: int, *, plain: bool = False) -> str:
     """The text as an operand of an operator that binds as tightly as ``binds``."""
     text = value.plain if plain and value.plain is not None else value.text
@@ -171,12 +185,12 @@ def float_literal(value: float) -> Sym:
     if "." not in text:
         mantissa, exponent = text.split("e")
         text = f"{mantissa}.0e{exponent}"
-    return Sym(F32, f"{text}f32", UNARY if text.startswith("-") else ATOM, value >= 0, text)
+    return Sym(F32, f"{text}f32", UNARY if text.startswith("-") else ATOM, value >= 0, plain=text)
 
 
 def int_literal(value: int) -> Sym:
     """A literal of an i32."""
-    return Sym(I32, f"{value}i32", UNARY if value < 0 else ATOM, value >= 0, str(value))
+    return Sym(I32, f"{value}i32", UNARY if value < 0 else ATOM, value >= 0, abs(value), str(value))
 
 
 def bool_literal(value: bool) -> Sym:
@@ -203,7 +217,8 @@ def choice(condition: Sym, yes: Sym, no: Sym, yes_block: Block | None = None, no
         tail = no_text if chained else f"{{\n{indent(no_text)}\n}}"
         flat = f"if {condition.text} {{\n{indent(yes_text)}\n}} else {tail}"
     narrow = yes.narrow if yes.narrow == no.narrow else None
-    return Sym(yes.ty, flat, IF, yes.nonneg and no.nonneg, weak=yes.weak and no.weak, narrow=narrow)
+    most = max(yes.most, no.most)
+    return Sym(yes.ty, flat, IF, yes.nonneg and no.nonneg, most, weak=yes.weak and no.weak, narrow=narrow)
 
 
 # Rust's reserved words; a Python variable of that name gets a `_`.
@@ -222,7 +237,8 @@ class Names:
     """Names already given; each is given once, so that a block's `let`s may be moved out of it."""
 
     def __init__(self) -> None:
-        self._taken: set[str] = set()
+        # Names taken, with the number that the next one of the same base may have.
+        self._taken: dict[str, int] = {}
 
     def new(self, wanted: str) -> str:
         """``wanted``, or it with a number, as Rust can write it."""
@@ -233,9 +249,10 @@ class Names:
             base = f"_{base}"
         if base in _RESERVED:
             base += "_"
-        name, number = base, 1
+        name, number = base, self._taken.get(base, 1)
         while name in self._taken:
             number += 1
             name = f"{base}_{number}"
-        self._taken.add(name)
+        self._taken[base] = number
+        self._taken.setdefault(name, 1)
         return name

@@ -16,8 +16,8 @@ from .captures import Capture, Captures
 from .expressions import Expressions, Partial
 from .statements import Statements
 from .values import (
-    BOOL, F32, I32, Block, Keywords, Names, Place, Static, Sym, TranslationError, Tup, Undefined, block_text, bool_literal,
-    float_literal, indent, int_literal, shown,
+    ATOM, BOOL, F32, I32, POSITIONS_MAX, Block, Keywords, Names, Place, Static, Sym, TranslationError, Tup, Undefined,
+    another, block_text, bool_literal, float_literal, indent, int_literal, shown,
 )  # fmt: skip
 
 LEADING = {
@@ -106,6 +106,7 @@ class Walk(Expressions, Statements):
         self.block = Block()
         self.env: dict[str, Any] = {}
         self.steps = 0
+        self.items_made = 0
         # What is being looked at.
         self.at: ast.AST | None = None
 
@@ -150,7 +151,7 @@ class Walk(Expressions, Statements):
         symbols, declared = [], []
         for at, (default, ty) in enumerate(leading):
             text = self.names.new(free[at].name if at < len(free) else default)
-            symbols.append(Sym(ty, text, nonneg=ty == I32))
+            symbols.append(Sym(ty, text, nonneg=ty == I32, most=POSITIONS_MAX))
             declared.append(f"{text}: {ty}")
         unknown = set(overrides) - {p.name for p in free[len(leading) :]} - self._free_names(target) - set(keywords)
         if unknown:
@@ -240,11 +241,11 @@ class Walk(Expressions, Statements):
             return value
         local = self.names.new(name)
         self.block.lets.append(f"let {local} = {value.text};")
-        return Sym(value.ty, local, nonneg=value.nonneg, weak=value.weak, narrow=value.narrow)
+        return replace(value, text=local, binds=ATOM)
 
     def weakened(self, value: Any) -> Any:
         """The value as a Python number."""
-        return replace(value, weak=True) if isinstance(value, Sym) else value
+        return another(value, weak=True) if isinstance(value, Sym) else value
 
     def symbol(self, value: Any, node: ast.AST) -> Sym:
         """The value as a number or bool on the GPU: a literal is written down, anything else known now is captured."""

@@ -271,20 +271,39 @@ impl Differentiator {
             ExprKind::Int(0) => float(0.0),
             ExprKind::Int(1) => da,
             ExprKind::Int(2) => self.chain(mul(float(2.0), a.clone()), da),
-            ExprKind::Int(n) => {
-                let below = int((n - 1).max(i32::MIN.into()), Type::I32);
-                self.fading_chain(mul(float(n as f32), power(below)), da)
+            ExprKind::Int(n @ ..0) => {
+                let value = self.temporary(power(exponent));
+                let slope = self.reciprocal(float(n as f32), &value, &a, da);
+                return Dual { value, slope };
             }
+            ExprKind::Int(n) => self.fading_chain(mul(float(n as f32), power(int(n - 1, Type::I32))), da),
             _ => {
                 let n = self.temporary(exponent.clone());
+                let compare = |op| binary(op, Type::Bool, n.clone(), int(0, Type::I32));
                 let below = binary(BinaryOp::Sub, Type::I32, n.clone(), int(1, Type::I32));
                 let factor = Expr { ty: Type::F32, kind: ExprKind::Cast(Box::new(n.clone())) };
                 // 0 · 0^-1 is NaN: the slope of a constant is 0 everywhere.
-                let is_one = binary(BinaryOp::Eq, Type::Bool, n, int(0, Type::I32));
-                self.fading_chain(choose(is_one, float(0.0), mul(factor, power(below))), da)
+                let steep = choose(compare(BinaryOp::Eq), float(0.0), mul(factor.clone(), power(below)));
+                if self.finite(&da) {
+                    self.chain(steep, da)
+                } else {
+                    let (da, value) = (self.open(da), self.temporary(power(exponent.clone())));
+                    let falling = self.reciprocal(factor, &value, &a, da.clone());
+                    choose(compare(BinaryOp::Lt), falling, self.fading_chain(steep, da))
+                }
             }
         };
         Dual { value: power(exponent), slope }
+    }
+
+    /// The slope of `value`, a negative power `n` of `a`: not by the power below, which vanishes long before.
+    fn reciprocal(&mut self, n: Expr, value: &Expr, a: &Expr, da: Expr) -> Expr {
+        let factor = mul(n, value.clone());
+        if self.finite(&da) {
+            return mul(factor, div(da, a.clone()));
+        }
+        let fall = self.quotient(da, a.clone());
+        self.fading_chain(factor, fall)
     }
 
     /// A method of a float alone, whose slope is not 0.

@@ -214,6 +214,14 @@ fn deep_nesting_is_refused_and_long_sums_are_not_too_deep_for_the_stack() {
     );
     let source = format!("{head} {{ {} }}", sum(500));
     signature_refused(FunctionKind::ScoreMod, &source, "", "name a part of this one with `let`");
-    let brackets = format!("{head} {{ {} }}", "(".repeat(100_000));
+    let (open, close) = ("(".repeat(32_000), ")".repeat(32_000));
+    let brackets = format!("{head} {{ {open}score{close} }}");
     signature_refused(FunctionKind::ScoreMod, &brackets, "", "brackets may nest");
+    signature_refused(FunctionKind::ScoreMod, &format!("{head} {{ {open} }}"), "", "no partner");
+    signature_refused(
+        FunctionKind::ScoreMod,
+        &format!("{head} {{ {open}{open}{open} }}"),
+        "",
+        "at most 65536",
+    );
 }

@@ -83,6 +83,17 @@ fn derivatives_at_both_ends() {
         ("(1.0 + score.abs()).powi(-8)", |s| {
             -8.0 * s.signum() * (1.0 + s.abs()).powi(-9) * f64::from(s != 0.0)
         }),
+        // The logarithm of what vanishes, which has a slope of its own.
+        ("(1.0 / (1.0 + (-score).exp())).ln()", |s| logistic(-s)),
+        ("(1.0 + (-score).exp()).powi(-1).ln()", |s| logistic(-s)),
+        ("((-2.0 * score).exp() + 1.0).powi(-3).log2()", |s| 6.0 / 2f64.ln() * logistic(-2.0 * s)),
+        ("(1.0 + (-score).exp()).powi(n - 4).ln()", |s| logistic(-s)),
+        ("score.exp().powi(-1).ln()", |_| -1.0),
+        ("score.exp().ln()", |_| 1.0),
+        ("(2.0 / (score.exp() + (-score).exp())).ln()", |s| -s.tanh()),
+        ("(score.exp() + (-score).exp()).ln()", |s| s.tanh()),
+        ("(score * score + 1.0).powi(-1).ln()", |s| -2.0 * s / (s * s + 1.0)),
+        ("let e = score.exp(); (e - 1.0) / (e + 1.0)", |s| 0.5 / (0.5 * s).cosh().powi(2)),
         ("c % (1.0 + score.exp())", |s| if s.exp() > 0.75 { 0.0 } else { -s.exp() }),
         // Branches and bounds that are not taken take no part.
         ("if score < 2.0 { score.exp() } else { 1.0 / (score - 2.0 - (score - 2.0)) * 0.0 + 1.0 }", |s| {
