@@ -157,7 +157,10 @@ fn what_cannot_be_quarantined_is_not_said_to_be(_: &()) {
         String::from_utf8(done.stdout).unwrap()
     };
     let said = verify(as_nobody(dir.path()));
-    assert!(broken.exists() && said.contains("they stay where they are, for nothing can be moved there"), "{said}");
+    assert!(
+        broken.exists() && said.contains("they stay where they are, for nothing can be moved there"),
+        "{said}"
+    );
     let said = verify(command());
     assert!(!broken.exists() && said.contains("they are in quarantine"), "{said}");
 }
