@@ -69,7 +69,7 @@ fn the_limits_are_those_of_the_parser() {
     let range = |end: usize| declare("x: Tensor<f32, [n]>", &format!("specialize {{ A: 1..={end} }}"));
     assert!(range(256).is_ok() && range(257).is_err());
     for said in
-        ["1 to 16 dimensions", "power of two up to 256", "at most 256 values", "4,096 bytes", "65,536"]
+        ["1 to 16 dimensions", "power of two up to 256", "at most 64 parameters", "4,096 bytes", "65,536"]
     {
         assert!(REFERENCE.contains(said), "{said}");
     }
