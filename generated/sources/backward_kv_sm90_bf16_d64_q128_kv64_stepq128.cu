@@ -15,6 +15,7 @@ using T = __nv_bfloat16;
 [[maybe_unused]] constexpr int BLOCK_KV = 64;
 [[maybe_unused]] constexpr int STEP_Q = 128;
 [[maybe_unused]] constexpr int THREADS = 256;
+[[maybe_unused]] constexpr int SMEM_BYTES = 115712;
 [[maybe_unused]] constexpr bool HAS_SCORE_MOD = false;
 [[maybe_unused]] constexpr bool HAS_MASK_MOD = false;
 
@@ -906,7 +907,6 @@ __device__ __forceinline__ int statistics_place(int query) {
 
 // Shared memory, from a multiple of 1024 on: K, V, the ring's tiles of q and d_out, the statistics of each slot's queries, the first
 // operand that subtracts delta, barriers, and what the copying warps tell the others of a slot. The ring has the slots that fit, up to 4.
-constexpr unsigned SMEM_BYTES = 1024 * 113;
 constexpr unsigned SLOT_BYTES = 2 * QTile::BYTES;
 constexpr unsigned NOTE_BYTES = 16;
 constexpr int MAILS = 2;

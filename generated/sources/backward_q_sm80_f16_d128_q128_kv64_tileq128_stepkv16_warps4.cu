@@ -17,6 +17,7 @@ using T = __half;
 [[maybe_unused]] constexpr int STEP_KV = 16;
 [[maybe_unused]] constexpr int WARPS = 4;
 [[maybe_unused]] constexpr int THREADS = 128;
+[[maybe_unused]] constexpr int SMEM_BYTES = 81920;
 [[maybe_unused]] constexpr bool HAS_SCORE_MOD = false;
 [[maybe_unused]] constexpr bool HAS_MASK_MOD = false;
 

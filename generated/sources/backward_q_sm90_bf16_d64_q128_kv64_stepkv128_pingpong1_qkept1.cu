@@ -17,6 +17,7 @@ using T = __nv_bfloat16;
 [[maybe_unused]] constexpr int PING_PONG = 1;
 [[maybe_unused]] constexpr int Q_KEPT = 1;
 [[maybe_unused]] constexpr int THREADS = 384;
+[[maybe_unused]] constexpr int SMEM_BYTES = 232448;
 [[maybe_unused]] constexpr bool HAS_SCORE_MOD = false;
 [[maybe_unused]] constexpr bool HAS_MASK_MOD = false;
 
@@ -896,7 +897,6 @@ using TileStatistics = Statistics<BLOCK_Q>;
 // Shared memory, from a multiple of 1024 on: q and d_out of each warpgroup, of two tiles where there is room for them beside eight
 // slots, the ring's tiles, rows on their way out, then the statistics of each tile, barriers, and what the copying warp tells the
 // others.
-constexpr unsigned SMEM_BYTES = 1024 * (BLOCK_Q == 64 ? 113 : 227);
 constexpr unsigned GROUP_BYTES = QTile::BYTES + DOutTile::BYTES;
 constexpr unsigned TILE_BYTES = GROUPS * GROUP_BYTES;
 template <int TILES>

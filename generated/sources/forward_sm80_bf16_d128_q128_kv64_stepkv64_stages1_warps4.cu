@@ -17,6 +17,7 @@ using T = __nv_bfloat16;
 [[maybe_unused]] constexpr int STAGES = 1;
 [[maybe_unused]] constexpr int WARPS = 4;
 [[maybe_unused]] constexpr int THREADS = 128;
+[[maybe_unused]] constexpr int SMEM_BYTES = 65536;
 [[maybe_unused]] constexpr bool HAS_SCORE_MOD = false;
 [[maybe_unused]] constexpr bool HAS_MASK_MOD = false;
 

@@ -18,6 +18,7 @@ using T = __half;
 [[maybe_unused]] constexpr int CTAS = 1;
 [[maybe_unused]] constexpr int TEAMS = 2;
 [[maybe_unused]] constexpr int THREADS = 640;
+[[maybe_unused]] constexpr int SMEM_BYTES = 232448;
 [[maybe_unused]] constexpr bool HAS_SCORE_MOD = false;
 [[maybe_unused]] constexpr bool HAS_MASK_MOD = false;
 
@@ -785,14 +786,14 @@ static_assert(D_V <= D, "values come into the slots of keys");
 
 // Shared memory of a team, from a multiple of 1024 on: tiles, then rows on their way out, then barriers, then what the
 // copying warp tells the others.
-constexpr unsigned SMEM_BYTES = 1024 * (CTAS * TEAMS == 2 ? 113 : 227);
+constexpr unsigned TEAM_BYTES = SMEM_BYTES / 1024 / TEAMS * 1024;
 constexpr unsigned KV_TILES = GROUPS * QTile::BYTES;
-using Room = RingAndRows<SMEM_BYTES - 1024, KV_TILES, KTile::BYTES, 4 * GROUPS, D_V / 8>;
+using Room = RingAndRows<TEAM_BYTES - 1024, KV_TILES, KTile::BYTES, 4 * GROUPS, D_V / 8>;
 constexpr int STAGES = Room::SLOTS;
 constexpr unsigned BARRIERS = Room::END;
 constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
 static_assert(STAGES >= 2, "a step's values are in the ring together with the next one's keys");
-static_assert(NOTES + 4 * (STAGES * PIECES + 3) <= SMEM_BYTES);
+static_assert(NOTES + 4 * (STAGES * PIECES + 3) <= TEAM_BYTES);
 
 // Registers are handed out anew among the warpgroups: a product's accumulators want more than the copies.
 constexpr int COPY_REGISTERS = GROUPS == 1 && CTAS == 1 ? 0 : 24;
@@ -1193,7 +1194,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS)
 TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Functions f,
                   const __grid_constant__ TensorMaps maps, const TileQueue queue) {
     extern __shared__ __align__(1024) unsigned char smem[];
-    const auto shared_of = [&](int team) { return Shared{shared_address(smem) + team * SMEM_BYTES}; };
+    const auto shared_of = [&](int team) { return Shared{shared_address(smem) + team * TEAM_BYTES}; };
     if (threadIdx.x < TEAMS) {
         const Shared shared = shared_of(threadIdx.x);
 #pragma unroll

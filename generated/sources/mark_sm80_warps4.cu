@@ -10,6 +10,7 @@
 
 [[maybe_unused]] constexpr int WARPS = 4;
 [[maybe_unused]] constexpr int THREADS = 128;
+[[maybe_unused]] constexpr int SMEM_BYTES = 8192;
 
 struct Params {
   const int* kv_counts;
@@ -48,7 +49,7 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 124, "kv_blocks differs 
 // Lists to bits: a warp takes a row, and sets its bits in shared memory, WORDS words at a time.
 
 constexpr int WORDS = 512;
-static_assert(THREADS == 32 * WARPS);
+static_assert(THREADS == 32 * WARPS && 4 * WORDS * WARPS <= SMEM_BYTES);
 
 extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {
     extern __shared__ __align__(128) unsigned char smem[];

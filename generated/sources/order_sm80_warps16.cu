@@ -10,6 +10,7 @@
 
 [[maybe_unused]] constexpr int WARPS = 16;
 [[maybe_unused]] constexpr int THREADS = 512;
+[[maybe_unused]] constexpr int SMEM_BYTES = 4224;
 
 struct Params {
   const int* counts;
@@ -83,7 +84,6 @@ __device__ __forceinline__ unsigned turned(unsigned word, int lane) {
 }
 
 
-static_assert(THREADS == 32 * WARPS);
 // The rows of a head by falling length: whoever works through rows of uneven length begins with the longest.
 // Needs warp.cuh.
 #pragma once
@@ -157,12 +157,14 @@ __device__ __forceinline__ void order_query_blocks_when_last(const Arguments& p,
 }
 
 
+static_assert(THREADS == 32 * WARPS && 4 * ORDER_WORDS <= SMEM_BYTES);
+
 extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {
     extern __shared__ __align__(128) unsigned char smem[];
     const long long head = blockIdx.y, batch = blockIdx.z;
     const auto at = [&](const long long* stride) { return batch * stride[0] + head * stride[1]; };
     const int* full_counts = p.full_counts == nullptr ? nullptr : p.full_counts + at(p.full_counts_stride);
-    // Whatever the caller says is the longest, each row has a bin: of a longest below 0, all have the last one's.
+    // Whatever the caller says is the longest, each row has a bin.
     order_rows(p.counts + at(p.counts_stride), full_counts, p.rows, max(p.longest, 0), reinterpret_cast<int*>(smem),
                p.row_order + at(p.row_order_stride));
 }

@@ -14,6 +14,7 @@ using T = __nv_bfloat16;
 [[maybe_unused]] constexpr int BLOCK_KV = 64;
 [[maybe_unused]] constexpr int WARPS = 4;
 [[maybe_unused]] constexpr int THREADS = 128;
+[[maybe_unused]] constexpr int SMEM_BYTES = 4096;
 
 struct Params {
   const T* q;
@@ -65,7 +66,7 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 172, "kv_blocks differs 
 constexpr int COLUMNS = D / 8;              // 16-byte pieces of a row
 constexpr int GROUPS = THREADS / COLUMNS;   // rows read at once; threads left over (D = 96) idle
 
-static_assert(D % 8 == 0 && GROUPS >= 1);
+static_assert(D % 8 == 0 && GROUPS >= 1 && 4 * GROUPS * D <= SMEM_BYTES);
 
 /// The mean of `rows` rows, of which there are at most BLOCK.
 template <int BLOCK>

@@ -14,6 +14,7 @@
 [[maybe_unused]] constexpr int WARPS = 16;
 [[maybe_unused]] constexpr int CTAS = 2;
 [[maybe_unused]] constexpr int THREADS = 512;
+[[maybe_unused]] constexpr int SMEM_BYTES = 92672;
 
 struct Params {
   const float* q_mean;
@@ -781,7 +782,7 @@ constexpr int PARTS = CHUNK / 16;
 using Row = RowOf<CAPACITY, 2048 / (WARPS * CTAS)>::Type;
 
 static_assert(THREADS == 32 * WARPS && D % 32 == 0 && CAPACITY % PADDING == 0);
-static_assert(ORDER_WORDS <= ROWS * PITCH);
+static_assert(ORDER_WORDS <= ROWS * PITCH && 4 * (2 * 4 * FRAGMENTS + ROWS * PITCH + THREADS) <= SMEM_BYTES);
 
 extern "C" __global__ void __launch_bounds__(THREADS, CTAS) TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {
     extern __shared__ __align__(128) unsigned char smem[];

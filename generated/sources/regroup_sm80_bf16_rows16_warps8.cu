@@ -12,6 +12,7 @@ using T = __nv_bfloat16;
 [[maybe_unused]] constexpr int ROWS = 16;
 [[maybe_unused]] constexpr int WARPS = 8;
 [[maybe_unused]] constexpr int THREADS = 256;
+[[maybe_unused]] constexpr int SMEM_BYTES = 0;
 
 struct Params {
   const T* x;

@@ -14,6 +14,7 @@ using T = __half;
 [[maybe_unused]] constexpr int BLOCK_KV = 64;
 [[maybe_unused]] constexpr int WARPS = 4;
 [[maybe_unused]] constexpr int THREADS = 128;
+[[maybe_unused]] constexpr int SMEM_BYTES = 0;
 [[maybe_unused]] constexpr bool HAS_MASK_MOD = false;
 
 struct Params {

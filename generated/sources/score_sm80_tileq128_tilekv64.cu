@@ -11,6 +11,7 @@
 [[maybe_unused]] constexpr int TILE_Q = 128;
 [[maybe_unused]] constexpr int TILE_KV = 64;
 [[maybe_unused]] constexpr int THREADS = 256;
+[[maybe_unused]] constexpr int SMEM_BYTES = 49408;
 
 struct Params {
   const float* q_mean;
@@ -154,6 +155,7 @@ constexpr int Q_TILES = WARP_TILE / 16;
 constexpr int KV_TILES = WARP_TILE / 8;
 
 static_assert(THREADS == 32 * (TILE_Q / WARP_TILE) * WARPS_KV && TILE_Q % WARP_TILE == 0 && TILE_KV % WARP_TILE == 0);
+static_assert(2 * STAGE_BYTES <= SMEM_BYTES);
 
 extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS) TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {
     extern __shared__ __align__(128) unsigned char smem[];

@@ -10,6 +10,7 @@
 
 [[maybe_unused]] constexpr int WARPS = 4;
 [[maybe_unused]] constexpr int THREADS = 128;
+[[maybe_unused]] constexpr int SMEM_BYTES = 4224;
 
 struct Params {
   float* logits;
@@ -718,7 +719,7 @@ __device__ __forceinline__ void order_query_blocks_when_last(const Arguments& p,
 }
 
 
-static_assert(THREADS == 32 * WARPS);
+static_assert(THREADS == 32 * WARPS && 4 * THREADS <= SMEM_BYTES && 4 * ORDER_WORDS <= SMEM_BYTES);
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
     TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {

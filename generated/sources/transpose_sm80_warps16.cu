@@ -10,6 +10,7 @@
 
 [[maybe_unused]] constexpr int WARPS = 16;
 [[maybe_unused]] constexpr int THREADS = 512;
+[[maybe_unused]] constexpr int SMEM_BYTES = 4224;
 
 struct Params {
   const int* keep;
@@ -111,7 +112,6 @@ __device__ __forceinline__ unsigned turned(unsigned word, int lane) {
 }
 
 
-static_assert(THREADS == 32 * WARPS);
 // The rows of a head by falling length: whoever works through rows of uneven length begins with the longest.
 // Needs warp.cuh.
 #pragma once
@@ -184,6 +184,8 @@ __device__ __forceinline__ void order_query_blocks_when_last(const Arguments& p,
                     p.kv_blocks, bins, p.row_order + at(p.row_order_stride));
 }
 
+
+static_assert(THREADS == 32 * WARPS && 4 * THREADS <= SMEM_BYTES && 4 * ORDER_WORDS <= SMEM_BYTES);
 
 struct Lists {
     const int* words;  // this word of row 0

@@ -48,7 +48,6 @@ __device__ __forceinline__ int statistics_place(int query) {
 
 // Shared memory, from a multiple of 1024 on: K, V, the ring's tiles of q and d_out, the statistics of each slot's queries, the first
 // operand that subtracts delta, barriers, and what the copying warps tell the others of a slot. The ring has the slots that fit, up to 4.
-constexpr unsigned SMEM_BYTES = 1024 * 113;
 constexpr unsigned SLOT_BYTES = 2 * QTile::BYTES;
 constexpr unsigned NOTE_BYTES = 16;
 constexpr int MAILS = 2;

@@ -1,7 +1,7 @@
 // Lists to bits: a warp takes a row, and sets its bits in shared memory, WORDS words at a time.
 
 constexpr int WORDS = 512;
-static_assert(THREADS == 32 * WARPS);
+static_assert(THREADS == 32 * WARPS && 4 * WORDS * WARPS <= SMEM_BYTES);
 
 extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {
     extern __shared__ __align__(128) unsigned char smem[];

@@ -6,7 +6,7 @@
 constexpr int COLUMNS = D / 8;              // 16-byte pieces of a row
 constexpr int GROUPS = THREADS / COLUMNS;   // rows read at once; threads left over (D = 96) idle
 
-static_assert(D % 8 == 0 && GROUPS >= 1);
+static_assert(D % 8 == 0 && GROUPS >= 1 && 4 * GROUPS * D <= SMEM_BYTES);
 
 /// The mean of `rows` rows, of which there are at most BLOCK.
 template <int BLOCK>

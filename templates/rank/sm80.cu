@@ -20,7 +20,7 @@ constexpr int PARTS = CHUNK / 16;
 using Row = RowOf<CAPACITY, 2048 / (WARPS * CTAS)>::Type;
 
 static_assert(THREADS == 32 * WARPS && D % 32 == 0 && CAPACITY % PADDING == 0);
-static_assert(ORDER_WORDS <= ROWS * PITCH);
+static_assert(ORDER_WORDS <= ROWS * PITCH && 4 * (2 * 4 * FRAGMENTS + ROWS * PITCH + THREADS) <= SMEM_BYTES);
 
 extern "C" __global__ void __launch_bounds__(THREADS, CTAS) TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {
     extern __shared__ __align__(128) unsigned char smem[];

@@ -2,7 +2,7 @@
 <% include "lib/select_row.cuh" %>
 <% include "lib/row_order.cuh" %>
 
-static_assert(THREADS == 32 * WARPS);
+static_assert(THREADS == 32 * WARPS && 4 * THREADS <= SMEM_BYTES && 4 * ORDER_WORDS <= SMEM_BYTES);
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
     TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {

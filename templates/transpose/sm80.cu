@@ -5,8 +5,9 @@
 // runs again (from cache by now) to write them. Ascending without a sort.
 <% include "lib/warp.cuh" %>
 
-static_assert(THREADS == 32 * WARPS);
 <% include "lib/row_order.cuh" %>
+
+static_assert(THREADS == 32 * WARPS && 4 * THREADS <= SMEM_BYTES && 4 * ORDER_WORDS <= SMEM_BYTES);
 
 struct Lists {
     const int* words;  // this word of row 0

@@ -120,6 +120,7 @@ const RESERVED: &[&str] = &[
     "GRID_PER_SM",
     "MaskMod",
     "Params",
+    "SMEM_BYTES",
     "ScoreMod",
     "TensorMap",
     "TensorMaps",

@@ -112,7 +112,9 @@ fn context(kernel: &Kernel, candidate: &Candidate, variant: &str) -> Context {
     constants.extend(
         candidate.schedule.values.iter().map(|(name, value)| Named { name: name.clone(), value: *value }),
     );
-    constants.push(Named { name: "THREADS".into(), value: candidate.budget.threads });
+    let budget = &candidate.budget;
+    constants.push(Named { name: "THREADS".into(), value: budget.threads });
+    constants.push(Named { name: "SMEM_BYTES".into(), value: budget.smem_bytes });
 
     let layout = ParamsLayout::of(kernel);
     let fields: Vec<FieldText> = layout
