@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+
+import torch
+
 from . import processors
 from .arguments import Arguments, names_of
 from .counts import Counts
@@ -22,6 +27,10 @@ class Session:
         self._reads_text = False
         self._names = []
         self._hooks = []
+        self._callers = set()
+
+    def __getstate__(self):
+        return {**self.__dict__, "_callers": set()}
 
     @staticmethod
     def of(model):
@@ -64,7 +73,33 @@ class Session:
         return None
 
     def _enter(self, model, args, kwargs):
+        if not torch.compiler.is_compiling():
+            self._enter_alone(model)
         arguments = Arguments(self._names, args, kwargs)
         self.steps.observe(arguments["timestep"])
         if self._reads_text:
             self.text.observe(arguments["encoder_attention_mask"])
+
+    def _enter_alone(self, model):
+        """Refuses a call while another thread is in one: step, prompts and grid are kept here until it ends."""
+        me = threading.get_ident()
+        # First this thread is known, then it looks: of two that come at once one sees the other.
+        self._callers.add(me)
+        for other in self._callers - {me}:
+            if _is_calling(other, model):
+                self._callers.discard(me)
+                raise RuntimeError(
+                    f"{type(model).__name__} is called by two threads at once. With sparse attention enabled it keeps the step, the "
+                    "prompts and the grid of one call: call it under a lock, or give each thread a copy of its own"
+                )
+            self._callers.discard(other)
+
+
+def _is_calling(thread, model):
+    """Whether a thread is in a call of this very model. A call that raised has left no frame."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        if frame.f_code is torch.nn.Module._call_impl.__code__ and frame.f_locals.get("self") is model:
+            return True
+        frame = frame.f_back
+    return False
