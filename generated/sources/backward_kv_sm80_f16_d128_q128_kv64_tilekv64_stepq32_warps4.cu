@@ -127,12 +127,14 @@ struct Functions {
 
 #define TILEWRIGHT_KERNEL backward_kv_sm80_f16_d128_q128_kv64_tilekv64_stepq32_warps4
 
+#line 1 "backward_kv/sm80.cu"
 // Block-sparse attention, backward by keys, for the cp.async / ldmatrix / mma.sync family (sm_80 and every later
 // architecture).
 //
 // One thread block takes TILE_KV keys of one key head; the queries of the lists pass by, STEP_Q at a time, those of one query
 // head after another. Each warp owns TILE_KV / WARPS keys from the transposed scores to the sums: what is made of them stays
 // in its registers as the operand of the next product, and the warps meet only to trade tiles of q and d_out.
+#line 1 "lib/thread.cuh"
 // Where a thread is, and what it asks the hardware for by number.
 #pragma once
 
@@ -160,6 +162,8 @@ __device__ __forceinline__ int load_shared(unsigned address) {
 /// Lets the compiler see that a value is the same in the whole warp, so that it can live in a uniform register.
 __device__ __forceinline__ int warp_uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
+#line 8 "backward_kv/sm80.cu"
+#line 1 "lib/async_copy.cuh"
 // Copies from global to shared memory that run behind the arithmetic (cp.async, sm_80 and later).
 #pragma once
 
@@ -182,6 +186,8 @@ __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
+#line 9 "backward_kv/sm80.cu"
+#line 1 "lib/tile.cuh"
 // Tiles of 2-byte elements in shared memory, rows unpadded, free of bank conflicts for ldmatrix.
 #pragma once
 
@@ -294,6 +300,8 @@ struct TileCopy {
     }
 };
 
+#line 10 "backward_kv/sm80.cu"
+#line 1 "lib/mma.cuh"
 // The tensor cores' m16n8k16 product on f16 and bf16 with f32 accumulation, and the loads of its operands.
 //
 // In a 16 x 8 accumulator, lane l holds columns 2 * (l % 4) and the next, of row l / 4 (elements 0, 1) and of row
@@ -367,6 +375,8 @@ struct Mma<__nv_bfloat16> {
     }
 };
 
+#line 11 "backward_kv/sm80.cu"
+#line 1 "lib/math.cuh"
 // Scalar arithmetic of the softmax.
 #pragma once
 
@@ -395,6 +405,8 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
     return y;
 }
 
+#line 12 "backward_kv/sm80.cu"
+#line 1 "lib/quad.cuh"
 // What the four lanes that share a row of an accumulator do together.
 #pragma once
 
@@ -427,6 +439,8 @@ __device__ __forceinline__ uint4 transpose_quad(unsigned (&x)[4]) {
     return odd ? make_uint4(near0, x[1], near1, x[3]) : make_uint4(x[0], near0, x[2], near1);
 }
 
+#line 13 "backward_kv/sm80.cu"
+#line 1 "lib/given_order.cuh"
 // Orders that a caller gives: of rows, of key blocks.
 #pragma once
 
@@ -435,6 +449,8 @@ __device__ __forceinline__ int number_at(const int* order, int place, int count)
     return min(max(__ldg(order + place), 0), count - 1);
 }
 
+#line 14 "backward_kv/sm80.cu"
+#line 1 "lib/query_blocks.cuh"
 // The query blocks of one key block, as the transposed lists of a block mask name them.
 #pragma once
 
@@ -511,6 +527,8 @@ struct QueryBlocks {
     }
 };
 
+#line 15 "backward_kv/sm80.cu"
+#line 1 "lib/tile_products.cuh"
 // One warp's products of tiles in shared memory (mma.sync).
 //
 // The warp owns 16 * M_TILES rows of a tile that stays; the rows of another tile pass by, 16 * N_TILES at a time.
@@ -590,6 +608,8 @@ __device__ __forceinline__ void each_product(float (&products)[M_TILES][N_TILES]
                 change(products[m][n][i], more[m][n][i], m * 16 + lane / 4 + i / 2 * 8, n * 8 + lane % 4 * 2 + i % 2);
 }
 
+#line 16 "backward_kv/sm80.cu"
+#line 1 "lib/write_sums.cuh"
 // From accumulators to a tensor.
 #pragma once
 
@@ -618,6 +638,7 @@ __device__ __forceinline__ void write_sums(const float (&sums)[M_TILES][N_TILES]
         }
 }
 
+#line 17 "backward_kv/sm80.cu"
 
 constexpr int WARP_KEYS = TILE_KV / WARPS;
 constexpr int M_TILES = WARP_KEYS / 16;

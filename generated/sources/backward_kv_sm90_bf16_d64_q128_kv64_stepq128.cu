@@ -134,12 +134,14 @@ struct TensorMaps {
 
 #define TILEWRIGHT_KERNEL backward_kv_sm90_bf16_d64_q128_kv64_stepq128
 
+#line 1 "backward_kv/sm90.cu"
 // Block-sparse attention, backward by keys, for Hopper: copies by the copy engine (TMA), products of a warpgroup (wgmma).
 //
 // Thread blocks stay for many tiles of 64 keys of one key head, and two blocks share a multiprocessor: one's products run under the
 // other's arithmetic. Of its last warpgroup one warp copies, STEP_Q queries of the lists at a time with their d_out into a slot of a
 // ring, and one brings what is known of them; they go on with the next tile while the sums of one are written. The other warpgroup
 // computes transposed scores, which are in its registers as the operand of the next product.
+#line 1 "lib/thread.cuh"
 // Where a thread is, and what it asks the hardware for by number.
 #pragma once
 
@@ -167,6 +169,8 @@ __device__ __forceinline__ int load_shared(unsigned address) {
 /// Lets the compiler see that a value is the same in the whole warp, so that it can live in a uniform register.
 __device__ __forceinline__ int warp_uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
+#line 8 "backward_kv/sm90.cu"
+#line 1 "lib/math.cuh"
 // Scalar arithmetic of the softmax.
 #pragma once
 
@@ -195,6 +199,8 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
     return y;
 }
 
+#line 9 "backward_kv/sm90.cu"
+#line 1 "lib/mma.cuh"
 // The tensor cores' m16n8k16 product on f16 and bf16 with f32 accumulation, and the loads of its operands.
 //
 // In a 16 x 8 accumulator, lane l holds columns 2 * (l % 4) and the next, of row l / 4 (elements 0, 1) and of row
@@ -268,6 +274,8 @@ struct Mma<__nv_bfloat16> {
     }
 };
 
+#line 10 "backward_kv/sm90.cu"
+#line 1 "lib/quad.cuh"
 // What the four lanes that share a row of an accumulator do together.
 #pragma once
 
@@ -300,6 +308,8 @@ __device__ __forceinline__ uint4 transpose_quad(unsigned (&x)[4]) {
     return odd ? make_uint4(near0, x[1], near1, x[3]) : make_uint4(x[0], near0, x[2], near1);
 }
 
+#line 11 "backward_kv/sm90.cu"
+#line 1 "lib/given_order.cuh"
 // Orders that a caller gives: of rows, of key blocks.
 #pragma once
 
@@ -308,6 +318,8 @@ __device__ __forceinline__ int number_at(const int* order, int place, int count)
     return min(max(__ldg(order + place), 0), count - 1);
 }
 
+#line 12 "backward_kv/sm90.cu"
+#line 1 "lib/query_blocks.cuh"
 // The query blocks of one key block, as the transposed lists of a block mask name them.
 #pragma once
 
@@ -384,6 +396,8 @@ struct QueryBlocks {
     }
 };
 
+#line 13 "backward_kv/sm90.cu"
+#line 1 "lib/mbarrier.cuh"
 // Barriers in shared memory that also count bytes (mbarrier, sm_90), and barriers among some of a block's warps.
 #pragma once
 
@@ -455,6 +469,8 @@ struct RingPlace {
     }
 };
 
+#line 14 "backward_kv/sm90.cu"
+#line 1 "lib/tma.cuh"
 // Copies of boxes of a tensor to shared memory by the copy engine (TMA, sm_90).
 #pragma once
 
@@ -500,6 +516,8 @@ __device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.co
 /// Waits until the shared memory of this thread's stores has been read.
 __device__ __forceinline__ void wait_stores_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 
+#line 15 "backward_kv/sm90.cu"
+#line 1 "lib/tile_queue.cuh"
 // Tiles handed out to the blocks of a persistent grid as they finish.
 #pragma once
 
@@ -519,6 +537,8 @@ struct TileQueue {
 };
 static_assert(sizeof(TileQueue) == 8, "TileQueue differs from the Rust side");
 
+#line 16 "backward_kv/sm90.cu"
+#line 1 "lib/query_statistics.cuh"
 // What the backward kernels for Hopper know of queries, brought to shared memory by a warp that does not compute. After thread.cuh
 // and math.cuh.
 #pragma once
@@ -572,6 +592,8 @@ struct LaneStatistics {
     }
 };
 
+#line 17 "backward_kv/sm90.cu"
+#line 1 "lib/subtrahend.cuh"
 // Numbers that the tensor cores subtract, one of each column of a warpgroup's accumulators. After mma.cuh, tma.cuh and
 // query_statistics.cuh.
 #pragma once
@@ -620,6 +642,8 @@ struct Subtrahend {
     }
 };
 
+#line 18 "backward_kv/sm90.cu"
+#line 1 "lib/write_sums.cuh"
 // From accumulators to a tensor.
 #pragma once
 
@@ -648,7 +672,9 @@ __device__ __forceinline__ void write_sums(const float (&sums)[M_TILES][N_TILES]
         }
 }
 
+#line 19 "backward_kv/sm90.cu"
 
+#line 1 "lib/wgmma.cuh"
 // Products of a warpgroup on the tensor cores (wgmma, sm_90a) of f16 or bf16 with f32 accumulation, and the tiles they read.
 //
 // Four warps hold a 64 x N accumulator: warp w rows 16 w to 16 w + 15, and within them as mma.cuh says of 16 x 8 pieces.
@@ -736,6 +762,7 @@ __device__ __forceinline__ void hold(unsigned (&registers)[COUNT][4]) {
 template <typename Element, int N>
 struct Wgmma;
 
+#line 88 "lib/wgmma.cuh"
 template <>
 struct Wgmma<__half, 64> {
     /// c = a b, or c += a b where `add`; both operands in shared memory with the reduction along their rows.
@@ -771,6 +798,7 @@ struct Wgmma<__half, 64> {
     }
 };
 
+#line 88 "lib/wgmma.cuh"
 template <>
 struct Wgmma<__nv_bfloat16, 64> {
     /// c = a b, or c += a b where `add`; both operands in shared memory with the reduction along their rows.
@@ -806,6 +834,7 @@ struct Wgmma<__nv_bfloat16, 64> {
     }
 };
 
+#line 88 "lib/wgmma.cuh"
 template <>
 struct Wgmma<__half, 128> {
     /// c = a b, or c += a b where `add`; both operands in shared memory with the reduction along their rows.
@@ -841,6 +870,7 @@ struct Wgmma<__half, 128> {
     }
 };
 
+#line 88 "lib/wgmma.cuh"
 template <>
 struct Wgmma<__nv_bfloat16, 128> {
     /// c = a b, or c += a b where `add`; both operands in shared memory with the reduction along their rows.
@@ -876,7 +906,9 @@ struct Wgmma<__nv_bfloat16, 128> {
     }
 };
 
+#line 123 "lib/wgmma.cuh"
 
+#line 21 "backward_kv/sm90.cu"
 
 constexpr int TILE_KV = 64;  // keys of a tile
 constexpr int TILES_PER_BLOCK = BLOCK_KV / TILE_KV;
@@ -927,6 +959,7 @@ constexpr bool READ_EARLY = D == 64;
 // Whether gradients are made of pairs: their type must have the range of what comes before the weights are multiplied in.
 constexpr bool IN_PAIRS = Mma<T>::RANGE_OF_F32 && !HAS_SCORE_MOD && !HAS_MASK_MOD;
 
+#line 1 "backward_kv/sm90_copies.cuh"
 // Where a block has what in shared memory, which tile comes when, and the warps that bring what is computed with.
 
 /// Addresses in shared memory.
@@ -1099,6 +1132,7 @@ __device__ __forceinline__ void bring_statistics(const Params& p, Shared shared)
     }
 }
 
+#line 72 "backward_kv/sm90.cu"
 
 /// Rows of queries that attend to nothing become 0, whatever they hold: 0 · NaN must not reach their keys.
 __device__ __forceinline__ void clear_empty_rows(unsigned char* slot, const float* lse) {

@@ -127,11 +127,13 @@ struct Functions {
 
 #define TILEWRIGHT_KERNEL backward_q_sm80_bf16_d128_q128_kv64_tileq128_stepkv16_warps4
 
+#line 1 "backward_q/sm80.cu"
 // Block-sparse attention, backward by queries, for the cp.async / ldmatrix / mma.sync family (sm_80 and every later
 // architecture).
 //
 // One thread block takes TILE_Q queries of one head; the keys and values of the row's lists pass by, STEP_KV at a time. Each
 // warp owns TILE_Q / WARPS queries from the scores to the sums, so the warps meet only to trade tiles of k and v.
+#line 1 "lib/thread.cuh"
 // Where a thread is, and what it asks the hardware for by number.
 #pragma once
 
@@ -159,6 +161,8 @@ __device__ __forceinline__ int load_shared(unsigned address) {
 /// Lets the compiler see that a value is the same in the whole warp, so that it can live in a uniform register.
 __device__ __forceinline__ int warp_uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
+#line 7 "backward_q/sm80.cu"
+#line 1 "lib/async_copy.cuh"
 // Copies from global to shared memory that run behind the arithmetic (cp.async, sm_80 and later).
 #pragma once
 
@@ -181,6 +185,8 @@ __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
+#line 8 "backward_q/sm80.cu"
+#line 1 "lib/tile.cuh"
 // Tiles of 2-byte elements in shared memory, rows unpadded, free of bank conflicts for ldmatrix.
 #pragma once
 
@@ -293,6 +299,8 @@ struct TileCopy {
     }
 };
 
+#line 9 "backward_q/sm80.cu"
+#line 1 "lib/mma.cuh"
 // The tensor cores' m16n8k16 product on f16 and bf16 with f32 accumulation, and the loads of its operands.
 //
 // In a 16 x 8 accumulator, lane l holds columns 2 * (l % 4) and the next, of row l / 4 (elements 0, 1) and of row
@@ -366,6 +374,8 @@ struct Mma<__nv_bfloat16> {
     }
 };
 
+#line 10 "backward_q/sm80.cu"
+#line 1 "lib/math.cuh"
 // Scalar arithmetic of the softmax.
 #pragma once
 
@@ -394,6 +404,8 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
     return y;
 }
 
+#line 11 "backward_q/sm80.cu"
+#line 1 "lib/quad.cuh"
 // What the four lanes that share a row of an accumulator do together.
 #pragma once
 
@@ -426,6 +438,8 @@ __device__ __forceinline__ uint4 transpose_quad(unsigned (&x)[4]) {
     return odd ? make_uint4(near0, x[1], near1, x[3]) : make_uint4(x[0], near0, x[2], near1);
 }
 
+#line 12 "backward_q/sm80.cu"
+#line 1 "lib/key_blocks.cuh"
 // The key blocks of one query block, as a block mask lists them.
 #pragma once
 
@@ -499,6 +513,8 @@ struct KeyBlocks {
     }
 };
 
+#line 13 "backward_q/sm80.cu"
+#line 1 "lib/tile_products.cuh"
 // One warp's products of tiles in shared memory (mma.sync).
 //
 // The warp owns 16 * M_TILES rows of a tile that stays; the rows of another tile pass by, 16 * N_TILES at a time.
@@ -578,6 +594,8 @@ __device__ __forceinline__ void each_product(float (&products)[M_TILES][N_TILES]
                 change(products[m][n][i], more[m][n][i], m * 16 + lane / 4 + i / 2 * 8, n * 8 + lane % 4 * 2 + i % 2);
 }
 
+#line 14 "backward_q/sm80.cu"
+#line 1 "lib/write_sums.cuh"
 // From accumulators to a tensor.
 #pragma once
 
@@ -606,6 +624,7 @@ __device__ __forceinline__ void write_sums(const float (&sums)[M_TILES][N_TILES]
         }
 }
 
+#line 15 "backward_q/sm80.cu"
 
 constexpr int WARP_ROWS = TILE_Q / WARPS;
 constexpr int M_TILES = WARP_ROWS / 16;

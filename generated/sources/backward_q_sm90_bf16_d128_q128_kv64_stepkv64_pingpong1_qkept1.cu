@@ -138,12 +138,14 @@ struct TensorMaps {
 
 #define TILEWRIGHT_KERNEL backward_q_sm90_bf16_d128_q128_kv64_stepkv64_pingpong1_qkept1
 
+#line 1 "backward_q/sm90.cu"
 // Block-sparse attention, backward by queries, for Hopper: copies by the copy engine (TMA), products of warpgroups (wgmma).
 //
 // Thread blocks stay for many tiles of BLOCK_Q queries. Their last warpgroup only copies: the tile's queries and d_out, into slots of a
 // ring first its rows of out, then per step the STEP_KV keys and values of one or more key blocks, gathered side by side. Each other
 // warpgroup owns 64 queries. Under the arithmetic of one step run the product of the step before it and those of the other
 // warpgroup.
+#line 1 "lib/thread.cuh"
 // Where a thread is, and what it asks the hardware for by number.
 #pragma once
 
@@ -171,6 +173,8 @@ __device__ __forceinline__ int load_shared(unsigned address) {
 /// Lets the compiler see that a value is the same in the whole warp, so that it can live in a uniform register.
 __device__ __forceinline__ int warp_uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
+#line 8 "backward_q/sm90.cu"
+#line 1 "lib/math.cuh"
 // Scalar arithmetic of the softmax.
 #pragma once
 
@@ -199,6 +203,8 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
     return y;
 }
 
+#line 9 "backward_q/sm90.cu"
+#line 1 "lib/mma.cuh"
 // The tensor cores' m16n8k16 product on f16 and bf16 with f32 accumulation, and the loads of its operands.
 //
 // In a 16 x 8 accumulator, lane l holds columns 2 * (l % 4) and the next, of row l / 4 (elements 0, 1) and of row
@@ -272,6 +278,8 @@ struct Mma<__nv_bfloat16> {
     }
 };
 
+#line 10 "backward_q/sm90.cu"
+#line 1 "lib/quad.cuh"
 // What the four lanes that share a row of an accumulator do together.
 #pragma once
 
@@ -304,6 +312,8 @@ __device__ __forceinline__ uint4 transpose_quad(unsigned (&x)[4]) {
     return odd ? make_uint4(near0, x[1], near1, x[3]) : make_uint4(x[0], near0, x[2], near1);
 }
 
+#line 11 "backward_q/sm90.cu"
+#line 1 "lib/key_blocks.cuh"
 // The key blocks of one query block, as a block mask lists them.
 #pragma once
 
@@ -377,6 +387,8 @@ struct KeyBlocks {
     }
 };
 
+#line 12 "backward_q/sm90.cu"
+#line 1 "lib/mbarrier.cuh"
 // Barriers in shared memory that also count bytes (mbarrier, sm_90), and barriers among some of a block's warps.
 #pragma once
 
@@ -448,6 +460,8 @@ struct RingPlace {
     }
 };
 
+#line 13 "backward_q/sm90.cu"
+#line 1 "lib/tma.cuh"
 // Copies of boxes of a tensor to shared memory by the copy engine (TMA, sm_90).
 #pragma once
 
@@ -493,6 +507,8 @@ __device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.co
 /// Waits until the shared memory of this thread's stores has been read.
 __device__ __forceinline__ void wait_stores_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 
+#line 14 "backward_q/sm90.cu"
+#line 1 "lib/tile_queue.cuh"
 // Tiles handed out to the blocks of a persistent grid as they finish.
 #pragma once
 
@@ -512,6 +528,8 @@ struct TileQueue {
 };
 static_assert(sizeof(TileQueue) == 8, "TileQueue differs from the Rust side");
 
+#line 15 "backward_q/sm90.cu"
+#line 1 "lib/query_statistics.cuh"
 // What the backward kernels for Hopper know of queries, brought to shared memory by a warp that does not compute. After thread.cuh
 // and math.cuh.
 #pragma once
@@ -565,6 +583,8 @@ struct LaneStatistics {
     }
 };
 
+#line 16 "backward_q/sm90.cu"
+#line 1 "lib/write_sums.cuh"
 // From accumulators to a tensor.
 #pragma once
 
@@ -593,7 +613,9 @@ __device__ __forceinline__ void write_sums(const float (&sums)[M_TILES][N_TILES]
         }
 }
 
+#line 17 "backward_q/sm90.cu"
 
+#line 1 "lib/wgmma.cuh"
 // Products of a warpgroup on the tensor cores (wgmma, sm_90a) of f16 or bf16 with f32 accumulation, and the tiles they read.
 //
 // Four warps hold a 64 x N accumulator: warp w rows 16 w to 16 w + 15, and within them as mma.cuh says of 16 x 8 pieces.
@@ -681,6 +703,7 @@ __device__ __forceinline__ void hold(unsigned (&registers)[COUNT][4]) {
 template <typename Element, int N>
 struct Wgmma;
 
+#line 88 "lib/wgmma.cuh"
 template <>
 struct Wgmma<__half, 64> {
     /// c = a b, or c += a b where `add`; both operands in shared memory with the reduction along their rows.
@@ -716,6 +739,7 @@ struct Wgmma<__half, 64> {
     }
 };
 
+#line 88 "lib/wgmma.cuh"
 template <>
 struct Wgmma<__nv_bfloat16, 64> {
     /// c = a b, or c += a b where `add`; both operands in shared memory with the reduction along their rows.
@@ -751,6 +775,7 @@ struct Wgmma<__nv_bfloat16, 64> {
     }
 };
 
+#line 88 "lib/wgmma.cuh"
 template <>
 struct Wgmma<__half, 128> {
     /// c = a b, or c += a b where `add`; both operands in shared memory with the reduction along their rows.
@@ -786,6 +811,7 @@ struct Wgmma<__half, 128> {
     }
 };
 
+#line 88 "lib/wgmma.cuh"
 template <>
 struct Wgmma<__nv_bfloat16, 128> {
     /// c = a b, or c += a b where `add`; both operands in shared memory with the reduction along their rows.
@@ -821,7 +847,10 @@ struct Wgmma<__nv_bfloat16, 128> {
     }
 };
 
+#line 123 "lib/wgmma.cuh"
 
+#line 19 "backward_q/sm90.cu"
+#line 1 "lib/store_rows.cuh"
 // From a warp's accumulators to a tensor by the copy engine (sm_90). After mma.cuh, tma.cuh and wgmma.cuh.
 #pragma once
 
@@ -875,6 +904,7 @@ __device__ __forceinline__ void store_rows(const float (&sums)[N_TILES][4], cons
     }
 }
 
+#line 20 "backward_q/sm90.cu"
 
 constexpr int GROUP_ROWS = 64;                // queries of a warpgroup
 constexpr int GROUPS = BLOCK_Q / GROUP_ROWS;  // warpgroups that compute
@@ -924,6 +954,7 @@ using Sums = float[1][D / 8][4];
 using Place = RingPlace<STAGES>;
 using TilePlace = RingPlace<TILES>;
 
+#line 1 "backward_q/sm90_copies.cuh"
 // Where a block has what in shared memory, which tile comes when, and the warp that copies.
 
 /// Addresses in shared memory.
@@ -1048,6 +1079,7 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
     shared.q_full(at.slot).arrive();
 }
 
+#line 70 "backward_q/sm90.cu"
 
 /// Calls `change(product, index, row, key)` for each product of this thread in piece `piece`, row and key counted from the
 /// tile's and the piece's first.

@@ -49,14 +49,17 @@ struct Functions {
 
 #define TILEWRIGHT_KERNEL classify_sm80_q128_kv64_warps4
 
+#line 1 "classify/sm80.cu"
 // Block classes: one warp evaluates the mask function over one block, lanes along the keys, and stops as soon as it
 // has seen both answers.
+#line 1 "lib/block_class.cuh"
 // Classes of key blocks under a mask function, and the values of the dense keep map (where 0 is "dropped").
 
 [[maybe_unused]] constexpr unsigned char EMPTY = 0;    // no element is kept
 [[maybe_unused]] constexpr unsigned char PARTIAL = 1;  // the mask decides element by element
 [[maybe_unused]] constexpr unsigned char FULL = 2;     // every element is kept
 
+#line 4 "classify/sm80.cu"
 
 static_assert(THREADS == 32 * WARPS && BLOCK_KV % 32 == 0);
 

@@ -112,10 +112,12 @@ struct Functions {
 
 #define TILEWRIGHT_KERNEL forward_sm80_f16_d128_q128_kv64_stepkv64_stages1_warps4
 
+#line 1 "forward/sm80.cu"
 // Block-sparse attention, forward, for the cp.async / ldmatrix / mma.sync family (sm_80 and every later architecture).
 //
 // One thread block takes BLOCK_Q queries of one head and walks that row's key blocks in steps of STEP_KV keys. Each
 // warp owns BLOCK_Q / WARPS rows from the scores to the output, so the warps meet only to trade K and V tiles.
+#line 1 "lib/thread.cuh"
 // Where a thread is, and what it asks the hardware for by number.
 #pragma once
 
@@ -143,6 +145,8 @@ __device__ __forceinline__ int load_shared(unsigned address) {
 /// Lets the compiler see that a value is the same in the whole warp, so that it can live in a uniform register.
 __device__ __forceinline__ int warp_uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
+#line 6 "forward/sm80.cu"
+#line 1 "lib/async_copy.cuh"
 // Copies from global to shared memory that run behind the arithmetic (cp.async, sm_80 and later).
 #pragma once
 
@@ -165,6 +169,8 @@ __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
+#line 7 "forward/sm80.cu"
+#line 1 "lib/tile.cuh"
 // Tiles of 2-byte elements in shared memory, rows unpadded, free of bank conflicts for ldmatrix.
 #pragma once
 
@@ -277,6 +283,8 @@ struct TileCopy {
     }
 };
 
+#line 8 "forward/sm80.cu"
+#line 1 "lib/mma.cuh"
 // The tensor cores' m16n8k16 product on f16 and bf16 with f32 accumulation, and the loads of its operands.
 //
 // In a 16 x 8 accumulator, lane l holds columns 2 * (l % 4) and the next, of row l / 4 (elements 0, 1) and of row
@@ -350,6 +358,8 @@ struct Mma<__nv_bfloat16> {
     }
 };
 
+#line 9 "forward/sm80.cu"
+#line 1 "lib/math.cuh"
 // Scalar arithmetic of the softmax.
 #pragma once
 
@@ -378,6 +388,8 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
     return y;
 }
 
+#line 10 "forward/sm80.cu"
+#line 1 "lib/quad.cuh"
 // What the four lanes that share a row of an accumulator do together.
 #pragma once
 
@@ -410,6 +422,8 @@ __device__ __forceinline__ uint4 transpose_quad(unsigned (&x)[4]) {
     return odd ? make_uint4(near0, x[1], near1, x[3]) : make_uint4(x[0], near0, x[2], near1);
 }
 
+#line 11 "forward/sm80.cu"
+#line 1 "lib/key_blocks.cuh"
 // The key blocks of one query block, as a block mask lists them.
 #pragma once
 
@@ -483,6 +497,7 @@ struct KeyBlocks {
     }
 };
 
+#line 12 "forward/sm80.cu"
 
 constexpr int WARP_ROWS = BLOCK_Q / WARPS;
 constexpr int M_TILES = WARP_ROWS / 16;       // 16-row pieces of a warp

@@ -122,6 +122,7 @@ struct TensorMaps {
 
 #define TILEWRIGHT_KERNEL forward_sm90_f16_d64_q128_kv64_stepkv64_pingpong0_ctas1_teams2
 
+#line 1 "forward/sm90.cu"
 // Block-sparse attention, forward, for Hopper: copies by the copy engine (TMA), products of warpgroups (wgmma).
 //
 // One thread block a multiprocessor stays for many tiles of BLOCK_Q queries. Its last warpgroup only copies: the tile's
@@ -129,6 +130,7 @@ struct TensorMaps {
 // ring. Each other warpgroup owns 64 queries. Under the softmax of one step run the products of the step before it and the
 // scores of the one after, and those of the other warpgroup. TEAMS of such warpgroups, each with a copying warp, ring and
 // tile of its own, hide each other's starts and ends.
+#line 1 "lib/thread.cuh"
 // Where a thread is, and what it asks the hardware for by number.
 #pragma once
 
@@ -156,6 +158,8 @@ __device__ __forceinline__ int load_shared(unsigned address) {
 /// Lets the compiler see that a value is the same in the whole warp, so that it can live in a uniform register.
 __device__ __forceinline__ int warp_uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
+#line 9 "forward/sm90.cu"
+#line 1 "lib/math.cuh"
 // Scalar arithmetic of the softmax.
 #pragma once
 
@@ -184,6 +188,8 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
     return y;
 }
 
+#line 10 "forward/sm90.cu"
+#line 1 "lib/mma.cuh"
 // The tensor cores' m16n8k16 product on f16 and bf16 with f32 accumulation, and the loads of its operands.
 //
 // In a 16 x 8 accumulator, lane l holds columns 2 * (l % 4) and the next, of row l / 4 (elements 0, 1) and of row
@@ -257,6 +263,8 @@ struct Mma<__nv_bfloat16> {
     }
 };
 
+#line 11 "forward/sm90.cu"
+#line 1 "lib/quad.cuh"
 // What the four lanes that share a row of an accumulator do together.
 #pragma once
 
@@ -289,6 +297,8 @@ __device__ __forceinline__ uint4 transpose_quad(unsigned (&x)[4]) {
     return odd ? make_uint4(near0, x[1], near1, x[3]) : make_uint4(x[0], near0, x[2], near1);
 }
 
+#line 12 "forward/sm90.cu"
+#line 1 "lib/key_blocks.cuh"
 // The key blocks of one query block, as a block mask lists them.
 #pragma once
 
@@ -362,6 +372,8 @@ struct KeyBlocks {
     }
 };
 
+#line 13 "forward/sm90.cu"
+#line 1 "lib/mbarrier.cuh"
 // Barriers in shared memory that also count bytes (mbarrier, sm_90), and barriers among some of a block's warps.
 #pragma once
 
@@ -433,6 +445,8 @@ struct RingPlace {
     }
 };
 
+#line 14 "forward/sm90.cu"
+#line 1 "lib/tma.cuh"
 // Copies of boxes of a tensor to shared memory by the copy engine (TMA, sm_90).
 #pragma once
 
@@ -478,6 +492,8 @@ __device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.co
 /// Waits until the shared memory of this thread's stores has been read.
 __device__ __forceinline__ void wait_stores_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 
+#line 15 "forward/sm90.cu"
+#line 1 "lib/tile_queue.cuh"
 // Tiles handed out to the blocks of a persistent grid as they finish.
 #pragma once
 
@@ -497,6 +513,8 @@ struct TileQueue {
 };
 static_assert(sizeof(TileQueue) == 8, "TileQueue differs from the Rust side");
 
+#line 16 "forward/sm90.cu"
+#line 1 "lib/given_order.cuh"
 // Orders that a caller gives: of rows, of key blocks.
 #pragma once
 
@@ -505,6 +523,8 @@ __device__ __forceinline__ int number_at(const int* order, int place, int count)
     return min(max(__ldg(order + place), 0), count - 1);
 }
 
+#line 17 "forward/sm90.cu"
+#line 1 "lib/head_rows.cuh"
 // In which order the rows of many heads are worked on.
 #pragma once
 
@@ -529,7 +549,9 @@ template <typename T, int COLUMNS> __device__ __forceinline__ int heads_in_cache
     return min(max(CACHE / BYTES / seq_kv, 1) * heads_per_kv_head, heads);
 }
 
+#line 18 "forward/sm90.cu"
 
+#line 1 "lib/wgmma.cuh"
 // Products of a warpgroup on the tensor cores (wgmma, sm_90a) of f16 or bf16 with f32 accumulation, and the tiles they read.
 //
 // Four warps hold a 64 x N accumulator: warp w rows 16 w to 16 w + 15, and within them as mma.cuh says of 16 x 8 pieces.
@@ -617,6 +639,7 @@ __device__ __forceinline__ void hold(unsigned (&registers)[COUNT][4]) {
 template <typename Element, int N>
 struct Wgmma;
 
+#line 88 "lib/wgmma.cuh"
 template <>
 struct Wgmma<__half, 64> {
     /// c = a b, or c += a b where `add`; both operands in shared memory with the reduction along their rows.
@@ -652,6 +675,7 @@ struct Wgmma<__half, 64> {
     }
 };
 
+#line 88 "lib/wgmma.cuh"
 template <>
 struct Wgmma<__nv_bfloat16, 64> {
     /// c = a b, or c += a b where `add`; both operands in shared memory with the reduction along their rows.
@@ -687,7 +711,10 @@ struct Wgmma<__nv_bfloat16, 64> {
     }
 };
 
+#line 123 "lib/wgmma.cuh"
 
+#line 20 "forward/sm90.cu"
+#line 1 "lib/store_rows.cuh"
 // From a warp's accumulators to a tensor by the copy engine (sm_90). After mma.cuh, tma.cuh and wgmma.cuh.
 #pragma once
 
@@ -741,6 +768,8 @@ __device__ __forceinline__ void store_rows(const float (&sums)[N_TILES][4], cons
     }
 }
 
+#line 21 "forward/sm90.cu"
+#line 1 "lib/write_sums.cuh"
 // From accumulators to a tensor.
 #pragma once
 
@@ -769,6 +798,7 @@ __device__ __forceinline__ void write_sums(const float (&sums)[M_TILES][N_TILES]
         }
 }
 
+#line 22 "forward/sm90.cu"
 
 constexpr int GROUP_ROWS = 64;                // queries of a warpgroup
 constexpr int GROUPS = BLOCK_Q / GROUP_ROWS;  // warpgroups that compute a tile
@@ -810,6 +840,7 @@ __device__ __forceinline__ unsigned team_place() {
     return TEAMS == 1 ? thread_place() : thread_place() % (128 * GROUPS);
 }
 
+#line 1 "forward/sm90_copies.cuh"
 // Where a team has what in shared memory, which tile comes when, and the warp that copies.
 
 /// Addresses in a team's shared memory.
@@ -920,6 +951,8 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
     }
 }
 
+#line 64 "forward/sm90.cu"
+#line 1 "forward/sm90_softmax.cuh"
 // The online softmax of a computing warpgroup.
 
 // The running maximum may lag behind the true one by this much (in powers of two) before the output is rescaled:
@@ -982,6 +1015,7 @@ struct Softmax {
     }
 };
 
+#line 65 "forward/sm90.cu"
 
 /// Calls `change(score, row, key)` for each score of this lane in piece `piece`, row and key counted from the tile's and the
 /// piece's first.

@@ -46,6 +46,7 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 124, "kv_blocks differs 
 
 #define TILEWRIGHT_KERNEL mark_sm80_warps4
 
+#line 1 "mark/sm80.cu"
 // Lists to bits: a warp takes a row, and sets its bits in shared memory, WORDS words at a time.
 
 constexpr int WORDS = 512;

@@ -38,7 +38,9 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, longest) == 84, "longest differs from 
 
 #define TILEWRIGHT_KERNEL order_sm80_warps16
 
+#line 1 "order/sm80.cu"
 // A counting sort of a head's rows, a thread block a head.
+#line 1 "lib/warp.cuh"
 // What the lanes of a warp do together, always in the same order: the same inputs give the same bits.
 #pragma once
 
@@ -83,7 +85,9 @@ __device__ __forceinline__ unsigned turned(unsigned word, int lane) {
     return word;
 }
 
+#line 3 "order/sm80.cu"
 
+#line 1 "lib/row_order.cuh"
 // The rows of a head by falling length: whoever works through rows of uneven length begins with the longest.
 // Needs warp.cuh.
 #pragma once
@@ -156,6 +160,7 @@ __device__ __forceinline__ void order_query_blocks_when_last(const Arguments& p,
                     p.kv_blocks, bins, p.row_order + at(p.row_order_stride));
 }
 
+#line 5 "order/sm80.cu"
 
 static_assert(THREADS == 32 * WARPS && 4 * ORDER_WORDS <= SMEM_BYTES);
 

@@ -58,6 +58,7 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 172, "kv_blocks differs 
 
 #define TILEWRIGHT_KERNEL pool_sm80_f16_d128_q128_kv64_warps4
 
+#line 1 "pool/sm80.cu"
 // Block means: one thread block sums one run of rows, of the queries or of the keys.
 //
 // A thread owns a column of 8 elements and every GROUPS-th row. Its loads are issued in batches before any is used,

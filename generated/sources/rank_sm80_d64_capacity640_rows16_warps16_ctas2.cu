@@ -90,6 +90,7 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, top_p) == 380, "top_p differs from the
 
 #define TILEWRIGHT_KERNEL rank_sm80_d64_capacity640_rows16_warps16_ctas2
 
+#line 1 "rank/sm80.cu"
 // Scores and selection: one thread block has ROWS query blocks of a head and all its key blocks.
 //
 // The query means lie in shared memory; a warp takes 16 key blocks at a time, whose means come straight to registers, for
@@ -97,6 +98,7 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, top_p) == 380, "top_p differs from the
 //
 // The selection compares nearly equal scores, so products are split into three of TF32 (tf32.cuh). The order of a
 // product's terms is free: a lane's four neighbouring elements of a row serve as two columns of two products.
+#line 1 "lib/select_row.cuh"
 // Selection of one row of key blocks by one warp, without sorting.
 //
 // The kept set is a prefix of the order by probability, so it is known by its threshold. Exponentials are not negative, so
@@ -105,6 +107,7 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, top_p) == 380, "top_p differs from the
 // Masses are integers: the answer is exact in any order of addition.
 #pragma once
 
+#line 1 "lib/warp.cuh"
 // What the lanes of a warp do together, always in the same order: the same inputs give the same bits.
 #pragma once
 
@@ -149,6 +152,8 @@ __device__ __forceinline__ unsigned turned(unsigned word, int lane) {
     return word;
 }
 
+#line 10 "lib/select_row.cuh"
+#line 1 "lib/math.cuh"
 // Scalar arithmetic of the softmax.
 #pragma once
 
@@ -177,6 +182,8 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
     return y;
 }
 
+#line 11 "lib/select_row.cuh"
+#line 1 "lib/logit.cuh"
 // What a block's score may be: a NaN counts as -inf, everything else is clamped to a finite range.
 
 __device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
@@ -186,12 +193,15 @@ __device__ __forceinline__ float sanitised(float logit) {
     return logit != logit ? minus_infinity() : fminf(fmaxf(logit, -LIMIT), LIMIT);
 }
 
+#line 12 "lib/select_row.cuh"
+#line 1 "lib/block_class.cuh"
 // Classes of key blocks under a mask function, and the values of the dense keep map (where 0 is "dropped").
 
 [[maybe_unused]] constexpr unsigned char EMPTY = 0;    // no element is kept
 [[maybe_unused]] constexpr unsigned char PARTIAL = 1;  // the mask decides element by element
 [[maybe_unused]] constexpr unsigned char FULL = 2;     // every element is kept
 
+#line 13 "lib/select_row.cuh"
 
 /// The mass of a probability of 1: masses are probabilities in fixed point.
 constexpr float MASS_UNIT = 1073741824.0f;  // 2^30
@@ -668,6 +678,8 @@ __device__ __forceinline__ RowResult result_of(const Arguments& p, long long bat
     return result;
 }
 
+#line 9 "rank/sm80.cu"
+#line 1 "lib/tf32.cuh"
 // Products of f32 matrices on the tensor cores, nearly as exact as FMAs.
 //
 // An f32 is split into what TF32 holds of it and the rest; three of the four products of the parts leave out a part in 2^22
@@ -698,6 +710,8 @@ __device__ __forceinline__ float plain_product(const float* a, const float* b, i
     return product;
 }
 
+#line 10 "rank/sm80.cu"
+#line 1 "lib/row_order.cuh"
 // The rows of a head by falling length: whoever works through rows of uneven length begins with the longest.
 // Needs warp.cuh.
 #pragma once
@@ -770,6 +784,7 @@ __device__ __forceinline__ void order_query_blocks_when_last(const Arguments& p,
                     p.kv_blocks, bins, p.row_order + at(p.row_order_stride));
 }
 
+#line 11 "rank/sm80.cu"
 
 constexpr int TILES = (ROWS + 15) / 16;      // of 16 query blocks
 constexpr int STEPS = D / 8;                 // of 8 columns

@@ -38,6 +38,7 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, width) == 84, "width differs from the 
 
 #define TILEWRIGHT_KERNEL regroup_sm80_bf16_rows16_warps8
 
+#line 1 "regroup/sm80.cu"
 // Rows in another order: one thread block writes ROWS consecutive rows of one head.
 //
 // The block's pieces are numbered row by row and handed out thread by thread, so that neighbours write neighbouring

@@ -75,11 +75,13 @@ struct Functions {
 
 #define TILEWRIGHT_KERNEL score_partial_sm80_bf16_d64_q128_kv64_warps4
 
+#line 1 "score_partial/sm80.cu"
 // Scores of partial blocks: one warp has a block of queries and 32 blocks of keys, and takes those of them one by one that the
 // mask function keeps in part. Most masks have few: the diagonal, the edges of a window or a document, the last block of a
 // padded sequence.
 //
 // Lanes lie along the keys while the function is asked, and along the columns while means are made.
+#line 1 "lib/warp.cuh"
 // What the lanes of a warp do together, always in the same order: the same inputs give the same bits.
 #pragma once
 
@@ -124,6 +126,8 @@ __device__ __forceinline__ unsigned turned(unsigned word, int lane) {
     return word;
 }
 
+#line 7 "score_partial/sm80.cu"
+#line 1 "lib/logit.cuh"
 // What a block's score may be: a NaN counts as -inf, everything else is clamped to a finite range.
 
 __device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
@@ -133,12 +137,15 @@ __device__ __forceinline__ float sanitised(float logit) {
     return logit != logit ? minus_infinity() : fminf(fmaxf(logit, -LIMIT), LIMIT);
 }
 
+#line 8 "score_partial/sm80.cu"
+#line 1 "lib/block_class.cuh"
 // Classes of key blocks under a mask function, and the values of the dense keep map (where 0 is "dropped").
 
 [[maybe_unused]] constexpr unsigned char EMPTY = 0;    // no element is kept
 [[maybe_unused]] constexpr unsigned char PARTIAL = 1;  // the mask decides element by element
 [[maybe_unused]] constexpr unsigned char FULL = 2;     // every element is kept
 
+#line 9 "score_partial/sm80.cu"
 
 static_assert(THREADS == 32 * WARPS && BLOCK_KV % 32 == 0 && D % 8 == 0);
 

@@ -47,11 +47,13 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, padding) == 124, "padding differs from
 
 #define TILEWRIGHT_KERNEL score_sm80_tileq128_tilekv64
 
+#line 1 "score/sm80.cu"
 // Block scores: logits = sanitised(Q̄ K̄ᵀ · scale), a product of f32 matrices on the tensor cores.
 //
 // The selection compares nearly equal scores, so products are split into three of TF32 (tf32.cuh). One thread block makes a
 // TILE_Q x TILE_KV tile, DEPTH columns of the means at a time, while the next ones are on their way. The order of a product's
 // terms is free: a lane's four neighbouring elements of a row serve as two columns of two products.
+#line 1 "lib/thread.cuh"
 // Where a thread is, and what it asks the hardware for by number.
 #pragma once
 
@@ -79,6 +81,8 @@ __device__ __forceinline__ int load_shared(unsigned address) {
 /// Lets the compiler see that a value is the same in the whole warp, so that it can live in a uniform register.
 __device__ __forceinline__ int warp_uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
+#line 7 "score/sm80.cu"
+#line 1 "lib/async_copy.cuh"
 // Copies from global to shared memory that run behind the arithmetic (cp.async, sm_80 and later).
 #pragma once
 
@@ -101,6 +105,8 @@ __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
+#line 8 "score/sm80.cu"
+#line 1 "lib/logit.cuh"
 // What a block's score may be: a NaN counts as -inf, everything else is clamped to a finite range.
 
 __device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
@@ -110,6 +116,8 @@ __device__ __forceinline__ float sanitised(float logit) {
     return logit != logit ? minus_infinity() : fminf(fmaxf(logit, -LIMIT), LIMIT);
 }
 
+#line 9 "score/sm80.cu"
+#line 1 "lib/tf32.cuh"
 // Products of f32 matrices on the tensor cores, nearly as exact as FMAs.
 //
 // An f32 is split into what TF32 holds of it and the rest; three of the four products of the parts leave out a part in 2^22
@@ -140,6 +148,7 @@ __device__ __forceinline__ float plain_product(const float* a, const float* b, i
     return product;
 }
 
+#line 10 "score/sm80.cu"
 
 constexpr int PIECE = 16;    // columns of two products
 constexpr int PIECES = 2;    // in shared memory at once

@@ -74,7 +74,9 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, padding) == 308, "padding differs from
 
 #define TILEWRIGHT_KERNEL select_sm80_warps4
 
+#line 1 "select/sm80.cu"
 // Selection: one warp picks the key blocks of one row.
+#line 1 "lib/select_row.cuh"
 // Selection of one row of key blocks by one warp, without sorting.
 //
 // The kept set is a prefix of the order by probability, so it is known by its threshold. Exponentials are not negative, so
@@ -83,6 +85,7 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, padding) == 308, "padding differs from
 // Masses are integers: the answer is exact in any order of addition.
 #pragma once
 
+#line 1 "lib/warp.cuh"
 // What the lanes of a warp do together, always in the same order: the same inputs give the same bits.
 #pragma once
 
@@ -127,6 +130,8 @@ __device__ __forceinline__ unsigned turned(unsigned word, int lane) {
     return word;
 }
 
+#line 10 "lib/select_row.cuh"
+#line 1 "lib/math.cuh"
 // Scalar arithmetic of the softmax.
 #pragma once
 
@@ -155,6 +160,8 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
     return y;
 }
 
+#line 11 "lib/select_row.cuh"
+#line 1 "lib/logit.cuh"
 // What a block's score may be: a NaN counts as -inf, everything else is clamped to a finite range.
 
 __device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
@@ -164,12 +171,15 @@ __device__ __forceinline__ float sanitised(float logit) {
     return logit != logit ? minus_infinity() : fminf(fmaxf(logit, -LIMIT), LIMIT);
 }
 
+#line 12 "lib/select_row.cuh"
+#line 1 "lib/block_class.cuh"
 // Classes of key blocks under a mask function, and the values of the dense keep map (where 0 is "dropped").
 
 [[maybe_unused]] constexpr unsigned char EMPTY = 0;    // no element is kept
 [[maybe_unused]] constexpr unsigned char PARTIAL = 1;  // the mask decides element by element
 [[maybe_unused]] constexpr unsigned char FULL = 2;     // every element is kept
 
+#line 13 "lib/select_row.cuh"
 
 /// The mass of a probability of 1: masses are probabilities in fixed point.
 constexpr float MASS_UNIT = 1073741824.0f;  // 2^30
@@ -646,6 +656,8 @@ __device__ __forceinline__ RowResult result_of(const Arguments& p, long long bat
     return result;
 }
 
+#line 3 "select/sm80.cu"
+#line 1 "lib/row_order.cuh"
 // The rows of a head by falling length: whoever works through rows of uneven length begins with the longest.
 // Needs warp.cuh.
 #pragma once
@@ -718,6 +730,7 @@ __device__ __forceinline__ void order_query_blocks_when_last(const Arguments& p,
                     p.kv_blocks, bins, p.row_order + at(p.row_order_stride));
 }
 
+#line 4 "select/sm80.cu"
 
 static_assert(THREADS == 32 * WARPS && 4 * THREADS <= SMEM_BYTES && 4 * ORDER_WORDS <= SMEM_BYTES);
 

@@ -62,11 +62,13 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, padding) == 236, "padding differs from
 
 #define TILEWRIGHT_KERNEL transpose_sm80_warps16
 
+#line 1 "transpose/sm80.cu"
 // Transposed index: one thread block lists 32 key blocks, whose bits are one word a row.
 //
 // Each warp takes runs of 32 rows, a row a lane; the 32 x 32 bits are turned, so that lane i then has the rows of key
 // block i. Warps count what their runs add to each list, learn from each other where theirs begins, and turn the
 // runs again (from cache by now) to write them. Ascending without a sort.
+#line 1 "lib/warp.cuh"
 // What the lanes of a warp do together, always in the same order: the same inputs give the same bits.
 #pragma once
 
@@ -111,7 +113,9 @@ __device__ __forceinline__ unsigned turned(unsigned word, int lane) {
     return word;
 }
 
+#line 7 "transpose/sm80.cu"
 
+#line 1 "lib/row_order.cuh"
 // The rows of a head by falling length: whoever works through rows of uneven length begins with the longest.
 // Needs warp.cuh.
 #pragma once
@@ -184,6 +188,7 @@ __device__ __forceinline__ void order_query_blocks_when_last(const Arguments& p,
                     p.kv_blocks, bins, p.row_order + at(p.row_order_stride));
 }
 
+#line 9 "transpose/sm80.cu"
 
 static_assert(THREADS == 32 * WARPS && 4 * THREADS <= SMEM_BYTES && 4 * ORDER_WORDS <= SMEM_BYTES);
 

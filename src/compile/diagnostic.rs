@@ -63,20 +63,45 @@ fn assembler(line: &str) -> Option<Diagnostic> {
     Some(Diagnostic { severity, file: None, line: None, message: format!("ptxas: {}", message.trim()) })
 }
 
-/// The first errors, each with its source lines when it is in `file`.
+/// A line of a source, and where it comes from as `#line` directives say.
+struct Line<'a> {
+    file: &'a str,
+    number: usize,
+    text: &'a str,
+}
+
+/// The lines of a source that begins as `file`, without the directives.
+fn lines<'a>(file: &'a str, source: &'a str) -> Vec<Line<'a>> {
+    let (mut file, mut next) = (file, 1);
+    let mut lines = Vec::new();
+    for text in source.lines() {
+        let named = text.strip_prefix("#line ").and_then(|rest| rest.split_once(' '));
+        if let Some((number, name)) = named.and_then(|(number, name)| Some((number.parse().ok()?, name))) {
+            (file, next) = (name.trim_matches('"'), number);
+            continue;
+        }
+        lines.push(Line { file, number: next, text });
+        next += 1;
+    }
+    lines
+}
+
+/// The first errors, each with its source lines: those of `file`, and of what it names by `#line`.
 pub(super) fn excerpt(diagnostics: &[Diagnostic], file: &str, source: &str) -> String {
     let errors: Vec<_> = diagnostics.iter().filter(|d| d.severity == Severity::Error).collect();
-    let mut text = String::new();
+    let (lines, mut text) = (lines(file, source), String::new());
     for error in errors.iter().take(SHOWN) {
         let _ = writeln!(text, "error: {}", error.message);
         let Some(name) = &error.file else { continue };
         let Some(at) = error.line else { continue };
         let _ = writeln!(text, "  --> {name}:{at}");
-        if name == file {
-            let first = at.saturating_sub(CONTEXT).max(1);
-            for (number, line) in source.lines().enumerate().skip(first - 1).take(at + CONTEXT + 1 - first) {
-                let mark = if number + 1 == at { '>' } else { ' ' };
-                let _ = writeln!(text, "{mark} {:>5} | {line}", number + 1);
+        let Some(place) = lines.iter().position(|line| line.file == name && line.number == at) else {
+            continue;
+        };
+        for line in &lines[place.saturating_sub(CONTEXT)..(place + CONTEXT + 1).min(lines.len())] {
+            let mark = if std::ptr::eq(line, &lines[place]) { '>' } else { ' ' };
+            if line.file == name {
+                let _ = writeln!(text, "{mark} {:>5} | {}", line.number, line.text);
             }
         }
     }

@@ -81,6 +81,22 @@ fn ptxas_errors_are_errors_without_a_place() {
     assert!(diagnostic::excerpt(&diagnostics, "k.cu", "").contains("wgmma.fence"));
 }
 
+/// A rendered source says which lines are whose.
+#[test]
+fn excerpts_show_the_lines_of_the_template() {
+    let source = "// k\n#define K k\n#line 1 \"k/sm80.cu\"\nint a;\n#line 1 \"lib/warp.cuh\"\nint w;\nint missing = b;\nint x;\n\
+                  #line 3 \"k/sm80.cu\"\nint c = d;\n";
+    let log = "lib/warp.cuh(2): error: identifier \"b\" is undefined\nk/sm80.cu(3): error: identifier \"d\" is undefined\n\
+               cuda_fp16.h(7): error: no\nk.cu(2): error: last\n";
+    let shown = diagnostic::excerpt(&diagnostic::read(log), "k.cu", source);
+    let expected = "error: identifier \"b\" is undefined\n  --> lib/warp.cuh:2\n      1 | int w;\n>     2 | int missing = b;\n      3 | int x;\n\
+                    error: identifier \"d\" is undefined\n  --> k/sm80.cu:3\n>     3 | int c = d;\n\
+                    error: no\n  --> cuda_fp16.h:7\nand 1 more";
+    assert_eq!(shown, expected);
+    let own = diagnostic::excerpt(&diagnostic::read("k.cu(2): error: last\n"), "k.cu", source);
+    assert_eq!(own, "error: last\n  --> k.cu:2\n      1 | // k\n>     2 | #define K k");
+}
+
 /// Where the system grants no thread at all, the work is done all the same. In a process of its own, whose memory is cut to what it
 /// has: the stack of a thread has no room.
 #[cfg(target_os = "linux")]

@@ -1,7 +1,9 @@
 //! From a source to a cubin, or to what is wrong with it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tilewright::cache::KernelCache;
+use tilewright::codegen::{Arch, Generator, KernelSource};
 use tilewright::compile::{CompileError, CompileJob, Cubin, compile_all};
 use tilewright::services::Services;
 use tilewright::toolchain::{Environment, Toolchain};
@@ -10,6 +12,7 @@ pub const TESTS: &[crate::needs::Test<Toolchain>] = &[
     ("compile::a_source_becomes_a_cubin_for_every_family", a_source_becomes_a_cubin_for_every_family),
     ("compile::a_broken_source_shows_its_lines", a_broken_source_shows_its_lines),
     ("compile::bad_requests_are_typed_errors", bad_requests_are_typed_errors),
+    ("compile::errors_name_the_line_of_the_template", errors_name_the_line_of_the_template),
     ("compile::many_jobs_keep_their_order", many_jobs_keep_their_order),
     ("compile::services_remember_what_they_found", services_remember_what_they_found),
 ];
@@ -117,4 +120,44 @@ fn services_remember_what_they_found(toolchain: &Toolchain) {
     let nowhere = Environment::empty(folder.path());
     let given = Services::builder().no_cache().environment(nowhere).toolchain(toolchain.clone()).build();
     assert_eq!(given.toolchain().expect("it was given").library(), toolchain.library());
+}
+
+/// A mistake in a body or in a header it includes is shown where its author wrote it, whatever is pasted around it.
+fn errors_name_the_line_of_the_template(toolchain: &Toolchain) {
+    let declaration =
+        "kernel! { fn copy(x: Tensor<f32, [n]>, y: mut Tensor<f32, [n]>) specialize { BLOCK: [128, 256] }
+        body sm80 { launch { grid = [ceil_div(n, BLOCK), 1, 1], threads = BLOCK } } }";
+    let header = "// Loads.\n__device__ float load(const float* x, int i) {\n    return x[i];\n}\n";
+    let body = "// Copies.\n<% include \"copy/load.cuh\" %>\n<% include \"lib/thread.cuh\" %>\n<% if constant.BLOCK > 128 %>\nconstexpr int WIDE = 1;\n\
+                <% else %>\nconstexpr int WIDE = 0;\n<% endif %>\nextern \"C\" __global__ void TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {\n    \
+                const int i = blockIdx.x * BLOCK + threadIdx.x + WIDE - WIDE;\n    if (i < p.n) p.y[i] = load(p.x, i);\n}\n";
+    let compile = |header: &str, body: &str, block: i64| {
+        let source = KernelSource {
+            name: "copy".into(),
+            declaration: declaration.into(),
+            files: vec![
+                ("copy/load.cuh".into(), header.to_owned().into()),
+                ("copy/sm80.cu".into(), body.to_owned().into()),
+            ]
+            .into(),
+        };
+        let generator = Generator::new(&source).unwrap();
+        let spec = Arc::new(generator.spec(&[("BLOCK", block.into())]).unwrap());
+        let candidate = &generator.candidates(&spec, Arch::Sm80).unwrap().accepted[0];
+        let variant = generator.render(candidate).unwrap();
+        toolchain.compile(&variant.name, &variant.source, "sm_80").map_err(|error| error.to_string())
+    };
+    for block in [128, 256] {
+        compile(header, body, block).unwrap();
+        let error = compile(&header.replace("x[i]", "z[i]"), body, block).unwrap_err();
+        assert!(
+            error.contains("--> copy/load.cuh:3\n") && error.contains(">     3 |     return z[i];"),
+            "{error}"
+        );
+        let error = compile(header, &body.replace("load(p.x, i)", "store(p.x, i)"), block).unwrap_err();
+        assert!(
+            error.contains("--> copy/sm80.cu:11\n") && error.contains(">    11 |     if (i < p.n)"),
+            "{error}"
+        );
+    }
 }

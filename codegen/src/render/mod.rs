@@ -1,5 +1,7 @@
 //! From a candidate to its source: the generated prelude and the body template.
 
+mod lines;
+
 use crate::budget::Candidate;
 use crate::dsl::{ElementType, Kernel, ScalarType};
 use crate::lower::{self, DeviceFunction, FunctionKind};
@@ -17,7 +19,9 @@ const PRELUDE: &str = "prelude";
 
 /// The templates of one kernel, ready to render.
 pub(crate) struct Renderer {
+    /// With their lines marked, for the compiler.
     tera: Tera,
+    source: KernelSource,
 }
 
 #[derive(Serialize)]
@@ -44,26 +48,10 @@ struct SlotText {
 impl Renderer {
     /// Parses the kernel's templates and the shared headers.
     pub(crate) fn new(source: &KernelSource) -> Result<Self, Error> {
-        let mut tera = Tera::new();
-        let fail = |error: tera::Error| failure(&source.name, &error);
-        // CUDA and PTX use `{{`, `{%0` and `{#`; none of these pairs occurs in them.
-        tera.set_delimiters(Delimiters {
-            block_start: "<%".into(),
-            block_end: "%>".into(),
-            variable_start: "$(".into(),
-            variable_end: ")$".into(),
-            comment_start: "<#".into(),
-            comment_end: "#>".into(),
-        })
-        .map_err(fail)?;
-        let own = source.files.iter().map(|(path, text)| (path.as_ref(), text.as_ref()));
-        // A kernel's own file wins over a shared header of the same path.
-        let shared =
-            HEADERS.iter().copied().filter(|(path, _)| !source.files.iter().any(|(own, _)| own == path));
-        let all: Vec<(&str, &str)> =
-            shared.chain(own).chain([(PRELUDE, include_str!("prelude.cu"))]).collect();
-        tera.add_raw_templates(all).map_err(fail)?;
-        Ok(Renderer { tera })
+        // The engine's messages have the lines that the author knows.
+        let engine = engine(source, lines::marked).or_else(|error| engine(source, unmarked).and(Err(error)));
+        let tera = engine.map_err(|error| failure(&source.name, &error))?;
+        Ok(Renderer { tera, source: source.clone() })
     }
 
     /// Renders one candidate into a self-contained source.
@@ -71,12 +59,39 @@ impl Renderer {
         let name = candidate.name();
         let context = context(kernel, candidate, &name);
         let body = format!("{}/{}.cu", kernel.name, candidate.schedule.family);
-        let render =
-            |template: &str| self.tera.render(template, &context).map_err(|error| failure(template, &error));
+        let render = |template: &str| {
+            let rendered = self.tera.render(template, &context);
+            let plainly = || engine(&self.source, unmarked)?.render(template, &context);
+            rendered.or_else(|error| plainly().and(Err(error))).map_err(|error| failure(template, &error))
+        };
         let mut source = render(PRELUDE)?;
         source += &render(&body)?;
         Ok(Variant::new(name, source, candidate.clone(), kernel))
     }
+}
+
+/// The engine with all templates, each as `text` makes it of its path and itself.
+fn engine(source: &KernelSource, text: fn(&str, &str) -> String) -> tera::TeraResult<Tera> {
+    let mut tera = Tera::new();
+    // CUDA and PTX use `{{`, `{%0` and `{#`; none of these pairs occurs in them.
+    tera.set_delimiters(Delimiters {
+        block_start: "<%".into(),
+        block_end: "%>".into(),
+        variable_start: "$(".into(),
+        variable_end: ")$".into(),
+        comment_start: "<#".into(),
+        comment_end: "#>".into(),
+    })?;
+    let own = source.files.iter().map(|(path, text)| (path.as_ref(), text.as_ref()));
+    // A kernel's own file wins over a shared header of the same path.
+    let shared = HEADERS.iter().copied().filter(|(path, _)| !source.files.iter().any(|(own, _)| own == path));
+    let files = shared.chain(own).map(|(path, file)| (path, text(path, file)));
+    tera.add_raw_templates(files.chain([(PRELUDE, include_str!("prelude.cu").to_owned())]))?;
+    Ok(tera)
+}
+
+fn unmarked(_path: &str, text: &str) -> String {
+    text.to_owned()
 }
 
 /// The engine's error, with the file it points at: that may be a header which the template includes.
