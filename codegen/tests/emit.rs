@@ -161,8 +161,14 @@ fn a_build_script_gets_its_bindings() {
 
     // Mistakes in a declaration and in a template are found when the crate is built.
     for (file, from, to, expected) in [
-        ("kernel.rs", "factor: f32", "factor: f64", "scale/kernel.rs:8:17: `f64` is no argument type"),
-        ("sm80.cu", "scale/load.cuh", "scale/store.cuh", "template scale/sm80.cu: "),
+        (
+            "kernel.rs",
+            "factor: f32",
+            "factor: f64",
+            "kernels/scale/kernel.rs:8:17: `f64` is no argument type",
+        ),
+        ("sm80.cu", "scale/load.cuh", "scale/store.cuh", "template kernels/scale/sm80.cu: "),
+        ("sm80.cu", "scale/load.cuh", "scale/store.cuh", "--> kernels/scale/sm80.cu:"),
     ] {
         let path = kernels.join("scale").join(file);
         let text = fs::read_to_string(&path).unwrap();
