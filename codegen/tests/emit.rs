@@ -116,6 +116,13 @@ fn a_folder_without_a_declaration_is_an_error() {
     assert_eq!(error.to_string(), expected);
     // What `fn main() -> Result<(), Error>` prints.
     assert_eq!(format!("{error:?}"), expected);
+    fs::rename(&wrong, folder.path().join("lib")).unwrap();
+    assert!(generated(folder.path()).is_ok(), "headers of all kernels, of which there are none");
+    fs::rename(folder.path().join("lib/kernels.rs"), folder.path().join("lib/kernel.rs")).unwrap();
+    assert_eq!(
+        generated(folder.path()).unwrap_err().to_string(),
+        "kernel `lib`: the folder `lib` holds headers of all kernels: give the kernel another name"
+    );
 }
 
 /// Every file with its text and the time it was written.
