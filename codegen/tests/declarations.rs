@@ -56,6 +56,8 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("an alignment that is no number", "align(16)", "align(\"16\")"),
     ("a negative alignment", "align(16)", "align(-16)"),
     ("an alignment beyond any number", "align(16)", "align(99999999999999999999)"),
+    ("an alignment of a scalar", "factor: f32", "#[align(16)] factor: f32"),
+    ("two alignments", "#[align(16)]", "#[align(16)] #[align(8)]"),
     ("an unknown attribute", "#[align(16)]", "#[aligned(16)]"),
     // Names.
     ("an argument declared twice", "y: mut Tensor", "x: mut Tensor"),

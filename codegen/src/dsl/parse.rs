@@ -165,6 +165,7 @@ pub(super) fn parse_braced_list<T>(
 }
 
 fn parse_arg(input: ParseStream, spans: &mut Spans) -> Result<Arg> {
+    let (aligned, at) = (input.peek(Token![#]), input.span());
     let align = parse_align(input)?;
     let name = spans.variable(&input.parse()?)?;
     input.parse::<Token![:]>()?;
@@ -189,6 +190,9 @@ fn parse_arg(input: ParseStream, spans: &mut Spans) -> Result<Arg> {
                 "only a tensor can be `mut`: scalars are passed by value",
             ));
         }
+        "f32" | "i32" if aligned => {
+            return Err(syn::Error::new(at, "only a tensor has an alignment: scalars are passed by value"));
+        }
         "f32" => ArgKind::Scalar(ScalarType::F32),
         "i32" => ArgKind::Scalar(ScalarType::I32),
         other => {
@@ -203,7 +207,7 @@ fn parse_arg(input: ParseStream, spans: &mut Spans) -> Result<Arg> {
 
 /// `#[align(16)]`, or 1.
 fn parse_align(input: ParseStream) -> Result<usize> {
-    let mut align = 1;
+    let mut align = None;
     for attr in input.call(syn::Attribute::parse_outer)? {
         if !attr.path().is_ident("align") {
             return Err(syn::Error::new_spanned(attr, "an argument can only have `#[align(bytes)]`"));
@@ -217,9 +221,11 @@ fn parse_align(input: ParseStream) -> Result<usize> {
             let message = "an alignment is a power of two up to 256, in bytes: write `#[align(16)]`";
             return Err(syn::Error::new_spanned(bytes, message));
         };
-        align = found;
+        if align.replace(found).is_some() {
+            return Err(syn::Error::new_spanned(bytes, "a second alignment of one argument: keep one"));
+        }
     }
-    Ok(align)
+    Ok(align.unwrap_or(1))
 }
 
 /// The most dimensions of a tensor.
