@@ -36,7 +36,10 @@ fn a_builder_refuses_what_it_cannot_build() {
         (message(builder().select(top_p(1.5)).build(&cpu)), "top-p is 1.5, needed a share in (0, 1]"),
         (message(builder().select(top_k(f64::NAN) | top_p(0.5)).build(&cpu)), "top-k is NaN"),
         (message(builder().scale(f32::NAN).build(&cpu)), "the scale is NaN, needed a finite number"),
-        (message(Attention::builder(HeadDim::D64, DType::F32).build(&cpu)), "needed f16 or bf16"),
+        (
+            message(Attention::builder(HeadDim::D64, DType::F32).build(&cpu)),
+            "needed f16 or bf16 for q, k and v: convert it first",
+        ),
     ] {
         assert!(found.contains(expected), "{found}");
     }

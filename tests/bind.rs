@@ -316,6 +316,23 @@ fn outputs_in_the_memory_of_other_arguments_are_refused() {
     }
 }
 
+/// An input may repeat its elements; of an output each has a place of its own.
+#[test]
+fn what_is_written_repeats_nothing() {
+    let strides = [0, 300 * 128, 128, 1];
+    let mut args = Forward::good();
+    args.q = view(0, 0x1000_0000, DType::Bf16, &Q, &strides);
+    assert!(args.bind(&bf16_128()).is_ok());
+    args.out = view(0, 0x6000_0000, DType::Bf16, &Q, &strides);
+    let error = args.bind(&bf16_128()).map(drop).unwrap_err();
+    assert_eq!(error, BindError::Repeated { kernel: "forward", arg: "out", dim: "batch", extent: 2 });
+    assert_eq!(
+        error.to_string(),
+        "kernel `forward`: `out` is written and repeats its elements 2 times along `batch`, where its stride is 0: \
+         copy it first"
+    );
+}
+
 #[test]
 fn parameters_of_dense_tensors() {
     let Bound { params, grid, folded, on, persistent, queue, tensor_maps } =

@@ -18,14 +18,19 @@ use std::path::{Path, PathBuf};
 /// written; [`Error::NoKernels`] when `dir` has no kernel.
 pub fn emit(dir: impl AsRef<Path>) -> Result<(), Error> {
     let root = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).unwrap_or_default();
-    let dir = root.join(dir);
+    let given = dir.as_ref();
+    let dir = root.join(given);
     println!("cargo::rerun-if-changed={}", dir.display());
     let out = std::env::var_os("OUT_DIR").map(PathBuf::from).unwrap_or_else(|| PathBuf::from("."));
     let mut text = String::new();
     for source in KernelSource::read_all(&dir)? {
-        let generator = Generator::new(&source)?;
-        // Rendering what would ship finds mistakes in templates now, not at the first launch.
-        generator.shipped()?;
+        let checked = || {
+            let generator = Generator::new(&source)?;
+            // Rendering what would ship finds mistakes in templates now, not at the first launch.
+            generator.shipped()?;
+            Ok(generator)
+        };
+        let generator = checked().map_err(|error: Error| error.within(given))?;
         let module = bindings_of(&source, &generator, &|path| dir.join(path).to_string_lossy().into_owned());
         let doc = first_line(&generator);
         write!(text, "#[doc = {doc:?}]\npub mod {} {{\n{module}}}\n", source.name)

@@ -1,7 +1,7 @@
 //! What can go wrong between a declaration and a rendered source.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// An error of the generator. Its `Debug` is its text: a `build.rs` whose `main` returns it prints what a person can read.
 #[derive(thiserror::Error)]
@@ -97,6 +97,22 @@ impl fmt::Debug for Error {
 }
 
 impl Error {
+    /// The error with its file seen from where `folder`, which holds the kernels, is seen from.
+    pub(crate) fn within(self, folder: &Path) -> Self {
+        let place = |file: &str| folder.join(file).to_string_lossy().into_owned();
+        match self {
+            Error::Declaration { file, line, column, message } => {
+                Error::Declaration { file: place(&file), line, column, message }
+            }
+            Error::Template { template, message } => {
+                let whole = place(&template);
+                let message = message.replace(&format!("--> {template}:"), &format!("--> {whole}:"));
+                Error::Template { template: whole, message }
+            }
+            other => other,
+        }
+    }
+
     /// Places a `syn` error in its file.
     pub(crate) fn declaration(file: &str, error: &syn::Error) -> Self {
         let start = error.span().start();

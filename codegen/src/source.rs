@@ -49,8 +49,13 @@ impl KernelSource {
     ///
     /// # Errors
     /// [`Error::Io`] when a file cannot be read, [`Error::NoDeclaration`] for a folder without a `kernel.rs`, [`Error::NoKernels`] when
-    /// there is none.
+    /// there is none, [`Error::Spec`] for one in `lib`.
     pub fn read_all(dir: &Path) -> Result<Vec<Self>, Error> {
+        if dir.join(LIB).join("kernel.rs").is_file() {
+            let message =
+                format!("the folder `{LIB}` holds headers of all kernels: give the kernel another name");
+            return Err(Error::Spec { kernel: LIB.to_owned(), message });
+        }
         let is_kernel = |name: &String| name != LIB && !name.starts_with('.') && dir.join(name).is_dir();
         let kernels = sorted_entries(dir)?
             .into_iter()

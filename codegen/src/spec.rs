@@ -83,8 +83,15 @@ impl KernelSpec {
                 _ => false,
             };
             if !allowed {
-                let list = param.values.list();
-                return fail(format!("{} = {value} is not supported: use one of {list}", param.name));
+                let (name, list) = (&param.name, param.values.list());
+                return fail(match (given, &param.default) {
+                    (None, Some(default)) => {
+                        format!(
+                            "{name} = {value}, its default {default}, is not supported: give one of {list}"
+                        )
+                    }
+                    _ => format!("{name} = {value} is not supported: use one of {list}"),
+                });
             }
             chosen.push((param.name.clone(), value));
         }

@@ -116,6 +116,13 @@ fn a_folder_without_a_declaration_is_an_error() {
     assert_eq!(error.to_string(), expected);
     // What `fn main() -> Result<(), Error>` prints.
     assert_eq!(format!("{error:?}"), expected);
+    fs::rename(&wrong, folder.path().join("lib")).unwrap();
+    assert!(generated(folder.path()).is_ok(), "headers of all kernels, of which there are none");
+    fs::rename(folder.path().join("lib/kernels.rs"), folder.path().join("lib/kernel.rs")).unwrap();
+    assert_eq!(
+        generated(folder.path()).unwrap_err().to_string(),
+        "kernel `lib`: the folder `lib` holds headers of all kernels: give the kernel another name"
+    );
 }
 
 /// Every file with its text and the time it was written.
@@ -161,8 +168,14 @@ fn a_build_script_gets_its_bindings() {
 
     // Mistakes in a declaration and in a template are found when the crate is built.
     for (file, from, to, expected) in [
-        ("kernel.rs", "factor: f32", "factor: f64", "scale/kernel.rs:8:17: `f64` is no argument type"),
-        ("sm80.cu", "scale/load.cuh", "scale/store.cuh", "template scale/sm80.cu: "),
+        (
+            "kernel.rs",
+            "factor: f32",
+            "factor: f64",
+            "kernels/scale/kernel.rs:8:17: `f64` is no argument type",
+        ),
+        ("sm80.cu", "scale/load.cuh", "scale/store.cuh", "template kernels/scale/sm80.cu: "),
+        ("sm80.cu", "scale/load.cuh", "scale/store.cuh", "--> kernels/scale/sm80.cu:"),
     ] {
         let path = kernels.join("scale").join(file);
         let text = fs::read_to_string(&path).unwrap();

@@ -224,6 +224,7 @@ fn what_is_too_large_says_how_large_it_may_be() {
     };
     refused(dims(17), &["1 to 16 dimensions, found 17"]);
     refused(args(0), &["`x` has no arguments"]);
+    refused(args(2), &["`x` has scalars alone: it needs a tensor"]);
     let tensors = many(|at| format!("a{at}: Tensor<f32, [b{at}, c{at}, d{at}, e{at}, n]>"), 100);
     refused(
         Kernel::parse("x/kernel.rs", &format!("kernel! {{ fn x({tensors}) {body} }}")),

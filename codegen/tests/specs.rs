@@ -61,6 +61,13 @@ fn values_that_go_together() {
         "kernel `scale`: it needs HALF == BLOCK / 2 || HALF == 128 && BLOCK == 128, found HALF = 128, BLOCK = 64: \
          a half, or all of 128"
     );
+    // A default that is none of the values says that nobody gave it.
+    let text = text.replace("HALF: [32, 64, 128]", "HALF: [32, 128]");
+    let without = Generator::new(&source(&text, BODY)).unwrap();
+    assert_eq!(
+        message(without.spec(&[("T", DType::F16.into()), ("BLOCK", 128.into())])),
+        "kernel `scale`: HALF = 64, its default BLOCK / 2, is not supported: give one of 32, 128"
+    );
     let every: Vec<_> =
         generator.every_spec().iter().map(|spec| (spec.int("BLOCK"), spec.int("HALF"))).collect();
     assert_eq!(every[..3], [(Some(64), Some(32)), (Some(128), Some(64)), (Some(128), Some(128))]);
@@ -206,6 +213,7 @@ fn a_broken_template_is_named_with_its_line() {
         ("an unknown block", "int a;\n<% macro x %>\n"),
         ("a variable that is not closed", "int a;\nint b = $( variant ;\n"),
         ("a missing include", "int a;\n<% include \"lib/missing.cuh\" %>\n"),
+        ("an include that is not closed", "int a;\n<% include \"lib/warp.cuh\" >\n"),
         ("an unknown filter", "int a;\nint b = $( variant | shout )$;\n"),
     ] {
         let error = Generator::new(&source(DECLARATION, body))

@@ -90,7 +90,7 @@ impl AttentionBuilder {
     /// [`Error::Function`] when a device function does not lower; on a GPU the errors of [`launch::load`](crate::launch::load).
     pub fn build(self, device: &Device) -> Result<Attention, Error> {
         if !matches!(self.dtype, DType::F16 | DType::Bf16) {
-            let needed = "f16 or bf16: cast q, k and v to one of them".to_owned();
+            let needed = "f16 or bf16 for q, k and v".to_owned();
             return Err(TensorError::DType { what: "the attention".into(), found: self.dtype, needed }.into());
         }
         let rule = Rule {

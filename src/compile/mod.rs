@@ -211,7 +211,8 @@ pub enum CompileError {
     Source(Box<BrokenSource>),
     /// The source compiles but its entry function has another name.
     #[error(
-        "`{name}` has no entry function of its name (`extern \"C\" __global__ void {name}(...)`); it has {}",
+        "`{name}` has no entry function of its name (`extern \"C\" __global__ void {name}(...)`, which a body writes as \
+         TILEWRIGHT_KERNEL); it has {}",
         names(found)
     )]
     NoEntry {

@@ -100,7 +100,10 @@ pub enum DeviceError {
         limit: u64,
     },
     /// A launch passes other parameters than the kernel takes.
-    #[error("the kernel `{kernel}` takes parameters of {needed:?} bytes, and was launched with {found:?}")]
+    #[error(
+        "the kernel `{kernel}` takes parameters of {needed:?} bytes, and was launched with {found:?}: pass `FunctionArgs` where its \
+         declaration has `functions`, and let its body take what the declaration has"
+    )]
     Parameters {
         /// The kernel.
         kernel: String,

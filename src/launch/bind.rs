@@ -218,6 +218,9 @@ impl Binder {
             } else {
                 self.bind(dim.name, value.into(), arg)?;
             }
+            if written && extent > 1 && stride == 0 {
+                return Err(BindError::Repeated { kernel, arg, dim: dim.name, extent });
+            }
             // A stride along an extent of 1 is never taken, whatever it says.
             if axis < S && extent > 1 {
                 if let Some(error) = misaligned("a stride", (stride * dtype.size()) as u64) {

@@ -155,6 +155,20 @@ pub enum BindError {
         /// The argument that is written.
         written: &'static str,
     },
+    /// A tensor that is written and whose elements are each several of its own.
+    #[error(
+        "kernel `{kernel}`: `{arg}` is written and repeats its elements {extent} times along `{dim}`, where its stride is 0: copy it first"
+    )]
+    Repeated {
+        /// The kernel.
+        kernel: &'static str,
+        /// The argument.
+        arg: &'static str,
+        /// The dimension of stride 0.
+        dim: &'static str,
+        /// Its extent.
+        extent: usize,
+    },
     /// A grid larger than CUDA launches.
     #[error(
         "kernel `{kernel}` would need a grid of {grid:?} blocks, the limit is 2147483647 in all and 65535 along all but one side: \

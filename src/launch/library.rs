@@ -97,7 +97,8 @@ fn identity(device: &CudaDevice, variant: &Variant) -> Identity {
 /// Every kernel loaded so far: a second `Attention` of the same spec compiles nothing. None is ever unloaded, for a graph may hold it.
 static LOADED: LazyLock<Mutex<Loaded>> = LazyLock::new(Mutex::default);
 
-/// Loads a kernel for each request: the preferred candidate that compiles without spills. All compile in parallel.
+/// Loads a kernel for each request: the preferred candidate that compiles without spills. All compile in parallel, and what the device's
+/// cache or the program holds is not compiled again. Nothing is timed: the policy of the device's services is for attentions.
 ///
 /// # Errors
 /// [`Error::Codegen`] for a spec the declaration does not allow, [`Error::Toolchain`] without NVRTC,

@@ -55,10 +55,6 @@ impl Check<'_> {
     /// What is too many for everything after.
     fn sizes(&self) -> Result<()> {
         let kernel = self.kernel;
-        if kernel.args.is_empty() {
-            let message = format!("kernel `{}` has no arguments: it needs a tensor to write", kernel.name);
-            return self.fail(&kernel.name, message);
-        }
         for (found, what, most) in [
             (kernel.args.len(), "arguments", MOST_ARGS),
             (kernel.specialize.len(), "parameters of `specialize`", MOST_PARAMS),
@@ -68,6 +64,11 @@ impl Check<'_> {
             if found > most {
                 return self.fail(&kernel.name, format!("{found} {what}, a kernel has at most {most}"));
             }
+        }
+        if !kernel.args.iter().any(|arg| matches!(arg.kind, ArgKind::Tensor { .. })) {
+            let what = if kernel.args.is_empty() { "no arguments" } else { "scalars alone" };
+            let message = format!("kernel `{}` has {what}: it needs a tensor to write", kernel.name);
+            return self.fail(&kernel.name, message);
         }
         for (at, body) in kernel.bodies.iter().enumerate() {
             for (found, what, most) in [

@@ -313,6 +313,7 @@ impl Expr {
                 };
                 Ok(Expr::If(part(&branch.cond)?.into(), part(then)?.into(), part(other)?.into()))
             }
+            syn::Expr::Assign(_) => unsupported("`=` compares nothing, write `==`"),
             _ => unsupported("this expression is not supported"),
         }
     }

@@ -165,6 +165,7 @@ pub(super) fn parse_braced_list<T>(
 }
 
 fn parse_arg(input: ParseStream, spans: &mut Spans) -> Result<Arg> {
+    let (aligned, at) = (input.peek(Token![#]), input.span());
     let align = parse_align(input)?;
     let name = spans.variable(&input.parse()?)?;
     input.parse::<Token![:]>()?;
@@ -189,6 +190,9 @@ fn parse_arg(input: ParseStream, spans: &mut Spans) -> Result<Arg> {
                 "only a tensor can be `mut`: scalars are passed by value",
             ));
         }
+        "f32" | "i32" if aligned => {
+            return Err(syn::Error::new(at, "only a tensor has an alignment: scalars are passed by value"));
+        }
         "f32" => ArgKind::Scalar(ScalarType::F32),
         "i32" => ArgKind::Scalar(ScalarType::I32),
         other => {
@@ -203,7 +207,7 @@ fn parse_arg(input: ParseStream, spans: &mut Spans) -> Result<Arg> {
 
 /// `#[align(16)]`, or 1.
 fn parse_align(input: ParseStream) -> Result<usize> {
-    let mut align = 1;
+    let mut align = None;
     for attr in input.call(syn::Attribute::parse_outer)? {
         if !attr.path().is_ident("align") {
             return Err(syn::Error::new_spanned(attr, "an argument can only have `#[align(bytes)]`"));
@@ -217,9 +221,11 @@ fn parse_align(input: ParseStream) -> Result<usize> {
             let message = "an alignment is a power of two up to 256, in bytes: write `#[align(16)]`";
             return Err(syn::Error::new_spanned(bytes, message));
         };
-        align = found;
+        if align.replace(found).is_some() {
+            return Err(syn::Error::new_spanned(bytes, "a second alignment of one argument: keep one"));
+        }
     }
-    Ok(align)
+    Ok(align.unwrap_or(1))
 }
 
 /// The most dimensions of a tensor.
@@ -243,6 +249,15 @@ fn parse_tensor(
     if dims.is_empty() || dims.len() > MOST_DIMS {
         let message = format!("a tensor has 1 to {MOST_DIMS} dimensions, found {}", dims.len());
         return Err(syn::Error::new(bracket.span.join(), message));
+    }
+    // Its stride is 1 and no member of `Params`, so a body could not see that its only element is repeated.
+    if let Some(last) = dims.last().filter(|last| last.broadcast) {
+        let message = format!(
+            "the last dimension has no stride that could be 0, so it cannot be repeated: write `{0}`, or `{0} | 1, one` for \
+             tensors with a dimension of 1 after it",
+            last.name
+        );
+        return Err(syn::Error::new(last.name.span(), message));
     }
     let dims = dims
         .into_iter()
@@ -294,6 +309,11 @@ fn parse_spec_param(input: ParseStream, spans: &mut Spans) -> Result<SpecParam> 
                 }
                 dtypes.push(dtype);
             }
+            if input.peek(Token![=]) {
+                return Err(
+                    input.error("a dtype has no default, for a request always gives it: only integers have")
+                );
+            }
             return Ok(SpecParam { name, values: SpecValues::DTypes(dtypes), default: None });
         }
     }
@@ -325,13 +345,13 @@ const MOST_VALUES: i64 = 256;
 /// `[1, 2]` or `1..=3`, of what the constants of a source hold: CUDA's `int`.
 pub(super) fn parse_ints(input: ParseStream) -> Result<Vec<i64>> {
     let value = |literal: &LitInt| {
-        literal.base10_parse::<i32>().map(i64::from).map_err(|_| {
+        let parsed = literal.base10_parse::<i32>().ok().filter(|value| *value >= 0);
+        parsed.map(i64::from).ok_or_else(|| {
             let message =
                 format!("{literal} is no value of a parameter: it has 32 bits, from 0 to {}", i32::MAX);
             syn::Error::new(literal.span(), message)
         })
     };
-    let int = |input: ParseStream| value(&input.parse()?);
     if input.peek(syn::token::Bracket) {
         let list;
         let bracket = bracketed!(list in input);
@@ -353,9 +373,15 @@ pub(super) fn parse_ints(input: ParseStream) -> Result<Vec<i64>> {
         }
         return Ok(ints);
     }
-    let start = int(input)?;
+    let first: LitInt = input.parse()?;
+    let start = value(&first)?;
+    if !input.peek(Token![..=]) {
+        let message =
+            format!("values are a list or a range with its last value: write `[{start}]` or `{start}..=8`");
+        return Err(syn::Error::new(first.span(), message));
+    }
     let range = input.parse::<Token![..=]>()?;
-    let end = int(input)?;
+    let end = value(&input.parse()?)?;
     if end < start {
         return Err(syn::Error::new_spanned(range, format!("{start}..={end} is empty")));
     }

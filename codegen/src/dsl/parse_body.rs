@@ -156,5 +156,10 @@ fn parse_launch(input: ParseStream, spans: &mut Spans) -> Result<Launch> {
         let message = "a queue hands out the tiles of a persistent grid: write `persistent, queue`";
         return Err(content.error(message));
     }
+    if !content.is_empty() {
+        return Err(
+            content.error("after `threads` stands `persistent` or `persistent, queue`, and nothing else")
+        );
+    }
     Ok(Launch { grid, threads, persistent, queue })
 }

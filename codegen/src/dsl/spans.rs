@@ -65,8 +65,7 @@ impl Spans {
     pub(super) fn variable(&mut self, ident: &Ident) -> Result<String> {
         let name = self.name(ident)?;
         if name.contains(|letter: char| letter.is_ascii_uppercase()) {
-            let message =
-                "is written in small letters: capitals are for parameters of `specialize` and `tune`";
+            let message = "must be in small letters: capitals are for parameters of `specialize` and `tune`";
             return Err(names::refused(ident, message));
         }
         Ok(name)
@@ -76,8 +75,7 @@ impl Spans {
     pub(super) fn parameter(&mut self, ident: &Ident) -> Result<String> {
         let name = self.name(ident)?;
         if name.contains(|letter: char| letter.is_ascii_lowercase()) {
-            let message =
-                "is written in capitals, as the constant that it is: small letters are for dimensions";
+            let message = "must be in capitals, as the constant that it is: small letters are for dimensions";
             return Err(names::refused(ident, message));
         }
         if names::variable(&name).is_none() {

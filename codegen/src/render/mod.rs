@@ -100,7 +100,14 @@ fn failure(template: &str, error: &tera::Error) -> Error {
     let place = message.lines().find_map(|line| line.trim_start().strip_prefix("--> "));
     let file = place.and_then(|place| place.rsplitn(3, ':').last()).unwrap_or(template);
     let template = file.to_owned();
-    Error::Template { template, message: message.trim_start_matches("error: ").trim_end().to_owned() }
+    let mut message = message.trim_start_matches("error: ").trim_end().to_owned();
+    // The engine names its own delimiters, whatever was set.
+    message = message.replace("expected %}", "expected %>").replace("expected }}", "expected )$");
+    if message.starts_with("Unknown template") {
+        message += "\na header is included by its folder and name: `<kernel>/x.cuh` beside kernel.rs, `lib/x.cuh` of all kernels \
+                    or of the tile library";
+    }
+    Error::Template { template, message }
 }
 
 /// The engine's message with its causes, which hold the line and the name.
