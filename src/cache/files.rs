@@ -209,14 +209,7 @@ pub(super) fn retire(path: &Path) -> Result<(), CacheError> {
         let target = parent.join(name);
         fs::rename(path, &target).map(|()| target)
     };
-    let mut renamed = rename();
-    for _ in 1..16 {
-        match renamed {
-            Ok(_) => break,
-            Err(_) => renamed = rename(),
-        }
-    }
-    match renamed {
+    match (1..16).fold(rename(), |renamed, _| renamed.or_else(|_| rename())) {
         Ok(target) => {
             remove(&target);
             Ok(())
