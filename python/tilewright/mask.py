@@ -165,11 +165,7 @@ class BlockMask(Generic[Array]):
             TypeError: the lists are numpy arrays, or mask_mod is none that has a Python function.
             ValueError: mask_mod was bound to values that its Python function cannot be given.
         """
-        if torch_of(self.kv_num_blocks) is None:
-            raise TypeError(
-                f"the mask's lists are of type {type(self.kv_num_blocks).__name__}, needed torch.Tensor for FlexAttention: make the mask of "
-                "torch tensors"
-            )
+        _check_is_torch(self.kv_num_blocks, "for FlexAttention")
         from torch.nn.attention.flex_attention import BlockMask as Flex
 
         return Flex.from_kv_blocks(
@@ -254,11 +250,7 @@ class BlockMask(Generic[Array]):
 
         Raises TypeError for a mask of numpy arrays, which are on no device but the CPU.
         """
-        if torch_of(self.kv_num_blocks) is None:
-            raise TypeError(
-                f"the mask's lists are of type {type(self.kv_num_blocks).__name__}, needed torch.Tensor to move them: make the mask of torch "
-                "tensors"
-            )
+        _check_is_torch(self.kv_num_blocks, "to move them")
         move = lambda tensor: None if tensor is None else tensor.to(device)  # noqa: E731
         mask = BlockMask(
             move(self.kv_num_blocks),
@@ -400,6 +392,13 @@ def _refuse_masked_array(map: Any) -> None:
 def _check_is_array(what: str, value: Any) -> None:
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         raise TypeError(f"{what} is of type {type(value).__name__}, needed a torch.Tensor or a numpy array: convert it first")
+
+
+def _check_is_torch(lists: Any, purpose: str) -> None:
+    if torch_of(lists) is None:
+        raise TypeError(
+            f"the mask's lists are of type {type(lists).__name__}, needed torch.Tensor {purpose}: make the mask of torch tensors"
+        )
 
 
 def _checked_lengths(seq_lengths: Any) -> tuple[Any, Any]:
