@@ -22,9 +22,68 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed("backward_q/sm90_copies.cuh"),
                 Cow::Borrowed(include_str!("../templates/backward_q/sm90_copies.cuh")),
             ),
+            (
+                Cow::Borrowed("lib/attention.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/attention.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/backward.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/backward.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/block_size.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/block_size.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/head_dim.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/head_dim.rs")),
+            ),
         ],
     ),
 };
+/// Integers that `backward_q` is specialised for.
+#[allow(dead_code)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// `D`.
+    pub d: i64,
+    /// `D_V`.
+    pub d_v: i64,
+    /// `BLOCK_Q`.
+    pub block_q: i64,
+    /// `BLOCK_KV`.
+    pub block_kv: i64,
+}
+impl Spec {
+    #[allow(dead_code)]
+    const fn of([d, d_v, block_q, block_kv]: [i64; 4]) -> Self {
+        Spec { d, d_v, block_q, block_kv }
+    }
+}
+/// Every combination that the declaration admits, in its order: the last parameter changes fastest.
+#[allow(dead_code)]
+pub const SPECS: &[Spec] = &[
+    Spec::of([64, 64, 128, 64]),
+    Spec::of([64, 64, 128, 128]),
+    Spec::of([64, 64, 64, 64]),
+    Spec::of([64, 64, 64, 128]),
+    Spec::of([96, 96, 128, 64]),
+    Spec::of([96, 96, 128, 128]),
+    Spec::of([96, 96, 64, 64]),
+    Spec::of([96, 96, 64, 128]),
+    Spec::of([128, 128, 128, 64]),
+    Spec::of([128, 128, 128, 128]),
+    Spec::of([128, 128, 64, 64]),
+    Spec::of([128, 128, 64, 128]),
+    Spec::of([256, 128, 128, 64]),
+    Spec::of([256, 128, 128, 128]),
+    Spec::of([256, 128, 64, 64]),
+    Spec::of([256, 128, 64, 128]),
+    Spec::of([256, 256, 128, 64]),
+    Spec::of([256, 256, 128, 128]),
+    Spec::of([256, 256, 64, 64]),
+    Spec::of([256, 256, 64, 128]),
+];
 /// What `backward_q` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -192,7 +251,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "backward_q";
-    const DECLARATION: &'static str = "cce9acfaf6ceda4573944453a7a52cb5f7cdf696962106c057e3b1446222f0d6";
+    const DECLARATION: &'static str = "7ba0041ad6e67d866946646836926a9c5af8dbcb0fc536991469196c2560b7dd";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -407,7 +466,7 @@ unsafe impl KernelArgs for Args<'_> {
             .require(
                 "head_dim % 8 == 0",
                 &[("head_dim", head_dim)],
-                "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8",
+                "rows are read 8 elements at a time: pad the head dimension to a multiple of 8",
                 || Some(i64::checked_rem(head_dim, 8)? == 0),
             )?;
         binder
@@ -421,7 +480,7 @@ unsafe impl KernelArgs for Args<'_> {
             .require(
                 "value_dim % 8 == 0",
                 &[("value_dim", value_dim)],
-                "rows are read 16 bytes at a time: pad the values to a multiple of 8",
+                "rows are read 8 elements at a time: pad the values to a multiple of 8",
                 || Some(i64::checked_rem(value_dim, 8)? == 0),
             )?;
         binder

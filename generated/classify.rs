@@ -14,9 +14,36 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed("classify/sm80.cu"),
                 Cow::Borrowed(include_str!("../templates/classify/sm80.cu")),
             ),
+            (
+                Cow::Borrowed("lib/block_size.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/block_size.rs")),
+            ),
         ],
     ),
 };
+/// Integers that `classify` is specialised for.
+#[allow(dead_code)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// `BLOCK_Q`.
+    pub block_q: i64,
+    /// `BLOCK_KV`.
+    pub block_kv: i64,
+}
+impl Spec {
+    #[allow(dead_code)]
+    const fn of([block_q, block_kv]: [i64; 2]) -> Self {
+        Spec { block_q, block_kv }
+    }
+}
+/// Every combination that the declaration admits, in its order: the last parameter changes fastest.
+#[allow(dead_code)]
+pub const SPECS: &[Spec] = &[
+    Spec::of([128, 64]),
+    Spec::of([128, 128]),
+    Spec::of([64, 64]),
+    Spec::of([64, 128]),
+];
 /// What `classify` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +95,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "classify";
-    const DECLARATION: &'static str = "7519abee4bbf6500cecbd00fb0924056034affea30ba5670d62fbe8c0a447b86";
+    const DECLARATION: &'static str = "71617f01367f14b6d05390c02c475a92a549c1c40fd948527d7f5d634190a102";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;

@@ -26,9 +26,68 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed("forward/sm90_softmax.cuh"),
                 Cow::Borrowed(include_str!("../templates/forward/sm90_softmax.cuh")),
             ),
+            (
+                Cow::Borrowed("lib/attention.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/attention.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/block_size.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/block_size.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/head_dim.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/head_dim.rs")),
+            ),
         ],
     ),
 };
+/// Integers that `forward` is specialised for.
+#[allow(dead_code)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// `D`.
+    pub d: i64,
+    /// `D_V`.
+    pub d_v: i64,
+    /// `BLOCK_Q`.
+    pub block_q: i64,
+    /// `BLOCK_KV`.
+    pub block_kv: i64,
+}
+impl Spec {
+    #[allow(dead_code)]
+    const fn of([d, d_v, block_q, block_kv]: [i64; 4]) -> Self {
+        Spec { d, d_v, block_q, block_kv }
+    }
+}
+/// Every combination that the declaration admits, in its order: the last parameter changes fastest.
+#[allow(dead_code)]
+pub const SPECS: &[Spec] = &[
+    Spec::of([64, 64, 128, 64]),
+    Spec::of([64, 64, 128, 128]),
+    Spec::of([64, 64, 64, 64]),
+    Spec::of([64, 64, 64, 128]),
+    Spec::of([96, 96, 128, 64]),
+    Spec::of([96, 96, 128, 128]),
+    Spec::of([96, 96, 64, 64]),
+    Spec::of([96, 96, 64, 128]),
+    Spec::of([128, 128, 128, 64]),
+    Spec::of([128, 128, 128, 128]),
+    Spec::of([128, 128, 64, 64]),
+    Spec::of([128, 128, 64, 128]),
+    Spec::of([192, 128, 128, 64]),
+    Spec::of([192, 128, 128, 128]),
+    Spec::of([192, 128, 64, 64]),
+    Spec::of([192, 128, 64, 128]),
+    Spec::of([192, 192, 128, 64]),
+    Spec::of([192, 192, 128, 128]),
+    Spec::of([192, 192, 64, 64]),
+    Spec::of([192, 192, 64, 128]),
+    Spec::of([256, 256, 128, 64]),
+    Spec::of([256, 256, 128, 128]),
+    Spec::of([256, 256, 64, 64]),
+    Spec::of([256, 256, 64, 128]),
+];
 /// What `forward` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -176,7 +235,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "forward";
-    const DECLARATION: &'static str = "02c60f4e982b9b7b9d4cd17035aea209c40884715ced0e9d05b835a9fa500084";
+    const DECLARATION: &'static str = "3a27c5089c983a4c9f75c7ce829dc3b1237b3503d32d1797bc6dd014ad2af776";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -358,7 +417,7 @@ unsafe impl KernelArgs for Args<'_> {
             .require(
                 "head_dim % 8 == 0",
                 &[("head_dim", head_dim)],
-                "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8",
+                "rows are read 8 elements at a time: pad the head dimension to a multiple of 8",
                 || Some(i64::checked_rem(head_dim, 8)? == 0),
             )?;
         binder
@@ -372,7 +431,7 @@ unsafe impl KernelArgs for Args<'_> {
             .require(
                 "value_dim % 8 == 0",
                 &[("value_dim", value_dim)],
-                "rows are written 16 bytes at a time: pad the values to a multiple of 8",
+                "rows are read 8 elements at a time: pad the values to a multiple of 8",
                 || Some(i64::checked_rem(value_dim, 8)? == 0),
             )?;
         binder

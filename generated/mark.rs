@@ -17,6 +17,9 @@ pub static SOURCE: KernelSource = KernelSource {
         ],
     ),
 };
+/// `CHUNK_WORDS` of the declaration.
+#[allow(dead_code)]
+pub const CHUNK_WORDS: i64 = 512;
 /// What `mark` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -91,7 +94,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "mark";
-    const DECLARATION: &'static str = "d856e065e3780cb965171945c40b496094901f34c549ae6bf1d46ff66a70dcfb";
+    const DECLARATION: &'static str = "f79b32ccda3051f08712deedaab3b9e923f1c80a11800eaf0e188cfbf25826b2";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;

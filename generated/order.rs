@@ -17,6 +17,12 @@ pub static SOURCE: KernelSource = KernelSource {
         ],
     ),
 };
+/// `ORDER_BINS` of the declaration.
+#[allow(dead_code)]
+pub const ORDER_BINS: i64 = 1024;
+/// `ORDER_WORDS` of the declaration.
+#[allow(dead_code)]
+pub const ORDER_WORDS: i64 = 1056;
 /// What `order` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +82,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "order";
-    const DECLARATION: &'static str = "c59e0aec43232a05b5560f442b7593af8b242837f856e6be3ac92821e8cfd4cc";
+    const DECLARATION: &'static str = "ab2cbcebaeaa7c8f5305970be09ec010c8358afbbb81ec71061577946711cd11";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;

@@ -14,9 +14,58 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed("pool/sm80.cu"),
                 Cow::Borrowed(include_str!("../templates/pool/sm80.cu")),
             ),
+            (
+                Cow::Borrowed("lib/block_size.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/block_size.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/head_dim.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/head_dim.rs")),
+            ),
         ],
     ),
 };
+/// Integers that `pool` is specialised for.
+#[allow(dead_code)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// `D`.
+    pub d: i64,
+    /// `BLOCK_Q`.
+    pub block_q: i64,
+    /// `BLOCK_KV`.
+    pub block_kv: i64,
+}
+impl Spec {
+    #[allow(dead_code)]
+    const fn of([d, block_q, block_kv]: [i64; 3]) -> Self {
+        Spec { d, block_q, block_kv }
+    }
+}
+/// Every combination that the declaration admits, in its order: the last parameter changes fastest.
+#[allow(dead_code)]
+pub const SPECS: &[Spec] = &[
+    Spec::of([64, 128, 64]),
+    Spec::of([64, 128, 128]),
+    Spec::of([64, 64, 64]),
+    Spec::of([64, 64, 128]),
+    Spec::of([96, 128, 64]),
+    Spec::of([96, 128, 128]),
+    Spec::of([96, 64, 64]),
+    Spec::of([96, 64, 128]),
+    Spec::of([128, 128, 64]),
+    Spec::of([128, 128, 128]),
+    Spec::of([128, 64, 64]),
+    Spec::of([128, 64, 128]),
+    Spec::of([192, 128, 64]),
+    Spec::of([192, 128, 128]),
+    Spec::of([192, 64, 64]),
+    Spec::of([192, 64, 128]),
+    Spec::of([256, 128, 64]),
+    Spec::of([256, 128, 128]),
+    Spec::of([256, 64, 64]),
+    Spec::of([256, 64, 128]),
+];
 /// What `pool` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -102,7 +151,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "pool";
-    const DECLARATION: &'static str = "e293397ce2cf707eff9533809c6da10dfb2e46bc8f5835352dca209dcc9c568e";
+    const DECLARATION: &'static str = "9c8a5f3f4574fed694d6bfe6d3f8e28ea6d09f4b4214307faec8786684943035";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -206,14 +255,14 @@ unsafe impl KernelArgs for Args<'_> {
             .require(
                 "head_dim <= D",
                 &[("head_dim", head_dim), ("D", d)],
-                "the head dimension is larger than the kernel's: choose a larger D",
+                "build for a larger head dimension",
                 || Some(head_dim <= d),
             )?;
         binder
             .require(
                 "head_dim % 8 == 0",
                 &[("head_dim", head_dim)],
-                "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8",
+                "rows are read 8 elements at a time: pad the head dimension to a multiple of 8",
                 || Some(i64::checked_rem(head_dim, 8)? == 0),
             )?;
         let grid = match candidate.schedule.family {

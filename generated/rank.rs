@@ -14,9 +14,63 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed("rank/sm80.cu"),
                 Cow::Borrowed(include_str!("../templates/rank/sm80.cu")),
             ),
+            (
+                Cow::Borrowed("lib/head_dim.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/head_dim.rs")),
+            ),
         ],
     ),
 };
+/// `ORDER_BINS` of the declaration.
+#[allow(dead_code)]
+pub const ORDER_BINS: i64 = 1024;
+/// `ORDER_WORDS` of the declaration.
+#[allow(dead_code)]
+pub const ORDER_WORDS: i64 = 1056;
+/// Integers that `rank` is specialised for.
+#[allow(dead_code)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// `D`.
+    pub d: i64,
+    /// `CAPACITY`.
+    pub capacity: i64,
+}
+impl Spec {
+    #[allow(dead_code)]
+    const fn of([d, capacity]: [i64; 2]) -> Self {
+        Spec { d, capacity }
+    }
+}
+/// Every combination that the declaration admits, in its order: the last parameter changes fastest.
+#[allow(dead_code)]
+pub const SPECS: &[Spec] = &[
+    Spec::of([64, 384]),
+    Spec::of([64, 640]),
+    Spec::of([64, 1280]),
+    Spec::of([64, 3328]),
+    Spec::of([64, 4096]),
+    Spec::of([96, 384]),
+    Spec::of([96, 640]),
+    Spec::of([96, 1280]),
+    Spec::of([96, 3328]),
+    Spec::of([96, 4096]),
+    Spec::of([128, 384]),
+    Spec::of([128, 640]),
+    Spec::of([128, 1280]),
+    Spec::of([128, 3328]),
+    Spec::of([128, 4096]),
+    Spec::of([192, 384]),
+    Spec::of([192, 640]),
+    Spec::of([192, 1280]),
+    Spec::of([192, 3328]),
+    Spec::of([192, 4096]),
+    Spec::of([256, 384]),
+    Spec::of([256, 640]),
+    Spec::of([256, 1280]),
+    Spec::of([256, 3328]),
+    Spec::of([256, 4096]),
+];
 /// What `rank` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -176,7 +230,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "rank";
-    const DECLARATION: &'static str = "68372f9033b7dd1ca6fc3a013aab32b0824511a293fc4eb012e8fdedf4c8c762";
+    const DECLARATION: &'static str = "c5d0348c14ac2d362029833082b41210c3971a7464a00dfbf92eafe08de222cd";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -351,14 +405,14 @@ unsafe impl KernelArgs for Args<'_> {
             .require(
                 "head_dim <= D",
                 &[("head_dim", head_dim), ("D", d)],
-                "the head dimension is larger than the kernel's: choose a larger D",
+                "build for a larger head dimension",
                 || Some(head_dim <= d),
             )?;
         binder
             .require(
                 "head_dim % 8 == 0",
                 &[("head_dim", head_dim)],
-                "means are read 16 bytes at a time: pad the head dimension to a multiple of 8",
+                "rows are read 8 elements at a time: pad the head dimension to a multiple of 8",
                 || Some(i64::checked_rem(head_dim, 8)? == 0),
             )?;
         binder

@@ -14,9 +14,58 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed("score_partial/sm80.cu"),
                 Cow::Borrowed(include_str!("../templates/score_partial/sm80.cu")),
             ),
+            (
+                Cow::Borrowed("lib/block_size.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/block_size.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/head_dim.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/head_dim.rs")),
+            ),
         ],
     ),
 };
+/// Integers that `score_partial` is specialised for.
+#[allow(dead_code)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// `D`.
+    pub d: i64,
+    /// `BLOCK_Q`.
+    pub block_q: i64,
+    /// `BLOCK_KV`.
+    pub block_kv: i64,
+}
+impl Spec {
+    #[allow(dead_code)]
+    const fn of([d, block_q, block_kv]: [i64; 3]) -> Self {
+        Spec { d, block_q, block_kv }
+    }
+}
+/// Every combination that the declaration admits, in its order: the last parameter changes fastest.
+#[allow(dead_code)]
+pub const SPECS: &[Spec] = &[
+    Spec::of([64, 128, 64]),
+    Spec::of([64, 128, 128]),
+    Spec::of([64, 64, 64]),
+    Spec::of([64, 64, 128]),
+    Spec::of([96, 128, 64]),
+    Spec::of([96, 128, 128]),
+    Spec::of([96, 64, 64]),
+    Spec::of([96, 64, 128]),
+    Spec::of([128, 128, 64]),
+    Spec::of([128, 128, 128]),
+    Spec::of([128, 64, 64]),
+    Spec::of([128, 64, 128]),
+    Spec::of([192, 128, 64]),
+    Spec::of([192, 128, 128]),
+    Spec::of([192, 64, 64]),
+    Spec::of([192, 64, 128]),
+    Spec::of([256, 128, 64]),
+    Spec::of([256, 128, 128]),
+    Spec::of([256, 64, 64]),
+    Spec::of([256, 64, 128]),
+];
 /// What `score_partial` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -114,7 +163,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "score_partial";
-    const DECLARATION: &'static str = "7df125908cbc0a77f83d92bd6c5dd0e0829ab8d12aee4379d41deb9c1f69ce0f";
+    const DECLARATION: &'static str = "5904757f40ea20b4a442e47d96580b73dbe052e815eafb1801f50484418e5d08";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -211,14 +260,14 @@ unsafe impl KernelArgs for Args<'_> {
             .require(
                 "head_dim <= D",
                 &[("head_dim", head_dim), ("D", d)],
-                "the head dimension is larger than the kernel's: choose a larger D",
+                "build for a larger head dimension",
                 || Some(head_dim <= d),
             )?;
         binder
             .require(
                 "head_dim % 8 == 0",
                 &[("head_dim", head_dim)],
-                "rows are read 8 bytes at a time: pad the head dimension to a multiple of 8",
+                "rows are read 8 elements at a time: pad the head dimension to a multiple of 8",
                 || Some(i64::checked_rem(head_dim, 8)? == 0),
             )?;
         binder

@@ -17,6 +17,12 @@ pub static SOURCE: KernelSource = KernelSource {
         ],
     ),
 };
+/// `ORDER_BINS` of the declaration.
+#[allow(dead_code)]
+pub const ORDER_BINS: i64 = 1024;
+/// `ORDER_WORDS` of the declaration.
+#[allow(dead_code)]
+pub const ORDER_WORDS: i64 = 1056;
 /// What `select` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -157,7 +163,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "select";
-    const DECLARATION: &'static str = "75b3effe24c7e8a83ceb5aa09f08cec5618ca0a95b2f1f2c4accbe6f2be5fc8f";
+    const DECLARATION: &'static str = "cf9bdbab9785a1b1d6c06cf779a3ca6ad6ca370283adf447c0c4c20adfc8beb2";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;

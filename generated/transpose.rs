@@ -17,6 +17,12 @@ pub static SOURCE: KernelSource = KernelSource {
         ],
     ),
 };
+/// `ORDER_BINS` of the declaration.
+#[allow(dead_code)]
+pub const ORDER_BINS: i64 = 1024;
+/// `ORDER_WORDS` of the declaration.
+#[allow(dead_code)]
+pub const ORDER_WORDS: i64 = 1056;
 /// What `transpose` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -123,7 +129,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "transpose";
-    const DECLARATION: &'static str = "a0c5c42088600f9dfba35da5524548c517ae28d9ae0b789b5bfec87d67660504";
+    const DECLARATION: &'static str = "86028ccc48e62454ff9e366b9063e262bf9c957ed8da965528ebce3effb5573e";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;

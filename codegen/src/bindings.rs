@@ -1,6 +1,7 @@
 //! Rust text for a declaration: the `Params` struct, the arguments and their checked binding.
 
 use crate::arch::Family;
+use crate::constants;
 use crate::dsl::names;
 use crate::dsl::{Arg, ArgKind, DimRef, ElementType, Expr, Kernel, ScalarType};
 use crate::limits;
@@ -30,6 +31,7 @@ fn formatted(kernel: &Kernel, declaration: &str, files: &[(String, String)]) -> 
         use ::tilewright::launch::{BindError, Binder, Bound, #dim KernelArgs};
         use ::tilewright::{#dtype #tensor};
     };
+    let constants = constants::constants(kernel);
     let (source, params, args, bind) = (
         source_static(kernel, declaration, files),
         params_struct(kernel, &layout),
@@ -37,7 +39,7 @@ fn formatted(kernel: &Kernel, declaration: &str, files: &[(String, String)]) -> 
         kernel_args_impl(kernel, &layout),
     );
     let file: syn::File =
-        syn::parse2(quote!(#imports #source #params #args #bind)).expect("the bindings are Rust");
+        syn::parse2(quote!(#imports #source #constants #params #args #bind)).expect("the bindings are Rust");
     prettyplease::unparse(&file)
 }
 

@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::generator::Generator;
+use crate::library;
 use crate::source::KernelSource;
 use crate::variant::Variant;
 use serde::Serialize;
@@ -198,9 +199,13 @@ impl ManifestEntry {
 }
 
 fn bindings_of(source: &KernelSource, generator: &Generator, include: &dyn Fn(&str) -> String) -> String {
-    let files: Vec<(String, String)> =
-        source.files.iter().map(|(path, _)| (path.to_string(), include(path))).collect();
-    crate::bindings::bindings(generator.kernel(), &include(&format!("{}/kernel.rs", source.name)), &files)
+    // Of the shared declarations those that this one includes: an edit of another is none of this kernel.
+    let kernel = generator.kernel();
+    let is_used =
+        |path: &str| !library::is_declaration(path) || kernel.includes.iter().any(|known| known == path);
+    let files = source.files.iter().filter(|(path, _)| is_used(path));
+    let files: Vec<(String, String)> = files.map(|(path, _)| (path.to_string(), include(path))).collect();
+    crate::bindings::bindings(kernel, &include(&format!("{}/kernel.rs", source.name)), &files)
 }
 
 fn first_line(generator: &Generator) -> String {

@@ -31,7 +31,7 @@ impl Generator {
     /// [`Error::Declaration`] or [`Error::Template`] with the place of the mistake; [`Error::Spec`] when the folder and
     /// the kernel have different names, or a body has no template.
     pub fn new(source: &KernelSource) -> Result<Self, Error> {
-        let kernel = Kernel::parse(&format!("{}/kernel.rs", source.name), &source.declaration)?;
+        let kernel = Kernel::of(source)?;
         let fail = |message: String| Err(Error::Spec { kernel: kernel.name.clone(), message });
         if kernel.name != source.name {
             return fail(format!("its folder is named `{}`: give both one name", source.name));

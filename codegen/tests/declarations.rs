@@ -89,6 +89,58 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("a default of a later parameter", "BLOCK: [64, 128] }", "BLOCK: [64, 128] = WIDTH, WIDTH: [64] }"),
     ("a default of itself", "BLOCK: [64, 128] }", "BLOCK: [64, 128] = BLOCK }"),
     ("a default in ship", "ship { T: [bf16] }", "ship { BLOCK: [64] = 64 }"),
+    // Constants.
+    ("a constant in small letters", "    specialize {", "    const width = 8;\n    specialize {"),
+    ("a constant without a value", "    specialize {", "    const WIDTH;\n    specialize {"),
+    ("a constant with a type", "    specialize {", "    const WIDTH: i32 = 8;\n    specialize {"),
+    ("a constant of an unknown name", "    specialize {", "    const WIDTH = 2 * BLOCK;\n    specialize {"),
+    (
+        "a constant of a later one",
+        "    specialize {",
+        "    const WIDTH = 2 * HALF; const HALF = 4;\n    specialize {",
+    ),
+    (
+        "a constant of a list",
+        "    specialize {",
+        "    const WIDTHS = [8, 16]; const WIDTH = 2 * WIDTHS;\n    specialize {",
+    ),
+    ("a negative constant", "    specialize {", "    const WIDTH = 8 - 9;\n    specialize {"),
+    ("a constant over 31 bits", "    specialize {", "    const WIDTH = 65536 * 65536;\n    specialize {"),
+    ("a constant that divides by zero", "    specialize {", "    const WIDTH = 8 / 0;\n    specialize {"),
+    ("a constant twice", "    specialize {", "    const WIDTH = 8; const WIDTH = 16;\n    specialize {"),
+    ("a constant named like a parameter", "    specialize {", "    const BLOCK = 8;\n    specialize {"),
+    ("a constant named like a dimension", "    specialize {", "    const ROWS = 8;\n    specialize {"),
+    (
+        "a constant named like an item of the bindings",
+        "    specialize {",
+        "    const SPECS = 8;\n    specialize {",
+    ),
+    (
+        "a constant named like that of a function",
+        "    specialize {",
+        "    const HAS_SCORE_MOD = 1;\n    specialize {",
+    ),
+    ("a list with a value twice", "    specialize {", "    const WIDTHS = [8, 8];\n    specialize {"),
+    (
+        "a tuning parameter named like a constant",
+        BODY,
+        "    const WARPS = 4;\n    body sm80 { tune { WARPS: [4] } launch { grid = [1, 1, 1], threads = 32 } }\n",
+    ),
+    ("a parameter with the values of a number", "BLOCK: [64, 128] }", "BLOCK: WIDTH }"),
+    (
+        "a parameter with the values of no list",
+        "    specialize { T: [f16, bf16], BLOCK: [64, 128] }",
+        "    const WIDTHS = [8, 16]; const WIDTH = 8;\n    specialize { T: [f16, bf16], BLOCK: WIDTH }",
+    ),
+    // What is included: the rest is in tests/shared.rs.
+    ("a file that is not there", "    specialize {", "    include \"lib/tiles.rs\";\n    specialize {"),
+    ("an include without quotes", "    specialize {", "    include lib;\n    specialize {"),
+    ("a header among the sections", "    specialize {", "    include \"lib/warp.cuh\";\n    specialize {"),
+    (
+        "a file twice",
+        "    specialize {",
+        "    include \"lib/row_order.rs\";\n    include \"lib/row_order.rs\";\n    specialize {",
+    ),
     // Functions.
     ("an unknown kind of function", "score_mod: ScoreMod", "score_mod: ScoreFn"),
     ("an unknown part of a function", "score_mod: ScoreMod", "score_mod: ScoreMod + Hessian"),

@@ -121,7 +121,7 @@ fn a_folder_without_a_declaration_is_an_error() {
     fs::rename(folder.path().join("lib/kernels.rs"), folder.path().join("lib/kernel.rs")).unwrap();
     assert_eq!(
         generated(folder.path()).unwrap_err().to_string(),
-        "kernel `lib`: the folder `lib` holds headers of all kernels: give the kernel another name"
+        "kernel `lib`: the folder `lib` holds what all kernels share: give the kernel another name"
     );
 }
 
@@ -185,6 +185,19 @@ fn a_build_script_gets_its_bindings() {
         assert!(!output.status.success() && said.contains(expected), "{said}");
         fs::write(&path, text).unwrap();
     }
+
+    // What is shared is embedded with it, and its mistakes are in its own file.
+    let (path, line) = (kernels.join("scale/kernel.rs"), "    ship { T: [bf16] }\n");
+    let text = DECLARATION.replace(line, "    include \"lib/ship.rs\";\n");
+    fs::write(path, text).unwrap();
+    fs::create_dir(kernels.join("lib")).unwrap();
+    fs::write(kernels.join("lib/ship.rs"), format!("shared! {{\n{line}}}\n")).unwrap();
+    assert!(build().status.success());
+    let bindings = fs::read_to_string(out.join("tilewright.rs")).unwrap();
+    assert!(bindings.contains(&format!("include_str!({:?})", kernels.join("lib/ship.rs"))), "{bindings}");
+    fs::write(kernels.join("lib/ship.rs"), "shared! {\n    ship { T: [f64] }\n}\n").unwrap();
+    let said = String::from_utf8(build().stdout).unwrap();
+    assert!(said.contains("kernels/lib/ship.rs:2:16: `f64` is no dtype"), "{said}");
 }
 
 /// The other process of the test above.

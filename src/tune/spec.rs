@@ -24,6 +24,8 @@ pub fn spec_fingerprint(source: &KernelSource, spec: &KernelSpec) -> String {
         hasher.add(function.as_ref().map_or_else(String::new, |function| function.cuda()));
     }
     hasher.add(&source.declaration);
+    // With what that includes.
+    hasher.add(spec.declaration());
     let mut files: Vec<_> = source.files.iter().collect();
     files.sort();
     for (path, text) in files {

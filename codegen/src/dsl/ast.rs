@@ -11,12 +11,16 @@ use std::collections::HashSet;
 pub struct Kernel {
     /// The function's name; also the folder's.
     pub name: String,
-    /// The blake3 hash of the file's text, in hex: what tells two kernels of one name apart.
+    /// The blake3 hash of the file's text and of what it includes, in hex: what tells two kernels of one name apart.
     pub declaration: String,
+    /// The paths of the shared declarations that it includes.
+    pub includes: Vec<String>,
     /// The doc comment.
     pub doc: String,
     /// Arguments in order.
     pub args: Vec<Arg>,
+    /// Constants that are numbers, in order: of the CUDA source and of the bindings.
+    pub constants: Vec<Constant>,
     /// Specialisation parameters in order.
     pub specialize: Vec<SpecParam>,
     /// The values whose sources are shipped; a parameter not named ships its first value.
@@ -85,6 +89,15 @@ pub enum ScalarType {
     F32,
     /// `i32` / `int`.
     I32,
+}
+
+/// `const NAME = expr;`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Constant {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: i64,
 }
 
 /// A specialisation parameter: a variant is made for a value of it.
@@ -219,6 +232,34 @@ impl Kernel {
     /// The specialisation parameter of that name.
     pub fn spec_param(&self, name: &str) -> Option<&SpecParam> {
         self.specialize.iter().find(|param| param.name == name)
+    }
+
+    /// The integer parameters of `specialize`.
+    pub(crate) fn ints(&self) -> impl Iterator<Item = (&str, &[i64])> {
+        self.specialize.iter().filter_map(|param| match &param.values {
+            SpecValues::Ints(values) => Some((param.name.as_str(), &values[..])),
+            SpecValues::DTypes(_) => None,
+        })
+    }
+
+    /// Every combination of their values that the requirements admit, in the declaration's order, the last parameter changing
+    /// fastest. `None` where there are more than `most` to look at.
+    pub(crate) fn int_specs(&self, most: usize) -> Option<Vec<Vec<i64>>> {
+        let sizes = self.ints().map(|(_, values)| values.len());
+        if sizes.fold(1usize, usize::saturating_mul) > most {
+            return None;
+        }
+        let mut points = vec![Vec::new()];
+        for (_, values) in self.ints() {
+            let with = |point: &Vec<i64>, value| [&point[..], &[value]].concat();
+            points = points.iter().flat_map(|point| values.iter().map(|&value| with(point, value))).collect();
+        }
+        let names: Vec<&str> = self.ints().map(|(name, _)| name).collect();
+        points.retain(|point| {
+            let value_of = |name: &str| names.iter().position(|known| *known == name).map(|at| point[at]);
+            self.spec_requires().all(|require| require.condition.eval(&value_of) == Ok(1))
+        });
+        Some(points)
     }
 
     /// The requirements over specialisation parameters alone: a spec meets them.

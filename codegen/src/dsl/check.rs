@@ -124,6 +124,12 @@ impl Check<'_> {
 
     fn parameters(&self) -> Result<()> {
         let mut taken = self.variables();
+        for name in self.spans.constant_names() {
+            if !taken.insert(name.to_lowercase()) {
+                return self.fail(name, taken_already(name));
+            }
+            self.no_function(name)?;
+        }
         for param in &self.kernel.specialize {
             if !taken.insert(param.name.to_lowercase()) {
                 return self.fail(&param.name, taken_already(&param.name));
@@ -222,6 +228,7 @@ impl Check<'_> {
     fn body(&self, body: &Body, at: usize) -> Result<()> {
         let mut taken = self.variables();
         taken.extend(self.kernel.specialize.iter().map(|param| param.name.to_lowercase()));
+        taken.extend(self.spans.constant_names().map(str::to_lowercase));
         for param in &body.tune {
             if !taken.insert(param.name.to_lowercase()) {
                 return self.fail(&param.name, taken_already(&param.name));

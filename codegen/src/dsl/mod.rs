@@ -52,14 +52,17 @@ mod ast;
 mod check;
 mod cuda;
 mod expr;
+mod include;
 pub(crate) mod names;
 mod parse;
 mod parse_body;
+mod parse_file;
+mod parse_values;
 mod rust;
 mod spans;
 
 pub use ast::{
-    Arg, ArgKind, Body, Constraint, Derived, DimRef, ElementType, FunctionSlot, Kernel, Launch, Require,
-    ScalarType, SpecParam, SpecValues, TensorMap, TuneParam,
+    Arg, ArgKind, Body, Constant, Constraint, Derived, DimRef, ElementType, FunctionSlot, Kernel, Launch,
+    Require, ScalarType, SpecParam, SpecValues, TensorMap, TuneParam,
 };
 pub use expr::{EvalError, Expr, ceil_div};

@@ -137,6 +137,9 @@ const RESERVED: &[&str] = &[
     "CANDIDATE",
 ];
 
+/// Items in capitals of a kernel's generated module: no constant is named so.
+pub(super) const OF_BINDINGS: &[&str] = &["SOURCE", "SPECS"];
+
 /// What macros of the generated code and of CUDA's headers begin with.
 const RESERVED_PREFIXES: &[&str] = &["CUDART_", "CUDA_", "TILEWRIGHT_", "TW_"];
 

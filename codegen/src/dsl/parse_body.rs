@@ -1,6 +1,7 @@
 //! From the tokens of a `body` to [`Body`].
 
-use super::parse::{parse_braced_list, parse_ints};
+use super::parse::parse_braced_list;
+use super::parse_values::parse_ints;
 use super::spans::{Role, Spans};
 use super::{Body, Constraint, Expr, Launch, TensorMap, TuneParam};
 use crate::arch::Family;
@@ -36,7 +37,7 @@ pub(super) fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> 
             tune.extend(parse_braced_list(&content, spans, |input, spans| {
                 let name = spans.parameter(&input.parse()?)?;
                 input.parse::<Token![:]>()?;
-                Ok(TuneParam { name, values: parse_ints(input)? })
+                Ok(TuneParam { name, values: parse_ints(input, spans)? })
             })?);
         } else if next.peek(Token![where]) {
             content.parse::<Token![where]>()?;
