@@ -254,7 +254,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "backward_kv";
-    const DECLARATION: &'static str = "aa1b73417557e9047051d74e02f90cd4b7e820300fca269b27b0dd351fe4cfed";
+    const DECLARATION: &'static str = "183e67076e2360a4feff1d9823ad5248f73daf0e3440bfce4ea3541db52ab09b";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;

@@ -235,7 +235,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "forward";
-    const DECLARATION: &'static str = "3a27c5089c983a4c9f75c7ce829dc3b1237b3503d32d1797bc6dd014ad2af776";
+    const DECLARATION: &'static str = "3fbc03c8647b25e6c38bfe84bbe95e2dd64e7ebaed2f79f0b39f970d19245cbe";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;

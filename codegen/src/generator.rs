@@ -87,6 +87,19 @@ impl Generator {
         model::rank(&self.kernel, candidates, machine, dims)
     }
 
+    /// Whether a launch on a GPU is worth making an optional argument for: whether a body that runs there says so in its `worth`.
+    /// `dims` are the launch's dimensions by their names in the declaration.
+    pub fn is_worth(
+        &self,
+        arg: &str,
+        spec: &KernelSpec,
+        arch: Arch,
+        machine: &Machine,
+        dims: &[(&str, i64)],
+    ) -> bool {
+        model::is_worth(&self.kernel, arg, spec, (arch, machine), dims)
+    }
+
     /// Renders a candidate.
     ///
     /// # Errors

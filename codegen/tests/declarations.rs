@@ -181,6 +181,20 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("a grid of two dimensions", "[blocks, rows, 1]", "[blocks, rows]"),
     ("a launch without threads", ", threads = 32 * WARPS", ""),
     ("an unknown section of a body", "tune {", "tuning {"),
+    // What is worth making.
+    ("worth of nothing", "        tune {", "        worth { z: rows > 1 }\n        tune {"),
+    ("worth of a dimension", "        tune {", "        worth { rows: rows > 1 }\n        tune {"),
+    ("worth of what is always there", "        tune {", "        worth { x: rows > 1 }\n        tune {"),
+    ("worth of a scalar", "        tune {", "        worth { factor: rows > 1 }\n        tune {"),
+    ("worth that is no comparison", "        tune {", "        worth { bias: rows }\n        tune {"),
+    ("worth of a tuning parameter", "        tune {", "        worth { bias: rows > WARPS }\n        tune {"),
+    ("worth of an unknown name", "        tune {", "        worth { bias: rows > SMS }\n        tune {"),
+    (
+        "worth said twice",
+        "        tune {",
+        "        worth { bias: rows > 1, bias: rows > 2 }\n        tune {",
+    ),
+    ("worth without a condition", "        tune {", "        worth { bias }\n        tune {"),
     // Tensor maps.
     ("a tensor map on sm_80", "        tune {", "        tensor_maps { x: [BLOCK, 64] }\n        tune {"),
     (

@@ -27,7 +27,7 @@ const CUDA: &str = "__device__ __global__ __shared__ __half __CUDA_ARCH__ NULL N
 
 const GENERATED: &str = "BINDER CANDIDATE DTYPE GRID PARAMS PADDING SELF OTHER binder candidate dtype grid params padding other \
     Rows TYPE LOOP IN FN x kernel source declaration args dim dims tensor constant pointer strides THREADS \
-    HAS_SCORE_MOD CTAS_PER_SM GRID_PER_SM SOURCE SPECS";
+    HAS_SCORE_MOD CTAS_PER_SM GRID_PER_SM SM_COUNT SOURCE SPECS";
 
 const LISTED: [&str; 4] = [RUST, CPP, CUDA, GENERATED];
 

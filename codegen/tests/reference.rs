@@ -51,7 +51,7 @@ fn every_clause_is_explained_and_shown() {
             "let", "const", "shared", "where", "mut", "Option", "Tensor", "align", "ScoreMod", "MaskMod",
             "Gradient",
         ])
-        .chain(["smem_bytes", "registers", "prefer", "CTAS_PER_SM", "GRID_PER_SM", "ceil_div"])
+        .chain(["smem_bytes", "registers", "prefer", "CTAS_PER_SM", "GRID_PER_SM", "SM_COUNT", "ceil_div"])
         .collect();
     clauses.sort_unstable();
     clauses.dedup();

@@ -53,6 +53,8 @@ kernel! {
 
     body sm90 {
         tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64], out: [16, 64] }
+        // Tiles are handed out one by one: uneven rows want an order where each multiprocessor gets several.
+        worth { row_order: batch * heads * q_blocks >= 4 * SM_COUNT }
         // PING_PONG: warpgroups take turns at the tensor cores. CTAS: blocks that share a multiprocessor. TEAMS: tiles that a
         // block works on at once. (Steps of 192 keys lose.)
         tune { STEP_KV: [128, 64], PING_PONG: [0, 1], CTAS: [2, 1], TEAMS: [2, 1] }

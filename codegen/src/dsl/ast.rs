@@ -182,6 +182,8 @@ pub struct Body {
     /// use `CTAS_PER_SM`, the blocks that fit a multiprocessor at once, and `GRID_PER_SM`, the blocks that the grid has for
     /// each multiprocessor (very many where the grid is not known).
     pub prefer: Option<Expr>,
+    /// Optional arguments that this body has a use for, each with the launches for which it pays to make one.
+    pub worth: Vec<Worth>,
     /// Tensors that the copy engine reads, each with the box of one copy.
     pub tensor_maps: Vec<TensorMap>,
     /// The launch.
@@ -196,6 +198,15 @@ pub struct TensorMap {
     pub arg: String,
     /// Rows and columns of a box.
     pub rows_columns: [Expr; 2],
+}
+
+/// `tensor: condition` of `worth`: whoever may leave the tensor away makes it where the condition holds.
+#[derive(Debug, Clone)]
+pub struct Worth {
+    /// The optional tensor.
+    pub arg: String,
+    /// Over the dimensions, the integers of the spec and `SM_COUNT`, the GPU's multiprocessors.
+    pub condition: Expr,
 }
 
 /// A tuning parameter.

@@ -251,10 +251,37 @@ impl Check<'_> {
         for axis in &body.launch.grid {
             self.known(axis, Role::Grid, at, &[&dims, &ints, &tune])?;
         }
+        for worth in &body.worth {
+            self.condition(&worth.condition, Role::Worth, at)?;
+            self.known(&worth.condition, Role::Worth, at, &[&dims, &ints, &["SM_COUNT"]])?;
+        }
+        self.worth(body)?;
         for side in body.tensor_maps.iter().flat_map(|map| &map.rows_columns) {
             self.known(side, Role::Box, at, &[&ints, &tune])?;
         }
         self.tensor_maps(body)
+    }
+
+    fn worth(&self, body: &Body) -> Result<()> {
+        let mut named = HashSet::new();
+        for worth in &body.worth {
+            let name = &worth.arg;
+            let fail = |message: String| Err(Error::new(self.spans.of_worth(name), message));
+            if !named.insert(name) {
+                return fail(format!("what `{name}` is worth stands here already: join the two"));
+            }
+            let arg = self.kernel.args.iter().find(|arg| arg.name == *name);
+            match arg.map(|arg| &arg.kind) {
+                Some(ArgKind::Tensor { optional: true, .. }) => {}
+                Some(_) => {
+                    return fail(format!(
+                        "`{name}` is always there: only an `Option<Tensor<…>>` may be made or not"
+                    ));
+                }
+                None => return fail(format!("`{name}` is no argument: name one of the tensors")),
+            }
+        }
+        Ok(())
     }
 
     fn tensor_maps(&self, body: &Body) -> Result<()> {

@@ -121,6 +121,7 @@ const RESERVED: &[&str] = &[
     "MaskMod",
     "Params",
     "SMEM_BYTES",
+    "SM_COUNT",
     "ScoreMod",
     "TensorMap",
     "TensorMaps",

@@ -3,7 +3,7 @@
 use super::parse::parse_braced_list;
 use super::parse_values::parse_ints;
 use super::spans::{Role, Spans};
-use super::{Body, Constraint, Expr, Launch, TensorMap, TuneParam};
+use super::{Body, Constraint, Expr, Launch, TensorMap, TuneParam, Worth};
 use crate::arch::Family;
 use proc_macro2::Span;
 use syn::parse::ParseStream;
@@ -17,6 +17,7 @@ mod kw {
     syn::custom_keyword!(persistent);
     syn::custom_keyword!(queue);
     syn::custom_keyword!(tensor_maps);
+    syn::custom_keyword!(worth);
 }
 
 pub(super) fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> {
@@ -28,7 +29,8 @@ pub(super) fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> 
     })?;
     let content;
     let brace = braced!(content in input);
-    let (mut tune, mut constraints, mut tensor_maps) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut tune, mut constraints) = (Vec::new(), Vec::new());
+    let (mut worth, mut tensor_maps) = (Vec::new(), Vec::new());
     let (mut smem_bytes, mut registers, mut prefer, mut launch) = (None, None, None, None);
     while !content.is_empty() {
         let next = content.lookahead1();
@@ -51,6 +53,9 @@ pub(super) fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> 
                     Clause::Condition(condition) => constraints.push(Constraint { condition }),
                 }
             }
+        } else if next.peek(kw::worth) {
+            content.parse::<kw::worth>()?;
+            worth.extend(parse_braced_list(&content, spans, parse_worth)?);
         } else if next.peek(kw::tensor_maps) {
             content.parse::<kw::tensor_maps>()?;
             tensor_maps.extend(parse_braced_list(&content, spans, parse_tensor_map)?);
@@ -66,7 +71,7 @@ pub(super) fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> 
         return Err(syn::Error::new(brace.span.join(), message));
     };
     let (smem_bytes, registers) = (smem_bytes.unwrap_or(Expr::Int(0)), registers.unwrap_or(Expr::Int(0)));
-    Ok(Body { family, tune, constraints, smem_bytes, registers, prefer, tensor_maps, launch })
+    Ok(Body { family, tune, constraints, smem_bytes, registers, prefer, worth, tensor_maps, launch })
 }
 
 /// Fills a place that one body has once.
@@ -101,6 +106,14 @@ fn parse_clause(input: ParseStream, spans: &mut Spans) -> Result<Clause> {
         };
     }
     Ok(Clause::Condition(spans.expr(input, Role::Constraint)?))
+}
+
+/// `tensor: condition`
+fn parse_worth(input: ParseStream, spans: &mut Spans) -> Result<Worth> {
+    let arg: Ident = input.parse()?;
+    spans.worth(&arg);
+    input.parse::<Token![:]>()?;
+    Ok(Worth { arg: arg.to_string(), condition: spans.expr(input, Role::Worth)? })
 }
 
 /// `tensor: [rows, columns]`

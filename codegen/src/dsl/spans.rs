@@ -21,6 +21,7 @@ pub(super) enum Role {
     Threads,
     Grid,
     Box,
+    Worth,
 }
 
 impl fmt::Display for Role {
@@ -36,6 +37,7 @@ impl fmt::Display for Role {
             Role::Threads => "`threads`",
             Role::Grid => "`grid`",
             Role::Box => "a box",
+            Role::Worth => "`worth`",
         })
     }
 }
@@ -54,6 +56,8 @@ pub(super) struct Spans {
     bodies: Vec<Span>,
     /// Those of `tensor_maps`.
     tensor_maps: Vec<(String, Span)>,
+    /// Those of `worth`.
+    worth: Vec<(String, Span)>,
 }
 
 /// An expression as it was written. The same text may stand in several places, of which one is wrong.
@@ -161,6 +165,17 @@ impl Spans {
     /// Notes a tensor of `tensor_maps`.
     pub(super) fn tensor_map(&mut self, arg: &Ident) {
         self.tensor_maps.push((arg.to_string(), arg.span()));
+    }
+
+    /// Notes a tensor of `worth`.
+    pub(super) fn worth(&mut self, arg: &Ident) {
+        self.worth.push((arg.to_string(), arg.span()));
+    }
+
+    /// Where `worth` names a tensor last.
+    pub(super) fn of_worth(&self, arg: &str) -> Span {
+        let found = self.worth.iter().rev().find(|(known, _)| known == arg);
+        found.map_or_else(Span::call_site, |(_, span)| *span)
     }
 
     /// Where `tensor_maps` names a tensor last.

@@ -156,12 +156,9 @@ impl Pipeline {
         self.forward.knows(bucket) && ordered()
     }
 
-    /// Whether rows of uneven length are worth an order: the forward has a body that hands out its tiles one by one, and each
-    /// multiprocessor gets several.
+    /// Whether rows of uneven length are worth an order, which the forward's declaration says.
     fn orders_rows(&self, sizes: &Sizes) -> bool {
-        let Some(cuda) = self.device.as_cuda() else { return false };
-        let info = cuda.info();
-        info.compute_capability.0 == 9 && sizes.batch * sizes.heads * sizes.q_blocks >= 4 * info.sm_count
+        self.forward.is_worth("row_order", &sizes.dims())
     }
 
     /// Room for the order of the rows of lists that come without one, where it pays. One list for all heads has one order.
