@@ -1,6 +1,5 @@
 //! Rust text for a declaration: the `Params` struct, the arguments and their checked binding.
 
-use crate::arch::Family;
 use crate::constants;
 use crate::dsl::names;
 use crate::dsl::{Arg, ArgKind, DimRef, ElementType, Expr, Kernel, ScalarType};
@@ -176,10 +175,8 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
         }
     });
     let grids = kernel.bodies.iter().map(|body| {
-        let family = match body.family {
-            Family::Sm80 => quote!(Sm80),
-            Family::Sm90 => quote!(Sm90),
-        };
+        // The variant's name, as its `Debug` has it.
+        let family = format_ident!("{}", format!("{:?}", body.family));
         let sides = body.tensor_maps.iter().flat_map(|map| &map.rows_columns);
         let used: Vec<&str> = body.launch.grid.iter().chain(sides).flat_map(Expr::names).collect();
         let tune = body.tune.iter().filter(|param| used.contains(&param.name.as_str()));

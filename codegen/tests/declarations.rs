@@ -181,6 +181,58 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("a grid of two dimensions", "[blocks, rows, 1]", "[blocks, rows]"),
     ("a launch without threads", ", threads = 32 * WARPS", ""),
     ("an unknown section of a body", "tune {", "tuning {"),
+    // Other values on some architectures.
+    (
+        "an architecture that there is none",
+        "        where {",
+        "        tune on sm_75 { WARPS: [4] }\n        where {",
+    ),
+    (
+        "an architecture by another name",
+        "        where {",
+        "        tune on sm86 { WARPS: [4] }\n        where {",
+    ),
+    ("no architecture", "        where {", "        tune on { WARPS: [4] }\n        where {"),
+    (
+        "an architecture twice",
+        "        where {",
+        "        tune on sm_86, sm_86 { WARPS: [4] }\n        where {",
+    ),
+    (
+        "a parameter that `tune` has not",
+        "        where {",
+        "        tune on sm_86 { STEPS: [4] }\n        where {",
+    ),
+    (
+        "a parameter twice on an architecture",
+        "        where {",
+        "        tune on sm_86, sm_89 { WARPS: [4], WARPS: [8] }\n        where {",
+    ),
+    (
+        "no values on an architecture",
+        "        where {",
+        "        tune on sm_86 { WARPS: [] }\n        where {",
+    ),
+    (
+        "values on an architecture twice",
+        "        where {",
+        "        tune on sm_86, sm_89 { WARPS: [4] } tune on sm_89 { WARPS: [8] }\n        where {",
+    ),
+    (
+        "values for an architecture of another family",
+        BODY,
+        "    body sm90 { tune { A: [1, 2] } tune on sm_86 { A: [1] } launch { grid = [1, 1, 1], threads = 32 } }\n",
+    ),
+    (
+        "values on an architecture before the others",
+        "        tune {",
+        "        tune on sm_86 { WARPS: [4] }\n        tune {",
+    ),
+    (
+        "too many combinations on an architecture",
+        "        where {",
+        "        tune on sm_86 { WARPS: 1..=256, STAGES: 1..=256 } tune { C: [1, 2] }\n        where {",
+    ),
     // What is worth making.
     ("worth of nothing", "        tune {", "        worth { z: rows > 1 }\n        tune {"),
     ("worth of a dimension", "        tune {", "        worth { rows: rows > 1 }\n        tune {"),

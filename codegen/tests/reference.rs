@@ -1,7 +1,7 @@
 //! The reference of the DSL: every example is a declaration, and every clause there is has a place in it.
 
-use tilewright_codegen::KernelSource;
 use tilewright_codegen::dsl::Kernel;
+use tilewright_codegen::{Arch, Family, KernelSource};
 
 const REFERENCE: &str = include_str!("../../docs/dsl.md");
 
@@ -64,6 +64,17 @@ fn every_clause_is_explained_and_shown() {
     for clause in clauses {
         assert!(has(&code, clause), "no example shows `{clause}`");
         assert!(has(&prose, clause), "`{clause}` is not explained");
+    }
+}
+
+/// The families and architectures that there are.
+#[test]
+fn the_families_are_those_of_the_generator() {
+    for family in Family::ALL {
+        assert!(REFERENCE.contains(&format!("\n| `{family}` | ")), "{family}");
+    }
+    for arch in Arch::ALL {
+        assert!(REFERENCE.contains(&format!("`{arch}`")), "{arch}");
     }
 }
 

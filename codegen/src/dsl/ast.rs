@@ -1,7 +1,7 @@
 //! The declaration as data.
 
 use super::Expr;
-use crate::arch::Family;
+use crate::arch::{Arch, Family};
 use crate::lower::FunctionKind;
 use crate::{DType, Value};
 use std::collections::HashSet;
@@ -172,6 +172,8 @@ pub struct Body {
     pub family: Family,
     /// The tuning space, values in order of preference.
     pub tune: Vec<TuneParam>,
+    /// Other values of some of its parameters on some architectures.
+    pub tune_on: Vec<TuneOn>,
     /// What a schedule must satisfy.
     pub constraints: Vec<Constraint>,
     /// Dynamic shared memory in bytes; none given means 0.
@@ -216,6 +218,26 @@ pub struct TuneParam {
     pub name: String,
     /// Its values, the preferred first.
     pub values: Vec<i64>,
+}
+
+/// `tune on sm_86, sm_89 { … }`
+#[derive(Debug, Clone)]
+pub struct TuneOn {
+    /// The architectures.
+    pub archs: Vec<Arch>,
+    /// Parameters of `tune` with the values that they have there instead.
+    pub tune: Vec<TuneParam>,
+}
+
+impl Body {
+    /// The tuning space on an architecture.
+    pub fn tune_for(&self, arch: Arch) -> impl Iterator<Item = &TuneParam> + Clone {
+        let there = self.tune_on.iter().filter(move |on| on.archs.contains(&arch));
+        self.tune.iter().map(move |param| {
+            let mut others = there.clone().flat_map(|on| &on.tune);
+            others.find(|other| other.name == param.name).unwrap_or(param)
+        })
+    }
 }
 
 /// A condition of `where`.

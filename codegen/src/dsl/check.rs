@@ -2,7 +2,7 @@
 
 use super::spans::{Role, Spans};
 use super::{ArgKind, Body, ElementType, Expr, Kernel, SpecValues};
-use crate::arch::Family;
+use crate::arch::{Arch, Family};
 use crate::params::ParamsLayout;
 use std::collections::HashSet;
 use syn::{Error, Result};
@@ -235,7 +235,10 @@ impl Check<'_> {
             }
             self.no_function(&param.name)?;
         }
-        self.points("`tune`", body.tune.iter().map(|param| (param.name.as_str(), param.values.len())))?;
+        for arch in Arch::ALL.into_iter().filter(|arch| arch.runs(body.family)) {
+            let tune = body.tune_for(arch);
+            self.points("`tune`", tune.map(|param| (param.name.as_str(), param.values.len())))?;
+        }
         let (dims, ints) = (self.kernel.dims(), self.ints());
         let tune: Vec<&str> = body.tune.iter().map(|param| param.name.as_str()).collect();
         for constraint in &body.constraints {
@@ -289,8 +292,11 @@ impl Check<'_> {
         for map in &body.tensor_maps {
             let name = &map.arg;
             let fail = |message: String| Err(Error::new(self.spans.of_tensor_map(name), message));
-            if body.family == Family::Sm80 {
-                return fail("sm_80 has no copy engine: only a `body sm90` has `tensor_maps`".to_owned());
+            if !body.family.has_copy_engine() {
+                let with = Family::ALL.into_iter().filter(|family| family.has_copy_engine());
+                let with: Vec<String> = with.map(|family| format!("`body {family}`")).collect();
+                let (family, with) = (body.family, with.join(" or "));
+                return fail(format!("{family} has no copy engine: only a {with} has `tensor_maps`"));
             }
             if !mapped.insert(name) {
                 return fail(format!("`{name}` has a tensor map already: keep one"));

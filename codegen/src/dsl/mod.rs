@@ -63,6 +63,6 @@ mod spans;
 
 pub use ast::{
     Arg, ArgKind, Body, Constant, Constraint, Derived, DimRef, ElementType, FunctionSlot, Kernel, Launch,
-    Require, ScalarType, SpecParam, SpecValues, TensorMap, TuneParam, Worth,
+    Require, ScalarType, SpecParam, SpecValues, TensorMap, TuneOn, TuneParam, Worth,
 };
 pub use expr::{EvalError, Expr, ceil_div};
