@@ -254,7 +254,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "backward_kv";
-    const DECLARATION: &'static str = "183e67076e2360a4feff1d9823ad5248f73daf0e3440bfce4ea3541db52ab09b";
+    const DECLARATION: &'static str = "af7afa654ebb9ad55d2a05b4d34849242f8af2ce52f919ec4b38ff8afb12275b";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;

@@ -251,7 +251,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "backward_q";
-    const DECLARATION: &'static str = "7ba0041ad6e67d866946646836926a9c5af8dbcb0fc536991469196c2560b7dd";
+    const DECLARATION: &'static str = "cffda76d913de8b688fe5d99fee75d3395def6e2ff43df9af2add41fc025c8b3";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;

@@ -43,7 +43,7 @@ kernel! {
             // The second half's addresses would spill.
             D <= 128 || STEP_Q <= 32,
             // A pass of copies fills whole rows.
-            STEP_Q % (32 * WARPS / (if D == 96 { 4 } else { 8 })) == 0,
+            STEP_Q % (32 * WARPS / (if D % 64 == 0 { 8 } else { 4 })) == 0,
             smem_bytes = 2 * (D + D_V) * (TILE_KV + 2 * STEP_Q) + 16 * STEP_Q,
             registers = min(255, TILE_KV * (min(D, 128) + STEP_Q) / (16 * WARPS) + 56),
             // With 32 rows a warp every operand feeds two products; then, warps that hide each other's barriers.

@@ -40,7 +40,7 @@ kernel! {
             // The widest heads' addresses would spill.
             D <= 128 || STEP_KV <= 32,
             // A pass of copies fills whole rows.
-            STEP_KV % (32 * WARPS / (if D == 96 { 4 } else { 8 })) == 0,
+            STEP_KV % (32 * WARPS / (if D % 64 == 0 { 8 } else { 4 })) == 0,
             smem_bytes = 2 * (D + D_V) * (TILE_Q + 2 * STEP_KV),
             registers = min(255, TILE_Q * (D + 2 * STEP_KV) / (32 * WARPS) + 56),
             // With 32 rows a warp every operand feeds two products; then, warps that hide each other's barriers.
