@@ -99,7 +99,7 @@ fn a_forward_with_a_wrong_lse_does_not_pass() {
     type Spoil<'a> = &'a dyn Fn(&mut [f32], &mut [f32]);
     for rule in [
         rule(BlockSize::default()),
-        masked(BlockSize::ALL[2], causal {}),
+        masked(BlockSize::new(64, 64).unwrap(), causal {}),
         scored(by_head { slopes: vec![0.5; 8] }),
     ] {
         let case = case(&rule);
@@ -264,7 +264,7 @@ fn functions_are_asked_about_the_calls_own_positions() {
 
 #[test]
 fn wrong_gradients_do_not_pass() {
-    let rule = masked(BlockSize::ALL[2], causal {});
+    let rule = masked(BlockSize::new(64, 64).unwrap(), causal {});
     let case = case(&rule);
     let (expected, delta) = (case.gradients(&rule, true).unwrap(), case.delta(true).unwrap());
     let (empty, unlisted) = (case.without_keys().unwrap(), case.without_queries().unwrap());
