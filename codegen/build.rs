@@ -1,4 +1,4 @@
-//! Embeds the shared headers, so that a new file in `lib/` needs no list to be kept.
+//! Embeds what kernels share, so that a new file in `lib/` needs no list to be kept.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -9,15 +9,17 @@ fn main() {
     let mut names: Vec<String> = std::fs::read_dir(&lib)
         .unwrap_or_else(|error| panic!("reading {}: {error}", lib.display()))
         .map(|entry| entry.expect("a readable entry").file_name().to_string_lossy().into_owned())
-        .filter(|name| name.ends_with(".cuh"))
+        .filter(|name| name.ends_with(".cuh") || name.ends_with(".rs"))
         .collect();
     names.sort();
-    let mut code = String::from("/// Shared headers as (path, text).\nconst HEADERS: &[(&str, &str)] = &[\n");
+    let mut code = String::from(
+        "/// Headers and shared declarations as (path, text).\nconst LIBRARY: &[(&str, &str)] = &[\n",
+    );
     for name in names {
         let path = lib.join(&name);
         writeln!(code, "    (\"lib/{name}\", include_str!({path:?})),").expect("writing to a string");
     }
     code += "];\n";
     let out = std::env::var("OUT_DIR").expect("cargo sets OUT_DIR");
-    std::fs::write(Path::new(&out).join("headers.rs"), code).expect("writing headers.rs");
+    std::fs::write(Path::new(&out).join("library.rs"), code).expect("writing library.rs");
 }

@@ -26,10 +26,27 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed("backward_kv/sm90_copies.cuh"),
                 Cow::Borrowed(include_str!("../templates/backward_kv/sm90_copies.cuh")),
             ),
+            (
+                Cow::Borrowed("lib/attention.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/attention.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/backward.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/backward.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/block_size.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/block_size.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/head_dim.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/head_dim.rs")),
+            ),
         ],
     ),
     has_check: true,
 };
+pub use super::specs::backward_kv::*;
 /// What `backward_kv` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -361,7 +378,7 @@ pub mod tensors {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "backward_kv";
-    const DECLARATION: &'static str = "c8002f4b93c105b810cdd1e30e25b19402858aea4a42f1f8294636d81b1149e0";
+    const DECLARATION: &'static str = "c9a0a7f5b61e10fbc1ab9ef6efa96edd3dd787de99c80f99c4f6c88efc64dcad";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -580,7 +597,7 @@ unsafe impl KernelArgs for Args<'_> {
             .require(
                 "head_dim % 8 == 0",
                 &[("head_dim", head_dim)],
-                "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8",
+                "rows are read 8 elements at a time: pad the head dimension to a multiple of 8",
                 || Some(i64::checked_rem(head_dim, 8)? == 0),
             )?;
         binder
@@ -594,7 +611,7 @@ unsafe impl KernelArgs for Args<'_> {
             .require(
                 "value_dim % 8 == 0",
                 &[("value_dim", value_dim)],
-                "rows are read 16 bytes at a time: pad the values to a multiple of 8",
+                "rows are read 8 elements at a time: pad the values to a multiple of 8",
                 || Some(i64::checked_rem(value_dim, 8)? == 0),
             )?;
         binder

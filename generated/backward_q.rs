@@ -26,10 +26,27 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed("backward_q/sm90_copies.cuh"),
                 Cow::Borrowed(include_str!("../templates/backward_q/sm90_copies.cuh")),
             ),
+            (
+                Cow::Borrowed("lib/attention.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/attention.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/backward.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/backward.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/block_size.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/block_size.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/head_dim.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/head_dim.rs")),
+            ),
         ],
     ),
     has_check: true,
 };
+pub use super::specs::backward_q::*;
 /// What `backward_q` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -354,7 +371,7 @@ pub mod tensors {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "backward_q";
-    const DECLARATION: &'static str = "d7af2564d4ea5dfa6388f0b4d7c11777c48ab62f54c470b7f0d2a1c4aa86363f";
+    const DECLARATION: &'static str = "abcec3c6b089078e7aac72fa320732bbfe2a1ceb24a93a27b1b3e29082e4a1ae";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -569,7 +586,7 @@ unsafe impl KernelArgs for Args<'_> {
             .require(
                 "head_dim % 8 == 0",
                 &[("head_dim", head_dim)],
-                "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8",
+                "rows are read 8 elements at a time: pad the head dimension to a multiple of 8",
                 || Some(i64::checked_rem(head_dim, 8)? == 0),
             )?;
         binder
@@ -583,7 +600,7 @@ unsafe impl KernelArgs for Args<'_> {
             .require(
                 "value_dim % 8 == 0",
                 &[("value_dim", value_dim)],
-                "rows are read 16 bytes at a time: pad the values to a multiple of 8",
+                "rows are read 8 elements at a time: pad the values to a multiple of 8",
                 || Some(i64::checked_rem(value_dim, 8)? == 0),
             )?;
         binder

@@ -18,10 +18,15 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed("classify/sm80.cu"),
                 Cow::Borrowed(include_str!("../templates/classify/sm80.cu")),
             ),
+            (
+                Cow::Borrowed("lib/block_size.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/block_size.rs")),
+            ),
         ],
     ),
     has_check: true,
 };
+pub use super::specs::classify::*;
 /// What `classify` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -91,7 +96,7 @@ pub mod tensors {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "classify";
-    const DECLARATION: &'static str = "db2310bd2017fb966bd6bf0a3c0ceb149d1dcddc36f8de66f4a4c8744cad2fab";
+    const DECLARATION: &'static str = "6f11015594241123d456c3e673d002d0b64fe8b4067c8f665cb4620c606ede7b";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;

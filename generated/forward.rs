@@ -30,10 +30,23 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed("forward/sm90_softmax.cuh"),
                 Cow::Borrowed(include_str!("../templates/forward/sm90_softmax.cuh")),
             ),
+            (
+                Cow::Borrowed("lib/attention.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/attention.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/block_size.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/block_size.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/head_dim.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/head_dim.rs")),
+            ),
         ],
     ),
     has_check: true,
 };
+pub use super::specs::forward::*;
 /// What `forward` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -308,7 +321,7 @@ pub mod tensors {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "forward";
-    const DECLARATION: &'static str = "e962b9a8478d62f3712cddd8179ceb169f1bb3d6295a9d59927b9aa2ab6c2ceb";
+    const DECLARATION: &'static str = "aadedef56e76aedccdf3522ca30eecfada70d1349271bb3090f5d9c15e5b74ca";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -490,7 +503,7 @@ unsafe impl KernelArgs for Args<'_> {
             .require(
                 "head_dim % 8 == 0",
                 &[("head_dim", head_dim)],
-                "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8",
+                "rows are read 8 elements at a time: pad the head dimension to a multiple of 8",
                 || Some(i64::checked_rem(head_dim, 8)? == 0),
             )?;
         binder
@@ -504,7 +517,7 @@ unsafe impl KernelArgs for Args<'_> {
             .require(
                 "value_dim % 8 == 0",
                 &[("value_dim", value_dim)],
-                "rows are written 16 bytes at a time: pad the values to a multiple of 8",
+                "rows are read 8 elements at a time: pad the values to a multiple of 8",
                 || Some(i64::checked_rem(value_dim, 8)? == 0),
             )?;
         binder

@@ -22,6 +22,7 @@ pub static SOURCE: KernelSource = KernelSource {
     ),
     has_check: true,
 };
+pub use super::specs::mark::*;
 /// What `mark` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -143,7 +144,7 @@ pub mod tensors {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "mark";
-    const DECLARATION: &'static str = "be6f63cf307dc50925b97f822628e290ba7c934b96ce6b846080a58831366d8c";
+    const DECLARATION: &'static str = "1045f0efc570ee9bae1dfea1c34e771390cd280b8dfa29b17c9d743aac3fa7b4";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;

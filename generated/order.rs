@@ -22,6 +22,7 @@ pub static SOURCE: KernelSource = KernelSource {
     ),
     has_check: true,
 };
+pub use super::specs::order::*;
 /// What `order` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -110,7 +111,7 @@ pub mod tensors {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "order";
-    const DECLARATION: &'static str = "dc185994475cb027fbfd0389646ee846f63e8f3f7664c9fe82da63e90016ece6";
+    const DECLARATION: &'static str = "499eca7a8b39f9a70791063296a934aa6177ce83fa4c59fb2dec5376d87412a2";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;

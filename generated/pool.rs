@@ -18,10 +18,19 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed("pool/sm80.cu"),
                 Cow::Borrowed(include_str!("../templates/pool/sm80.cu")),
             ),
+            (
+                Cow::Borrowed("lib/block_size.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/block_size.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/head_dim.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/head_dim.rs")),
+            ),
         ],
     ),
     has_check: true,
 };
+pub use super::specs::pool::*;
 /// What `pool` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -172,7 +181,7 @@ pub mod tensors {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "pool";
-    const DECLARATION: &'static str = "e22feb2a5b2061ebf4207bc13e0423441c3fd1585023cd8b72fc260106611797";
+    const DECLARATION: &'static str = "a03b133af653d24d8f8c2d73ca2cfd1e8c6965274efa087a661338edbcd5a060";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -276,14 +285,14 @@ unsafe impl KernelArgs for Args<'_> {
             .require(
                 "head_dim <= D",
                 &[("head_dim", head_dim), ("D", d)],
-                "the head dimension is larger than the kernel's: choose a larger D",
+                "build for a larger head dimension",
                 || Some(head_dim <= d),
             )?;
         binder
             .require(
                 "head_dim % 8 == 0",
                 &[("head_dim", head_dim)],
-                "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8",
+                "rows are read 8 elements at a time: pad the head dimension to a multiple of 8",
                 || Some(i64::checked_rem(head_dim, 8)? == 0),
             )?;
         let grid = match candidate.schedule.family {

@@ -18,10 +18,15 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed("rank/sm80.cu"),
                 Cow::Borrowed(include_str!("../templates/rank/sm80.cu")),
             ),
+            (
+                Cow::Borrowed("lib/head_dim.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/head_dim.rs")),
+            ),
         ],
     ),
     has_check: true,
 };
+pub use super::specs::rank::*;
 /// What `rank` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -322,7 +327,7 @@ pub mod tensors {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "rank";
-    const DECLARATION: &'static str = "a2ed5e0a1370d7cc153d3e35aec4f8c95b44cdb5ed5ed93a6816a90ee879197d";
+    const DECLARATION: &'static str = "5e99ed3141e55fcd87e895ff1048de67a2a4f0caa72d73e8b92be81071c4c196";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -497,14 +502,14 @@ unsafe impl KernelArgs for Args<'_> {
             .require(
                 "head_dim <= D",
                 &[("head_dim", head_dim), ("D", d)],
-                "the head dimension is larger than the kernel's: choose a larger D",
+                "build for a larger head dimension",
                 || Some(head_dim <= d),
             )?;
         binder
             .require(
                 "head_dim % 8 == 0",
                 &[("head_dim", head_dim)],
-                "means are read 16 bytes at a time: pad the head dimension to a multiple of 8",
+                "rows are read 8 elements at a time: pad the head dimension to a multiple of 8",
                 || Some(i64::checked_rem(head_dim, 8)? == 0),
             )?;
         binder

@@ -18,10 +18,19 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed("score_partial/sm80.cu"),
                 Cow::Borrowed(include_str!("../templates/score_partial/sm80.cu")),
             ),
+            (
+                Cow::Borrowed("lib/block_size.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/block_size.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/head_dim.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/head_dim.rs")),
+            ),
         ],
     ),
     has_check: true,
 };
+pub use super::specs::score_partial::*;
 /// What `score_partial` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -189,7 +198,7 @@ pub mod tensors {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "score_partial";
-    const DECLARATION: &'static str = "9ac7acc1e2dda877e424c40edae2aea6ae2b0791c6883e28d643f67a517fbee5";
+    const DECLARATION: &'static str = "1b90916f7cf816ae639bbdfd518da397a56ad6f6c174dbc7390c3c22db398717";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -286,14 +295,14 @@ unsafe impl KernelArgs for Args<'_> {
             .require(
                 "head_dim <= D",
                 &[("head_dim", head_dim), ("D", d)],
-                "the head dimension is larger than the kernel's: choose a larger D",
+                "build for a larger head dimension",
                 || Some(head_dim <= d),
             )?;
         binder
             .require(
                 "head_dim % 8 == 0",
                 &[("head_dim", head_dim)],
-                "rows are read 8 bytes at a time: pad the head dimension to a multiple of 8",
+                "rows are read 8 elements at a time: pad the head dimension to a multiple of 8",
                 || Some(i64::checked_rem(head_dim, 8)? == 0),
             )?;
         binder

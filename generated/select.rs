@@ -22,6 +22,7 @@ pub static SOURCE: KernelSource = KernelSource {
     ),
     has_check: true,
 };
+pub use super::specs::select::*;
 /// What `select` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -277,7 +278,7 @@ pub mod tensors {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "select";
-    const DECLARATION: &'static str = "9c0aefd73864e34db19073ce0414e32d80aaeaaa529cc2957e021297ad1da540";
+    const DECLARATION: &'static str = "c10f996f91705f2314740a888d067e072ef7a5dddb8b8a06c2ea42365cbdb669";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;

@@ -22,6 +22,7 @@ pub static SOURCE: KernelSource = KernelSource {
     ),
     has_check: true,
 };
+pub use super::specs::transpose::*;
 /// What `transpose` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -217,7 +218,7 @@ pub mod tensors {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "transpose";
-    const DECLARATION: &'static str = "42d0ce2a116a631b29036659ffc74f4e95eae4023c13aa7feaf85c3fa77a8ba1";
+    const DECLARATION: &'static str = "1ed4ef8fb4add10b8ff81368f91cf8f49ee90bb8526d0849278d99fc66f5a200";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;

@@ -326,7 +326,7 @@ fn what_does_not_fit_is_named() {
         assert!(error.to_string().contains(message), "{error}");
     }
     let mask = |blocks: BlockSize, seq| BlockMask::full(1, 1, (blocks.q(), blocks.kv()), (seq, seq)).unwrap();
-    let error = refused(&of(q.clone(), lse.clone(), mask(BlockSize::ALL[1], 100)), &q, None);
+    let error = refused(&of(q.clone(), lse.clone(), mask(BlockSize::new(128, 128).unwrap(), 100)), &q, None);
     assert!(matches!(error, Error::Mask(MaskError::Blocks { .. })), "{error}");
     let error = refused(&of(q.clone(), lse, mask(BlockSize::default(), 128)), &q, None);
     assert!(matches!(error, Error::Mask(MaskError::Fit { dimension: "seq_q", .. })), "{error}");

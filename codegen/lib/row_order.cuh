@@ -1,9 +1,6 @@
 // The rows of a head by falling length: whoever works through rows of uneven length begins with the longest.
-// Needs warp.cuh.
+// Needs warp.cuh, and ORDER_BINS and ORDER_WORDS of a declaration that includes lib/row_order.rs.
 #pragma once
-
-constexpr int ORDER_BINS = 1024;
-constexpr int ORDER_WORDS = ORDER_BINS + ORDER_BINS / 32;  // a lane's bins lie one word off those of its neighbour
 
 /// Writes the numbers of `rows` rows to `order`, those with more blocks first. Lengths that share one of the bins, as equal
 /// ones do, come in any order. The whole thread block calls it; `bins`: ORDER_WORDS words of shared memory.

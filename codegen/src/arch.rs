@@ -1,36 +1,83 @@
-//! GPU architectures and what they allow a kernel to use.
+//! GPU architectures, what they allow a kernel to use, and the families of them that share a body: tables, a row each.
 
 use crate::Error;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// A compilation target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-#[non_exhaustive]
-#[allow(missing_docs)]
-pub enum Arch {
-    Sm80,
-    Sm86,
-    Sm87,
-    Sm89,
-    Sm90a,
-    Sm100a,
-    Sm103a,
-    Sm120a,
-    Sm121a,
+/// An enum with a row of data for each variant, in the order of the table.
+macro_rules! table {
+    ($(#[$attribute:meta])* $name:ident, $row:ty { $($(#[$doc:meta])* $variant:ident: $value:expr,)+ }) => {
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        $(#[$attribute])*
+        #[non_exhaustive]
+        pub enum $name {
+            $($(#[$doc])* $variant,)+
+        }
+
+        impl $name {
+            /// All of them, oldest first.
+            pub const ALL: [$name; [$(stringify!($variant)),+].len()] = [$($name::$variant),+];
+
+            const ROWS: [$row; Self::ALL.len()] = [$($value),+];
+
+            const fn row(self) -> $row {
+                Self::ROWS[self as usize]
+            }
+        }
+    };
 }
 
-/// A family of architectures that share a body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum Family {
-    /// `mma.sync` and `cp.async`: every architecture from Ampere on.
-    Sm80,
-    /// `wgmma` and TMA: Hopper only (the instructions of an `a` target are not forward compatible).
-    Sm90,
+/// What is known of an architecture.
+#[derive(Clone, Copy)]
+struct ArchRow {
+    /// As NVRTC takes it.
+    name: &'static str,
+    compute_capability: (i32, i32),
+    /// Shared memory of a multiprocessor. The system keeps 1 KiB of it for each block.
+    smem_kib: i64,
+    /// Threads resident on a multiprocessor.
+    threads: i64,
+    /// Whether the shipped kernels are compiled for it and checked on it.
+    shipped: bool,
+}
+
+table! {
+    /// A compilation target.
+    #[allow(missing_docs)]
+    #[serde(try_from = "String", into = "String")]
+    Arch, ArchRow {
+        Sm80: ArchRow { name: "sm_80", compute_capability: (8, 0), smem_kib: 164, threads: 2048, shipped: true },
+        Sm86: ArchRow { name: "sm_86", compute_capability: (8, 6), smem_kib: 100, threads: 1536, shipped: true },
+        Sm87: ArchRow { name: "sm_87", compute_capability: (8, 7), smem_kib: 164, threads: 2048, shipped: false },
+        Sm89: ArchRow { name: "sm_89", compute_capability: (8, 9), smem_kib: 100, threads: 1536, shipped: true },
+        Sm90a: ArchRow { name: "sm_90a", compute_capability: (9, 0), smem_kib: 228, threads: 2048, shipped: true },
+        Sm100a: ArchRow { name: "sm_100a", compute_capability: (10, 0), smem_kib: 228, threads: 2048, shipped: true },
+        Sm103a: ArchRow { name: "sm_103a", compute_capability: (10, 3), smem_kib: 228, threads: 2048, shipped: false },
+        Sm120a: ArchRow { name: "sm_120a", compute_capability: (12, 0), smem_kib: 100, threads: 1536, shipped: true },
+        Sm121a: ArchRow { name: "sm_121a", compute_capability: (12, 1), smem_kib: 100, threads: 1536, shipped: false },
+    }
+}
+
+/// What is known of a family.
+#[derive(Clone, Copy)]
+struct FamilyRow {
+    /// In declarations and file names.
+    name: &'static str,
+    runs_on: &'static [Arch],
+    /// Whether a body may have tensor maps.
+    copy_engine: bool,
+}
+
+table! {
+    /// A family of architectures that share a body.
+    #[serde(rename_all = "lowercase")]
+    Family, FamilyRow {
+        /// `mma.sync` and `cp.async`: every architecture from Ampere on.
+        Sm80: FamilyRow { name: "sm80", runs_on: &Arch::ALL, copy_engine: false },
+        /// `wgmma` and TMA: Hopper only (the instructions of an `a` target are not forward compatible).
+        Sm90: FamilyRow { name: "sm90", runs_on: &[Arch::Sm90a], copy_engine: true },
+    }
 }
 
 /// What one block may use on an architecture (CUDA C++ Programming Guide, technical specifications).
@@ -56,96 +103,79 @@ impl Limits {
 }
 
 impl Arch {
-    /// Every architecture, oldest first.
-    pub const ALL: [Arch; 9] = [
-        Arch::Sm80,
-        Arch::Sm86,
-        Arch::Sm87,
-        Arch::Sm89,
-        Arch::Sm90a,
-        Arch::Sm100a,
-        Arch::Sm103a,
-        Arch::Sm120a,
-        Arch::Sm121a,
-    ];
-
     /// The architectures the shipped kernels are compiled for and checked on.
-    pub const SHIPPED: [Arch; 6] =
-        [Arch::Sm80, Arch::Sm86, Arch::Sm89, Arch::Sm90a, Arch::Sm100a, Arch::Sm120a];
+    pub const SHIPPED: [Arch; SHIPPED] = {
+        let mut shipped = [Arch::Sm80; SHIPPED];
+        let (mut at, mut count) = (0, 0);
+        while at < Arch::ALL.len() {
+            if Arch::ROWS[at].shipped {
+                shipped[count] = Arch::ALL[at];
+                count += 1;
+            }
+            at += 1;
+        }
+        shipped
+    };
 
     /// The name NVRTC takes: `sm_90a`.
     pub const fn name(self) -> &'static str {
-        match self {
-            Arch::Sm80 => "sm_80",
-            Arch::Sm86 => "sm_86",
-            Arch::Sm87 => "sm_87",
-            Arch::Sm89 => "sm_89",
-            Arch::Sm90a => "sm_90a",
-            Arch::Sm100a => "sm_100a",
-            Arch::Sm103a => "sm_103a",
-            Arch::Sm120a => "sm_120a",
-            Arch::Sm121a => "sm_121a",
-        }
+        self.row().name
+    }
+
+    /// The architecture of that very name.
+    pub fn from_name(name: &str) -> Option<Arch> {
+        Self::ALL.into_iter().find(|arch| arch.name() == name)
     }
 
     /// The target of a compute capability, `None` below 8.0 and for those not known yet.
     pub fn from_compute_capability(major: i32, minor: i32) -> Option<Arch> {
-        Some(match (major, minor) {
-            (8, 0) => Arch::Sm80,
-            (8, 6) => Arch::Sm86,
-            (8, 7) => Arch::Sm87,
-            (8, 9) => Arch::Sm89,
-            (9, 0) => Arch::Sm90a,
-            (10, 0) => Arch::Sm100a,
-            (10, 3) => Arch::Sm103a,
-            (12, 0) => Arch::Sm120a,
-            (12, 1) => Arch::Sm121a,
-            _ => return None,
-        })
+        Self::ALL.into_iter().find(|arch| arch.row().compute_capability == (major, minor))
     }
 
     /// Whether a body of `family` runs here.
     pub fn runs(self, family: Family) -> bool {
-        match family {
-            Family::Sm80 => true,
-            Family::Sm90 => self == Arch::Sm90a,
-        }
+        family.row().runs_on.contains(&self)
     }
 
     /// What a block may use.
     pub const fn limits(self) -> Limits {
         const KIB: i64 = 1024;
-        let (smem_per_block, smem_per_sm, threads_per_sm) = match self {
-            Arch::Sm80 | Arch::Sm87 => (163 * KIB, 164 * KIB, 2048),
-            Arch::Sm86 | Arch::Sm89 | Arch::Sm120a | Arch::Sm121a => (99 * KIB, 100 * KIB, 1536),
-            Arch::Sm90a | Arch::Sm100a | Arch::Sm103a => (227 * KIB, 228 * KIB, 2048),
-        };
+        let ArchRow { smem_kib, threads, .. } = self.row();
         Limits {
-            smem_per_block,
-            smem_per_sm,
+            smem_per_block: (smem_kib - 1) * KIB,
+            smem_per_sm: smem_kib * KIB,
             threads_per_block: 1024,
-            threads_per_sm,
+            threads_per_sm: threads,
             registers_per_thread: Limits::REGISTERS_PER_THREAD,
             registers_per_sm: 65536,
         }
     }
 }
 
-impl Family {
-    /// Every family, oldest first.
-    pub const ALL: [Family; 2] = [Family::Sm80, Family::Sm90];
+/// How many architectures are shipped for.
+const SHIPPED: usize = {
+    let (mut at, mut count) = (0, 0);
+    while at < Arch::ALL.len() {
+        count += Arch::ROWS[at].shipped as usize;
+        at += 1;
+    }
+    count
+};
 
+impl Family {
     /// The name in declarations and file names: `sm80`.
     pub const fn name(self) -> &'static str {
-        match self {
-            Family::Sm80 => "sm80",
-            Family::Sm90 => "sm90",
-        }
+        self.row().name
     }
 
     /// The family of that name.
     pub fn from_name(name: &str) -> Option<Family> {
         Self::ALL.into_iter().find(|family| family.name() == name)
+    }
+
+    /// Whether its architectures have a copy engine (TMA), for tensor maps.
+    pub const fn has_copy_engine(self) -> bool {
+        self.row().copy_engine
     }
 }
 

@@ -1,6 +1,6 @@
 //! Rust text for a declaration: the `Params` struct, the arguments and their checked binding.
 
-use crate::arch::Family;
+use crate::constants::Constants;
 use crate::dsl::names;
 use crate::dsl::{Access, Arg, ArgKind, DimRef, ElementType, Expr, Kernel, ScalarType, Tolerance};
 use crate::limits;
@@ -10,22 +10,22 @@ use quote::{format_ident, quote};
 
 /// The bindings of one kernel as formatted Rust, to stand in a module of the kernel's name.
 ///
-pub(crate) fn bindings(kernel: &Kernel, paths: &Paths) -> String {
+pub(crate) fn bindings(kernel: &Kernel, paths: &Paths, constants: Constants) -> String {
     // Expressions get parentheses, which are read again here.
-    limits::with_room(|| formatted(kernel, paths))
+    limits::with_room(|| formatted(kernel, paths, constants))
 }
 
 /// Where a kernel's files are, relative to the file the bindings will stand in, or absolute.
 pub(crate) struct Paths {
     /// `kernel.rs`.
     pub(crate) declaration: String,
-    /// Each body and header, as `(path in the templates folder, path to include)`.
+    /// Each body, header and shared declaration, as `(path in the templates folder, path to include)`.
     pub(crate) files: Vec<(String, String)>,
     /// `check.rs`, where the folder has one.
     pub(crate) check: Option<String>,
 }
 
-fn formatted(kernel: &Kernel, paths: &Paths) -> String {
+fn formatted(kernel: &Kernel, paths: &Paths, constants: Constants) -> String {
     let layout = ParamsLayout::of(kernel);
     let has_fixed = |arg: &Arg| matches!(arg.kind, ArgKind::Tensor { element: ElementType::Fixed(_), .. });
     let dtype = kernel.args.iter().any(has_fixed).then(|| quote!(DType,));
@@ -40,6 +40,7 @@ fn formatted(kernel: &Kernel, paths: &Paths) -> String {
         use ::tilewright::launch::{BindError, Binder, Bound, #dim KernelArgs, #probe #arg #verdict};
         use ::tilewright::{#dtype #tensor};
     };
+    let constants = constants.of(kernel);
     let check = paths.check.as_ref().map(|path| quote!(#[path = #path] mod check;));
     let (source, params, args, tensors, bind) = (
         source_static(kernel, paths),
@@ -48,8 +49,9 @@ fn formatted(kernel: &Kernel, paths: &Paths) -> String {
         tensors_module(kernel),
         kernel_args_impl(kernel, &layout, paths.check.is_some()),
     );
-    let file: syn::File = syn::parse2(quote!(#imports #check #source #params #args #tensors #bind))
-        .expect("the bindings are Rust");
+    let file: syn::File =
+        syn::parse2(quote!(#imports #check #source #constants #params #args #tensors #bind))
+            .expect("the bindings are Rust");
     prettyplease::unparse(&file)
 }
 
@@ -289,10 +291,8 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout, has_check: bool) -> 
         }
     });
     let grids = kernel.bodies.iter().map(|body| {
-        let family = match body.family {
-            Family::Sm80 => quote!(Sm80),
-            Family::Sm90 => quote!(Sm90),
-        };
+        // The variant's name, as its `Debug` has it.
+        let family = format_ident!("{}", format!("{:?}", body.family));
         let sides = body.tensor_maps.iter().flat_map(|map| &map.rows_columns);
         let used: Vec<&str> = body.launch.grid.iter().chain(sides).flat_map(Expr::names).collect();
         let tune = body.tune.iter().filter(|param| used.contains(&param.name.as_str()));

@@ -185,7 +185,7 @@ pub(crate) fn candidates(
     let mut found = Candidates { accepted: Vec::new(), rejected: Vec::new() };
     for body in bodies {
         let mut fitting = Vec::new();
-        for schedule in Schedule::enumerate(body) {
+        for schedule in Schedule::enumerate(body, arch) {
             match budget(body, spec, &schedule, limits) {
                 Ok((budget, preference)) => {
                     fitting.push((preference, Candidate { spec: spec.clone(), schedule, budget }));

@@ -31,7 +31,7 @@ impl Generator {
     /// [`Error::Declaration`] or [`Error::Template`] with the place of the mistake; [`Error::Spec`] when the folder and
     /// the kernel have different names, or a body has no template.
     pub fn new(source: &KernelSource) -> Result<Self, Error> {
-        let kernel = Kernel::parse(&format!("{}/kernel.rs", source.name), &source.declaration)?;
+        let kernel = Kernel::of(source)?;
         let fail = |message: String| Err(Error::Spec { kernel: kernel.name.clone(), message });
         if kernel.name != source.name {
             return fail(format!("its folder is named `{}`: give both one name", source.name));
@@ -85,6 +85,19 @@ impl Generator {
     /// occupancy alone decides.
     pub fn rank(&self, candidates: &[&Candidate], machine: &Machine, dims: &[(&str, i64)]) -> Vec<usize> {
         model::rank(&self.kernel, candidates, machine, dims)
+    }
+
+    /// Whether a launch on a GPU is worth making an optional argument for: whether a body that runs there says so in its `worth`.
+    /// `dims` are the launch's dimensions by their names in the declaration.
+    pub fn is_worth(
+        &self,
+        arg: &str,
+        spec: &KernelSpec,
+        arch: Arch,
+        machine: &Machine,
+        dims: &[(&str, i64)],
+    ) -> bool {
+        model::is_worth(&self.kernel, arg, spec, (arch, machine), dims)
     }
 
     /// Renders a candidate.

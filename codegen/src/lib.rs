@@ -15,11 +15,13 @@
 mod arch;
 mod bindings;
 mod budget;
+mod constants;
 pub mod dsl;
 mod dtype;
 mod emit;
 mod error;
 mod generator;
+mod library;
 pub mod limits;
 pub mod lower;
 mod model;

@@ -12,9 +12,10 @@
 //! 4. **Bytes in flight**, blocks that fit times shared memory: with what is above alike, larger or deeper steps pay
 //!    for their barriers with more bytes each.
 
-use crate::arch::Limits;
+use crate::arch::{Arch, Limits};
 use crate::budget::{Candidate, preference};
 use crate::dsl::{Body, Kernel};
+use crate::spec::KernelSpec;
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
@@ -69,11 +70,44 @@ fn div_ceil(blocks: i64, by: i64) -> i64 {
 
 /// Blocks of the grid, where the dimensions given determine it.
 fn grid_blocks(kernel: &Kernel, body: &Body, candidate: &Candidate, dims: &[(&str, i64)]) -> Option<i64> {
+    let constant = |name: &str| candidate.constant(name);
+    let known = with_derived(kernel, &constant, dims);
+    let value_of = |name: &str| known.get(name).copied().or_else(|| constant(name));
+    body.launch.grid.iter().try_fold(1i64, |blocks, axis| blocks.checked_mul(axis.eval(&value_of).ok()?))
+}
+
+/// Dimensions and those derived from them, as far as they are known.
+fn with_derived<'a>(
+    kernel: &'a Kernel,
+    constant: &dyn Fn(&str) -> Option<i64>,
+    dims: &[(&'a str, i64)],
+) -> HashMap<&'a str, i64> {
     let mut known: HashMap<&str, i64> = dims.iter().copied().collect();
     for derived in &kernel.derived {
-        let value = derived.value.eval(&|name| known.get(name).copied().or(candidate.constant(name))).ok()?;
-        known.insert(&derived.name, value);
+        let value = derived.value.eval(&|name| known.get(name).copied().or_else(|| constant(name)));
+        if let Ok(value) = value {
+            known.insert(&derived.name, value);
+        }
     }
-    let value_of = |name: &str| known.get(name).copied().or_else(|| candidate.constant(name));
-    body.launch.grid.iter().try_fold(1i64, |blocks, axis| blocks.checked_mul(axis.eval(&value_of).ok()?))
+    known
+}
+
+/// Whether a body that runs on the GPU says that an optional argument is worth making for the dimensions. Where they do not
+/// determine it, it is not.
+pub(crate) fn is_worth(
+    kernel: &Kernel,
+    arg: &str,
+    spec: &KernelSpec,
+    (arch, machine): (Arch, &Machine),
+    dims: &[(&str, i64)],
+) -> bool {
+    let constant = |name: &str| spec.int(name);
+    let known = with_derived(kernel, &constant, dims);
+    let value_of = |name: &str| match name {
+        "SM_COUNT" => Some(machine.sm_count),
+        _ => known.get(name).copied().or_else(|| constant(name)),
+    };
+    let bodies = kernel.bodies.iter().filter(|body| arch.runs(body.family));
+    let mut worth = bodies.flat_map(|body| &body.worth).filter(|worth| worth.arg == arg);
+    worth.any(|worth| worth.condition.eval(&value_of) == Ok(1))
 }

@@ -1,6 +1,6 @@
 //! How it is computed: one point of a body's tuning space.
 
-use crate::arch::Family;
+use crate::arch::{Arch, Family};
 use crate::dsl::Body;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -20,11 +20,11 @@ impl Schedule {
         self.values.iter().find_map(|(known, value)| (known == name).then_some(*value))
     }
 
-    /// Every point of the body's tuning space, the preferred first: values keep their order and the first
+    /// Every point of the body's tuning space on an architecture, the preferred first: values keep their order and the first
     /// parameter changes slowest.
-    pub(crate) fn enumerate(body: &Body) -> Vec<Schedule> {
+    pub(crate) fn enumerate(body: &Body, arch: Arch) -> Vec<Schedule> {
         let mut points = vec![Vec::new()];
-        for param in &body.tune {
+        for param in body.tune_for(arch) {
             points = points
                 .into_iter()
                 .flat_map(|point: Vec<(String, i64)>| {

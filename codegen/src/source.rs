@@ -1,10 +1,10 @@
 //! A kernel's folder: its declaration and bodies.
 
-use crate::Error;
+use crate::{Error, library};
 use std::borrow::Cow;
 use std::path::Path;
 
-/// The folder of headers that kernels share: the tile library's, and beside the kernels' folders one of their own.
+/// The folder of what kernels share: the tile library's, and beside the kernels' folders one of their own.
 const LIB: &str = "lib";
 
 /// What checks a schedule of the kernel on a small case.
@@ -17,14 +17,14 @@ pub struct KernelSource {
     pub name: Cow<'static, str>,
     /// The text of `kernel.rs`.
     pub declaration: Cow<'static, str>,
-    /// Bodies and headers as (path inside the templates folder, text).
+    /// Bodies, headers and shared declarations as (path inside the templates folder, text).
     pub files: Cow<'static, [(Cow<'static, str>, Cow<'static, str>)]>,
     /// Whether the folder has a `check.rs`: Rust for the bindings, and no part of what is rendered.
     pub has_check: bool,
 }
 
 impl KernelSource {
-    /// Reads `<dir>/<name>/`, and the headers of `<dir>/lib/`, which all kernels of `dir` may include.
+    /// Reads `<dir>/<name>/`, and the headers and declarations of `<dir>/lib/`, which all kernels of `dir` may include.
     ///
     /// # Errors
     /// [`Error::Io`] when a file cannot be read.
@@ -33,13 +33,13 @@ impl KernelSource {
         let declaration = read(&folder.join("kernel.rs"))?;
         let mut files = Vec::new();
         for file in sorted_entries(&folder)? {
-            if file.ends_with(".cu") || file.ends_with(".cuh") {
+            if file.ends_with(".cu") || is_shared(&file) && !["kernel.rs", CHECK].contains(&file.as_str()) {
                 files.push((format!("{name}/{file}").into(), read(&folder.join(&file))?.into()));
             }
         }
         let lib = dir.join(LIB);
         if lib.is_dir() {
-            for file in sorted_entries(&lib)?.into_iter().filter(|file| file.ends_with(".cuh")) {
+            for file in sorted_entries(&lib)?.into_iter().filter(|file| is_shared(file)) {
                 files.push((format!("{LIB}/{file}").into(), read(&lib.join(&file))?.into()));
             }
         }
@@ -59,7 +59,7 @@ impl KernelSource {
     pub fn read_all(dir: &Path) -> Result<Vec<Self>, Error> {
         if dir.join(LIB).join("kernel.rs").is_file() {
             let message =
-                format!("the folder `{LIB}` holds headers of all kernels: give the kernel another name");
+                format!("the folder `{LIB}` holds what all kernels share: give the kernel another name");
             return Err(Error::Spec { kernel: LIB.to_owned(), message });
         }
         let is_kernel = |name: &String| name != LIB && !name.starts_with('.') && dir.join(name).is_dir();
@@ -79,6 +79,11 @@ impl KernelSource {
         }
         Ok(kernels)
     }
+}
+
+/// Whether a file is one to include: into a body or into a declaration.
+fn is_shared(file: &str) -> bool {
+    file.ends_with(".cuh") || library::is_declaration(file)
 }
 
 fn read(path: &Path) -> Result<String, Error> {

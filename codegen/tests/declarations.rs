@@ -103,6 +103,58 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("a default of a later parameter", "BLOCK: [64, 128] }", "BLOCK: [64, 128] = WIDTH, WIDTH: [64] }"),
     ("a default of itself", "BLOCK: [64, 128] }", "BLOCK: [64, 128] = BLOCK }"),
     ("a default in ship", "ship { T: [bf16] }", "ship { BLOCK: [64] = 64 }"),
+    // Constants.
+    ("a constant in small letters", "    specialize {", "    const width = 8;\n    specialize {"),
+    ("a constant without a value", "    specialize {", "    const WIDTH;\n    specialize {"),
+    ("a constant with a type", "    specialize {", "    const WIDTH: i32 = 8;\n    specialize {"),
+    ("a constant of an unknown name", "    specialize {", "    const WIDTH = 2 * BLOCK;\n    specialize {"),
+    (
+        "a constant of a later one",
+        "    specialize {",
+        "    const WIDTH = 2 * HALF; const HALF = 4;\n    specialize {",
+    ),
+    (
+        "a constant of a list",
+        "    specialize {",
+        "    const WIDTHS = [8, 16]; const WIDTH = 2 * WIDTHS;\n    specialize {",
+    ),
+    ("a negative constant", "    specialize {", "    const WIDTH = 8 - 9;\n    specialize {"),
+    ("a constant over 31 bits", "    specialize {", "    const WIDTH = 65536 * 65536;\n    specialize {"),
+    ("a constant that divides by zero", "    specialize {", "    const WIDTH = 8 / 0;\n    specialize {"),
+    ("a constant twice", "    specialize {", "    const WIDTH = 8; const WIDTH = 16;\n    specialize {"),
+    ("a constant named like a parameter", "    specialize {", "    const BLOCK = 8;\n    specialize {"),
+    ("a constant named like a dimension", "    specialize {", "    const ROWS = 8;\n    specialize {"),
+    (
+        "a constant named like an item of the bindings",
+        "    specialize {",
+        "    const SPECS = 8;\n    specialize {",
+    ),
+    (
+        "a constant named like that of a function",
+        "    specialize {",
+        "    const HAS_SCORE_MOD = 1;\n    specialize {",
+    ),
+    ("a list with a value twice", "    specialize {", "    const WIDTHS = [8, 8];\n    specialize {"),
+    (
+        "a tuning parameter named like a constant",
+        BODY,
+        "    const WARPS = 4;\n    body sm80 { tune { WARPS: [4] } launch { grid = [1, 1, 1], threads = 32 } }\n",
+    ),
+    ("a parameter with the values of a number", "BLOCK: [64, 128] }", "BLOCK: WIDTH }"),
+    (
+        "a parameter with the values of no list",
+        "    specialize { T: [f16, bf16], BLOCK: [64, 128] }",
+        "    const WIDTHS = [8, 16]; const WIDTH = 8;\n    specialize { T: [f16, bf16], BLOCK: WIDTH }",
+    ),
+    // What is included: the rest is in tests/shared.rs.
+    ("a file that is not there", "    specialize {", "    include \"lib/tiles.rs\";\n    specialize {"),
+    ("an include without quotes", "    specialize {", "    include lib;\n    specialize {"),
+    ("a header among the sections", "    specialize {", "    include \"lib/warp.cuh\";\n    specialize {"),
+    (
+        "a file twice",
+        "    specialize {",
+        "    include \"lib/row_order.rs\";\n    include \"lib/row_order.rs\";\n    specialize {",
+    ),
     // Functions.
     ("an unknown kind of function", "score_mod: ScoreMod", "score_mod: ScoreFn"),
     ("an unknown part of a function", "score_mod: ScoreMod", "score_mod: ScoreMod + Hessian"),
@@ -143,6 +195,72 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("a grid of two dimensions", "[blocks, rows, 1]", "[blocks, rows]"),
     ("a launch without threads", ", threads = 32 * WARPS", ""),
     ("an unknown section of a body", "tune {", "tuning {"),
+    // Other values on some architectures.
+    (
+        "an architecture that there is none",
+        "        where {",
+        "        tune on sm_75 { WARPS: [4] }\n        where {",
+    ),
+    (
+        "an architecture by another name",
+        "        where {",
+        "        tune on sm86 { WARPS: [4] }\n        where {",
+    ),
+    ("no architecture", "        where {", "        tune on { WARPS: [4] }\n        where {"),
+    (
+        "an architecture twice",
+        "        where {",
+        "        tune on sm_86, sm_86 { WARPS: [4] }\n        where {",
+    ),
+    (
+        "a parameter that `tune` has not",
+        "        where {",
+        "        tune on sm_86 { STEPS: [4] }\n        where {",
+    ),
+    (
+        "a parameter twice on an architecture",
+        "        where {",
+        "        tune on sm_86, sm_89 { WARPS: [4], WARPS: [8] }\n        where {",
+    ),
+    (
+        "no values on an architecture",
+        "        where {",
+        "        tune on sm_86 { WARPS: [] }\n        where {",
+    ),
+    (
+        "values on an architecture twice",
+        "        where {",
+        "        tune on sm_86, sm_89 { WARPS: [4] } tune on sm_89 { WARPS: [8] }\n        where {",
+    ),
+    (
+        "values for an architecture of another family",
+        BODY,
+        "    body sm90 { tune { A: [1, 2] } tune on sm_86 { A: [1] } launch { grid = [1, 1, 1], threads = 32 } }\n",
+    ),
+    (
+        "values on an architecture before the others",
+        "        tune {",
+        "        tune on sm_86 { WARPS: [4] }\n        tune {",
+    ),
+    (
+        "too many combinations on an architecture",
+        "        where {",
+        "        tune on sm_86 { WARPS: 1..=256, STAGES: 1..=256 } tune { C: [1, 2] }\n        where {",
+    ),
+    // What is worth making.
+    ("worth of nothing", "        tune {", "        worth { z: rows > 1 }\n        tune {"),
+    ("worth of a dimension", "        tune {", "        worth { rows: rows > 1 }\n        tune {"),
+    ("worth of what is always there", "        tune {", "        worth { x: rows > 1 }\n        tune {"),
+    ("worth of a scalar", "        tune {", "        worth { factor: rows > 1 }\n        tune {"),
+    ("worth that is no comparison", "        tune {", "        worth { bias: rows }\n        tune {"),
+    ("worth of a tuning parameter", "        tune {", "        worth { bias: rows > WARPS }\n        tune {"),
+    ("worth of an unknown name", "        tune {", "        worth { bias: rows > SMS }\n        tune {"),
+    (
+        "worth said twice",
+        "        tune {",
+        "        worth { bias: rows > 1, bias: rows > 2 }\n        tune {",
+    ),
+    ("worth without a condition", "        tune {", "        worth { bias }\n        tune {"),
     // Tensor maps.
     ("a tensor map on sm_80", "        tune {", "        tensor_maps { x: [BLOCK, 64] }\n        tune {"),
     (

@@ -22,9 +22,28 @@ fn the_bindings_of_a_kernel() {
     write_kernel(folder.path());
     let files = generated(folder.path()).unwrap();
     let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["manifest.json", "mod.rs", "scale.rs", "sources/scale_sm80_bf16_block64_warps4.cu"]);
+    assert_eq!(
+        names,
+        ["manifest.json", "mod.rs", "scale.rs", "sources/scale_sm80_bf16_block64_warps4.cu", "specs.rs"]
+    );
     insta::assert_snapshot!("bindings", files[2].1);
+    insta::assert_snapshot!("specs", files[4].1);
     insta::assert_snapshot!("manifest", files[0].1);
+}
+
+/// The module of all kernels' constants has a name that none of them can have.
+#[test]
+fn a_kernel_is_not_named_like_the_constants() {
+    let folder = tempfile::tempdir().unwrap();
+    write_kernel(folder.path());
+    fs::rename(folder.path().join("scale"), folder.path().join("specs")).unwrap();
+    fs::write(folder.path().join("specs/kernel.rs"), DECLARATION.replace("fn scale", "fn specs")).unwrap();
+    let body = BODY.replace("scale/load", "specs/load");
+    fs::write(folder.path().join("specs/sm80.cu"), body).unwrap();
+    assert_eq!(
+        generated(folder.path()).unwrap_err().to_string(),
+        "kernel `specs`: the module `specs` has the constants of all kernels: give the kernel another name"
+    );
 }
 
 #[test]
@@ -121,7 +140,7 @@ fn a_folder_without_a_declaration_is_an_error() {
     fs::rename(folder.path().join("lib/kernels.rs"), folder.path().join("lib/kernel.rs")).unwrap();
     assert_eq!(
         generated(folder.path()).unwrap_err().to_string(),
-        "kernel `lib`: the folder `lib` holds headers of all kernels: give the kernel another name"
+        "kernel `lib`: the folder `lib` holds what all kernels share: give the kernel another name"
     );
 }
 
@@ -185,6 +204,19 @@ fn a_build_script_gets_its_bindings() {
         assert!(!output.status.success() && said.contains(expected), "{said}");
         fs::write(&path, text).unwrap();
     }
+
+    // What is shared is embedded with it, and its mistakes are in its own file.
+    let (path, line) = (kernels.join("scale/kernel.rs"), "    ship { T: [bf16] }\n");
+    let text = DECLARATION.replace(line, "    include \"lib/ship.rs\";\n");
+    fs::write(path, text).unwrap();
+    fs::create_dir(kernels.join("lib")).unwrap();
+    fs::write(kernels.join("lib/ship.rs"), format!("shared! {{\n{line}}}\n")).unwrap();
+    assert!(build().status.success());
+    let bindings = fs::read_to_string(out.join("tilewright.rs")).unwrap();
+    assert!(bindings.contains(&format!("include_str!({:?})", kernels.join("lib/ship.rs"))), "{bindings}");
+    fs::write(kernels.join("lib/ship.rs"), "shared! {\n    ship { T: [f64] }\n}\n").unwrap();
+    let said = String::from_utf8(build().stdout).unwrap();
+    assert!(said.contains("kernels/lib/ship.rs:2:16: `f64` is no dtype"), "{said}");
 }
 
 /// The other process of the test above.

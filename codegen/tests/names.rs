@@ -27,7 +27,7 @@ const CUDA: &str = "__device__ __global__ __shared__ __half __CUDA_ARCH__ NULL N
 
 const GENERATED: &str = "BINDER CANDIDATE DTYPE GRID PARAMS PADDING SELF OTHER binder candidate dtype grid params padding other \
     Rows TYPE LOOP IN FN x kernel source declaration args dim dims tensor constant pointer strides THREADS \
-    HAS_SCORE_MOD CTAS_PER_SM GRID_PER_SM";
+    HAS_SCORE_MOD CTAS_PER_SM GRID_PER_SM SM_COUNT SOURCE SPECS";
 
 const LISTED: [&str; 4] = [RUST, CPP, CUDA, GENERATED];
 
@@ -80,6 +80,14 @@ const PLACES: &[Place] = &[
             "kernel! {{ fn {kernel}(zz_t: Tensor<f32, [zz_n]>) specialize {{ {params} }} functions {{ score_mod: ScoreMod }}
             let zz_d = zz_n + {sum}; require {sum} > 0 && zz_n > 0, \"none\";
             body sm80 {{ launch {{ grid = [zz_d, {sum}, 1], threads = 32 }} }} }}"
+        )
+    }),
+    ("constants", |kernel, names| {
+        let constants: String = names.iter().map(|name| format!("const {name} = 1; ")).collect();
+        let sum = names.join(" + ");
+        format!(
+            "kernel! {{ fn {kernel}(zz_t: Tensor<f32, [zz_n]>) {constants} functions {{ score_mod: ScoreMod }}
+            specialize {{ ZZ_P: [1] }} body sm80 {{ launch {{ grid = [{sum}, ZZ_P, 1], threads = 32 }} }} }}"
         )
     }),
     ("element types", |kernel, names| {

@@ -1,6 +1,7 @@
 //! The reference of the DSL: every example is a declaration, and every clause there is has a place in it.
 
 use tilewright_codegen::dsl::Kernel;
+use tilewright_codegen::{Arch, Family, KernelSource};
 
 const REFERENCE: &str = include_str!("../../docs/dsl.md");
 
@@ -10,16 +11,36 @@ fn examples() -> Vec<&'static str> {
     blocks.filter_map(|block| block.strip_prefix("rust\n")).collect()
 }
 
+/// The path of an example that others include: its first line says it.
+fn path_of(example: &str) -> Option<&str> {
+    example.strip_prefix("// ")?.split_once('\n').map(|(path, _)| path)
+}
+
 #[test]
 fn every_example_is_a_declaration() {
     let examples = examples();
     assert!(examples.len() >= 8, "{} examples were found", examples.len());
+    let shared = examples.iter().filter_map(|&example| Some((path_of(example)?.into(), example.into())));
+    let shared: Vec<_> = shared.collect();
+    let mut included = Vec::new();
     for example in examples {
+        if path_of(example).is_some() {
+            continue;
+        }
         assert!(example.starts_with("kernel! {"), "{example}");
-        if let Err(error) = Kernel::parse("docs/dsl.md", example) {
-            panic!("{error}\n{example}");
+        let source = KernelSource {
+            name: "docs".into(),
+            declaration: example.into(),
+            files: shared.clone().into(),
+            has_check: false,
+        };
+        match Kernel::of(&source) {
+            Ok(kernel) => included.extend(kernel.includes),
+            Err(error) => panic!("{error}\n{example}"),
         }
     }
+    let unused = shared.iter().find(|(path, _)| !included.iter().any(|known| known == path));
+    assert_eq!(unused, None, "an example that no other includes");
 }
 
 /// What the parser knows, the examples show and the text explains.
@@ -30,9 +51,11 @@ fn every_clause_is_explained_and_shown() {
         .split("syn::custom_keyword!(")
         .skip(1)
         .map(|rest| rest.split(')').next().unwrap())
-        .chain(["let", "where", "Option", "Tensor", "align", "ScoreMod", "MaskMod", "Gradient"])
+        .chain([
+            "let", "const", "shared", "where", "Option", "Tensor", "align", "ScoreMod", "MaskMod", "Gradient",
+        ])
         .chain(["out", "inout", "scratch", "counters", "tolerance", "share", "any"])
-        .chain(["smem_bytes", "registers", "prefer", "CTAS_PER_SM", "GRID_PER_SM", "ceil_div"])
+        .chain(["smem_bytes", "registers", "prefer", "CTAS_PER_SM", "GRID_PER_SM", "SM_COUNT", "ceil_div"])
         .collect();
     clauses.sort_unstable();
     clauses.dedup();
@@ -45,6 +68,17 @@ fn every_clause_is_explained_and_shown() {
     for clause in clauses {
         assert!(has(&code, clause), "no example shows `{clause}`");
         assert!(has(&prose, clause), "`{clause}` is not explained");
+    }
+}
+
+/// The families and architectures that there are.
+#[test]
+fn the_families_are_those_of_the_generator() {
+    for family in Family::ALL {
+        assert!(REFERENCE.contains(&format!("\n| `{family}` | ")), "{family}");
+    }
+    for arch in Arch::ALL {
+        assert!(REFERENCE.contains(&format!("`{arch}`")), "{arch}");
     }
 }
 

@@ -109,6 +109,53 @@ fn names_of_functions_become_symbols() {
     }
 }
 
+/// A body may have other values on some architectures, and where it says nothing of a parameter those of `tune`.
+#[test]
+fn tuning_spaces_may_differ_by_architecture() {
+    let text = DECLARATION.replace(
+        "tune { WARPS: [4, 8] }",
+        "tune { WARPS: [4, 8], STAGES: [3, 2] }
+        tune on sm_86, sm_120a { STAGES: [1] }
+        tune on sm_86 { WARPS: 1..=3 }",
+    );
+    let generator = Generator::new(&source(&text, BODY)).unwrap();
+    let spec = Arc::new(generator.spec(&[("T", DType::Bf16.into()), ("BLOCK", 64.into())]).unwrap());
+    let schedules = |arch| {
+        let accepted = generator.candidates(&spec, arch).unwrap().accepted;
+        let values = |candidate: &tilewright_codegen::Candidate| {
+            ["WARPS", "STAGES"].map(|name| candidate.schedule.get(name).unwrap())
+        };
+        accepted.iter().map(values).collect::<Vec<_>>()
+    };
+    for arch in Arch::ALL {
+        let expected = match arch.name() {
+            "sm_86" => vec![[1, 1], [2, 1], [3, 1]],
+            "sm_120a" => vec![[4, 1], [8, 1]],
+            _ => vec![[4, 3], [4, 2], [8, 3], [8, 2]],
+        };
+        assert_eq!(schedules(arch), expected, "{arch}");
+    }
+}
+
+/// Table of technical specifications by compute capability, CUDA C++ Programming Guide.
+#[test]
+fn architectures_have_the_limits_of_the_programming_guide() {
+    for arch in Arch::ALL {
+        let limits = arch.limits();
+        let (smem, threads) = match arch.name() {
+            "sm_80" | "sm_87" => (164, 2048),
+            "sm_86" | "sm_89" | "sm_120a" | "sm_121a" => (100, 1536),
+            "sm_90a" | "sm_100a" | "sm_103a" => (228, 2048),
+            other => panic!("look up what {other} has"),
+        };
+        assert_eq!((limits.smem_per_sm, limits.smem_per_block), (smem << 10, (smem - 1) << 10), "{arch}");
+        assert_eq!((limits.threads_per_sm, limits.threads_per_block), (threads, 1024), "{arch}");
+        assert_eq!((limits.registers_per_thread, limits.registers_per_sm), (255, 65536), "{arch}");
+    }
+    let shipped = Arch::SHIPPED.map(Arch::name).to_vec();
+    assert_eq!(shipped, ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120a"]);
+}
+
 #[test]
 fn architectures_are_read_in_every_spelling() {
     for arch in Arch::ALL {
@@ -122,6 +169,11 @@ fn architectures_are_read_in_every_spelling() {
         assert!(arch.runs(Family::Sm80));
     }
     assert!(Arch::Sm90a.runs(Family::Sm90) && !Arch::Sm100a.runs(Family::Sm90));
+    for family in Family::ALL {
+        assert_eq!(Family::from_name(family.name()), Some(family));
+        assert_eq!(serde_json::to_string(&family).unwrap(), format!("\"{family}\""));
+        assert!(Arch::ALL.into_iter().any(|arch| arch.runs(family)));
+    }
     for text in ["sm_70", "sm_80a", "90", "", "a", "compute_90a", "sm_90af", "hopper"] {
         assert_eq!(
             message(text.parse::<Arch>()),

@@ -41,6 +41,12 @@ mod _native {
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+    /// The sparse blocks there are, (queries, keys); the default first.
+    #[pyfunction]
+    fn block_sizes() -> Vec<(usize, usize)> {
+        tilewright::BlockSize::ALL.iter().map(|blocks| (blocks.q(), blocks.kv())).collect()
+    }
+
     /// Tells where this Python looks for packages: NVRTC is one of them, as a rule.
     #[pyfunction]
     fn set_package_folders(folders: Vec<std::path::PathBuf>) {

@@ -102,7 +102,7 @@ def sparse_attention(
         top_k: the share of blocks kept at least, in (0, 1]; None for none.
         top_p: the share of the softmax kept at least, in (0, 1]; None for none. With both None nothing is selected and every
             block that the mask function admits is kept.
-        block_size: queries and keys of a block: (128, 64), (128, 128), (64, 64) or (64, 128).
+        block_size: queries and keys of a block: a pair of `BLOCK_SIZES`.
         mask: attend to these blocks instead of selecting some: what `attention` takes. `top_k` and `top_p` are not
             looked at then.
         scale: the factor of the products of q and k; `1 / sqrt(d)` when None.

@@ -12,7 +12,7 @@ from .flex import causal, python_function
 from .functions import TranslationError, mask_mod_of
 
 #: The sparse blocks there are, (queries, keys); the default first.
-BLOCK_SIZES = ((128, 64), (128, 128), (64, 64), (64, 128))
+BLOCK_SIZES = tuple(_native.block_sizes())
 
 #: What PyTorch and numpy call it.
 _BOOLS = ("torch.bool", "bool")

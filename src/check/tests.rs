@@ -91,7 +91,7 @@ fn a_forward_with_a_wrong_lse_does_not_pass() {
     type Spoil<'a> = &'a dyn Fn(&mut [f32], &mut [f32]);
     for subject in [
         subject(BlockSize::default()),
-        masked(BlockSize::ALL[2], causal {}),
+        masked(BlockSize::new(64, 64).unwrap(), causal {}),
         scored(by_head { slopes: vec![0.5; 8] }),
     ] {
         let case = case(&subject);
@@ -246,7 +246,7 @@ fn functions_are_asked_about_the_calls_own_positions() {
 
 #[test]
 fn wrong_gradients_do_not_pass() {
-    let subject = masked(BlockSize::ALL[2], causal {});
+    let subject = masked(BlockSize::new(64, 64).unwrap(), causal {});
     let case = case(&subject);
     let (expected, delta) = (case.gradients(&subject, true).unwrap(), case.delta(true).unwrap());
     let (empty, unlisted) = (case.without_keys().unwrap(), case.without_queries().unwrap());

@@ -126,6 +126,14 @@ impl Tuned {
         &self.shared.variants[0].candidate.spec
     }
 
+    /// Whether a launch of these dimensions is worth making an optional argument for, as the body that would run says.
+    pub(crate) fn is_worth(&self, arg: &str, dims: &[(&str, usize)]) -> bool {
+        let Ok(arch) = self.device.arch().parse::<Arch>() else { return false };
+        let dims: Vec<_> =
+            dims.iter().map(|&(name, extent)| (name, i64::try_from(extent).unwrap_or(i64::MAX))).collect();
+        self.shared.generator.is_worth(arg, self.spec(), arch, &self.device.info().machine(), &dims)
+    }
+
     /// Whether a kernel is chosen for sizes.
     pub(crate) fn knows(&self, bucket: Bucket) -> bool {
         let chosen = self.shared.chosen.read().unwrap_or_else(PoisonError::into_inner);

@@ -8,7 +8,8 @@ use super::{BlockSize, MOST_POSITIONS};
 pub enum MaskError {
     /// A block size no kernel is made for.
     #[error(
-        "sparse blocks of {q}×{kv} (queries × keys), needed one of 128×64, 128×128, 64×64, 64×128: pick one of these"
+        "sparse blocks of {q}×{kv} (queries × keys), needed one of {}: pick one of these",
+        BlockSize::ALL.map(|size| size.to_string()).join(", ")
     )]
     BlockSize {
         /// Queries in a block.

@@ -21,23 +21,12 @@ kernel! {
         #[tolerance(1e-5)] delta: out Tensor<f32, [batch, heads, seq_q]>,
         scale: f32,
     )
-    specialize {
-        T: [f16, bf16],
-        D: [64, 96, 128, 256],
-        D_V: [64, 96, 128, 256] = D,
-        BLOCK_Q: [64, 128],
-        BLOCK_KV: [64, 128],
-    }
-    ship { T: [bf16, f16], D: [64, 128], BLOCK_Q: [128], BLOCK_KV: [64] }
-    functions { score_mod: ScoreMod + Gradient, mask_mod: MaskMod }
-    let q_blocks = ceil_div(seq_q, BLOCK_Q);
-    let kv_blocks = ceil_div(seq_kv, BLOCK_KV);
-    require D_V == D || (D == 256 && D_V == 128), "narrower values have a tile of their own for 256 and 128 alone";
-    require head_dim <= D, "build for a larger head dimension";
-    require head_dim % 8 == 0, "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8";
-    require value_dim <= D_V, "build for larger values";
-    require value_dim % 8 == 0, "rows are read 16 bytes at a time: pad the values to a multiple of 8";
-    require heads % kv_heads == 0, "each key head serves the same number of query heads";
+    specialize { T: [f16, bf16] }
+    ship { T: [bf16, f16] }
+    include "lib/head_dim.rs";
+    include "lib/attention.rs";
+    include "lib/block_size.rs";
+    include "lib/backward.rs";
 
     body sm80 {
         // TILE_Q: queries of a thread block. STEP_KV: keys that pass by at a time.
@@ -51,7 +40,7 @@ kernel! {
             // The widest heads' addresses would spill.
             D <= 128 || STEP_KV <= 32,
             // A pass of copies fills whole rows.
-            STEP_KV % (32 * WARPS / (if D == 96 { 4 } else { 8 })) == 0,
+            STEP_KV % (32 * WARPS / (if D % 64 == 0 { 8 } else { 4 })) == 0,
             smem_bytes = 2 * (D + D_V) * (TILE_Q + 2 * STEP_KV),
             registers = min(255, TILE_Q * (D + 2 * STEP_KV) / (32 * WARPS) + 56),
             // With 32 rows a warp every operand feeds two products; then, warps that hide each other's barriers.

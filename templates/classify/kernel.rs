@@ -6,8 +6,7 @@ kernel! {
         seq_q: i32,
         seq_kv: i32,
     )
-    specialize { BLOCK_Q: [64, 128], BLOCK_KV: [64, 128] }
-    ship { BLOCK_Q: [128], BLOCK_KV: [64] }
+    include "lib/block_size.rs";
     functions { mask_mod: MaskMod }
     body sm80 {
         tune { WARPS: [4, 8] }

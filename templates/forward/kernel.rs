@@ -22,23 +22,13 @@ kernel! {
         #[tolerance(1e-4)] lse: out Tensor<f32, [batch, heads, seq_q]>,
         scale: f32,
     )
-    specialize {
-        T: [f16, bf16],
-        D: [64, 96, 128, 192, 256],
-        D_V: [64, 96, 128, 192, 256] = D,
-        BLOCK_Q: [64, 128],
-        BLOCK_KV: [64, 128],
-    }
-    ship { T: [bf16, f16], D: [64, 128], BLOCK_Q: [128], BLOCK_KV: [64] }
+    specialize { T: [f16, bf16] }
+    ship { T: [bf16, f16] }
+    include "lib/head_dim.rs";
+    include "lib/attention.rs";
+    include "lib/block_size.rs";
     functions { score_mod: ScoreMod, mask_mod: MaskMod }
-    let q_blocks = ceil_div(seq_q, BLOCK_Q);
-    let kv_blocks = ceil_div(seq_kv, BLOCK_KV);
     require D_V == D || (D == 192 && D_V == 128), "narrower values have a tile of their own for 192 and 128 alone";
-    require head_dim <= D, "build for a larger head dimension";
-    require head_dim % 8 == 0, "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8";
-    require value_dim <= D_V, "build for larger values";
-    require value_dim % 8 == 0, "rows are written 16 bytes at a time: pad the values to a multiple of 8";
-    require heads % kv_heads == 0, "each key head serves the same number of query heads";
 
     body sm80 {
         tune { STEP_KV: [128, 64, 32], STAGES: [2, 1], WARPS: [2, 4, 8] }
@@ -63,6 +53,8 @@ kernel! {
 
     body sm90 {
         tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64], out: [16, 64] }
+        // Tiles are handed out one by one: uneven rows want an order where each multiprocessor gets several.
+        worth { row_order: batch * heads * q_blocks >= 4 * SM_COUNT }
         // PING_PONG: warpgroups take turns at the tensor cores. CTAS: blocks that share a multiprocessor. TEAMS: tiles that a
         // block works on at once. (Steps of 192 keys lose.)
         tune { STEP_KV: [128, 64], PING_PONG: [0, 1], CTAS: [2, 1], TEAMS: [2, 1] }

@@ -9,9 +9,11 @@ kernel! {
         finished: out Option<Tensor<i32, [batch, heads]>>,
         kv_blocks: i32,
     )
+    // Words of the bitmap that a warp fills in shared memory at a time.
+    const CHUNK_WORDS = 512;
     body sm80 {
         tune { WARPS: [4, 8] }
-        where { smem_bytes = 4 * 512 * WARPS, registers = 32 }
+        where { smem_bytes = 4 * CHUNK_WORDS * WARPS, registers = 32 }
         launch { grid = [ceil_div(q_blocks, WARPS), heads, batch], threads = 32 * WARPS }
     }
 }

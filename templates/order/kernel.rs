@@ -7,10 +7,11 @@ kernel! {
         #[tolerance(any)] row_order: out Tensor<i32, [batch, heads, rows]>,
         longest: i32,
     )
+    include "lib/row_order.rs";
     body sm80 {
         // One block a head.
         tune { WARPS: [16] }
-        where { smem_bytes = 4 * (1024 + 32), registers = 32 }
+        where { smem_bytes = 4 * ORDER_WORDS, registers = 32 }
         launch { grid = [1, heads, batch], threads = 32 * WARPS }
     }
 }

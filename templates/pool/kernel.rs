@@ -8,12 +8,12 @@ kernel! {
         #[tolerance(1e-5)] k_mean: out Tensor<f32, [batch, kv_heads, kv_blocks, head_dim]>,
         finished: out Option<Tensor<i32, [batch, heads]>>,
     )
-    specialize { T: [f16, bf16], D: [64, 96, 128, 192, 256], BLOCK_Q: [64, 128], BLOCK_KV: [64, 128] }
-    ship { T: [bf16, f16], D: [64, 128], BLOCK_Q: [128], BLOCK_KV: [64] }
+    specialize { T: [f16, bf16] }
+    ship { T: [bf16, f16] }
+    include "lib/head_dim.rs";
+    include "lib/block_size.rs";
     let q_blocks = ceil_div(seq_q, BLOCK_Q);
     let kv_blocks = ceil_div(seq_kv, BLOCK_KV);
-    require head_dim <= D, "the head dimension is larger than the kernel's: choose a larger D";
-    require head_dim % 8 == 0, "rows are read 16 bytes at a time: pad the head dimension to a multiple of 8";
     body sm80 {
         tune { WARPS: [4, 8, 2] }
         where { D % 8 == 0, 32 * WARPS >= D / 8, smem_bytes = 32 * WARPS / (D / 8) * D * 4, registers = 72 }

@@ -24,11 +24,11 @@ kernel! {
         top_k: f32,
         top_p: f32,
     )
-    specialize { D: [64, 96, 128, 192, 256], CAPACITY: [384, 640, 1280, 3328, 4096] }
-    ship { D: [64, 128], CAPACITY: [384, 640, 1280] }
+    include "lib/head_dim.rs";
+    include "lib/row_order.rs";
+    specialize { CAPACITY: [384, 640, 1280, 3328, 4096] }
+    ship { CAPACITY: [384, 640, 1280] }
     let words = ceil_div(kv_blocks, 32);
-    require head_dim <= D, "the head dimension is larger than the kernel's: choose a larger D";
-    require head_dim % 8 == 0, "means are read 16 bytes at a time: pad the head dimension to a multiple of 8";
     require heads % kv_heads == 0, "each key head serves the same number of query heads";
     require kv_blocks <= CAPACITY, "a row of key blocks does not fit: choose a larger CAPACITY, or `score` and `select`";
     body sm80 {

@@ -12,12 +12,12 @@ kernel! {
         seq_q: i32,
         scale: f32,
     )
-    specialize { T: [f16, bf16], D: [64, 96, 128, 192, 256], BLOCK_Q: [64, 128], BLOCK_KV: [64, 128] }
-    ship { T: [bf16, f16], D: [64, 128], BLOCK_Q: [128], BLOCK_KV: [64] }
+    specialize { T: [f16, bf16] }
+    ship { T: [bf16, f16] }
+    include "lib/head_dim.rs";
+    include "lib/block_size.rs";
     let kv_blocks = ceil_div(seq_kv, BLOCK_KV);
     functions { mask_mod: MaskMod }
-    require head_dim <= D, "the head dimension is larger than the kernel's: choose a larger D";
-    require head_dim % 8 == 0, "rows are read 8 bytes at a time: pad the head dimension to a multiple of 8";
     require heads % kv_heads == 0, "each key head serves the same number of query heads";
     body sm80 {
         tune { WARPS: [4, 8] }

@@ -26,12 +26,13 @@ kernel! {
         top_k: f32,
         top_p: f32,
     )
+    include "lib/row_order.rs";
     let words = ceil_div(kv_blocks, 32);
     body sm80 {
         tune { WARPS: [4, 8, 2] }
         where {
             // Each warp's scratch, or the bins of the rows' order.
-            smem_bytes = max(128 * WARPS, 4224),
+            smem_bytes = max(128 * WARPS, 4 * ORDER_WORDS),
             registers = 64,
         }
         launch { grid = [ceil_div(q_blocks, WARPS), heads, batch], threads = 32 * WARPS }

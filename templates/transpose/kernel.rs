@@ -14,10 +14,11 @@ kernel! {
         #[tolerance(any)] key_order: out Option<Tensor<i32, [batch, heads, kv_blocks]>>,
         finished: counters Option<Tensor<i32, [batch, heads]>>,
     )
+    include "lib/row_order.rs";
     let words = ceil_div(kv_blocks, 32);
     body sm80 {
         tune { WARPS: [16, 8, 4] }
-        where { smem_bytes = max(4 * 32 * WARPS, 4 * (1024 + 32)), registers = 40 }
+        where { smem_bytes = max(4 * 32 * WARPS, 4 * ORDER_WORDS), registers = 40 }
         launch { grid = [words, heads, batch], threads = 32 * WARPS }
     }
 }

@@ -1,7 +1,7 @@
 //! The declaration as data.
 
 use super::{Access, Expr, Tolerance};
-use crate::arch::Family;
+use crate::arch::{Arch, Family};
 use crate::lower::FunctionKind;
 use crate::{DType, Value};
 use std::collections::HashSet;
@@ -11,12 +11,16 @@ use std::collections::HashSet;
 pub struct Kernel {
     /// The function's name; also the folder's.
     pub name: String,
-    /// The blake3 hash of the file's text, in hex: what tells two kernels of one name apart.
+    /// The blake3 hash of the file's text and of what it includes, in hex: what tells two kernels of one name apart.
     pub declaration: String,
+    /// The paths of the shared declarations that it includes.
+    pub includes: Vec<String>,
     /// The doc comment.
     pub doc: String,
     /// Arguments in order.
     pub args: Vec<Arg>,
+    /// Constants that are numbers, in order: of the CUDA source and of the bindings.
+    pub constants: Vec<Constant>,
     /// Specialisation parameters in order.
     pub specialize: Vec<SpecParam>,
     /// The values whose sources are shipped; a parameter not named ships its first value.
@@ -87,6 +91,15 @@ pub enum ScalarType {
     F32,
     /// `i32` / `int`.
     I32,
+}
+
+/// `const NAME = expr;`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Constant {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: i64,
 }
 
 /// A specialisation parameter: a variant is made for a value of it.
@@ -161,6 +174,8 @@ pub struct Body {
     pub family: Family,
     /// The tuning space, values in order of preference.
     pub tune: Vec<TuneParam>,
+    /// Other values of some of its parameters on some architectures.
+    pub tune_on: Vec<TuneOn>,
     /// What a schedule must satisfy.
     pub constraints: Vec<Constraint>,
     /// Dynamic shared memory in bytes; none given means 0.
@@ -171,6 +186,8 @@ pub struct Body {
     /// use `CTAS_PER_SM`, the blocks that fit a multiprocessor at once, and `GRID_PER_SM`, the blocks that the grid has for
     /// each multiprocessor (very many where the grid is not known).
     pub prefer: Option<Expr>,
+    /// Optional arguments that this body has a use for, each with the launches for which it pays to make one.
+    pub worth: Vec<Worth>,
     /// Tensors that the copy engine reads, each with the box of one copy.
     pub tensor_maps: Vec<TensorMap>,
     /// The launch.
@@ -187,6 +204,15 @@ pub struct TensorMap {
     pub rows_columns: [Expr; 2],
 }
 
+/// `tensor: condition` of `worth`: whoever may leave the tensor away makes it where the condition holds.
+#[derive(Debug, Clone)]
+pub struct Worth {
+    /// The optional tensor.
+    pub arg: String,
+    /// Over the dimensions, the integers of the spec and `SM_COUNT`, the GPU's multiprocessors.
+    pub condition: Expr,
+}
+
 /// A tuning parameter.
 #[derive(Debug, Clone)]
 pub struct TuneParam {
@@ -194,6 +220,26 @@ pub struct TuneParam {
     pub name: String,
     /// Its values, the preferred first.
     pub values: Vec<i64>,
+}
+
+/// `tune on sm_86, sm_89 { … }`
+#[derive(Debug, Clone)]
+pub struct TuneOn {
+    /// The architectures.
+    pub archs: Vec<Arch>,
+    /// Parameters of `tune` with the values that they have there instead.
+    pub tune: Vec<TuneParam>,
+}
+
+impl Body {
+    /// The tuning space on an architecture.
+    pub fn tune_for(&self, arch: Arch) -> impl Iterator<Item = &TuneParam> + Clone {
+        let there = self.tune_on.iter().filter(move |on| on.archs.contains(&arch));
+        self.tune.iter().map(move |param| {
+            let mut others = there.clone().flat_map(|on| &on.tune);
+            others.find(|other| other.name == param.name).unwrap_or(param)
+        })
+    }
 }
 
 /// A condition of `where`.
@@ -221,6 +267,34 @@ impl Kernel {
     /// The specialisation parameter of that name.
     pub fn spec_param(&self, name: &str) -> Option<&SpecParam> {
         self.specialize.iter().find(|param| param.name == name)
+    }
+
+    /// The integer parameters of `specialize`.
+    pub(crate) fn ints(&self) -> impl Iterator<Item = (&str, &[i64])> {
+        self.specialize.iter().filter_map(|param| match &param.values {
+            SpecValues::Ints(values) => Some((param.name.as_str(), &values[..])),
+            SpecValues::DTypes(_) => None,
+        })
+    }
+
+    /// Every combination of their values that the requirements admit, in the declaration's order, the last parameter changing
+    /// fastest. `None` where there are more than `most` to look at.
+    pub(crate) fn int_specs(&self, most: usize) -> Option<Vec<Vec<i64>>> {
+        let sizes = self.ints().map(|(_, values)| values.len());
+        if sizes.fold(1usize, usize::saturating_mul) > most {
+            return None;
+        }
+        let mut points = vec![Vec::new()];
+        for (_, values) in self.ints() {
+            let with = |point: &Vec<i64>, value| [&point[..], &[value]].concat();
+            points = points.iter().flat_map(|point| values.iter().map(|&value| with(point, value))).collect();
+        }
+        let names: Vec<&str> = self.ints().map(|(name, _)| name).collect();
+        points.retain(|point| {
+            let value_of = |name: &str| names.iter().position(|known| *known == name).map(|at| point[at]);
+            self.spec_requires().all(|require| require.condition.eval(&value_of) == Ok(1))
+        });
+        Some(points)
     }
 
     /// The requirements over specialisation parameters alone: a spec meets them.

@@ -2,7 +2,7 @@
 
 use super::spans::{Role, Spans};
 use super::{ArgKind, Body, ElementType, Expr, Kernel, SpecValues};
-use crate::arch::Family;
+use crate::arch::{Arch, Family};
 use crate::params::ParamsLayout;
 use std::collections::HashSet;
 use syn::{Error, Result};
@@ -124,6 +124,12 @@ impl Check<'_> {
 
     fn parameters(&self) -> Result<()> {
         let mut taken = self.variables();
+        for name in self.spans.constant_names() {
+            if !taken.insert(name.to_lowercase()) {
+                return self.fail(name, taken_already(name));
+            }
+            self.no_function(name)?;
+        }
         for param in &self.kernel.specialize {
             if !taken.insert(param.name.to_lowercase()) {
                 return self.fail(&param.name, taken_already(&param.name));
@@ -222,13 +228,17 @@ impl Check<'_> {
     fn body(&self, body: &Body, at: usize) -> Result<()> {
         let mut taken = self.variables();
         taken.extend(self.kernel.specialize.iter().map(|param| param.name.to_lowercase()));
+        taken.extend(self.spans.constant_names().map(str::to_lowercase));
         for param in &body.tune {
             if !taken.insert(param.name.to_lowercase()) {
                 return self.fail(&param.name, taken_already(&param.name));
             }
             self.no_function(&param.name)?;
         }
-        self.points("`tune`", body.tune.iter().map(|param| (param.name.as_str(), param.values.len())))?;
+        for arch in Arch::ALL.into_iter().filter(|arch| arch.runs(body.family)) {
+            let tune = body.tune_for(arch);
+            self.points("`tune`", tune.map(|param| (param.name.as_str(), param.values.len())))?;
+        }
         let (dims, ints) = (self.kernel.dims(), self.ints());
         let tune: Vec<&str> = body.tune.iter().map(|param| param.name.as_str()).collect();
         for constraint in &body.constraints {
@@ -244,10 +254,37 @@ impl Check<'_> {
         for axis in &body.launch.grid {
             self.known(axis, Role::Grid, at, &[&dims, &ints, &tune])?;
         }
+        for worth in &body.worth {
+            self.condition(&worth.condition, Role::Worth, at)?;
+            self.known(&worth.condition, Role::Worth, at, &[&dims, &ints, &["SM_COUNT"]])?;
+        }
+        self.worth(body)?;
         for side in body.tensor_maps.iter().flat_map(|map| &map.rows_columns) {
             self.known(side, Role::Box, at, &[&ints, &tune])?;
         }
         self.tensor_maps(body)
+    }
+
+    fn worth(&self, body: &Body) -> Result<()> {
+        let mut named = HashSet::new();
+        for worth in &body.worth {
+            let name = &worth.arg;
+            let fail = |message: String| Err(Error::new(self.spans.of_worth(name), message));
+            if !named.insert(name) {
+                return fail(format!("what `{name}` is worth stands here already: join the two"));
+            }
+            let arg = self.kernel.args.iter().find(|arg| arg.name == *name);
+            match arg.map(|arg| &arg.kind) {
+                Some(ArgKind::Tensor { optional: true, .. }) => {}
+                Some(_) => {
+                    return fail(format!(
+                        "`{name}` is always there: only an `Option<Tensor<…>>` may be made or not"
+                    ));
+                }
+                None => return fail(format!("`{name}` is no argument: name one of the tensors")),
+            }
+        }
+        Ok(())
     }
 
     fn tensor_maps(&self, body: &Body) -> Result<()> {
@@ -255,8 +292,11 @@ impl Check<'_> {
         for map in &body.tensor_maps {
             let name = &map.arg;
             let fail = |message: String| Err(Error::new(self.spans.of_tensor_map(name), message));
-            if body.family == Family::Sm80 {
-                return fail("sm_80 has no copy engine: only a `body sm90` has `tensor_maps`".to_owned());
+            if !body.family.has_copy_engine() {
+                let with = Family::ALL.into_iter().filter(|family| family.has_copy_engine());
+                let with: Vec<String> = with.map(|family| format!("`body {family}`")).collect();
+                let (family, with) = (body.family, with.join(" or "));
+                return fail(format!("{family} has no copy engine: only a {with} has `tensor_maps`"));
             }
             if !mapped.insert(name) {
                 return fail(format!("`{name}` has a tensor map already: keep one"));

@@ -175,6 +175,27 @@ impl Expr {
         }
     }
 
+    /// Puts numbers in the place of the names that have a value.
+    pub(super) fn replace(&mut self, value_of: &dyn Fn(&str) -> Option<i64>) {
+        match self {
+            Expr::Int(_) => {}
+            Expr::Name(name) => {
+                if let Some(value) = value_of(name) {
+                    *self = Expr::Int(value);
+                }
+            }
+            Expr::Binary(_, a, b) | Expr::Call(_, a, b) => {
+                a.replace(value_of);
+                b.replace(value_of);
+            }
+            Expr::If(c, a, b) => {
+                c.replace(value_of);
+                a.replace(value_of);
+                b.replace(value_of);
+            }
+        }
+    }
+
     /// Every name in the expression, in order of appearance.
     pub fn names(&self) -> Vec<&str> {
         let mut names = Vec::new();

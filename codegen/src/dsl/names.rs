@@ -121,6 +121,7 @@ const RESERVED: &[&str] = &[
     "MaskMod",
     "Params",
     "SMEM_BYTES",
+    "SM_COUNT",
     "ScoreMod",
     "TensorMap",
     "TensorMaps",
@@ -136,6 +137,9 @@ const RESERVED: &[&str] = &[
     "BINDER",
     "CANDIDATE",
 ];
+
+/// Items in capitals of a kernel's generated module: no constant is named so.
+pub(super) const OF_BINDINGS: &[&str] = &["SOURCE", "SPECS"];
 
 /// What macros of the generated code and of CUDA's headers begin with.
 const RESERVED_PREFIXES: &[&str] = &["CUDART_", "CUDA_", "TILEWRIGHT_", "TW_"];

@@ -1,13 +1,14 @@
-//! From tokens to [`Kernel`].
+//! From the tokens of a declaration to [`Kernel`].
 
+use super::include::Included;
 use super::parse_body::parse_body;
+use super::parse_values::{parse_constant, parse_shipped, parse_spec_param};
 use super::spans::{Role, Spans};
 use super::{
-    Access, Arg, ArgKind, Derived, DimRef, ElementType, FunctionSlot, Kernel, Require, ScalarType, SpecParam,
-    SpecValues, Tolerance, check,
+    Access, Arg, ArgKind, Derived, DimRef, ElementType, FunctionSlot, Kernel, Require, ScalarType, Tolerance,
 };
+use crate::DType;
 use crate::lower::FunctionKind;
-use crate::{DType, Error, limits};
 use proc_macro2::Span;
 use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
@@ -15,6 +16,7 @@ use syn::spanned::Spanned as _;
 use syn::{Ident, LitInt, LitStr, Result, Token, braced, bracketed, parenthesized};
 
 mod kw {
+    syn::custom_keyword!(include);
     syn::custom_keyword!(specialize);
     syn::custom_keyword!(ship);
     syn::custom_keyword!(functions);
@@ -22,79 +24,39 @@ mod kw {
     syn::custom_keyword!(body);
 }
 
-impl Kernel {
-    /// Parses and checks the text of a `kernel.rs`, which holds one `kernel! { … }`.
-    ///
-    /// # Errors
-    /// [`Error::Declaration`] with the position of the offending token; `file` is the name it is reported under.
-    pub fn parse(file: &str, text: &str) -> std::result::Result<Kernel, Error> {
-        let parse = || parse_file(text).map_err(|error| Error::declaration(file, &error));
-        limits::apart(parse).unwrap_or_else(|| limits::with_room(parse))
-    }
-}
-
-/// Most of a declaration is its documentation.
-const MAX_BYTES: usize = 256 << 10;
-
-fn parse_file(text: &str) -> Result<Kernel> {
-    let file: syn::File = syn::parse2(limits::tokens(text, MAX_BYTES)?)?;
-    let mut kernels = file.items.iter().map(|item| match item {
-        syn::Item::Macro(item) if item.mac.path.is_ident("kernel") => Ok(&item.mac),
-        other => {
-            Err(syn::Error::new_spanned(other, "a kernel.rs holds one `kernel! { … }` and nothing else"))
+/// The inside of `kernel! { … }`, with the names' positions, which the checks report.
+pub(super) fn parse_kernel(input: ParseStream, included: &mut Included<'_>) -> Result<(Kernel, Spans)> {
+    let mut spans = Spans::default();
+    let doc = parse_doc(input)?;
+    input.parse::<Token![fn]>()?;
+    let name = spans.variable(&input.parse()?)?;
+    let list;
+    parenthesized!(list in input);
+    let mut args = Vec::new();
+    while !list.is_empty() {
+        args.push(parse_arg(&list, &mut spans)?);
+        if !list.is_empty() {
+            list.parse::<Token![,]>()?;
         }
-    });
-    let Some(kernel) = kernels.next().transpose()? else {
-        return Err(syn::Error::new(Span::call_site(), "no `kernel! { … }` in the file: declare one"));
+    }
+    let mut kernel = Kernel {
+        name,
+        declaration: String::new(),
+        includes: Vec::new(),
+        doc,
+        args,
+        constants: Vec::new(),
+        specialize: Vec::new(),
+        ship: Vec::new(),
+        functions: Vec::new(),
+        derived: Vec::new(),
+        requires: Vec::new(),
+        bodies: Vec::new(),
     };
-    if let Some(second) = kernels.next() {
-        return Err(syn::Error::new_spanned(&second?.path, "a second kernel: give it a folder of its own"));
+    while !input.is_empty() {
+        parse_section(input, &mut kernel, &mut spans, Some(included))?;
     }
-    let Spanned { value: mut kernel, spans } = kernel.parse_body::<Spanned<Kernel>>()?;
-    check::check(&kernel, &spans)?;
-    // A checkout may have other ends of lines than the machine that generated the bindings.
-    kernel.declaration = blake3::hash(text.replace('\r', "").as_bytes()).to_hex().to_string();
-    Ok(kernel)
-}
-
-/// A value with the names' positions, which the checks report.
-struct Spanned<T> {
-    value: T,
-    spans: Spans,
-}
-
-impl Parse for Spanned<Kernel> {
-    fn parse(input: ParseStream) -> Result<Self> {
-        let mut spans = Spans::default();
-        let doc = parse_doc(input)?;
-        input.parse::<Token![fn]>()?;
-        let name = spans.variable(&input.parse()?)?;
-        let list;
-        parenthesized!(list in input);
-        let mut args = Vec::new();
-        while !list.is_empty() {
-            args.push(parse_arg(&list, &mut spans)?);
-            if !list.is_empty() {
-                list.parse::<Token![,]>()?;
-            }
-        }
-        let mut kernel = Kernel {
-            name,
-            declaration: String::new(),
-            doc,
-            args,
-            specialize: Vec::new(),
-            ship: Vec::new(),
-            functions: Vec::new(),
-            derived: Vec::new(),
-            requires: Vec::new(),
-            bodies: Vec::new(),
-        };
-        while !input.is_empty() {
-            parse_section(input, &mut kernel, &mut spans)?;
-        }
-        Ok(Spanned { value: kernel, spans })
-    }
+    Ok((kernel, spans))
 }
 
 fn parse_doc(input: ParseStream) -> Result<String> {
@@ -112,9 +74,25 @@ fn parse_doc(input: ParseStream) -> Result<String> {
     Ok(lines.join("\n"))
 }
 
-fn parse_section(input: ParseStream, kernel: &mut Kernel, spans: &mut Spans) -> Result<()> {
+/// One section. Without `included` the declaration is itself a shared one: it includes nothing and has no body.
+pub(super) fn parse_section(
+    input: ParseStream,
+    kernel: &mut Kernel,
+    spans: &mut Spans,
+    included: Option<&mut Included<'_>>,
+) -> Result<()> {
     let next = input.lookahead1();
-    if next.peek(kw::specialize) {
+    if next.peek(kw::include) {
+        let keyword = input.parse::<kw::include>()?;
+        let Some(included) = included else {
+            let message = "a shared declaration includes no other: let the kernel include both";
+            return Err(syn::Error::new(keyword.span, message));
+        };
+        included.parse(input, kernel, spans)?;
+    } else if next.peek(Token![const]) {
+        input.parse::<Token![const]>()?;
+        parse_constant(input, kernel, spans)?;
+    } else if next.peek(kw::specialize) {
         input.parse::<kw::specialize>()?;
         kernel.specialize.extend(parse_braced_list(input, spans, parse_spec_param)?);
     } else if next.peek(kw::ship) {
@@ -140,7 +118,11 @@ fn parse_section(input: ParseStream, kernel: &mut Kernel, spans: &mut Spans) -> 
         input.parse::<Token![;]>()?;
         kernel.requires.push(Require { condition, message });
     } else if next.peek(kw::body) {
-        input.parse::<kw::body>()?;
+        let keyword = input.parse::<kw::body>()?;
+        if included.is_none() {
+            let message = "a body is one kernel's: it stands in the kernel.rs beside it";
+            return Err(syn::Error::new(keyword.span, message));
+        }
         kernel.bodies.push(parse_body(input, spans)?);
     } else {
         return Err(next.error());
@@ -336,111 +318,6 @@ impl Parse for DimToken {
         }
         Ok(DimToken { name, broadcast })
     }
-}
-
-fn parse_spec_param(input: ParseStream, spans: &mut Spans) -> Result<SpecParam> {
-    let name = spans.parameter(&input.parse()?)?;
-    input.parse::<Token![:]>()?;
-    if input.peek(syn::token::Bracket) {
-        let ahead = input.fork();
-        let list;
-        bracketed!(list in ahead);
-        if list.peek(Ident) {
-            let list;
-            bracketed!(list in input);
-            let mut dtypes = Vec::new();
-            for ident in Punctuated::<Ident, Token![,]>::parse_terminated(&list)? {
-                let fail = |message: String| Err(syn::Error::new(ident.span(), message));
-                let Some(dtype) = DType::from_name(&ident.to_string()) else {
-                    let known = DType::ALL.map(DType::name).join(", ");
-                    return fail(format!("`{ident}` is no dtype: use one of {known}"));
-                };
-                if dtypes.contains(&dtype) {
-                    return fail(format!("{dtype} is listed twice"));
-                }
-                dtypes.push(dtype);
-            }
-            if input.peek(Token![=]) {
-                return Err(
-                    input.error("a dtype has no default, for a request always gives it: only integers have")
-                );
-            }
-            return Ok(SpecParam { name, values: SpecValues::DTypes(dtypes), default: None });
-        }
-    }
-    let values = SpecValues::Ints(parse_ints(input)?);
-    let default = match input.parse::<Option<Token![=]>>()? {
-        Some(_) => Some(spans.expr(input, Role::Default)?),
-        None => None,
-    };
-    Ok(SpecParam { name, values, default })
-}
-
-/// As in `specialize`, with positions of its own: the names are the same.
-fn parse_shipped(input: ParseStream, spans: &mut Spans) -> Result<SpecParam> {
-    let mut shipped = Spans::default();
-    let param = parse_spec_param(input, &mut shipped)?;
-    if param.default.is_some() {
-        return Err(syn::Error::new(
-            shipped.of(&param.name),
-            "a default stands in `specialize`: `ship` lists values alone",
-        ));
-    }
-    spans.shipped(shipped);
-    Ok(param)
-}
-
-/// The most values of a range: each may become a source to compile.
-const MOST_VALUES: i64 = 256;
-
-/// `[1, 2]` or `1..=3`, of what the constants of a source hold: CUDA's `int`.
-pub(super) fn parse_ints(input: ParseStream) -> Result<Vec<i64>> {
-    let value = |literal: &LitInt| {
-        let parsed = literal.base10_parse::<i32>().ok().filter(|value| *value >= 0);
-        parsed.map(i64::from).ok_or_else(|| {
-            let message =
-                format!("{literal} is no value of a parameter: it has 32 bits, from 0 to {}", i32::MAX);
-            syn::Error::new(literal.span(), message)
-        })
-    };
-    if input.peek(syn::token::Bracket) {
-        let list;
-        let bracket = bracketed!(list in input);
-        let values = Punctuated::<LitInt, Token![,]>::parse_terminated(&list)?;
-        if values.is_empty() {
-            return Err(syn::Error::new(bracket.span.join(), "at least one value is needed"));
-        }
-        if values.len() as i64 > MOST_VALUES {
-            let message = format!("{} values, at most {MOST_VALUES}: list those worth trying", values.len());
-            return Err(syn::Error::new(bracket.span.join(), message));
-        }
-        let mut ints = Vec::with_capacity(values.len());
-        for literal in &values {
-            let int = value(literal)?;
-            if ints.contains(&int) {
-                return Err(syn::Error::new(literal.span(), format!("{int} is listed twice")));
-            }
-            ints.push(int);
-        }
-        return Ok(ints);
-    }
-    let first: LitInt = input.parse()?;
-    let start = value(&first)?;
-    if !input.peek(Token![..=]) {
-        let message =
-            format!("values are a list or a range with its last value: write `[{start}]` or `{start}..=8`");
-        return Err(syn::Error::new(first.span(), message));
-    }
-    let range = input.parse::<Token![..=]>()?;
-    let end = value(&input.parse()?)?;
-    if end < start {
-        return Err(syn::Error::new_spanned(range, format!("{start}..={end} is empty")));
-    }
-    if end - start >= MOST_VALUES {
-        let message = format!("{start}..={end} has more than {MOST_VALUES} values: list those worth trying");
-        return Err(syn::Error::new_spanned(range, message));
-    }
-    Ok((start..=end).collect())
 }
 
 /// `name: ScoreMod`, `name: ScoreMod + Gradient` or `name: MaskMod`

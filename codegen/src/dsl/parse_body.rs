@@ -1,21 +1,24 @@
 //! From the tokens of a `body` to [`Body`].
 
-use super::parse::{parse_braced_list, parse_ints};
+use super::parse::parse_braced_list;
+use super::parse_values::parse_ints;
 use super::spans::{Role, Spans};
-use super::{Body, Constraint, Expr, Launch, TensorMap, TuneParam};
-use crate::arch::Family;
+use super::{Body, Constraint, Expr, Launch, TensorMap, TuneOn, TuneParam, Worth};
+use crate::arch::{Arch, Family};
 use proc_macro2::Span;
 use syn::parse::ParseStream;
 use syn::{Ident, Result, Token, braced, bracketed};
 
 mod kw {
     syn::custom_keyword!(tune);
+    syn::custom_keyword!(on);
     syn::custom_keyword!(launch);
     syn::custom_keyword!(grid);
     syn::custom_keyword!(threads);
     syn::custom_keyword!(persistent);
     syn::custom_keyword!(queue);
     syn::custom_keyword!(tensor_maps);
+    syn::custom_keyword!(worth);
 }
 
 pub(super) fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> {
@@ -27,17 +30,22 @@ pub(super) fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> 
     })?;
     let content;
     let brace = braced!(content in input);
-    let (mut tune, mut constraints, mut tensor_maps) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut tune, mut tune_on, mut constraints) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut worth, mut tensor_maps) = (Vec::new(), Vec::new());
     let (mut smem_bytes, mut registers, mut prefer, mut launch) = (None, None, None, None);
     while !content.is_empty() {
         let next = content.lookahead1();
         if next.peek(kw::tune) {
             content.parse::<kw::tune>()?;
-            tune.extend(parse_braced_list(&content, spans, |input, spans| {
-                let name = spans.parameter(&input.parse()?)?;
-                input.parse::<Token![:]>()?;
-                Ok(TuneParam { name, values: parse_ints(input)? })
-            })?);
+            if content.peek(kw::on) {
+                tune_on.push(parse_tune_on(&content, spans, (family, &tune, &tune_on))?);
+            } else {
+                tune.extend(parse_braced_list(&content, spans, |input, spans| {
+                    let name = spans.parameter(&input.parse()?)?;
+                    input.parse::<Token![:]>()?;
+                    Ok(TuneParam { name, values: parse_ints(input, spans)? })
+                })?);
+            }
         } else if next.peek(Token![where]) {
             content.parse::<Token![where]>()?;
             for clause in parse_braced_list(&content, spans, parse_clause)? {
@@ -50,6 +58,9 @@ pub(super) fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> 
                     Clause::Condition(condition) => constraints.push(Constraint { condition }),
                 }
             }
+        } else if next.peek(kw::worth) {
+            content.parse::<kw::worth>()?;
+            worth.extend(parse_braced_list(&content, spans, parse_worth)?);
         } else if next.peek(kw::tensor_maps) {
             content.parse::<kw::tensor_maps>()?;
             tensor_maps.extend(parse_braced_list(&content, spans, parse_tensor_map)?);
@@ -65,7 +76,56 @@ pub(super) fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> 
         return Err(syn::Error::new(brace.span.join(), message));
     };
     let (smem_bytes, registers) = (smem_bytes.unwrap_or(Expr::Int(0)), registers.unwrap_or(Expr::Int(0)));
-    Ok(Body { family, tune, constraints, smem_bytes, registers, prefer, tensor_maps, launch })
+    Ok(Body { family, tune, tune_on, constraints, smem_bytes, registers, prefer, worth, tensor_maps, launch })
+}
+
+/// `on sm_86, sm_89 { STAGES: [1] }`, of a family's body whose `tune` and `tune on` so far are these.
+fn parse_tune_on(
+    input: ParseStream,
+    spans: &Spans,
+    (family, tune, before): (Family, &[TuneParam], &[TuneOn]),
+) -> Result<TuneOn> {
+    input.parse::<kw::on>()?;
+    let fail = |at: &Ident, message: String| Err(syn::Error::new(at.span(), message));
+    let mut archs = Vec::new();
+    while archs.is_empty() || input.parse::<Option<Token![,]>>()?.is_some() {
+        let name: Ident = input.parse()?;
+        let runs = || Arch::ALL.into_iter().filter(|arch| arch.runs(family));
+        let Some(arch) = runs().find(|arch| name == arch.name()) else {
+            let known = runs().map(Arch::name).collect::<Vec<_>>().join(", ");
+            return fail(
+                &name,
+                format!("`{name}` is no architecture that a body of {family} runs on: use {known}"),
+            );
+        };
+        if archs.contains(&arch) {
+            return fail(&name, format!("{arch} is listed twice"));
+        }
+        archs.push(arch);
+    }
+    let content;
+    braced!(content in input);
+    let mut there: Vec<TuneParam> = Vec::new();
+    while !content.is_empty() {
+        let name: Ident = content.parse()?;
+        if !tune.iter().any(|param| name == param.name) {
+            let known = tune.iter().map(|param| param.name.as_str()).collect::<Vec<_>>().join(", ");
+            let known = if known.is_empty() { "none".to_owned() } else { known };
+            return fail(&name, format!("`{name}` is no parameter of the `tune` above, which has {known}"));
+        }
+        let on = before.iter().find(|on| {
+            on.archs.iter().any(|arch| archs.contains(arch)) && on.tune.iter().any(|param| name == param.name)
+        });
+        if on.is_some() || there.iter().any(|param| name == param.name) {
+            return fail(&name, format!("`{name}` has values on such an architecture already: keep one"));
+        }
+        content.parse::<Token![:]>()?;
+        there.push(TuneParam { name: name.to_string(), values: parse_ints(&content, spans)? });
+        if !content.is_empty() {
+            content.parse::<Token![,]>()?;
+        }
+    }
+    Ok(TuneOn { archs, tune: there })
 }
 
 /// Fills a place that one body has once.
@@ -100,6 +160,14 @@ fn parse_clause(input: ParseStream, spans: &mut Spans) -> Result<Clause> {
         };
     }
     Ok(Clause::Condition(spans.expr(input, Role::Constraint)?))
+}
+
+/// `tensor: condition`
+fn parse_worth(input: ParseStream, spans: &mut Spans) -> Result<Worth> {
+    let arg: Ident = input.parse()?;
+    spans.worth(&arg);
+    input.parse::<Token![:]>()?;
+    Ok(Worth { arg: arg.to_string(), condition: spans.expr(input, Role::Worth)? })
 }
 
 /// `tensor: [rows, columns]`

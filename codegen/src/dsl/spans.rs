@@ -11,6 +11,7 @@ use syn::{Ident, Result};
 /// What an expression of a declaration is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
+    Constant,
     Default,
     Derived,
     Requirement,
@@ -20,11 +21,13 @@ pub(super) enum Role {
     Threads,
     Grid,
     Box,
+    Worth,
 }
 
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Role::Constant => "a constant",
             Role::Default => "a default",
             Role::Derived => "a derived dimension",
             Role::Requirement => "a requirement",
@@ -34,13 +37,18 @@ impl fmt::Display for Role {
             Role::Threads => "`threads`",
             Role::Grid => "`grid`",
             Role::Box => "a box",
+            Role::Worth => "`worth`",
         })
     }
 }
 
-/// Where each name was written, in order; each expression; each body.
+/// Where each name was written, in order; each expression; each body. And what the constants are, which later parts name.
 #[derive(Default)]
 pub(super) struct Spans {
+    /// Constants that are numbers.
+    pub(super) values: Vec<(String, i64)>,
+    /// Constants that are lists.
+    pub(super) lists: Vec<(String, Vec<i64>)>,
     names: Vec<(String, Span)>,
     /// Those of `ship`.
     shipped: Vec<(String, Span)>,
@@ -48,6 +56,8 @@ pub(super) struct Spans {
     bodies: Vec<Span>,
     /// Those of `tensor_maps`.
     tensor_maps: Vec<(String, Span)>,
+    /// Those of `worth`.
+    worth: Vec<(String, Span)>,
 }
 
 /// An expression as it was written. The same text may stand in several places, of which one is wrong.
@@ -87,12 +97,59 @@ impl Spans {
         Ok(name)
     }
 
+    /// Notes the name of a constant.
+    pub(super) fn constant(&mut self, ident: &Ident) -> Result<String> {
+        let name = self.parameter(ident)?;
+        if names::OF_BINDINGS.contains(&name.as_str()) {
+            return Err(names::refused(ident, "is a name of the generated code"));
+        }
+        if self.constant_names().any(|known| known == name) {
+            return Err(names::refused(ident, "is a constant already"));
+        }
+        Ok(name)
+    }
+
+    /// The names of all constants.
+    pub(super) fn constant_names(&self) -> impl Iterator<Item = &str> {
+        let lists = self.lists.iter().map(|(name, _)| name.as_str());
+        self.values.iter().map(|(name, _)| name.as_str()).chain(lists)
+    }
+
+    /// The values of the constant of that name, which is a list.
+    pub(super) fn list(&self, name: &Ident) -> Result<Vec<i64>> {
+        match self.lists.iter().find(|(known, _)| name == known) {
+            Some((_, values)) => Ok(values.clone()),
+            None => {
+                let lists: Vec<&str> = self.lists.iter().map(|(known, _)| known.as_str()).collect();
+                let lists = if lists.is_empty() { "none".to_owned() } else { lists.join(", ") };
+                let message = format!(
+                    "`{name}` is no list of integers: write `[1, 2]`, `1..=8` or a constant above that is one, of which there \
+                     are {lists}"
+                );
+                Err(syn::Error::new(name.span(), message))
+            }
+        }
+    }
+
+    /// The numbers that an expression may name, for a message.
+    pub(super) fn constants(&self) -> String {
+        match self.values.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ") {
+            none if none.is_empty() => "numbers alone".to_owned(),
+            names => names,
+        }
+    }
+
     /// Notes a name, which becomes one in Rust and in CUDA.
     pub(super) fn name(&mut self, ident: &Ident) -> Result<String> {
         names::check(ident)?;
         let name = ident.to_string();
         self.names.push((name.clone(), ident.span()));
         Ok(name)
+    }
+
+    /// Positions of their own for a part whose names stand elsewhere too, with the same lists to name.
+    pub(super) fn of_lists(&self) -> Spans {
+        Spans { lists: self.lists.clone(), ..Spans::default() }
     }
 
     /// Notes names of `ship`.
@@ -110,6 +167,17 @@ impl Spans {
         self.tensor_maps.push((arg.to_string(), arg.span()));
     }
 
+    /// Notes a tensor of `worth`.
+    pub(super) fn worth(&mut self, arg: &Ident) {
+        self.worth.push((arg.to_string(), arg.span()));
+    }
+
+    /// Where `worth` names a tensor last.
+    pub(super) fn of_worth(&self, arg: &str) -> Span {
+        let found = self.worth.iter().rev().find(|(known, _)| known == arg);
+        found.map_or_else(Span::call_site, |(_, span)| *span)
+    }
+
     /// Where `tensor_maps` names a tensor last.
     pub(super) fn of_tensor_map(&self, arg: &str) -> Span {
         let found = self.tensor_maps.iter().rev().find(|(known, _)| known == arg);
@@ -119,7 +187,8 @@ impl Spans {
     /// Parses and notes an expression.
     pub(super) fn expr(&mut self, input: ParseStream, role: Role) -> Result<Expr> {
         let parsed: syn::Expr = input.parse()?;
-        let expr = Expr::try_from(&parsed)?;
+        let mut expr = Expr::try_from(&parsed)?;
+        expr.replace(&|name| self.values.iter().find(|(known, _)| known == name).map(|(_, value)| *value));
         let mut names = Names(Vec::new());
         names.visit_expr(&parsed);
         let (span, body) = (parsed.span(), self.bodies.len());
@@ -163,8 +232,8 @@ impl Spans {
     }
 
     fn written(&self, expr: &Expr, role: Role, body: usize) -> Option<&Written> {
-        // Defaults, derived dimensions and requirements may stand after a body.
-        let anywhere = matches!(role, Role::Default | Role::Derived | Role::Requirement);
+        // Constants, defaults, derived dimensions and requirements may stand after a body.
+        let anywhere = matches!(role, Role::Constant | Role::Default | Role::Derived | Role::Requirement);
         self.exprs.iter().find(|written| {
             written.role == role && (anywhere || written.body == body) && written.expr == *expr
         })

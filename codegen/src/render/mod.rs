@@ -4,6 +4,7 @@ mod lines;
 
 use crate::budget::Candidate;
 use crate::dsl::{ElementType, Kernel, ScalarType};
+use crate::library;
 use crate::lower::{self, DeviceFunction, FunctionKind};
 use crate::params::{FieldKind, ParamsLayout};
 use crate::spec::Value;
@@ -12,8 +13,6 @@ use crate::{Error, source::KernelSource};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use tera::{Context, Delimiters, Tera};
-
-include!(concat!(env!("OUT_DIR"), "/headers.rs"));
 
 const PRELUDE: &str = "prelude";
 
@@ -83,8 +82,9 @@ fn engine(source: &KernelSource, text: fn(&str, &str) -> String) -> tera::TeraRe
         comment_end: "#>".into(),
     })?;
     let own = source.files.iter().map(|(path, text)| (path.as_ref(), text.as_ref()));
+    let own = own.filter(|(path, _)| !library::is_declaration(path));
     // A kernel's own file wins over a shared header of the same path.
-    let shared = HEADERS.iter().copied().filter(|(path, _)| !source.files.iter().any(|(own, _)| own == path));
+    let shared = library::headers().filter(|(path, _)| !source.files.iter().any(|(own, _)| own == path));
     let files = shared.chain(own).map(|(path, file)| (path, text(path, file)));
     tera.add_raw_templates(files.chain([(PRELUDE, include_str!("prelude.cu").to_owned())]))?;
     Ok(tera)
@@ -124,7 +124,11 @@ fn report(error: &tera::Error) -> String {
 fn context(kernel: &Kernel, candidate: &Candidate, variant: &str) -> Context {
     let spec = &candidate.spec;
     let mut types = Vec::new();
-    let mut constants = Vec::new();
+    let mut constants: Vec<Named<i64>> = kernel
+        .constants
+        .iter()
+        .map(|constant| Named { name: constant.name.clone(), value: constant.value })
+        .collect();
     for (name, value) in spec.values() {
         match value {
             Value::DType(dtype) => types.push(Named { name: name.clone(), value: dtype.cuda() }),

@@ -111,13 +111,9 @@ impl Pipeline {
         [by_query, by_key].into_iter().all(knows)
     }
 
-    /// Whether key blocks of uneven length are worth an order, the longest first: the kernel by key has a body that hands out a
-    /// head's tiles of 64 keys one by one, to two thread blocks a multiprocessor. With fewer tiles a head the last ones would not
-    /// be the short ones (278 tiles on 132 multiprocessors lose 1 %, 512 gain 2 %).
-    fn orders_keys(&self, sizes: &Sizes) -> bool {
-        let Some(cuda) = self.device.as_cuda() else { return false };
-        let info = cuda.info();
-        info.compute_capability.0 == 9 && sizes.seq_kv.div_ceil(64) >= 3 * info.sm_count
+    /// Whether key blocks of uneven length are worth an order, which the declaration of the kernel by key says.
+    fn orders_keys(&self, sizes: &Sizes) -> Result<bool, Error> {
+        Ok(self.backward.by_key.get()?.is_worth("key_order", &sizes.dims()))
     }
 
     /// Room for what a backward over these lists works in.
@@ -151,7 +147,7 @@ impl Pipeline {
         };
         // A key head that several lists name would want the order of their sum.
         let one_list = heads == 1 || heads == sizes.kv_heads;
-        let order = (one_list && self.orders_keys(sizes))
+        let order = (one_list && self.orders_keys(sizes)?)
             .then(|| -> Result<_, Error> {
                 Ok(KeyOrder {
                     of_keys: memory.tensor(DType::I32, &[batch, heads, columns])?,

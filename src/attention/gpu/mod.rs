@@ -12,7 +12,7 @@ use super::advice::advise;
 use super::memory::Memory;
 use super::{MaskLists, Rule, Sizes};
 use crate::codegen::lower::{DeviceFunction, FunctionKind};
-use crate::device::{CudaDevice, Device};
+use crate::device::CudaDevice;
 use crate::kernels::{classify, forward, order};
 use crate::launch::{Function, FunctionArgs, Lazy, Request, Tuned};
 use crate::tune::Policy;
@@ -24,7 +24,6 @@ use std::sync::Arc;
 /// The kernels of the chain, each with its tuning space, and the functions' captures.
 #[derive(Clone)]
 pub(super) struct Pipeline {
-    device: Device,
     selector: Selector,
     /// For masks that come without an order of their rows.
     order: Lazy,
@@ -66,7 +65,6 @@ impl Pipeline {
         };
         let functions = Arc::new(FunctionArgs::new(cuda, forward.spec(), &[score_fn, mask_fn])?);
         Ok(Pipeline {
-            device: Device::Cuda(cuda.clone()),
             selector: Selector::new(cuda, rule, classify, mask_mod.as_ref(), &lazy),
             order: lazy(Request::new(&order::SOURCE)),
             forward,
@@ -89,7 +87,6 @@ impl Pipeline {
     /// The same chain on another stream of the same GPU.
     pub(super) fn on(&self, cuda: &CudaDevice) -> Self {
         Pipeline {
-            device: Device::Cuda(cuda.clone()),
             selector: self.selector.on(cuda),
             order: self.order.on(cuda),
             forward: self.forward.on(cuda),
@@ -147,12 +144,9 @@ impl Pipeline {
         self.forward.knows(bucket) && ordered()
     }
 
-    /// Whether rows of uneven length are worth an order: the forward has a body that hands out its tiles one by one, and each
-    /// multiprocessor gets several.
+    /// Whether rows of uneven length are worth an order, which the forward's declaration says.
     fn orders_rows(&self, sizes: &Sizes) -> bool {
-        let Some(cuda) = self.device.as_cuda() else { return false };
-        let info = cuda.info();
-        info.compute_capability.0 == 9 && sizes.batch * sizes.heads * sizes.q_blocks >= 4 * info.sm_count
+        self.forward.is_worth("row_order", &sizes.dims())
     }
 
     /// Room for the order of the rows of lists that come without one, where it pays. One list for all heads has one order.

@@ -13,16 +13,13 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub(super) struct Ranking {
     pool: Lazy,
-    /// From means to lists in one launch, by the most key blocks of a row that it takes, ascending.
+    /// From means to lists in one launch, by the most key blocks of a row that it takes.
     rank: Vec<(usize, Lazy)>,
     /// For longer rows.
     score: Lazy,
     /// For the blocks that a mask function keeps in part. Absent without one.
     score_partial: Option<Lazy>,
 }
-
-/// The key blocks of a row that `rank` is built for.
-const CAPACITIES: [usize; 5] = [384, 640, 1280, 3328, 4096];
 
 impl Ranking {
     pub(super) fn new(
@@ -31,10 +28,11 @@ impl Ranking {
         lazy: &dyn Fn(Request) -> Lazy,
     ) -> Self {
         let tile = rule.head_dim.tile() as i64;
-        let rank = |capacity: usize| {
+        let rank = |capacity: i64| {
             let request = Request::new(&rank::SOURCE).value("D", tile);
-            (capacity, lazy(request.value("CAPACITY", capacity as i64)))
+            (capacity as usize, lazy(request.value("CAPACITY", capacity)))
         };
+        let capacities = rank::SPECS.iter().filter(|spec| spec.d == tile).map(|spec| spec.capacity);
         let (block_q, block_kv) = (rule.blocks.q() as i64, rule.blocks.kv() as i64);
         let of_tokens = |source| {
             let request = Request::new(source).value("T", rule.dtype).value("D", tile);
@@ -43,7 +41,7 @@ impl Ranking {
         let partial = |function| of_tokens(&score_partial::SOURCE).function("mask_mod", Some(function));
         Ranking {
             pool: lazy(of_tokens(&pool::SOURCE)),
-            rank: CAPACITIES.map(rank).into(),
+            rank: capacities.map(rank).collect(),
             score: lazy(Request::new(&score::SOURCE)),
             score_partial: mask_mod.map(|function| lazy(partial(function))),
         }
@@ -72,7 +70,8 @@ impl Ranking {
 
     /// `rank` for rows of `kv_blocks`, where they fit.
     pub(super) fn rank(&self, kv_blocks: usize) -> Option<&Lazy> {
-        self.rank.iter().find(|(capacity, _)| kv_blocks <= *capacity).map(|(_, kernel)| kernel)
+        let fitting = self.rank.iter().filter(|(capacity, _)| kv_blocks <= *capacity);
+        fitting.min_by_key(|(capacity, _)| *capacity).map(|(_, kernel)| kernel)
     }
 
     /// The means of the blocks of q and k, and zeros for `rank` to count from.

@@ -10,9 +10,6 @@ use tilewright::kernels::{forward, pool, rank, transpose};
 use tilewright::toolchain::Toolchain;
 use tilewright::{Attention, BlockSize};
 
-/// What `rank` is built for: the demonstration's rows have fewer key blocks.
-const CAPACITY: i64 = 384;
-
 /// A report for each kernel; without a toolchain nothing in it is compiled.
 pub fn reports(attention: &Attention, toolchain: Option<&Toolchain>) -> Result<Vec<VariantReport>, CliError> {
     let loaded = attention.kernels();
@@ -38,9 +35,11 @@ fn jobs(blocks: BlockSize) -> Result<Vec<Job>, CliError> {
     let (dtype, tile) = (Value::from(data::DTYPE), Value::from(data::HEAD_DIM.tile() as i64));
     let (block_q, block_kv) = (Value::from(blocks.q() as i64), Value::from(blocks.kv() as i64));
     let of_tensors = vec![("T", dtype), ("D", tile), ("BLOCK_Q", block_q), ("BLOCK_KV", block_kv)];
+    // The demonstration's rows have few key blocks.
+    let capacity = Value::from(rank::SPECS[0].capacity);
     let chain: [(&KernelSource, Vec<(&str, Value)>); 4] = [
         (&pool::SOURCE, of_tensors.clone()),
-        (&rank::SOURCE, vec![("D", tile), ("CAPACITY", CAPACITY.into())]),
+        (&rank::SOURCE, vec![("D", tile), ("CAPACITY", capacity)]),
         (&transpose::SOURCE, Vec::new()),
         (&forward::SOURCE, of_tensors),
     ];

@@ -1,0 +1,75 @@
+//! From the text of a `kernel.rs` to a checked [`Kernel`].
+
+use super::include::{Files, Included};
+use super::parse::parse_kernel;
+use super::{Kernel, check};
+use crate::{Error, KernelSource, limits};
+use proc_macro2::{Span, TokenStream};
+use syn::Result;
+use syn::parse::ParseStream;
+
+impl Kernel {
+    /// Parses and checks the text of a `kernel.rs`, which holds one `kernel! { … }`. What it includes is the tile library's.
+    ///
+    /// # Errors
+    /// [`Error::Declaration`] with the position of the offending token; `file` is the name it is reported under.
+    pub fn parse(file: &str, text: &str) -> std::result::Result<Kernel, Error> {
+        parse_and_check(file, text, &[])
+    }
+
+    /// Parses and checks the declaration of a kernel's folder. What it includes lies in that folder, in the `lib` beside it or in
+    /// the tile library.
+    ///
+    /// # Errors
+    /// [`Error::Declaration`] with the position of the offending token, in `<kernel>/kernel.rs` or in a file that it includes.
+    pub fn of(source: &KernelSource) -> std::result::Result<Kernel, Error> {
+        parse_and_check(&format!("{}/kernel.rs", source.name), &source.declaration, &source.files)
+    }
+}
+
+fn parse_and_check(file: &str, text: &str, files: Files<'_>) -> std::result::Result<Kernel, Error> {
+    let parse = || {
+        let mut included = Included::of(files);
+        parse_file(text, &mut included).map_err(|error| included.place(file, &error))
+    };
+    limits::apart(parse).unwrap_or_else(|| limits::with_room(parse))
+}
+
+/// Most of a declaration is its documentation.
+pub(super) const MAX_BYTES: usize = 256 << 10;
+
+fn parse_file(text: &str, included: &mut Included<'_>) -> Result<Kernel> {
+    let tokens = limits::tokens(text, MAX_BYTES)?;
+    let Some(kernel) = the_macro(tokens, "kernel", "a kernel.rs")? else {
+        return Err(syn::Error::new(Span::call_site(), "no `kernel! { … }` in the file: declare one"));
+    };
+    let (mut kernel, spans) = kernel.parse_body_with(|input: ParseStream| parse_kernel(input, included))?;
+    check::check(&kernel, &spans)?;
+    kernel.declaration = included.hash(text);
+    kernel.includes = included.paths();
+    Ok(kernel)
+}
+
+/// The one `name! { … }` of a file, which is all that it holds.
+pub(super) fn the_macro(tokens: TokenStream, name: &str, file: &str) -> Result<Option<syn::Macro>> {
+    let mut found = None;
+    for item in syn::parse2::<syn::File>(tokens)?.items {
+        match item {
+            syn::Item::Macro(item) if item.mac.path.is_ident(name) => {
+                if found.is_some() {
+                    let message = match name {
+                        "kernel" => "a second kernel: give it a folder of its own",
+                        _ => "a second one in a file: join the two",
+                    };
+                    return Err(syn::Error::new_spanned(&item.mac.path, message));
+                }
+                found = Some(item.mac);
+            }
+            other => {
+                let message = format!("{file} holds one `{name}! {{ … }}` and nothing else");
+                return Err(syn::Error::new_spanned(other, message));
+            }
+        }
+    }
+    Ok(found)
+}
