@@ -74,6 +74,9 @@ pub fn declaration(data: &[u8]) {
         let dims: Vec<(&str, i64)> = kernel.dims().into_iter().map(|dim| (dim, i64::MAX / 3)).collect();
         let machine = Machine { limits: arch.limits(), sm_count: 132 };
         assert_eq!(generator.rank(&some, &machine, &dims).len(), some.len());
+        for arg in &kernel.args {
+            generator.is_worth(&arg.name, spec, arch, &machine, &dims);
+        }
         generator.render(some[0]).expect("the body is a comment");
     }
 }

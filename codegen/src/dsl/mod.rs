@@ -38,6 +38,12 @@
 //! it out then. `require D_V <= D, "values are no wider than keys";` is over parameters alone, so that a spec is asked and no launch:
 //! other combinations do not exist.
 //!
+//! # What is said once
+//!
+//! `const BINS = 1024;` is a number of the declaration, of the CUDA source and of the bindings. `include "lib/rows.rs";` reads
+//! sections that several declarations share from `shared! { … }` in another file: [`Kernel::of`] finds it among the files of a
+//! [`KernelSource`](crate::KernelSource) or in the tile library.
+//!
 //! # Device functions
 //!
 //! `functions { score_mod: ScoreMod, mask_mod: MaskMod }` gives the body a struct `Functions f` whose members are called as
