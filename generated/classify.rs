@@ -21,29 +21,7 @@ pub static SOURCE: KernelSource = KernelSource {
         ],
     ),
 };
-/// Integers that `classify` is specialised for.
-#[allow(dead_code)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Spec {
-    /// `BLOCK_Q`.
-    pub block_q: i64,
-    /// `BLOCK_KV`.
-    pub block_kv: i64,
-}
-impl Spec {
-    #[allow(dead_code)]
-    const fn of([block_q, block_kv]: [i64; 2]) -> Self {
-        Spec { block_q, block_kv }
-    }
-}
-/// Every combination that the declaration admits, in its order: the last parameter changes fastest.
-#[allow(dead_code)]
-pub const SPECS: &[Spec] = &[
-    Spec::of([128, 64]),
-    Spec::of([128, 128]),
-    Spec::of([64, 64]),
-    Spec::of([64, 128]),
-];
+pub use super::specs::classify::*;
 /// What `classify` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

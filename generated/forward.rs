@@ -41,53 +41,7 @@ pub static SOURCE: KernelSource = KernelSource {
         ],
     ),
 };
-/// Integers that `forward` is specialised for.
-#[allow(dead_code)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Spec {
-    /// `D`.
-    pub d: i64,
-    /// `D_V`.
-    pub d_v: i64,
-    /// `BLOCK_Q`.
-    pub block_q: i64,
-    /// `BLOCK_KV`.
-    pub block_kv: i64,
-}
-impl Spec {
-    #[allow(dead_code)]
-    const fn of([d, d_v, block_q, block_kv]: [i64; 4]) -> Self {
-        Spec { d, d_v, block_q, block_kv }
-    }
-}
-/// Every combination that the declaration admits, in its order: the last parameter changes fastest.
-#[allow(dead_code)]
-pub const SPECS: &[Spec] = &[
-    Spec::of([64, 64, 128, 64]),
-    Spec::of([64, 64, 128, 128]),
-    Spec::of([64, 64, 64, 64]),
-    Spec::of([64, 64, 64, 128]),
-    Spec::of([96, 96, 128, 64]),
-    Spec::of([96, 96, 128, 128]),
-    Spec::of([96, 96, 64, 64]),
-    Spec::of([96, 96, 64, 128]),
-    Spec::of([128, 128, 128, 64]),
-    Spec::of([128, 128, 128, 128]),
-    Spec::of([128, 128, 64, 64]),
-    Spec::of([128, 128, 64, 128]),
-    Spec::of([192, 128, 128, 64]),
-    Spec::of([192, 128, 128, 128]),
-    Spec::of([192, 128, 64, 64]),
-    Spec::of([192, 128, 64, 128]),
-    Spec::of([192, 192, 128, 64]),
-    Spec::of([192, 192, 128, 128]),
-    Spec::of([192, 192, 64, 64]),
-    Spec::of([192, 192, 64, 128]),
-    Spec::of([256, 256, 128, 64]),
-    Spec::of([256, 256, 128, 128]),
-    Spec::of([256, 256, 64, 64]),
-    Spec::of([256, 256, 64, 128]),
-];
+pub use super::specs::forward::*;
 /// What `forward` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

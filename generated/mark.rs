@@ -17,9 +17,7 @@ pub static SOURCE: KernelSource = KernelSource {
         ],
     ),
 };
-/// `CHUNK_WORDS` of the declaration.
-#[allow(dead_code)]
-pub const CHUNK_WORDS: i64 = 512;
+pub use super::specs::mark::*;
 /// What `mark` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

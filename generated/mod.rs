@@ -27,6 +27,8 @@ pub mod score_partial;
 pub mod select;
 #[doc = "The lists of query blocks by key block, from the bits of `rank` and `select`: those of `keep` go to `q_indices`,"]
 pub mod transpose;
+#[doc = "What the kernels are specialised for, and their constants."]
+pub mod specs;
 
 /// The files of every shipped kernel.
 pub static ALL: &[&::tilewright::codegen::KernelSource] = &[

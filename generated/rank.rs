@@ -21,56 +21,7 @@ pub static SOURCE: KernelSource = KernelSource {
         ],
     ),
 };
-/// `ORDER_BINS` of the declaration.
-#[allow(dead_code)]
-pub const ORDER_BINS: i64 = 1024;
-/// `ORDER_WORDS` of the declaration.
-#[allow(dead_code)]
-pub const ORDER_WORDS: i64 = 1056;
-/// Integers that `rank` is specialised for.
-#[allow(dead_code)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Spec {
-    /// `D`.
-    pub d: i64,
-    /// `CAPACITY`.
-    pub capacity: i64,
-}
-impl Spec {
-    #[allow(dead_code)]
-    const fn of([d, capacity]: [i64; 2]) -> Self {
-        Spec { d, capacity }
-    }
-}
-/// Every combination that the declaration admits, in its order: the last parameter changes fastest.
-#[allow(dead_code)]
-pub const SPECS: &[Spec] = &[
-    Spec::of([64, 384]),
-    Spec::of([64, 640]),
-    Spec::of([64, 1280]),
-    Spec::of([64, 3328]),
-    Spec::of([64, 4096]),
-    Spec::of([96, 384]),
-    Spec::of([96, 640]),
-    Spec::of([96, 1280]),
-    Spec::of([96, 3328]),
-    Spec::of([96, 4096]),
-    Spec::of([128, 384]),
-    Spec::of([128, 640]),
-    Spec::of([128, 1280]),
-    Spec::of([128, 3328]),
-    Spec::of([128, 4096]),
-    Spec::of([192, 384]),
-    Spec::of([192, 640]),
-    Spec::of([192, 1280]),
-    Spec::of([192, 3328]),
-    Spec::of([192, 4096]),
-    Spec::of([256, 384]),
-    Spec::of([256, 640]),
-    Spec::of([256, 1280]),
-    Spec::of([256, 3328]),
-    Spec::of([256, 4096]),
-];
+pub use super::specs::rank::*;
 /// What `rank` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

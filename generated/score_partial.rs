@@ -25,47 +25,7 @@ pub static SOURCE: KernelSource = KernelSource {
         ],
     ),
 };
-/// Integers that `score_partial` is specialised for.
-#[allow(dead_code)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Spec {
-    /// `D`.
-    pub d: i64,
-    /// `BLOCK_Q`.
-    pub block_q: i64,
-    /// `BLOCK_KV`.
-    pub block_kv: i64,
-}
-impl Spec {
-    #[allow(dead_code)]
-    const fn of([d, block_q, block_kv]: [i64; 3]) -> Self {
-        Spec { d, block_q, block_kv }
-    }
-}
-/// Every combination that the declaration admits, in its order: the last parameter changes fastest.
-#[allow(dead_code)]
-pub const SPECS: &[Spec] = &[
-    Spec::of([64, 128, 64]),
-    Spec::of([64, 128, 128]),
-    Spec::of([64, 64, 64]),
-    Spec::of([64, 64, 128]),
-    Spec::of([96, 128, 64]),
-    Spec::of([96, 128, 128]),
-    Spec::of([96, 64, 64]),
-    Spec::of([96, 64, 128]),
-    Spec::of([128, 128, 64]),
-    Spec::of([128, 128, 128]),
-    Spec::of([128, 64, 64]),
-    Spec::of([128, 64, 128]),
-    Spec::of([192, 128, 64]),
-    Spec::of([192, 128, 128]),
-    Spec::of([192, 64, 64]),
-    Spec::of([192, 64, 128]),
-    Spec::of([256, 128, 64]),
-    Spec::of([256, 128, 128]),
-    Spec::of([256, 64, 64]),
-    Spec::of([256, 64, 128]),
-];
+pub use super::specs::score_partial::*;
 /// What `score_partial` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

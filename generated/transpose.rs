@@ -17,12 +17,7 @@ pub static SOURCE: KernelSource = KernelSource {
         ],
     ),
 };
-/// `ORDER_BINS` of the declaration.
-#[allow(dead_code)]
-pub const ORDER_BINS: i64 = 1024;
-/// `ORDER_WORDS` of the declaration.
-#[allow(dead_code)]
-pub const ORDER_WORDS: i64 = 1056;
+pub use super::specs::transpose::*;
 /// What `transpose` takes by value, member for member as its CUDA struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

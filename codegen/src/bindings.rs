@@ -1,6 +1,6 @@
 //! Rust text for a declaration: the `Params` struct, the arguments and their checked binding.
 
-use crate::constants;
+use crate::constants::Constants;
 use crate::dsl::names;
 use crate::dsl::{Arg, ArgKind, DimRef, ElementType, Expr, Kernel, ScalarType};
 use crate::limits;
@@ -12,12 +12,17 @@ use quote::{format_ident, quote};
 ///
 /// `files` are the paths (relative to the file the text will stand in, or absolute) of the declaration and of each body,
 /// as `(path in the templates folder, path to include)`.
-pub(crate) fn bindings(kernel: &Kernel, declaration: &str, files: &[(String, String)]) -> String {
+pub(crate) fn bindings(
+    kernel: &Kernel,
+    declaration: &str,
+    files: &[(String, String)],
+    constants: Constants,
+) -> String {
     // Expressions get parentheses, which are read again here.
-    limits::with_room(|| formatted(kernel, declaration, files))
+    limits::with_room(|| formatted(kernel, declaration, files, constants))
 }
 
-fn formatted(kernel: &Kernel, declaration: &str, files: &[(String, String)]) -> String {
+fn formatted(kernel: &Kernel, declaration: &str, files: &[(String, String)], constants: Constants) -> String {
     let layout = ParamsLayout::of(kernel);
     let has_fixed = |arg: &Arg| matches!(arg.kind, ArgKind::Tensor { element: ElementType::Fixed(_), .. });
     let dtype = kernel.args.iter().any(has_fixed).then(|| quote!(DType,));
@@ -30,7 +35,7 @@ fn formatted(kernel: &Kernel, declaration: &str, files: &[(String, String)]) -> 
         use ::tilewright::launch::{BindError, Binder, Bound, #dim KernelArgs};
         use ::tilewright::{#dtype #tensor};
     };
-    let constants = constants::constants(kernel);
+    let constants = constants.of(kernel);
     let (source, params, args, bind) = (
         source_static(kernel, declaration, files),
         params_struct(kernel, &layout),

@@ -7,8 +7,40 @@ use quote::{format_ident, quote};
 /// The most combinations of integers that bindings list.
 const MOST_SPECS: usize = 4096;
 
+/// Where a kernel's module has them from.
+#[derive(Clone, Copy)]
+pub(crate) enum Constants {
+    /// They stand in it.
+    Here,
+    /// From a module `specs` beside it, which uses nothing itself: so parts of a library that its launches are built on may read
+    /// them too.
+    InSpecs,
+}
+
+impl Constants {
+    /// What stands in the kernel's module.
+    pub(crate) fn of(self, kernel: &Kernel) -> TokenStream {
+        let (here, name) = (constants(kernel), format_ident!("{}", kernel.name));
+        match self {
+            Constants::InSpecs if !here.is_empty() => quote!(pub use super::specs::#name::*;),
+            _ => here,
+        }
+    }
+}
+
+/// The module `specs`: the constants of every kernel that has some, by its name.
+pub(crate) fn module<'a>(kernels: impl Iterator<Item = &'a Kernel>) -> String {
+    let modules = kernels.map(|kernel| (kernel, constants(kernel))).filter(|(_, items)| !items.is_empty());
+    let modules = modules.map(|(kernel, items)| {
+        let (name, doc) = (format_ident!("{}", kernel.name), format!(" Of kernel `{}`.", kernel.name));
+        quote!(#[doc = #doc] pub mod #name { #items })
+    });
+    let file: syn::File = syn::parse2(quote!(#(#modules)*)).expect("the constants are Rust");
+    prettyplease::unparse(&file)
+}
+
 /// `pub const` items: one for each constant, and `SPECS`.
-pub(crate) fn constants(kernel: &Kernel) -> TokenStream {
+fn constants(kernel: &Kernel) -> TokenStream {
     let constants = kernel.constants.iter().map(|constant| {
         let (name, value) = (format_ident!("{}", constant.name), Literal::i64_unsuffixed(constant.value));
         let doc = format!(" `{}` of the declaration.", constant.name);

@@ -22,9 +22,28 @@ fn the_bindings_of_a_kernel() {
     write_kernel(folder.path());
     let files = generated(folder.path()).unwrap();
     let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["manifest.json", "mod.rs", "scale.rs", "sources/scale_sm80_bf16_block64_warps4.cu"]);
+    assert_eq!(
+        names,
+        ["manifest.json", "mod.rs", "scale.rs", "sources/scale_sm80_bf16_block64_warps4.cu", "specs.rs"]
+    );
     insta::assert_snapshot!("bindings", files[2].1);
+    insta::assert_snapshot!("specs", files[4].1);
     insta::assert_snapshot!("manifest", files[0].1);
+}
+
+/// The module of all kernels' constants has a name that none of them can have.
+#[test]
+fn a_kernel_is_not_named_like_the_constants() {
+    let folder = tempfile::tempdir().unwrap();
+    write_kernel(folder.path());
+    fs::rename(folder.path().join("scale"), folder.path().join("specs")).unwrap();
+    fs::write(folder.path().join("specs/kernel.rs"), DECLARATION.replace("fn scale", "fn specs")).unwrap();
+    let body = BODY.replace("scale/load", "specs/load");
+    fs::write(folder.path().join("specs/sm80.cu"), body).unwrap();
+    assert_eq!(
+        generated(folder.path()).unwrap_err().to_string(),
+        "kernel `specs`: the module `specs` has the constants of all kernels: give the kernel another name"
+    );
 }
 
 #[test]

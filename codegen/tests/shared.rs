@@ -201,9 +201,11 @@ fn a_folder_has_shared_declarations_of_its_own() {
             .replace("    include", &format!("    include \"scale/own.rs\";\n{more}    include"));
         fs::write(folder.path().join("scale/kernel.rs"), text).unwrap();
         let files = generated(folder.path()).unwrap();
-        files.into_iter().find(|(name, _)| name == "scale.rs").unwrap().1
+        let text = |name: &str| files.iter().find(|(known, _)| known == name).unwrap().1.clone();
+        text("scale.rs") + &text("specs.rs")
     };
     let rust = write("");
+    assert!(rust.contains("pub use super::specs::scale::*;"), "{rust}");
     for included in ["lib/rows.rs", "scale/own.rs"] {
         assert!(rust.contains(&format!("include_str!(\"../templates/{included}\")")), "{rust}");
     }

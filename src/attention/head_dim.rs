@@ -1,6 +1,6 @@
 //! Head dimensions the kernels take.
 
-use crate::kernels::{backward_q, forward};
+use crate::kernels::specs::{backward_q, forward};
 use std::fmt;
 
 /// A head dimension: a multiple of 8 up to [`HeadDim::MAX`]. Those between the widths of tiles run in the next larger one,
@@ -119,7 +119,7 @@ impl fmt::Display for HeadDim {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::{pool, rank};
+    use crate::kernels::specs::{pool, rank};
 
     #[test]
     fn a_dimension_runs_in_the_smallest_tile_that_holds_it() {

@@ -1,7 +1,7 @@
 //! The sparse blocks kernels are made for.
 
 use super::MaskError;
-use crate::kernels::forward;
+use crate::kernels::specs::forward;
 use std::fmt;
 
 /// The sparse block: a run of queries against a run of keys, kept or dropped as a whole.
@@ -103,7 +103,7 @@ impl fmt::Display for BlockSize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::{backward_kv, backward_q, classify, pool, score_partial};
+    use crate::kernels::specs::{backward_kv, backward_q, classify, pool, score_partial};
 
     #[test]
     fn every_kernel_over_tokens_takes_every_size() {

@@ -23,10 +23,9 @@ pub fn spec_fingerprint(source: &KernelSource, spec: &KernelSpec) -> String {
         hasher.add(slot);
         hasher.add(function.as_ref().map_or_else(String::new, |function| function.cuda()));
     }
-    hasher.add(&source.declaration);
-    // With what that includes.
+    // Of the text with all that it includes; what lies beside and is not included is no part of the kernel.
     hasher.add(spec.declaration());
-    let mut files: Vec<_> = source.files.iter().collect();
+    let mut files: Vec<_> = source.files.iter().filter(|(path, _)| !path.ends_with(".rs")).collect();
     files.sort();
     for (path, text) in files {
         hasher.add(path);

@@ -94,6 +94,17 @@ fn a_spec_fingerprint_covers_the_specialisation_and_the_sources() {
     let mut edited = source.clone();
     edited.files.to_mut()[0].1.to_mut().push_str("// faster\n");
     assert_ne!(before, of(&edited, 128));
+    let of_shared = |edit: &str| {
+        let mut shared = source.clone();
+        let (_, text) = shared.files.to_mut().iter_mut().find(|(path, _)| path == "lib/head_dim.rs").unwrap();
+        text.to_mut().push_str(edit);
+        of(&shared, 128)
+    };
+    assert_eq!(before, of_shared(""));
+    assert_ne!(before, of_shared("// more\n"));
+    let mut beside = source.clone();
+    beside.files.to_mut().push(("lib/others.rs".into(), "shared! {}".into()));
+    assert_eq!(before, of(&beside, 128));
     let mut declared = source;
     declared.declaration.to_mut().push_str("// more\n");
     assert_ne!(before, of(&declared, 128));
