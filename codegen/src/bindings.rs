@@ -9,7 +9,6 @@ use proc_macro2::{Literal, TokenStream};
 use quote::{format_ident, quote};
 
 /// The bindings of one kernel as formatted Rust, to stand in a module of the kernel's name.
-///
 pub(crate) fn bindings(kernel: &Kernel, paths: &Paths, constants: Constants) -> String {
     // Expressions get parentheses, which are read again here.
     limits::with_room(|| formatted(kernel, paths, constants))

@@ -232,6 +232,7 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "        where {",
         "        tune on sm_86, sm_89 { WARPS: [4] } tune on sm_89 { WARPS: [8] }\n        where {",
     ),
+    ("nothing on an architecture", "        where {", "        tune on sm_86 {}\n        where {"),
     (
         "values for an architecture of another family",
         BODY,

@@ -195,6 +195,10 @@ fn what_is_too_large_says_how_large_it_may_be() {
     let derived: String = (0..12_000).map(|at| format!("let d{at} = 1; ")).collect();
     refused(declaration(&format!("{derived} {body}")), &["12000 derived dimensions", "1024"]);
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    let constants =
+        |count: usize| -> String { (0..count).map(|at| format!("const C{at} = {at}; ")).collect() };
+    refused(declaration(&format!("{} {body}", constants(257))), &["at most 256 constants"]);
+    assert!(declaration(&format!("{} {body}", constants(256))).is_ok());
     let name = "A".repeat(65);
     refused(declaration(&format!("specialize {{ {name}: [1] }} {body}")), &["64 letters, found 65"]);
     for list in ["[1, 2147483648]", "2147483647..=2147483648", "[9999999999999999999]"] {

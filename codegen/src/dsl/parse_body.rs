@@ -104,7 +104,7 @@ fn parse_tune_on(
         archs.push(arch);
     }
     let content;
-    braced!(content in input);
+    let brace = braced!(content in input);
     let mut there: Vec<TuneParam> = Vec::new();
     while !content.is_empty() {
         let name: Ident = content.parse()?;
@@ -124,6 +124,10 @@ fn parse_tune_on(
         if !content.is_empty() {
             content.parse::<Token![,]>()?;
         }
+    }
+    if there.is_empty() {
+        let message = "a `tune on` without parameters changes nothing: give some of `tune` other values";
+        return Err(syn::Error::new(brace.span.join(), message));
     }
     Ok(TuneOn { archs, tune: there })
 }

@@ -7,10 +7,17 @@ use syn::parse::ParseStream;
 use syn::punctuated::Punctuated;
 use syn::{Ident, LitInt, Result, Token, bracketed};
 
+/// The most constants, those that are included among them.
+const MOST_CONSTANTS: usize = 256;
+
 /// `NAME = expression;` of numbers and the constants above it, or `NAME = [1, 2];`
 pub(super) fn parse_constant(input: ParseStream, kernel: &mut Kernel, spans: &mut Spans) -> Result<()> {
     let ident: Ident = input.parse()?;
     let name = spans.constant(&ident)?;
+    if spans.constant_names().count() == MOST_CONSTANTS {
+        let message = format!("a declaration has at most {MOST_CONSTANTS} constants");
+        return Err(syn::Error::new(ident.span(), message));
+    }
     input.parse::<Token![=]>()?;
     if input.peek(syn::token::Bracket) || input.peek2(Token![..=]) {
         let values = parse_ints(input, spans)?;
