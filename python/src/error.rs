@@ -19,6 +19,9 @@ pub(crate) fn to_python(error: tilewright::Error) -> PyErr {
     if let E::Toolchain(ToolchainError::NotFound { .. }) = &error {
         text += "\nFrom Python: `pip install 'tilewright[cuda]'` brings it.";
     }
+    if let E::CacheOnly { .. } = &error {
+        text += "\nFrom Python: run the program once with `TILEWRIGHT_POLICY=tune`.";
+    }
     match error {
         E::Tensor(TensorError::DType { .. }) => PyTypeError::new_err(text),
         E::Tensor(_)

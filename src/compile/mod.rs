@@ -193,8 +193,8 @@ pub(crate) fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R 
 pub enum CompileError {
     /// This NVRTC does not know the architecture.
     #[error(
-        "the architecture `{arch}` is not one of NVRTC {}.{}: it compiles for {}. {hint}",
-        version.0, version.1, supported.join(", ")
+        "the architecture `{arch}` is not one of NVRTC {}.{}: it compiles for {}. {}",
+        version.0, version.1, supported.join(", "), arch_hint(*is_newer)
     )]
     UnsupportedArch {
         /// The architecture that was asked for.
@@ -203,8 +203,8 @@ pub enum CompileError {
         supported: Vec<String>,
         /// NVRTC's version.
         version: (i32, i32),
-        /// What to do.
-        hint: &'static str,
+        /// Whether it is newer than those: a newer NVRTC may know it.
+        is_newer: bool,
     },
     /// The source has errors.
     #[error(transparent)]
@@ -261,6 +261,15 @@ pub struct BrokenSource {
     pub excerpt: String,
     /// The whole log.
     pub log: String,
+}
+
+fn arch_hint(is_newer: bool) -> &'static str {
+    match is_newer {
+        true => "A newer NVRTC may know it: let `toolchain::install` bring one, or set TILEWRIGHT_NVRTC.",
+        false => {
+            "Architectures are written like `sm_80`, or `sm_90a` with the features of that architecture alone."
+        }
+    }
 }
 
 fn names(found: &[String]) -> String {

@@ -27,7 +27,7 @@ pub enum Source {
     DefaultFolder,
     /// A package of the active Python.
     Python,
-    /// Tilewright's own data folder, filled by `tilewright toolchain install`.
+    /// Tilewright's own data folder, filled by [`install`](super::install).
     DataFolder,
 }
 

@@ -138,7 +138,7 @@ pub enum ToolchainError {
     /// No place has a usable NVRTC.
     #[error(
         "no usable NVRTC ({}.{} or newer, with its builtins library and the CUDA headers) was found. Looked at:{}\n\
-         Run `tilewright toolchain install`, or set {NVRTC_VARIABLE} to the folder that holds libnvrtc.so.",
+         `toolchain::install` brings one; or set {NVRTC_VARIABLE} to the folder that holds libnvrtc.so.",
         OLDEST_NVRTC.0, OLDEST_NVRTC.1, list(searched)
     )]
     NotFound {

@@ -26,6 +26,7 @@
 //! ```
 
 mod bench;
+mod call;
 mod explain;
 mod key;
 mod lock;
@@ -43,6 +44,7 @@ pub(crate) mod tests;
 
 pub use crate::services::{POLICY_VARIABLE, Policy, PolicyError, Progress};
 pub use bench::Bench;
+pub use call::Call;
 pub use explain::Row;
 pub use key::{Bucket, DENSITY_BANDS, DeviceKey, TuneKey, Workload};
 pub use lock::DeviceLock;
