@@ -8,7 +8,7 @@ mod support;
 
 use support::{draw, random};
 use tilewright::device::{CudaDevice, DeviceError};
-use tilewright::tune::Policy;
+use tilewright::services::Policy;
 use tilewright::{Attention, BlockMask, DType, Device, Error, HeadDim, Output, Tensor, top_k, top_p};
 
 struct Workload {

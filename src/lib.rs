@@ -1,5 +1,7 @@
 //! Tilewright: block-sparse attention kernels, generated, compiled at run time and tuned on the GPU at hand.
 #![deny(missing_docs)]
+// What is `pub` is public: `tests/surface.rs` goes by it.
+#![deny(unreachable_pub)]
 
 extern crate self as tilewright;
 
@@ -11,6 +13,7 @@ pub mod cache;
 /// The command line; public for the command and for `fuzz/` alone.
 #[cfg(feature = "command")]
 #[doc(hidden)]
+#[allow(unreachable_pub)]
 pub mod cli;
 pub mod compile;
 /// The CPU executor. Reached through the attention on `Device::cpu()`; public for the tests and benchmarks alone.
@@ -19,24 +22,28 @@ pub mod cpu;
 pub mod device;
 mod dynamic;
 mod error;
-pub mod function;
-pub mod grid;
+mod function;
+mod grid;
 // Generated; formatted by the generator.
+/// The bindings of the shipped kernels, whose arguments change with the kernels: public for the tests and benchmarks alone.
+#[doc(hidden)]
 #[rustfmt::skip]
 #[path = "../generated/mod.rs"]
 pub mod kernels;
 mod interrupt;
 pub mod launch;
 mod leftover;
-pub mod mask;
+mod mask;
 mod operands;
+/// Files that are there whole or not at all, and text that is safe to print; public for the tests alone.
+#[doc(hidden)]
 pub mod output;
 mod parallel;
 pub mod reference;
 mod room;
-pub mod select;
+mod select;
 pub mod services;
-pub mod tensor;
+mod tensor;
 pub mod toolchain;
 mod trust;
 pub mod tune;
@@ -50,8 +57,8 @@ pub use function::{CaptureValue, DeviceFn, MaskMod, ScoreMod};
 pub use grid::{GridError, TokenGrid, TokenGridBuilder};
 pub use interrupt::Interrupt;
 pub use mask::{BlockIndex, BlockMask, BlockSize, DenseMap, MaskError};
-pub use select::{Selection, top_k, top_p};
-pub use tensor::Tensor;
+pub use select::{SelectError, Selection, top_k, top_p};
+pub use tensor::{Element, Tensor, TensorError};
 /// The generator, for kernels of one's own.
 pub use tilewright_codegen as codegen;
 pub use tilewright_codegen::DType;

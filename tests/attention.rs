@@ -3,7 +3,7 @@
 mod support;
 
 use support::Random;
-use tilewright::tensor::TensorError;
+use tilewright::TensorError;
 use tilewright::{
     Attention, BlockMask, BlockSize, DType, Device, Error, HeadDim, Output, Tensor, top_k, top_p,
 };

@@ -3,9 +3,9 @@
 mod support;
 
 use support::{Case, Mask, Random, Score, compare, tensor};
+use tilewright::TensorError;
 use tilewright::cpu::attend;
 use tilewright::reference::{attention_f64, largest_difference, relative_error};
-use tilewright::tensor::TensorError;
 use tilewright::{BlockMask, DType, Error, MaskError, Tensor};
 
 const DTYPES: [DType; 2] = [DType::Bf16, DType::F16];

@@ -3,9 +3,9 @@
 mod support;
 
 use support::{Case, Mask, Random, tensor};
+use tilewright::TensorError;
 use tilewright::cpu::{attend, backward};
 use tilewright::reference::{attention_backward_f64, relative_error};
-use tilewright::tensor::TensorError;
 use tilewright::{
     Attention, BlockMask, BlockSize, DType, Device, Error, Gradients, HeadDim, MaskError, MaskMod, Output,
     ScoreMod, Tensor, mask_mod, score_mod, top_k,

@@ -4,10 +4,9 @@ mod support;
 
 use proptest::prelude::*;
 use support::{Mask, Random};
-use tilewright::mask::{EMPTY, FULL, PARTIAL};
-use tilewright::tensor::TensorError;
+use tilewright::TensorError;
 use tilewright::tune::{Workload, synthetic_mask};
-use tilewright::{BlockIndex, BlockMask, BlockSize, Error, MaskError, Tensor};
+use tilewright::{BlockIndex, BlockMask, BlockSize, DenseMap, Error, MaskError, Tensor};
 
 fn index(counts: &[i32], indices: &[i32], shape: [usize; 4]) -> BlockIndex {
     BlockIndex {
@@ -38,10 +37,10 @@ proptest! {
         let dense = mask.to_dense().unwrap();
         prop_assert_eq!(&dense.classes, &classes);
         prop_assert_eq!((dense.shape, mask.shape(), mask.blocks()), (shape, shape, blocks));
-        prop_assert_eq!(mask.kept_blocks().unwrap(), classes.iter().filter(|&&class| class != EMPTY).count());
+        prop_assert_eq!(mask.kept_blocks().unwrap(), classes.iter().filter(|&&class| class != DenseMap::EMPTY).count());
 
         for (class, kv, q) in
-            [(PARTIAL, mask.kv(), mask.q()), (FULL, mask.full_kv().unwrap(), mask.full_q().unwrap())]
+            [(DenseMap::PARTIAL, mask.kv(), mask.q()), (DenseMap::FULL, mask.full_kv().unwrap(), mask.full_q().unwrap())]
         {
             prop_assert_eq!(kv.indices.shape(), &shape);
             prop_assert_eq!(q.indices.shape(), &[batch, heads, kv_blocks, q_blocks]);

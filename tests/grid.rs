@@ -5,9 +5,9 @@ mod support;
 
 use proptest::prelude::*;
 use support::Random;
-use tilewright::grid::GridError;
+use tilewright::GridError;
+use tilewright::TensorError;
 use tilewright::reference::relative_error;
-use tilewright::tensor::TensorError;
 use tilewright::{
     Attention, BlockSize, DType, Device, Error, HeadDim, Output, Tensor, TokenGrid, top_k, top_p,
 };

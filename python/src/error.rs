@@ -2,7 +2,7 @@
 
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use tilewright::tensor::TensorError;
+use tilewright::TensorError;
 use tilewright::toolchain::ToolchainError;
 
 pyo3::create_exception!(

@@ -332,7 +332,7 @@ pub(crate) fn gpu_view<const N: usize>(
 
 /// A contiguous tensor in scratch memory.
 pub(crate) fn on_gpu(ordinal: usize, address: u64, dtype: DType, shape: &[usize]) -> PyResult<Tensor> {
-    let strides = tilewright::tensor::contiguous_strides(shape);
+    let strides = tilewright::Tensor::contiguous_strides(shape);
     // SAFETY: the memory was made for this call, large enough for it.
     let tensor = unsafe { Tensor::from_device_pointer(ordinal, address, dtype, shape, &strides) };
     tensor.map_err(crate::error::to_python)

@@ -25,12 +25,9 @@ pub use error::MaskError;
 
 use crate::{Device, Error, Tensor, room};
 
-/// Class of a block of which no element is kept.
-pub const EMPTY: u8 = 0;
-/// Class of a block whose elements are kept or dropped one by one by the mask function.
-pub const PARTIAL: u8 = 1;
-/// Class of a block of which every existing element is kept.
-pub const FULL: u8 = 2;
+pub(crate) const EMPTY: u8 = DenseMap::EMPTY;
+pub(crate) const PARTIAL: u8 = DenseMap::PARTIAL;
+pub(crate) const FULL: u8 = DenseMap::FULL;
 
 /// The longest sequence: positions count in 32 bits, and a block beyond the last is counted too.
 pub(crate) const MOST_POSITIONS: usize = i32::MAX as usize - 256;
@@ -94,8 +91,17 @@ pub struct BlockMask {
 pub struct DenseMap {
     /// `[batch|1, heads|1, q_blocks, kv_blocks]`.
     pub shape: [usize; 4],
-    /// [`EMPTY`], [`PARTIAL`] or [`FULL`], row-major.
+    /// [`EMPTY`](Self::EMPTY), [`PARTIAL`](Self::PARTIAL) or [`FULL`](Self::FULL), row-major.
     pub classes: Vec<u8>,
+}
+
+impl DenseMap {
+    /// Class of a block of which no element is kept.
+    pub const EMPTY: u8 = 0;
+    /// Class of a block whose elements are kept or dropped one by one by the mask function.
+    pub const PARTIAL: u8 = 1;
+    /// Class of a block of which every existing element is kept.
+    pub const FULL: u8 = 2;
 }
 
 impl BlockMask {

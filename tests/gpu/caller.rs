@@ -3,10 +3,10 @@
 use super::Test;
 use super::support::Random;
 use libtest_mimic::Failed;
+use tilewright::TensorError;
 use tilewright::attention::MaskLists;
 use tilewright::device::{CudaDevice, DeviceBuffer};
-use tilewright::tensor::{TensorError, contiguous_strides};
-use tilewright::tune::Policy;
+use tilewright::services::Policy;
 use tilewright::{
     Attention, BlockIndex, BlockMask, DType, Device, Error, HeadDim, Tensor, mask_mod, top_k, top_p,
 };
@@ -57,7 +57,7 @@ fn external(
 }
 
 fn dense(cuda: &CudaDevice, dtype: DType, shape: &[usize]) -> Result<(DeviceBuffer, Tensor), Failed> {
-    external(cuda, dtype, shape, &contiguous_strides(shape))
+    external(cuda, dtype, shape, &Tensor::contiguous_strides(shape))
 }
 
 /// `[batch, seq, heads, d]` in memory.

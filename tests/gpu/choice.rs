@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Instant;
 use tilewright::device::{CudaDevice, DeviceError};
-use tilewright::tune::{Outcome, Policy, Workload, synthetic_mask};
+use tilewright::services::Policy;
+use tilewright::tune::{Outcome, Workload, synthetic_mask};
 use tilewright::{Attention, BlockMask, BlockSize, DType, Device, Error, HeadDim, Tensor, top_k, top_p};
 
 pub const TESTS: &[Test] = &[

@@ -3,10 +3,9 @@
 use super::Test;
 use super::support::Random;
 use libtest_mimic::Failed;
-use tilewright::mask::EMPTY;
 use tilewright::{
-    Attention, BlockIndex, BlockMask, BlockSize, DType, Device, HeadDim, Selection, Tensor, mask_mod, top_k,
-    top_p,
+    Attention, BlockIndex, BlockMask, BlockSize, DType, DenseMap, Device, HeadDim, Selection, Tensor,
+    mask_mod, top_k, top_p,
 };
 
 pub const TESTS: &[Test] = &[
@@ -81,8 +80,8 @@ fn compare(device: &Device, [gpu, cpu]: &[Attention; 2], q: &Tensor, k: &Tensor)
 fn check_form(mask: &BlockMask) -> Result<(), Failed> {
     let dense = mask.to_dense()?;
     let [batch, heads, rows, columns] = dense.shape;
-    let mut from_lists = vec![EMPTY; dense.classes.len()];
-    let mut from_transpose = vec![EMPTY; dense.classes.len()];
+    let mut from_lists = vec![DenseMap::EMPTY; dense.classes.len()];
+    let mut from_transpose = vec![DenseMap::EMPTY; dense.classes.len()];
     let lists = [(Some(mask.kv()), Some(mask.q()), 1), (mask.full_kv(), mask.full_q(), 2)];
     for (by_row, by_column, class) in lists {
         for (unit, row, block) in entries(by_row, rows, columns)? {

@@ -10,8 +10,9 @@ use tilewright::attention::MaskLists;
 use tilewright::cache::KernelCache;
 use tilewright::cli::tune_command;
 use tilewright::reference::{largest_difference, relative_error};
+use tilewright::services::Policy;
 use tilewright::services::Services;
-use tilewright::tune::{Policy, Workload, synthetic_mask};
+use tilewright::tune::{Workload, synthetic_mask};
 use tilewright::{
     Attention, BlockSize, CaptureValue, DType, Device, DeviceFn, Error, Gradients, HeadDim, Output, ScoreMod,
     Selection, Tensor, mask_mod, score_mod, top_k, top_p,

@@ -6,7 +6,7 @@ use crate::support::{Case, Random};
 use libtest_mimic::Failed;
 use tilewright::attention::MaskLists;
 use tilewright::reference::{attention_f64, relative_error};
-use tilewright::tune::Policy;
+use tilewright::services::Policy;
 use tilewright::{
     Attention, BlockMask, BlockSize, DType, Device, Gradients, HeadDim, MaskMod, Output, ScoreMod, Tensor,
     mask_mod, score_mod, top_k, top_p,
