@@ -56,7 +56,7 @@ pub use error::Error;
 pub use function::{CaptureValue, DeviceFn, MaskMod, ScoreMod};
 pub use grid::{GridError, TokenGrid, TokenGridBuilder};
 pub use interrupt::Interrupt;
-pub use mask::{BlockIndex, BlockMask, BlockSize, DenseMap, MaskError};
+pub use mask::{BlockIndex, BlockMask, BlockSize, DenseMap, MaskError, SeqLens};
 pub use select::{SelectError, Selection, top_k, top_p};
 pub use tensor::{Element, Tensor, TensorError};
 /// The generator, for kernels of one's own.

@@ -62,6 +62,7 @@ fn types() -> Vec<&'static str> {
         device::DeviceBuffer,
         device::DeviceError,
         device::DeviceInfo,
+        device::DeviceMemory,
         device::LoadedKernel,
         launch::BindError,
         launch::Binder,
@@ -119,6 +120,7 @@ fn types() -> Vec<&'static str> {
         MaskError,
         SelectError,
         Selection,
+        SeqLens,
         Tensor,
         TensorError,
         TokenGrid,
@@ -129,8 +131,10 @@ fn types() -> Vec<&'static str> {
 #[test]
 fn every_public_type_is_debug_send_and_sync() {
     let types = types();
-    let mut listed: Vec<&str> =
-        types.iter().map(|path| path.rsplit("::").next().unwrap().split('<').next().unwrap().trim()).collect();
+    let mut listed: Vec<&str> = types
+        .iter()
+        .map(|path| path.rsplit("::").next().unwrap().split('<').next().unwrap().trim())
+        .collect();
     // One macro of `src/dynamic.rs` makes these two.
     let mut found = vec!["DynamicMaskMod".to_owned(), "DynamicScoreMod".to_owned()];
     let mut by_macros = 0;

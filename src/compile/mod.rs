@@ -143,6 +143,7 @@ pub struct CompileJob {
 
 /// A job that has ended, as [`compile_all`] tells of it.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct CompileResult<'a> {
     /// The job.
     pub job: &'a CompileJob,
@@ -250,6 +251,7 @@ pub enum CompileError {
 /// A source that does not compile.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{name}` does not compile for {arch}:\n{excerpt}")]
+#[non_exhaustive]
 pub struct BrokenSource {
     /// The source's name.
     pub name: String,
@@ -282,6 +284,7 @@ fn names(found: &[String]) -> String {
 /// The severity of a diagnostic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Severity {
     /// No cubin comes of it.
     Error,

@@ -36,6 +36,7 @@ pub(super) struct Shared {
 
 /// What was chosen for a kernel, and why.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Choice {
     /// The timing of every candidate; absent when there was only one, or nothing was timed.
     pub record: Option<TuneRecord>,

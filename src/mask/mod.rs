@@ -1,10 +1,10 @@
 //! Block masks in FlexAttention's form: for every block of queries, the list of key blocks it attends to.
 //!
 //! ```
-//! use tilewright::mask::BlockMask;
-//! // Two blocks of 128 queries against four of 64 keys; each query block keeps two.
+//! use tilewright::{BlockMask, BlockSize, SeqLens};
+//! // Two blocks of 128 queries against four of 64 keys, the default; each query block keeps two.
 //! let map = [true, false, false, true, false, true, true, false];
-//! let mask = BlockMask::from_dense(&map, [1, 1, 2, 4], (128, 64), (256, 256))?;
+//! let mask = BlockMask::from_dense(&map, [1, 1, 2, 4], BlockSize::default(), SeqLens::same(256))?;
 //! assert_eq!(mask.sparsity()?, 0.5);
 //! assert_eq!(mask.kv().counts.to_vec::<i32>()?, [2, 2]);
 //! assert_eq!(mask.kv().indices.to_vec::<i32>()?, [0, 3, 0, 0, 1, 2, 0, 0]);
@@ -17,11 +17,13 @@ mod build;
 mod classify;
 mod error;
 mod lists;
+mod seq_lens;
 
 pub use block_size::BlockSize;
 pub(crate) use build::grid;
 pub(crate) use classify::{classify, span};
 pub use error::MaskError;
+pub use seq_lens::SeqLens;
 
 use crate::{Device, Error, Tensor, room};
 
@@ -198,7 +200,8 @@ impl BlockMask {
         [self.batch(), self.heads(), q_blocks, kv_blocks]
     }
 
-    /// One class per block. Blocks of [`kv`](Self::kv) are [`PARTIAL`], those of [`full_kv`](Self::full_kv) [`FULL`].
+    /// One class per block. Blocks of [`kv`](Self::kv) are [`PARTIAL`](DenseMap::PARTIAL), those of [`full_kv`](Self::full_kv)
+    /// [`FULL`](DenseMap::FULL).
     ///
     /// # Errors
     /// A device error when the lists cannot be copied from the GPU, [`MaskError::TooLarge`] where there is no memory for the map.

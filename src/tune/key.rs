@@ -130,7 +130,7 @@ impl fmt::Display for DeviceKey {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TuneKey {
-    /// The kernel, by [`spec_fingerprint`](super::spec_fingerprint).
+    /// The kernel and what it computes, `<kernel>-<hash>`: its specialisation, device functions, declaration and templates.
     pub spec: String,
     /// The GPU.
     pub device: DeviceKey,

@@ -42,7 +42,12 @@ impl DeviceLock {
     ///
     /// `waiting` is called once, with who holds the lock, when it is not free at once. Whoever had to wait should look at the record
     /// again: the other process may have written it.
-    pub(crate) fn acquire(folder: &Path, device: &str, patience: Duration, waiting: impl FnOnce(&str)) -> Self {
+    pub(crate) fn acquire(
+        folder: &Path,
+        device: &str,
+        patience: Duration,
+        waiting: impl FnOnce(&str),
+    ) -> Self {
         let path = folder.join(format!("tilewright-{}.lock", slug(device)));
         let file = match open(folder, &path) {
             Ok(file) => file,

@@ -1,6 +1,6 @@
 //! Which schedule is fastest on the GPU at hand: timed once, kept by fingerprint, explained on request.
 //!
-//! An attention does all of it, as its [`Policy`](crate::services::Policy) says: `Choice` has the [`TuneRecord`] of each kernel. A
+//! An attention does all of it, as its [`Policy`] says: `Choice` has the [`TuneRecord`] of each kernel. A
 //! record is found again under its [`TuneKey`]: the kernel and what it computes, the GPU ([`DeviceKey`]), and sizes of about the same
 //! ([`Bucket`]).
 

@@ -14,8 +14,8 @@ pub(crate) enum Plan {
     Time {
         /// Their places among the candidates, ascending, the incumbent's included.
         candidates: Vec<usize>,
-        /// The place of the candidate that the new ones have to beat: [merge](TuneRecord::merge) the result into the
-        /// record. `None` when there is none, and the result is a [new record](TuneRecord::new).
+        /// The place of the candidate that the new ones have to beat: merge the result into the
+        /// record. `None` when there is none, and the result is a new record.
         incumbent: Option<usize>,
     },
 }

@@ -2,7 +2,7 @@
 
 use super::Workload;
 use crate::Error;
-use crate::mask::{BlockMask, BlockSize, blocks_of, bytes_of_lists, grid};
+use crate::mask::{BlockMask, BlockSize, SeqLens, blocks_of, bytes_of_lists, grid};
 
 /// A mask of `workload`'s sizes and density whose rows' lengths spread as asked. The same arguments give the same
 /// mask every time.
@@ -32,7 +32,7 @@ pub fn synthetic_mask(workload: &Workload, blocks: BlockSize, spread: f64) -> Re
             map.push(keep);
         }
     }
-    BlockMask::from_dense(&map, shape, (blocks.q(), blocks.kv()), (seq_q, seq_kv))
+    BlockMask::from_dense(&map, shape, blocks, SeqLens { q: seq_q, kv: seq_kv })
 }
 
 /// Lengths whose mean is that of the density, as far as whole numbers between 1 and `kv_blocks` allow.

@@ -132,7 +132,7 @@ pub fn child() -> bool {
             let Some(record) = choice.record else { continue };
             let times = record.candidates().iter().filter_map(|timing| match timing.outcome {
                 Outcome::Timed { median_us, .. } => Some((timing.candidate.schedule.to_string(), median_us)),
-                Outcome::Rejected { .. } => None,
+                _ => None,
             });
             let kernel = format!("{stage} {}", choice.variant.candidate.spec.kernel());
             races.insert(kernel, (choice.variant.candidate.schedule.to_string(), times.collect()));

@@ -4,8 +4,8 @@ use super::Test;
 use super::support::Random;
 use libtest_mimic::Failed;
 use tilewright::{
-    Attention, BlockIndex, BlockMask, BlockSize, DType, DenseMap, Device, HeadDim, Selection, Tensor,
-    mask_mod, top_k, top_p,
+    Attention, BlockIndex, BlockMask, BlockSize, DType, DenseMap, Device, HeadDim, Selection, SeqLens,
+    Tensor, mask_mod, top_k, top_p,
 };
 
 pub const TESTS: &[Test] = &[
@@ -249,10 +249,10 @@ fn block_means(device: &Device) -> Result<(), Failed> {
         let [gpu, cpu] = attentions(device, 64, DType::Bf16, BlockSize::default(), Some(rule), windowed)?;
         let (q_mean, k_mean) = (super::support::block_means(&q, 128), super::support::block_means(&k, 64));
         let expected = match windowed {
-            true => cpu.mask_of_means(&q_mean, &k_mean, (900, 900))?,
+            true => cpu.mask_of_means(&q_mean, &k_mean, SeqLens::same(900))?,
             false => gpu.mask(&q.to(device)?, &k.to(device)?)?,
         };
-        let found = gpu.mask_of_means(&q_mean.to(device)?, &k_mean.to(device)?, (900, 900))?;
+        let found = gpu.mask_of_means(&q_mean.to(device)?, &k_mean.to(device)?, SeqLens::same(900))?;
         check_form(&found)?;
         if windowed {
             let (q, k) = (q.to(device)?, k.to(device)?);
