@@ -146,7 +146,7 @@ pub enum DeviceError {
 
 impl DeviceError {
     /// Whether the driver refused to start a kernel: another variant may do, and the GPU is as it was.
-    pub fn is_refused_launch(&self) -> bool {
+    pub(crate) fn is_refused_launch(&self) -> bool {
         match self {
             Self::TooMuch { .. } => true,
             Self::Cuda { call: "cuLaunchKernel", code, .. } => {

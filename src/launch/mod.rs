@@ -1,7 +1,7 @@
 //! Kernels on a GPU: chosen, rendered, compiled, loaded, and launched with checked arguments.
 //!
-//! A kernel's bindings (`generated/` here, `tilewright_codegen::emit` in a crate of your own) give a `SOURCE` and an
-//! `Args` struct; [`load`] makes [`Kernel`]s of specs and [`Kernel::launch`] runs one:
+//! The bindings of a kernel, which the [generator](crate::codegen::emit) makes, give a `SOURCE` and an `Args` struct; [`load`] makes
+//! [`Kernel`]s of specs and [`Kernel::launch`] runs one. Here a shipped kernel stands in for one of your own:
 //!
 //! ```no_run
 //! use tilewright::{DType, Device, Tensor, kernels::score, launch};
@@ -28,7 +28,10 @@ mod store;
 mod trial;
 mod tuned;
 
+/// What bindings are made of: public for the generated code alone.
+#[doc(hidden)]
 pub use bind::{Binder, Bound, BoundTensor, Dim};
+#[doc(hidden)]
 pub use boxed::BoxedTensor;
 pub use error::BindError;
 pub use functions::FunctionArgs;

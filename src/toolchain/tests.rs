@@ -1,3 +1,4 @@
+use crate::toolchain::environment::{PYTHON_PATH_VARIABLE, PYTHON_VARIABLES};
 use std::fs;
 use std::path::Path;
 

@@ -34,11 +34,17 @@ pub(crate) use crate::services::{Policy, PolicyError, Progress};
 pub use bench::Bench;
 pub use call::Call;
 pub use explain::Row;
-pub use key::{Bucket, DENSITY_BANDS, DeviceKey, TuneKey, Workload};
+/// Sizes and masks to tune for; public for the tests and benchmarks alone.
+#[doc(hidden)]
+pub use key::Workload;
+pub use key::{Bucket, DeviceKey, TuneKey};
 pub(crate) use lock::DeviceLock;
 pub(crate) use plan::{Plan, plan};
 #[doc(hidden)]
 pub use race::{Entry, Finish, RaceError, RaceResult, RaceSettings, race};
-pub use record::{Contender, Outcome, RecordError, SCHEMA, Timing, TuneRecord};
+#[cfg(feature = "bundle")]
+pub(crate) use record::SCHEMA;
+pub use record::{Contender, Outcome, RecordError, Timing, TuneRecord};
 pub(crate) use spec::spec_fingerprint;
+#[doc(hidden)]
 pub use synthetic::synthetic_mask;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
 /// The form of the file. A record of another form counts as absent.
-pub const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 1;
 
 /// A candidate as it is known before it is timed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
