@@ -1,5 +1,9 @@
 //! The one error type of the public API.
 
+mod kind;
+
+pub use kind::ErrorKind;
+
 use crate::attention::HeadDimError;
 use crate::cache::CacheError;
 use crate::codegen::lower::CaptureError;
@@ -14,7 +18,8 @@ use crate::tensor::TensorError;
 use crate::toolchain::ToolchainError;
 use crate::tune::{Call, PolicyError};
 
-/// Anything that can go wrong in a call. The message says what was found, what was needed and what to do.
+/// Anything that can go wrong in a call. The message says what was found, what was needed and what to do; its
+/// [`kind`](Self::kind) is for programs.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -52,7 +52,7 @@ mod user_code;
 pub use attention::{Attention, AttentionBuilder, Gradients, HeadDim, HeadDimError, Output};
 pub use device::Device;
 pub use dynamic::{DynamicMaskMod, DynamicScoreMod, FunctionError};
-pub use error::Error;
+pub use error::{Error, ErrorKind};
 pub use function::{CaptureValue, DeviceFn, MaskMod, ScoreMod};
 pub use grid::{GridError, TokenGrid, TokenGridBuilder};
 pub use interrupt::Interrupt;

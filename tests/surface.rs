@@ -114,6 +114,7 @@ fn types() -> Vec<&'static str> {
         DynamicMaskMod,
         DynamicScoreMod,
         Error,
+        ErrorKind,
         FunctionError,
         GridError,
         Interrupt,
