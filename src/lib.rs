@@ -1,4 +1,18 @@
 //! Tilewright: block-sparse attention kernels, generated, compiled at run time and tuned on the GPU at hand.
+//!
+//! What an attention takes and gives is here at the root: [`Attention`], [`Tensor`], [`BlockMask`], [`Selection`], [`TokenGrid`],
+//! score and mask functions, [`Error`]. The modules are for those who need more:
+//!
+//! | module | for |
+//! |---|---|
+//! | [`attention`] | calls in memory of the caller's |
+//! | [`device`] | GPUs, streams and buffers |
+//! | [`services`] | a cache, an NVRTC, a policy and a listener of one's own |
+//! | [`cache`], [`tune`] | what is kept: compiled kernels, and which schedule is fastest |
+#![cfg_attr(feature = "bundle", doc = "| [`bundle`] | both in one file, for other machines |")]
+//! | [`toolchain`], [`compile`] | NVRTC: finding it, installing it, compiling with it |
+//! | [`codegen`], [`launch`], [`build`] | kernels of one's own: generated, launched, compiled ahead of time |
+//! | [`reference`](mod@reference) | the same mathematics in f64, to compare with |
 #![deny(missing_docs)]
 // What is `pub` is public: `tests/surface.rs` goes by it.
 #![deny(unreachable_pub)]
