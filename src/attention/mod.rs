@@ -24,7 +24,6 @@ mod gpu;
 mod head_dim;
 mod means;
 mod memory;
-mod oracle;
 mod outputs;
 mod sizes;
 mod workspace;

@@ -1,7 +1,8 @@
 //! Kernels on a GPU: chosen, rendered, compiled, loaded, and launched with checked arguments.
 //!
-//! The bindings of a kernel, which the [generator](crate::codegen::emit) makes, give a `SOURCE` and an `Args` struct; [`load`] makes
-//! [`Kernel`]s of specs and [`Kernel::launch`] runs one. Here a shipped kernel stands in for one of your own:
+//! The bindings of a kernel, which the [generator](crate::codegen::emit) makes, give a `SOURCE` and an `Args` struct; a [`Tuned`] kernel
+//! runs the schedule that is fastest here. [`load`] makes [`Kernel`]s of specs without timing any, and [`Kernel::launch`] runs one. Here
+//! a shipped kernel stands in for one of your own:
 //!
 //! ```no_run
 //! use tilewright::{DType, Device, Tensor, kernels::score, launch};
@@ -9,7 +10,7 @@
 //! let means = |blocks| Tensor::zeros(DType::F32, &[1, 12, blocks, 128])?.to(&device);
 //! let (q_mean, k_mean) = (&means(8)?, &means(16)?);
 //! let logits = &mut Tensor::uninit(&device, DType::F32, &[1, 12, 8, 16])?;
-//! let kernel = launch::load(device.as_cuda().unwrap(), &[launch::Request::new(&score::SOURCE)])?.remove(0);
+//! let kernel = launch::Tuned::new(device.as_cuda().unwrap(), &launch::Request::new(&score::SOURCE))?;
 //! // SAFETY: `score` takes any scale and any means, and asks for nothing that the checks do not see.
 //! unsafe { kernel.launch(&score::Args { q_mean, k_mean, logits, scale: 0.09 }, None)? };
 //! # Ok::<(), tilewright::Error>(())
@@ -18,29 +19,33 @@
 mod bind;
 mod boxed;
 mod choose;
+mod declared;
 mod error;
 mod functions;
 mod kernel;
 mod lazy;
 mod library;
+mod probe;
+mod results;
 mod slices;
 mod store;
 mod trial;
 mod tuned;
 
+pub use crate::codegen::dsl::{Access, Tolerance};
 /// What bindings are made of: public for the generated code alone.
 #[doc(hidden)]
 pub use bind::{Binder, Bound, BoundTensor, Dim};
 #[doc(hidden)]
 pub use boxed::BoxedTensor;
+pub use declared::{TensorArg, TensorDecl};
 pub use error::BindError;
-pub use functions::FunctionArgs;
+pub use functions::{Function, FunctionArgs};
 pub use kernel::Kernel;
 pub(crate) use lazy::Lazy;
 pub use library::{Request, load};
-pub(crate) use trial::{Outputs, Tolerance};
-pub use tuned::Choice;
-pub(crate) use tuned::Tuned;
+pub use probe::{Probe, Verdict};
+pub use tuned::{Choice, Tuned};
 
 use crate::codegen::Candidate;
 
@@ -63,4 +68,17 @@ pub unsafe trait KernelArgs {
     /// # Errors
     /// [`BindError`] names the argument, what was found and what was needed.
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Self::Params>, BindError>;
+
+    /// The tensors given, in the declaration's order: what the tuner poisons, puts back and compares.
+    fn tensors(&self) -> Vec<TensorArg<'_>> {
+        Vec::new()
+    }
+
+    /// Checks a schedule on a small case of its own: the `check` of the folder's `check.rs`, where there is one.
+    ///
+    /// # Errors
+    /// See [`Verdict`].
+    fn check(&self, _probe: &Probe<'_>) -> Verdict {
+        Ok(Ok(()))
+    }
 }
