@@ -6,6 +6,9 @@ use crate::device::CudaDevice;
 use crate::tensor::{Element, Saved};
 use crate::{DType, Error, Tensor};
 
+/// The bits of every element of every result.
+pub(super) type Bits = Vec<Vec<u32>>;
+
 /// The tensors that a launch writes.
 pub(super) struct Results<'a> {
     device: &'a CudaDevice,
@@ -46,7 +49,7 @@ impl<'a> Results<'a> {
     }
 
     /// The bits of every element of every result.
-    pub(super) fn read(&self) -> Result<Vec<Vec<u32>>, Error> {
+    pub(super) fn read(&self) -> Result<Bits, Error> {
         self.results().map(|arg| bits(arg.tensor)).collect()
     }
 

@@ -1,6 +1,6 @@
 //! Candidates on the GPU as the tuner sees them: checked on the call's own tensors, timed by CUDA events.
 
-use super::results::Results;
+use super::results::{Bits, Results};
 use super::{Kernel, TensorArg, Verdict};
 use crate::Error;
 use crate::device::{CudaDevice, DeviceError};
@@ -22,7 +22,7 @@ pub(super) struct Trial<'a> {
     kernels: &'a [Kernel],
     call: &'a Call<'a>,
     results: &'a Results<'a>,
-    first: Option<Vec<Vec<u32>>>,
+    first: Option<Bits>,
     /// Why no candidate can be checked.
     unchecked: Option<Error>,
 }
@@ -44,7 +44,7 @@ impl<'a> Trial<'a> {
 
     /// Launches a candidate over results whose bytes are all `poison`: what it does not write must not look right because the
     /// one before wrote it.
-    fn launch_over(&self, poison: u8, i: usize) -> Result<Vec<Vec<u32>>, Error> {
+    fn launch_over(&self, poison: u8, i: usize) -> Result<Bits, Error> {
         self.results.reset(Some(poison))?;
         (self.call.launch)(&self.kernels[i])?;
         self.device.synchronize()?;
@@ -52,7 +52,7 @@ impl<'a> Trial<'a> {
     }
 
     /// What a candidate writes, and what is wrong with it whatever it should be.
-    fn results_of(&self, i: usize) -> Result<(Vec<Vec<u32>>, Result<(), String>), Error> {
+    fn results_of(&self, i: usize) -> Result<(Bits, Sound), Error> {
         let results = self.results;
         let found = self.launch_over(NOTHING, i)?;
         let counters = results.counters_are_zero()?;
@@ -66,6 +66,9 @@ impl<'a> Trial<'a> {
         Ok((found, counters.and(unwritten)))
     }
 }
+
+/// What is wrong with a candidate's results, whatever they should be.
+type Sound = Result<(), String>;
 
 /// What no computation of numbers makes: a NaN with all bits set, an index of -1, a class of 255.
 const NOTHING: u8 = 0xFF;

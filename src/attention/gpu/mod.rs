@@ -59,7 +59,7 @@ impl Pipeline {
                 let request =
                     Request::new(&classify::SOURCE).value("BLOCK_Q", block_q).value("BLOCK_KV", block_kv);
                 let kernel = tuned(request.function("mask_mod", mask_mod.as_ref()))?;
-                let args = FunctionArgs::new(cuda, kernel.spec(), &[mask_fn.clone()])?;
+                let args = FunctionArgs::new(cuda, kernel.spec(), std::slice::from_ref(&mask_fn))?;
                 Some((kernel, Arc::new(args)))
             }
             None => None,
