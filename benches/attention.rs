@@ -8,8 +8,10 @@ mod support;
 
 use support::{draw, random};
 use tilewright::device::{CudaDevice, DeviceError};
-use tilewright::tune::Policy;
-use tilewright::{Attention, BlockMask, DType, Device, Error, HeadDim, Output, Tensor, top_k, top_p};
+use tilewright::services::Policy;
+use tilewright::{
+    Attention, BlockMask, BlockSize, DType, Device, Error, HeadDim, Output, SeqLens, Tensor, top_k, top_p,
+};
 
 struct Workload {
     name: &'static str,
@@ -162,5 +164,5 @@ fn random_mask(
     for row in map.chunks_mut(columns) {
         draw(row, count, &mut state);
     }
-    BlockMask::from_dense(&map, [1, heads, rows, columns], (128, 64), (seq, seq))
+    BlockMask::from_dense(&map, [1, heads, rows, columns], BlockSize::default(), SeqLens::same(seq))
 }

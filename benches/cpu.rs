@@ -3,7 +3,7 @@
 use half::bf16;
 use std::time::{Duration, Instant};
 use tilewright::cpu::{attend, backward, mask};
-use tilewright::{BlockMask, BlockSize, MaskMod, Tensor, top_k, top_p};
+use tilewright::{BlockMask, BlockSize, MaskMod, SeqLens, Tensor, top_k, top_p};
 
 const SHAPE: [usize; 4] = [1, 12, 4096, 128];
 
@@ -52,8 +52,8 @@ fn main() -> Result<(), tilewright::Error> {
     let scale = 1.0 / (SHAPE[3] as f32).sqrt();
     let blocks = BlockSize::default();
     let sparse = mask(&q, &k, Some(&top_k(0.05)), scale, blocks, None)?;
-    let dense = BlockMask::full(1, 1, (blocks.q(), blocks.kv()), (SHAPE[2], SHAPE[2]))?;
-    let causal = BlockMask::from_mask_mod(&Causal, 1, 1, SHAPE[2], SHAPE[2], (blocks.q(), blocks.kv()))?;
+    let dense = BlockMask::full(1, 1, blocks, SeqLens::same(SHAPE[2]))?;
+    let causal = BlockMask::from_mask_mod(&Causal, 1, 1, blocks, SeqLens::same(SHAPE[2]))?;
     println!("{} threads", rayon::current_num_threads());
     let rule = top_k(0.03) | top_p(0.2);
     println!("mask, {rule:?}: {:.1?}", best(|| mask(&q, &k, Some(&rule), scale, blocks, None)));

@@ -17,7 +17,7 @@ use tilewright::codegen::lower::{DeviceFunction, FunctionKind};
 use tilewright::device::CudaDevice;
 use tilewright::kernels::forward;
 use tilewright::launch::{Function, FunctionArgs, Kernel, Request};
-use tilewright::{BlockMask, DType, Device, DeviceFn, Tensor, mask_mod};
+use tilewright::{BlockMask, BlockSize, DType, Device, DeviceFn, SeqLens, Tensor, mask_mod};
 
 const BLOCKS: (usize, usize) = (128, 64);
 
@@ -101,7 +101,13 @@ fn run(device: &Device, workload: &Workload, rows: Rows) -> Result<Vec<Timing>, 
     let cuda = device.as_cuda().expect("a GPU");
     let function = causal {};
     let mask = match rows {
-        Rows::Causal => BlockMask::from_mask_mod(&function, 1, 1, seq, seq, BLOCKS)?,
+        Rows::Causal => BlockMask::from_mask_mod(
+            &function,
+            1,
+            1,
+            BlockSize::new(BLOCKS.0, BLOCKS.1)?,
+            SeqLens::same(seq),
+        )?,
         _ => drawn_mask(heads, seq, rows == Rows::Uneven)?,
     };
     let counts = mask.row_counts()?;
@@ -229,7 +235,12 @@ fn drawn_mask(heads: usize, seq: usize, uneven: bool) -> Result<BlockMask, Box<d
             draw(row, count.round() as usize, &mut state);
         }
     }
-    Ok(BlockMask::from_dense(&map, [1, heads, rows, columns], BLOCKS, (seq, seq))?)
+    Ok(BlockMask::from_dense(
+        &map,
+        [1, heads, rows, columns],
+        BlockSize::new(BLOCKS.0, BLOCKS.1)?,
+        SeqLens::same(seq),
+    )?)
 }
 
 /// For each head its query blocks, those with the longest lists first.

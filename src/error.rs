@@ -1,5 +1,9 @@
 //! The one error type of the public API.
 
+mod kind;
+
+pub use kind::ErrorKind;
+
 use crate::attention::HeadDimError;
 use crate::cache::CacheError;
 use crate::codegen::lower::CaptureError;
@@ -12,9 +16,10 @@ use crate::mask::MaskError;
 use crate::select::SelectError;
 use crate::tensor::TensorError;
 use crate::toolchain::ToolchainError;
-use crate::tune::PolicyError;
+use crate::tune::{Call, PolicyError};
 
-/// Anything that can go wrong in a call. The message says what was found, what was needed and what to do.
+/// Anything that can go wrong in a call. The message says what was found, what was needed and what to do; its
+/// [`kind`](Self::kind) is for programs.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -56,7 +61,8 @@ pub enum Error {
     Policy(#[from] PolicyError),
     /// Nothing is tuned or compiled in production, and the cache does not hold what the call needs.
     #[error(
-        "kernel `{kernel}` is not in the cache for {device} ({what}), and the policy is cache-only: fill it with `{command}`, or import a bundle"
+        "kernel `{kernel}` is not in the cache for {device} ({what}), and the policy is cache-only: make the same call once under \
+         another policy, or import a bundle that holds it"
     )]
     CacheOnly {
         /// The kernel.
@@ -65,8 +71,8 @@ pub enum Error {
         device: String,
         /// The record or the cubin that is missing.
         what: String,
-        /// What fills it.
-        command: String,
+        /// The attention's call; none for a kernel that is no attention's.
+        call: Option<Box<Call>>,
     },
     /// No candidate passed the checks of the tuner.
     #[error("kernel `{kernel}` cannot be tuned on {device}: {reason}")]

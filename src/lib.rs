@@ -1,5 +1,21 @@
 //! Tilewright: block-sparse attention kernels, generated, compiled at run time and tuned on the GPU at hand.
+//!
+//! What an attention takes and gives is here at the root: [`Attention`], [`Tensor`], [`BlockMask`], [`Selection`], [`TokenGrid`],
+//! score and mask functions, [`Error`]. The modules are for those who need more:
+//!
+//! | module | for |
+//! |---|---|
+//! | [`attention`] | calls in memory of the caller's |
+//! | [`device`] | GPUs, streams and buffers |
+//! | [`services`] | a cache, an NVRTC, a policy and a listener of one's own |
+//! | [`cache`], [`tune`] | what is kept: compiled kernels, and which schedule is fastest |
+#![cfg_attr(feature = "bundle", doc = "| [`bundle`] | both in one file, for other machines |")]
+//! | [`toolchain`], [`compile`] | NVRTC: finding it, installing it, compiling with it |
+//! | [`codegen`], [`launch`], [`build`] | kernels of one's own: generated, launched, compiled ahead of time |
+//! | [`reference`](mod@reference) | the same mathematics in f64, to compare with |
 #![deny(missing_docs)]
+// What is `pub` is public: `tests/surface.rs` goes by it.
+#![deny(unreachable_pub)]
 
 extern crate self as tilewright;
 
@@ -12,6 +28,7 @@ mod check;
 /// The command line; public for the command and for `fuzz/` alone.
 #[cfg(feature = "command")]
 #[doc(hidden)]
+#[allow(unreachable_pub)]
 pub mod cli;
 pub mod compile;
 /// The CPU executor. Reached through the attention on `Device::cpu()`; public for the tests and benchmarks alone.
@@ -20,24 +37,28 @@ pub mod cpu;
 pub mod device;
 mod dynamic;
 mod error;
-pub mod function;
-pub mod grid;
+mod function;
+mod grid;
 // Generated; formatted by the generator.
+/// The bindings of the shipped kernels, whose arguments change with the kernels: public for the tests and benchmarks alone.
+#[doc(hidden)]
 #[rustfmt::skip]
 #[path = "../generated/mod.rs"]
 pub mod kernels;
 mod interrupt;
 pub mod launch;
 mod leftover;
-pub mod mask;
+mod mask;
 mod operands;
+/// Files that are there whole or not at all, and text that is safe to print; public for the tests alone.
+#[doc(hidden)]
 pub mod output;
 mod parallel;
 pub mod reference;
 mod room;
-pub mod select;
+mod select;
 pub mod services;
-pub mod tensor;
+mod tensor;
 pub mod toolchain;
 mod trust;
 pub mod tune;
@@ -46,13 +67,13 @@ mod user_code;
 pub use attention::{Attention, AttentionBuilder, Gradients, HeadDim, HeadDimError, Output};
 pub use device::Device;
 pub use dynamic::{DynamicMaskMod, DynamicScoreMod, FunctionError};
-pub use error::Error;
+pub use error::{Error, ErrorKind};
 pub use function::{CaptureValue, DeviceFn, MaskMod, ScoreMod};
 pub use grid::{GridError, TokenGrid, TokenGridBuilder};
 pub use interrupt::Interrupt;
-pub use mask::{BlockIndex, BlockMask, BlockSize, DenseMap, MaskError};
-pub use select::{Selection, top_k, top_p};
-pub use tensor::Tensor;
+pub use mask::{BlockIndex, BlockMask, BlockSize, DenseMap, MaskError, SeqLens};
+pub use select::{SelectError, Selection, top_k, top_p};
+pub use tensor::{Element, Tensor, TensorError};
 /// The generator, for kernels of one's own.
 pub use tilewright_codegen as codegen;
 pub use tilewright_codegen::DType;

@@ -14,6 +14,7 @@ use serde::Serialize;
 /// What lets other users put something in the place of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
 #[serde(tag = "exposure", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Exposure {
     /// It is another user's.
     #[error("belongs to user {owner}, and not to user {user}, who runs this, or to root")]

@@ -2,10 +2,10 @@
 
 mod support;
 
-use support::Random;
-use tilewright::tensor::TensorError;
+use support::{Random, blocks};
+use tilewright::TensorError;
 use tilewright::{
-    Attention, BlockMask, BlockSize, DType, Device, Error, HeadDim, Output, Tensor, top_k, top_p,
+    Attention, BlockMask, BlockSize, DType, Device, Error, HeadDim, Output, SeqLens, Tensor, top_k, top_p,
 };
 
 fn attention() -> Attention {
@@ -65,7 +65,7 @@ fn a_call_refuses_tensors_and_masks_of_other_sizes() {
     let half = Random(1).tensor(DType::F16, &[1, 2, 200, 64]);
     assert!(forward(&half, &half).contains("f16"), "{}", forward(&half, &half));
 
-    let mask = |blocks: BlockSize, seq| BlockMask::full(1, 2, (blocks.q(), blocks.kv()), (seq, seq)).unwrap();
+    let mask = |blocks: BlockSize, seq| BlockMask::full(1, 2, blocks, SeqLens::same(seq)).unwrap();
     let attend = |mask: &BlockMask| message(attention.attend_with(&q, &q, &q, mask).map(drop));
     assert!(attend(&mask(BlockSize::new(128, 128).unwrap(), 200)).contains("128×128"));
     assert!(attend(&mask(BlockSize::default(), 300)).contains("300"));
@@ -130,14 +130,14 @@ fn block_means_give_the_mask_of_their_tensors() {
     let (q, k) = (tensor([2, 4, 300, 64]), tensor([2, 2, 1000, 64]));
     let (q_mean, k_mean) = (support::block_means(&q, 128), support::block_means(&k, 64));
     let expected = attention.mask(&q, &k).unwrap().to_dense().unwrap();
-    let of = |q_mean, k_mean, seqs| attention.mask_of_means(q_mean, k_mean, seqs);
-    assert_eq!(of(&q_mean, &k_mean, (300, 1000)).unwrap().to_dense().unwrap(), expected);
+    let of = |q_mean, k_mean, q, kv| attention.mask_of_means(q_mean, k_mean, SeqLens { q, kv });
+    assert_eq!(of(&q_mean, &k_mean, 300, 1000).unwrap().to_dense().unwrap(), expected);
 
-    let error = of(&q_mean, &k_mean, (400, 1000)).unwrap_err().to_string();
+    let error = of(&q_mean, &k_mean, 400, 1000).unwrap_err().to_string();
     assert!(error.starts_with("3 q_blocks, needed 4 to cover 400 positions"), "{error}");
-    assert!(matches!(of(&q, &k_mean, (300, 1000)), Err(Error::Tensor(TensorError::DType { .. }))));
+    assert!(matches!(of(&q, &k_mean, 300, 1000), Err(Error::Tensor(TensorError::DType { .. }))));
     let three_heads = support::block_means(&tensor([2, 3, 300, 64]), 128);
-    let error = of(&three_heads, &k_mean, (300, 1000)).unwrap_err();
+    let error = of(&three_heads, &k_mean, 300, 1000).unwrap_err();
     assert!(matches!(error, Error::Tensor(TensorError::HeadGroups { heads: 3, kv_heads: 2 })), "{error}");
 }
 
@@ -163,7 +163,7 @@ fn inputs_larger_than_memory_are_refused() {
     }
     // A mask shared by all fits, the output does not.
     let q = view([1 << 40, 1, 200, 64]);
-    let mask = BlockMask::full(1, 1, (128, 64), (200, 200)).unwrap();
+    let mask = BlockMask::full(1, 1, blocks(128, 64), SeqLens::same(200)).unwrap();
     let error = dense.attend_with(&q, &q, &q, &mask).unwrap_err();
     assert!(matches!(error, Error::Tensor(TensorError::TooLarge { .. })), "{error}");
     let rows = Tensor::zeros(DType::F32, &[1]).unwrap().with_strides(&[1 << 40, 1, 200], &[0; 3]).unwrap();

@@ -1,10 +1,10 @@
 //! The checks between tensors and a kernel's parameters. No GPU is touched: the tensors have addresses that nobody reads.
 
 use std::sync::Arc;
+use tilewright::TensorError;
 use tilewright::codegen::{Arch, Candidate, Family, Generator, KernelSource, Value};
 use tilewright::kernels::{forward, order, pool, select, transpose};
 use tilewright::launch::{BindError, Binder, Bound, Dim, KernelArgs};
-use tilewright::tensor::{TensorError, contiguous_strides};
 use tilewright::{DType, Device, Error, Tensor};
 
 /// The preferred candidate of a spec.
@@ -40,7 +40,7 @@ fn view(ordinal: usize, address: u64, dtype: DType, shape: &[usize], strides: &[
 }
 
 fn dense(address: u64, dtype: DType, shape: &[usize]) -> Tensor {
-    view(0, address, dtype, shape, &contiguous_strides(shape))
+    view(0, address, dtype, shape, &Tensor::contiguous_strides(shape))
 }
 
 /// The arguments of a forward of 2 batches, 4 heads of 2 key heads, 300 queries and 200 keys of 128.
@@ -164,7 +164,7 @@ fn what_is_refused_says_why() {
             "`q` is on the CPU, needed on a CUDA device: call `.to(&device)` first",
         ),
         (
-            Box::new(|a| a.v = view(1, 0x3000_0000, DType::Bf16, &KV, &contiguous_strides(&KV))),
+            Box::new(|a| a.v = view(1, 0x3000_0000, DType::Bf16, &KV, &Tensor::contiguous_strides(&KV))),
             "`v` is on cuda:1, needed on cuda:0: call `.to(&device)` first",
         ),
     ];

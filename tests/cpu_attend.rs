@@ -2,11 +2,11 @@
 
 mod support;
 
-use support::{Case, Mask, Random, Score, compare, tensor};
+use support::{Case, Mask, Random, Score, blocks, compare, tensor};
+use tilewright::TensorError;
 use tilewright::cpu::attend;
 use tilewright::reference::{attention_f64, largest_difference, relative_error};
-use tilewright::tensor::TensorError;
-use tilewright::{BlockMask, DType, Error, MaskError, Tensor};
+use tilewright::{BlockMask, DType, Error, MaskError, SeqLens, Tensor};
 
 const DTYPES: [DType; 2] = [DType::Bf16, DType::F16];
 
@@ -68,7 +68,7 @@ fn rows_without_blocks_are_zero() {
     check(case, 0.0);
     let none = Case { seq_kv: 0, ..case };
     let [q, k, v] = none.qkv(&mut Random(1));
-    let mask = BlockMask::full(1, 1, none.blocks, (300, 0)).unwrap();
+    let mask = BlockMask::full(1, 1, none.block_size(), SeqLens { q: 300, kv: 0 }).unwrap();
     let (out, lse) = attend(&q, &k, &v, &mask, 1.0, None, None).unwrap();
     assert!(out.to_f32_vec().unwrap().iter().all(|&x| x == 0.0));
     assert!(lse.to_f32_vec().unwrap().iter().all(|&x| x == f32::NEG_INFINITY));
@@ -79,7 +79,7 @@ fn sizes_of_zero() {
     for (batch, heads, seq_q) in [(0, 2, 5), (1, 0, 5), (1, 2, 0)] {
         let case = Case { batch, heads, seq_q, kv_heads: heads, ..Case::SMALL };
         let [q, k, v] = case.qkv(&mut Random(1));
-        let mask = BlockMask::full(1, 1, case.blocks, (seq_q, case.seq_kv)).unwrap();
+        let mask = BlockMask::full(1, 1, case.block_size(), SeqLens { q: seq_q, kv: case.seq_kv }).unwrap();
         let (out, lse) = attend(&q, &k, &v, &mask, 1.0, None, None).unwrap();
         assert_eq!((out.elements(), lse.elements()), (0, 0));
     }
@@ -122,13 +122,12 @@ fn functions() {
     let window = Mask(|_, h: i32, q: i32, kv: i32| (q - kv).abs() <= 20 + 10 * h);
     let doc: Vec<i32> = (0..260).map(|i| i / 90).collect();
     let document = Mask(move |b: i32, _, q: i32, kv: i32| doc[q as usize] + b == doc[kv as usize]);
-    let everything = BlockMask::full(1, 1, case.blocks, (case.seq_q, case.seq_kv)).unwrap();
+    let everything = BlockMask::full(1, 1, case.block_size(), case.seqs()).unwrap();
     compare(&case, &qkv, &everything, Some(&softcap), None);
     compare(&case, &qkv, &everything, Some(&alibi), None);
     for mask_mod in [&causal as &dyn tilewright::MaskMod, &window, &document] {
         let [batch, heads, ..] = case.grid();
-        let own =
-            BlockMask::from_mask_mod(mask_mod, batch, heads, case.seq_q, case.seq_kv, case.blocks).unwrap();
+        let own = BlockMask::from_mask_mod(mask_mod, batch, heads, case.block_size(), case.seqs()).unwrap();
         assert!(own.full_kv().is_some() && own.sparsity().unwrap() > 0.0);
         compare(&case, &qkv, &own, Some(&softcap), Some(mask_mod));
         compare(&case, &qkv, &everything, None, Some(mask_mod));
@@ -159,7 +158,7 @@ fn a_nan_query_stays_in_its_row() {
     let case = Case::SMALL;
     let mut random = Random(17);
     let [q, k, v] = case.qkv(&mut random);
-    let mask = BlockMask::full(1, 1, case.blocks, (case.seq_q, case.seq_kv)).unwrap();
+    let mask = BlockMask::full(1, 1, case.block_size(), case.seqs()).unwrap();
     let clean = attend(&q, &k, &v, &mask, case.scale(), None, None).unwrap();
     for poison in [f32::NAN, f32::INFINITY] {
         let mut data = q.to_f32_vec().unwrap();
@@ -189,7 +188,7 @@ fn a_nan_key_reaches_those_who_attend_to_it() {
     data[100 * case.d] = f32::NAN;
     let k = tensor(case.dtype, &data, k.shape());
     let map = [true, false, true, true];
-    let mask = BlockMask::from_dense(&map, [1, 1, 2, 2], (64, 64), (128, 128)).unwrap();
+    let mask = BlockMask::from_dense(&map, [1, 1, 2, 2], blocks(64, 64), SeqLens::same(128)).unwrap();
     let (out, lse) = attend(&q, &k, &v, &mask, case.scale(), None, None).unwrap();
     let nan_rows = lse.to_f32_vec().unwrap().iter().map(|x| x.is_nan()).collect::<Vec<_>>();
     assert!((0..128).all(|i| nan_rows[i] == (i >= 64)));
@@ -201,7 +200,7 @@ fn a_nan_key_reaches_those_who_attend_to_it() {
 fn a_panic_in_a_function_is_an_error_that_names_it() {
     let case = Case::SMALL;
     let [q, k, v] = case.qkv(&mut Random(23));
-    let full = BlockMask::full(1, 1, case.blocks, (case.seq_q, case.seq_kv)).unwrap();
+    let full = BlockMask::full(1, 1, case.block_size(), case.seqs()).unwrap();
     let table = [0.0f32; 4];
     let bad_score = Score(move |s: f32, _, _, _, kv: i32| s + table[kv as usize]);
     let bad_mask = Mask(|_, _, q: i32, _| 1 / (q - 40) != 7);
@@ -216,7 +215,7 @@ fn a_panic_in_a_function_is_an_error_that_names_it() {
     let (found, message) = name(attend(&q, &k, &v, &full, 1.0, Some(&good_score), Some(&bad_mask)));
     assert_eq!(found, "keep");
     assert!(message.contains("divide by zero"), "{message}");
-    let made = BlockMask::from_mask_mod(&bad_mask, 1, 1, 200, 200, (64, 64));
+    let made = BlockMask::from_mask_mod(&bad_mask, 1, 1, blocks(64, 64), SeqLens::same(200));
     assert!(matches!(made, Err(Error::DeviceFunction { .. })));
 }
 
@@ -224,7 +223,7 @@ fn a_panic_in_a_function_is_an_error_that_names_it() {
 fn tensors_that_do_not_belong_together() {
     let t = |shape: &[usize]| Tensor::zeros(DType::Bf16, shape).unwrap();
     let q = t(&[2, 4, 64, 16]);
-    let mask = BlockMask::full(1, 1, (64, 64), (64, 64)).unwrap();
+    let mask = BlockMask::full(1, 1, blocks(64, 64), SeqLens::same(64)).unwrap();
     let dimension = |k: &Tensor, v: &Tensor| match attend(&q, k, v, &mask, 1.0, None, None) {
         Err(Error::Tensor(TensorError::Dimension { dimension, .. })) => dimension,
         other => panic!("{other:?}"),
@@ -248,7 +247,7 @@ fn tensors_that_do_not_belong_together() {
     assert!(matches!(refused(&q, &kv, &t(&[2, 64, 16])), Error::Tensor(TensorError::Rank { .. })));
     let turned = t(&[2, 4, 16, 64]).permute(&[0, 1, 3, 2]).unwrap();
     assert!(matches!(refused(&turned, &kv, &kv), Error::Tensor(TensorError::Strides { .. })));
-    let other = BlockMask::full(1, 1, (64, 64), (128, 64)).unwrap();
+    let other = BlockMask::full(1, 1, blocks(64, 64), SeqLens { q: 128, kv: 64 }).unwrap();
     let error = attend(&q, &kv, &kv, &other, 1.0, None, None).unwrap_err();
     assert!(matches!(error, Error::Mask(MaskError::Fit { dimension: "seq_q", found: 128, needed: 64, .. })));
 }

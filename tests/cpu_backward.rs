@@ -3,12 +3,12 @@
 mod support;
 
 use support::{Case, Mask, Random, tensor};
+use tilewright::TensorError;
 use tilewright::cpu::{attend, backward};
 use tilewright::reference::{attention_backward_f64, relative_error};
-use tilewright::tensor::TensorError;
 use tilewright::{
     Attention, BlockMask, BlockSize, DType, Device, Error, Gradients, HeadDim, MaskError, MaskMod, Output,
-    ScoreMod, Tensor, mask_mod, score_mod, top_k,
+    ScoreMod, SeqLens, Tensor, mask_mod, score_mod, top_k,
 };
 
 const DTYPES: [DType; 2] = [DType::Bf16, DType::F16];
@@ -37,7 +37,7 @@ fn bent_by() -> bent {
 }
 
 fn full(case: &Case) -> BlockMask {
-    BlockMask::full(1, 1, case.blocks, (case.seq_q, case.seq_kv)).unwrap()
+    BlockMask::full(1, 1, case.block_size(), case.seqs()).unwrap()
 }
 
 /// Gradients by `out` and by `lse`.
@@ -140,7 +140,9 @@ fn functions_carry_their_derivatives() {
         let qkv = case.qkv(&mut random);
         let (cap, bent, near) = (softcap { cap: 0.8 }, bent_by(), window { width: 30 });
         let sparse = case.random_mask(&mut random, 0.6);
-        let own = BlockMask::from_mask_mod(&near, 1, case.heads, 150, 170, case.blocks).unwrap();
+        let own =
+            BlockMask::from_mask_mod(&near, 1, case.heads, case.block_size(), SeqLens { q: 150, kv: 170 })
+                .unwrap();
         assert!(own.sparsity().unwrap() > 0.0);
         compare(&case, &qkv, &sparse, (Some(&cap), None));
         compare(&case, &qkv, &sparse, (Some(&bent), Some(&near)));
@@ -173,7 +175,8 @@ fn what_nobody_attends_to_has_no_gradient_whatever_it_holds() {
     let (rows, columns) = (4, 3);
     let kept = |block: usize| block / columns % rows != 1 && block % columns != 2;
     let map: Vec<bool> = (0..2 * rows * columns).map(kept).collect();
-    let mask = BlockMask::from_dense(&map, case.grid(), case.blocks, (200, 180)).unwrap();
+    let mask =
+        BlockMask::from_dense(&map, case.grid(), case.block_size(), SeqLens { q: 200, kv: 180 }).unwrap();
     let seen = Mask(|_, _, q: i32, _| q != 5);
     let mut random = Random(29);
     let [q, k, v] = case.qkv(&mut random);
@@ -325,7 +328,7 @@ fn what_does_not_fit_is_named() {
     ] {
         assert!(error.to_string().contains(message), "{error}");
     }
-    let mask = |blocks: BlockSize, seq| BlockMask::full(1, 1, (blocks.q(), blocks.kv()), (seq, seq)).unwrap();
+    let mask = |blocks: BlockSize, seq| BlockMask::full(1, 1, blocks, SeqLens::same(seq)).unwrap();
     let error = refused(&of(q.clone(), lse.clone(), mask(BlockSize::new(128, 128).unwrap(), 100)), &q, None);
     assert!(matches!(error, Error::Mask(MaskError::Blocks { .. })), "{error}");
     let error = refused(&of(q.clone(), lse, mask(BlockSize::default(), 128)), &q, None);

@@ -5,8 +5,7 @@ mod support;
 use proptest::prelude::*;
 use support::{Case, Mask, Random, tensor};
 use tilewright::cpu::{mask, select_row};
-use tilewright::mask::{EMPTY, FULL, PARTIAL};
-use tilewright::{BlockSize, DType, Error, MaskError, Selection, Tensor, top_k, top_p};
+use tilewright::{BlockSize, DType, DenseMap, Error, MaskError, Selection, Tensor, top_k, top_p};
 
 /// The rule as it is written down: sort, count, add up.
 fn by_sorting(logits: &[f32], admissible: &[bool], k: Option<f64>, p: Option<f64>) -> Vec<bool> {
@@ -164,7 +163,8 @@ fn masks_of_tensors() {
             .map(|k| (q.iter().zip(k).map(|(a, b)| a * b).sum::<f64>() * f64::from(case.scale())) as f32)
             .collect();
         let expected = by_sorting(&logits, &[true; 8], Some(0.3), Some(0.4));
-        let classes: Vec<u8> = expected.iter().map(|&keep| if keep { PARTIAL } else { EMPTY }).collect();
+        let classes: Vec<u8> =
+            expected.iter().map(|&keep| if keep { DenseMap::PARTIAL } else { DenseMap::EMPTY }).collect();
         assert_eq!(dense.classes[row * 8..][..8], classes, "row {row}");
     }
 }
@@ -180,11 +180,11 @@ fn a_mask_function_admits_and_splits() {
     for (i, &class) in all.classes.iter().enumerate() {
         let (row, column) = (i / 4 % 4, i % 4);
         let expected = if column < row {
-            FULL
+            DenseMap::FULL
         } else if column == row {
-            PARTIAL
+            DenseMap::PARTIAL
         } else {
-            EMPTY
+            DenseMap::EMPTY
         };
         assert_eq!(class, expected);
     }
@@ -218,7 +218,7 @@ fn nan_and_infinity_are_values() {
         assert_eq!(found.row_counts().unwrap(), [2; 4]);
         if poison.is_nan() {
             let found = found.to_dense().unwrap().classes;
-            assert!((0..4).all(|row| found[row * 4 + 1] == EMPTY), "NaN is the lowest score");
+            assert!((0..4).all(|row| found[row * 4 + 1] == DenseMap::EMPTY), "NaN is the lowest score");
         }
     }
 }

@@ -4,8 +4,7 @@ mod support;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use support::{Mask, Random};
-use tilewright::mask::PARTIAL;
-use tilewright::{BlockSize, DType, Device, Error, Interrupt, cpu, top_k};
+use tilewright::{BlockSize, DType, DenseMap, Device, Error, Interrupt, cpu, top_k};
 
 #[test]
 fn what_dropped_keys_hold_decides_nothing() {
@@ -51,5 +50,5 @@ fn heads_without_dimensions_have_masks() {
     let x = tilewright::Tensor::zeros(DType::Bf16, &[1, 2, 130, 0]).unwrap();
     let causal = Mask(|_, _, q, kv| kv <= q);
     let mask = cpu::mask(&x, &x, Some(&top_k(1.0)), 1.0, BlockSize::default(), Some(&causal)).unwrap();
-    assert!(mask.to_dense().unwrap().classes.contains(&PARTIAL));
+    assert!(mask.to_dense().unwrap().classes.contains(&DenseMap::PARTIAL));
 }

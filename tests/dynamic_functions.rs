@@ -6,7 +6,7 @@ use support::{Case, Random, compare};
 use tilewright::codegen::lower::CaptureError;
 use tilewright::{
     Attention, BlockMask, CaptureValue, Device, DeviceFn, DynamicMaskMod, DynamicScoreMod, Error,
-    FunctionError, HeadDim, MaskMod, Output, ScoreMod, mask_mod, score_mod, top_k,
+    FunctionError, HeadDim, MaskMod, Output, ScoreMod, SeqLens, mask_mod, score_mod, top_k,
 };
 
 #[score_mod]
@@ -74,7 +74,9 @@ fn attention_on_the_cpu_is_the_same() {
 
     // And against f64, over blocks of its own.
     let [batch, heads, ..] = case.grid();
-    let own = BlockMask::from_mask_mod(&mask_twin, batch, heads, 150, 260, case.blocks).unwrap();
+    let own =
+        BlockMask::from_mask_mod(&mask_twin, batch, heads, case.block_size(), SeqLens { q: 150, kv: 260 })
+            .unwrap();
     compare(&case, &[q, k, v], &own, Some(&score_twin), Some(&mask_twin));
 }
 

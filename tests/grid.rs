@@ -5,9 +5,9 @@ mod support;
 
 use proptest::prelude::*;
 use support::Random;
-use tilewright::grid::GridError;
+use tilewright::GridError;
+use tilewright::TensorError;
 use tilewright::reference::relative_error;
-use tilewright::tensor::TensorError;
 use tilewright::{
     Attention, BlockSize, DType, Device, Error, HeadDim, Output, Tensor, TokenGrid, top_k, top_p,
 };
@@ -15,7 +15,7 @@ use tilewright::{
 /// t, h, w of a token of the grid.
 fn place(grid: &TokenGrid, token: i32) -> Option<[usize; 3]> {
     let [t, h, w] = grid.grid();
-    let cell = usize::try_from(token).unwrap().checked_sub(grid.around().0)?;
+    let cell = usize::try_from(token).unwrap().checked_sub(grid.before())?;
     (cell < t * h * w).then_some([cell / (h * w), cell / w % h, cell % w])
 }
 
@@ -52,7 +52,7 @@ fn check_permutation(grid: &TokenGrid) {
         assert_eq!(grid.block_of(token as usize), Some(position / grid.blocks().kv()));
     }
     assert_eq!(grid.block_of(grid.len()), None);
-    let (before, after) = grid.around();
+    let (before, after) = (grid.before(), grid.after());
     let [t, h, w] = grid.grid();
     assert_eq!(grid.len(), before + t * h * w + after);
     assert_eq!(order[..before], raster(grid)[..before], "tokens before the grid stay");
@@ -142,7 +142,7 @@ fn the_videos_own_order_is_that_of_the_whole() {
     let grid = TokenGrid::builder([5, 9, 7]).before(70).after(30).build().unwrap();
     let video = grid.video_only();
     check_permutation(&video);
-    assert_eq!((video.len(), video.around()), (5 * 9 * 7, (0, 0)));
+    assert_eq!((video.len(), video.before(), video.after()), (5 * 9 * 7, 0, 0));
     let shifted: Vec<i32> = video.order().iter().map(|token| token + 70).collect();
     assert_eq!(shifted, grid.order()[70..grid.len() - 30]);
     assert_ne!(

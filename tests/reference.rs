@@ -4,7 +4,7 @@ mod support;
 
 use support::{Case, Random, tensor};
 use tilewright::reference::{attention_backward_f64, attention_f64, relative_error};
-use tilewright::{BlockMask, DType, MaskMod, ScoreMod, Tensor, mask_mod, score_mod};
+use tilewright::{BlockMask, DType, MaskMod, ScoreMod, SeqLens, Tensor, mask_mod, score_mod};
 
 #[score_mod]
 fn softcap(score: f32, b: i32, h: i32, q: i32, kv: i32, cap: f32) -> f32 {
@@ -37,7 +37,8 @@ fn the_reference_gives_the_slopes_of_its_forward() {
     let mut random = Random(3);
     let qkv = case.qkv(&mut random);
     let map = [true, false, true, true, false, false, false, true];
-    let mask = BlockMask::from_dense(&map, case.grid(), case.blocks, (70, 75)).unwrap();
+    let mask =
+        BlockMask::from_dense(&map, case.grid(), case.block_size(), SeqLens { q: 70, kv: 75 }).unwrap();
     let d_out = random.tensor(DType::F32, &[1, 2, 70, 4]);
     let d_lse = random.tensor(DType::F32, &[1, 2, 70]);
     let (out_weights, lse_weights) = (d_out.to_f32_vec().unwrap(), d_lse.to_f32_vec().unwrap());

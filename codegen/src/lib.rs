@@ -1,7 +1,7 @@
 //! The generator behind tilewright: from kernel declarations and device functions to specialised CUDA sources, Rust
 //! bindings and the tuning space. It needs no CUDA and no GPU.
 //!
-//! The flow, one way only: [`KernelSource`] (a folder) → [`dsl::Kernel`] (its declaration) → [`KernelSpec`] (*what* is
+//! The flow, one way only: [`KernelSource`] (a folder) → its declaration → [`KernelSpec`] (*what* is
 //! computed) → [`Candidate`]s (*how*: a [`Schedule`] with its [`Budget`]; pruned ones are [`Rejection`]s) → [`Variant`]
 //! (the rendered source with its fingerprint). [`Generator`] walks it; [`emit()`] does so in a user's `build.rs`.
 //!
@@ -16,12 +16,16 @@ mod arch;
 mod bindings;
 mod budget;
 mod constants;
+/// The syntax tree of a declaration, which grows with the language; public for the command and the tests alone.
+#[doc(hidden)]
 pub mod dsl;
 mod dtype;
 mod emit;
 mod error;
 mod generator;
 mod library;
+/// Public for the attribute macros alone.
+#[doc(hidden)]
 pub mod limits;
 pub mod lower;
 mod model;
@@ -35,7 +39,10 @@ mod variant;
 pub use arch::{Arch, Family, Limits};
 pub use budget::{Budget, Candidate, Candidates, Reason, Rejection};
 pub use dtype::DType;
-pub use emit::{Difference, bindings, emit, generated, sync, sync_with};
+pub use emit::emit;
+/// Bindings as text and files; public for the command and for Tilewright's own `generated/`.
+#[doc(hidden)]
+pub use emit::{Difference, bindings, generated, sync, sync_with};
 pub use error::Error;
 pub use generator::Generator;
 pub use model::Machine;

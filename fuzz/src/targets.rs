@@ -7,7 +7,8 @@ use tilewright::bundle::import;
 use tilewright::cache::{KernelCache, parse_size};
 use tilewright::codegen::lower::{CaptureType, CaptureValue, DeviceFunction, FunctionKind};
 use tilewright::codegen::{Arch, Generator, KernelSource, Machine, bindings};
-use tilewright::tune::{Bucket, DeviceKey, Policy, TuneKey, TuneRecord};
+use tilewright::services::Policy;
+use tilewright::tune::{Bucket, DeviceKey, TuneKey, TuneRecord};
 
 /// What is done with an input.
 type Target = fn(&[u8]);

@@ -2,7 +2,7 @@
 
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use tilewright::tensor::TensorError;
+use tilewright::TensorError;
 use tilewright::toolchain::ToolchainError;
 
 pyo3::create_exception!(
@@ -18,6 +18,9 @@ pub(crate) fn to_python(error: tilewright::Error) -> PyErr {
     let mut text = error.to_string();
     if let E::Toolchain(ToolchainError::NotFound { .. }) = &error {
         text += "\nFrom Python: `pip install 'tilewright[cuda]'` brings it.";
+    }
+    if let E::CacheOnly { .. } = &error {
+        text += "\nFrom Python: run the program once with `TILEWRIGHT_POLICY=tune`.";
     }
     match error {
         E::Tensor(TensorError::DType { .. }) => PyTypeError::new_err(text),

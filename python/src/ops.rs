@@ -7,7 +7,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use tilewright::attention::MaskLists;
-use tilewright::{BlockIndex, BlockMask, DType, Tensor};
+use tilewright::{BlockIndex, BlockMask, BlockSize, DType, SeqLens, Tensor};
 
 type Pair<'py> = (Bound<'py, PyAny>, Option<Bound<'py, PyAny>>);
 
@@ -268,6 +268,7 @@ impl Lists {
             let full = self.full.as_ref().map(|full| full.copied()).transpose()?;
             (self.kv.copied()?, full)
         };
+        let (blocks, seqs) = (BlockSize::new(blocks.0, blocks.1)?, SeqLens { q: seqs.0, kv: seqs.1 });
         BlockMask::from_kv_indices(counts, indices, full, blocks, seqs)
     }
 }
@@ -332,7 +333,7 @@ pub(crate) fn gpu_view<const N: usize>(
 
 /// A contiguous tensor in scratch memory.
 pub(crate) fn on_gpu(ordinal: usize, address: u64, dtype: DType, shape: &[usize]) -> PyResult<Tensor> {
-    let strides = tilewright::tensor::contiguous_strides(shape);
+    let strides = tilewright::Tensor::contiguous_strides(shape);
     // SAFETY: the memory was made for this call, large enough for it.
     let tensor = unsafe { Tensor::from_device_pointer(ordinal, address, dtype, shape, &strides) };
     tensor.map_err(crate::error::to_python)

@@ -7,7 +7,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyAnyMethods, PyTuple};
 use std::sync::Arc;
-use tilewright::tensor::TensorError;
+use tilewright::TensorError;
 use tilewright::{DType, Tensor};
 
 /// A `[batch, heads, seq, head_dim]` tensor (or another of four dimensions at most) as Python owns it.

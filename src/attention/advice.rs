@@ -1,107 +1,82 @@
-//! What to do about a kernel that is missing where nothing may be compiled.
+//! Which call it was that found nothing in the cache.
 
 use super::{Rule, Sizes};
 use crate::Error;
-use std::fmt::Write;
+use crate::tune::Call;
 
-/// Completes [`Error::CacheOnly`] with the command that fills the cache for this very call; other errors pass. `density`: the
-/// share of blocks kept, where it is known.
+/// Completes [`Error::CacheOnly`] with the call; other errors pass. `density`: the share of blocks kept, where it is known.
 pub(super) fn advise(error: Error, rule: &Rule, sizes: &Sizes, density: Option<f64>) -> Error {
-    with_command(error, || tune_command(rule, sizes, density))
+    with_call(error, rule, sizes, density, false)
 }
 
 /// As [`advise`], for a call of the backward.
 pub(super) fn advise_backward(error: Error, rule: &Rule, sizes: &Sizes, density: Option<f64>) -> Error {
-    with_command(error, || Some(tune_command(rule, sizes, density)? + " --backward"))
+    with_call(error, rule, sizes, density, true)
 }
 
-/// `command`: nothing where `tilewright tune` cannot make such a call.
-fn with_command(error: Error, command: impl FnOnce() -> Option<String>) -> Error {
-    match error {
-        Error::CacheOnly { kernel, device, what, .. } => {
-            let program = || "your program itself, run once with TILEWRIGHT_POLICY=tune".to_owned();
-            Error::CacheOnly { kernel, device, what, command: command().unwrap_or_else(program) }
-        }
-        other => other,
-    }
-}
-
-/// Nothing for functions of the program's own, and for masks sparser than the command makes them.
-fn tune_command(rule: &Rule, sizes: &Sizes, density: Option<f64>) -> Option<String> {
-    // The command's masks keep a block of every row at least.
-    let is_sparser = density.is_some_and(|density| density * (sizes.kv_blocks as f64) < 1.0);
-    if rule.score_mod.is_some() || rule.mask_mod.is_some() || is_sparser {
-        return None;
-    }
-    let &Sizes { batch, heads, kv_heads, seq_q, seq_kv, head_dim, .. } = sizes;
-    let mut text = "tilewright tune --shapes ".to_owned();
-    if batch != 1 {
-        let _ = write!(text, "{batch}x");
-    }
-    let _ = write!(text, "{heads}");
-    if kv_heads != heads {
-        let _ = write!(text, "/{kv_heads}");
-    }
-    let _ = write!(text, "x{seq_q}");
-    if seq_kv != seq_q {
-        let _ = write!(text, ":{seq_kv}");
-    }
-    let (block_q, block_kv) = (rule.blocks.q(), rule.blocks.kv());
-    let _ = write!(text, "x{head_dim}");
-    if rule.value_dim != rule.head_dim {
-        let _ = write!(text, "/{}", rule.value_dim);
-    }
-    let _ = write!(text, " --dtype {} --block {block_q}x{block_kv}", rule.dtype);
-    // Without a selection every block counts as kept where the mask's density is not known.
-    let (k, p) = rule.selection.map_or((Some(1.0), None), |selection| (selection.k(), selection.p()));
-    for (option, share) in [("--top-k", k), ("--top-p", p), ("--density", density)] {
-        if let Some(share) = share {
-            let _ = write!(text, " {option} {share}");
-        }
-    }
-    Some(text)
+fn with_call(error: Error, rule: &Rule, sizes: &Sizes, density: Option<f64>, backward: bool) -> Error {
+    let Error::CacheOnly { kernel, device, what, .. } = error else { return error };
+    let &Sizes { batch, heads, kv_heads, seq_q, seq_kv, .. } = sizes;
+    let call = Call {
+        batch,
+        heads,
+        kv_heads,
+        seq_q,
+        seq_kv,
+        head_dim: rule.head_dim,
+        value_dim: rule.value_dim,
+        dtype: rule.dtype,
+        blocks: rule.blocks,
+        selection: rule.selection,
+        density,
+        has_functions: rule.score_mod.is_some() || rule.mask_mod.is_some(),
+        backward,
+    };
+    Error::CacheOnly { kernel, device, what, call: Some(Box::new(call)) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BlockSize, DType, HeadDim, Tensor, top_k, top_p};
+    use crate::{BlockSize, DType, HeadDim, Tensor, top_k};
 
     #[test]
-    fn the_command_is_for_the_very_call() {
-        let mut rule = Rule {
+    fn the_call_is_that_which_missed() {
+        let rule = Rule {
             head_dim: HeadDim::D128,
-            value_dim: HeadDim::D128,
+            value_dim: HeadDim::D64,
             dtype: DType::Bf16,
             blocks: BlockSize::default(),
-            selection: Some(top_k(0.03) | top_p(0.2)),
+            selection: Some(top_k(0.03)),
             scale: 1.0,
             score_mod: None,
             mask_mod: None,
         };
-        let sizes = |rule: &Rule, q: &[usize], k: &[usize]| {
-            let tensor = |shape| Tensor::zeros(DType::Bf16, shape).expect("it is small");
-            Sizes::of(rule, &tensor(q), &tensor(k))
+        let tensor = |shape| Tensor::zeros(DType::Bf16, shape).expect("it is small");
+        let sizes = Sizes::of(&rule, &tensor(&[2, 24, 4096, 128]), &tensor(&[2, 8, 512, 128]));
+        let missing = || Error::CacheOnly {
+            kernel: "forward".to_owned(),
+            device: "H200".to_owned(),
+            what: "no cubin".to_owned(),
+            call: None,
         };
-        let square = sizes(&rule, &[1, 12, 32_760, 128], &[1, 12, 32_760, 128]);
-        let selected =
-            "tilewright tune --shapes 12x32760x128 --dtype bf16 --block 128x64 --top-k 0.03 --top-p 0.2";
-        assert_eq!(tune_command(&rule, &square, None).as_deref(), Some(selected));
-        assert_eq!(tune_command(&rule, &square, Some(0.125)), Some(format!("{selected} --density 0.125")));
-        // Less than a block of each row.
-        assert_eq!(tune_command(&rule, &square, Some(0.001)), None);
-        let missing = Error::CacheOnly {
-            kernel: String::new(),
-            device: String::new(),
-            what: String::new(),
-            command: String::new(),
-        };
-        let advice = advise_backward(missing, &rule, &square, Some(0.001)).to_string();
-        assert!(advice.contains("your program itself, run once with TILEWRIGHT_POLICY=tune"), "{advice}");
-        rule.selection = None;
-        let cross = sizes(&rule, &[2, 24, 4096, 128], &[2, 8, 512, 128]);
-        let dense = "tilewright tune --shapes 2x24/8x4096:512x128 --dtype bf16 --block 128x64 --top-k 1";
-        assert_eq!(tune_command(&rule, &cross, None).as_deref(), Some(dense));
-        assert_eq!(tune_command(&rule, &cross, Some(0.5)), Some(format!("{dense} --density 0.5")));
+        for (advised, backward) in [
+            (advise(missing(), &rule, &sizes, Some(0.5)), false),
+            (advise_backward(missing(), &rule, &sizes, Some(0.5)), true),
+        ] {
+            let Error::CacheOnly { kernel, call: Some(call), .. } = advised else { panic!("{advised}") };
+            assert_eq!(kernel, "forward");
+            assert_eq!(
+                (call.batch, call.heads, call.kv_heads, call.seq_q, call.seq_kv),
+                (2, 24, 8, 4096, 512)
+            );
+            assert_eq!(
+                (call.head_dim, call.value_dim, call.dtype),
+                (HeadDim::D128, HeadDim::D64, DType::Bf16)
+            );
+            assert_eq!((call.selection, call.density), (Some(top_k(0.03)), Some(0.5)));
+            assert_eq!((call.backward, call.has_functions), (backward, false));
+        }
+        assert!(matches!(advise(Error::Selects, &rule, &sizes, None), Error::Selects));
     }
 }

@@ -4,7 +4,7 @@ use super::gpu::Ranked;
 use super::{Attention, Sizes};
 use crate::operands::Shape;
 use crate::tensor::TensorError;
-use crate::{BlockMask, DType, Error, Tensor, cpu};
+use crate::{BlockMask, DType, Error, SeqLens, Tensor, cpu};
 
 impl Attention {
     /// The mask that [`mask`](Self::mask) would make of tensors with these block means: for a kernel of the caller's that goes
@@ -19,12 +19,8 @@ impl Attention {
     /// # Errors
     /// [`Error::Tensor`] for means of other dtypes or shapes, [`MaskError::Grid`](crate::MaskError::Grid) for another number of blocks than the
     /// sequences have; otherwise as [`mask`](Self::mask).
-    pub fn mask_of_means(
-        &self,
-        q_mean: &Tensor,
-        k_mean: &Tensor,
-        (seq_q, seq_kv): (usize, usize),
-    ) -> Result<BlockMask, Error> {
+    pub fn mask_of_means(&self, q_mean: &Tensor, k_mean: &Tensor, seqs: SeqLens) -> Result<BlockMask, Error> {
+        let (seq_q, seq_kv) = seqs.pair();
         let rule = &self.rule;
         let shape = Shape::of_means(q_mean, k_mean)?;
         rule.blocks.check_grid([shape.seq_q, shape.seq_kv], (seq_q, seq_kv))?;

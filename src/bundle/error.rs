@@ -20,10 +20,7 @@ pub enum BundleError {
         refusal: Refusal,
     },
     /// The bundle cannot be opened.
-    #[error(
-        "could not open the bundle {}: {source}; name the file that `tilewright export` wrote",
-        shown(path)
-    )]
+    #[error("could not open the bundle {}: {source}; name the file that was exported", shown(path))]
     Open {
         /// The bundle.
         path: PathBuf,
@@ -54,8 +51,8 @@ pub enum BundleError {
     },
     /// There is nothing to put in.
     #[error(
-        "the kernel cache {} holds nothing of what was to be exported: run the kernels once, `tilewright tune`, or \
-         `tilewright compile --bundle`",
+        "the kernel cache {} holds nothing of what was to be exported: make the calls once, so \
+         that it holds their kernels",
         shown(cache)
     )]
     Empty {
@@ -64,7 +61,7 @@ pub enum BundleError {
     },
     /// More than an import takes.
     #[error(
-        "{what} to export: {found}, and {limit} is the most that an import takes. Export an architecture at a time (`--arch`)."
+        "{what} to export: {found}, and {limit} is the most that an import takes. Export an architecture at a time (`Contents::Archs`)."
     )]
     TooMuch {
         /// Of what.
@@ -77,7 +74,7 @@ pub enum BundleError {
     /// The cache's limit is less than what the bundle holds. Nothing of it was imported.
     #[error(
         "the bundle's kernels take {needed} bytes, and the limit of the kernel cache {} is {limit}: some would be removed at \
-         once. Set {LIMIT_VARIABLE} to more, or export an architecture at a time (`--arch`)",
+         once. Set {LIMIT_VARIABLE} to more, or export an architecture at a time (`Contents::Archs`)",
         shown(cache)
     )]
     OverLimit {
@@ -108,7 +105,7 @@ pub enum Refusal {
     TrailingData,
     /// The list of files is not where it has to be.
     #[error(
-        "it begins with {found:?}, and `manifest.json` has to come first; make bundles with `tilewright export`"
+        "it begins with {found:?}, and `manifest.json` has to come first; make bundles with `bundle::export`"
     )]
     NoManifest {
         /// What comes first.

@@ -20,6 +20,7 @@ const LEVEL: i32 = 12;
 
 /// What of a cache goes into a bundle.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum Contents<'a> {
     /// Every compiled kernel and every tuning record.
     Everything,

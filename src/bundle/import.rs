@@ -34,6 +34,7 @@ pub struct ImportReport {
 
 /// A tuning record in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RecordName {
     /// The GPU's folder.
     pub device: String,

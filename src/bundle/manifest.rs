@@ -40,13 +40,13 @@ struct Version {
 }
 
 impl Manifest {
-    pub fn new(files: Vec<Listed>) -> Self {
+    pub(super) fn new(files: Vec<Listed>) -> Self {
         let created_by = concat!("tilewright ", env!("CARGO_PKG_VERSION")).to_string();
         Self { schema: SCHEMA, created_by, files }
     }
 
     /// The file's text.
-    pub fn to_json(&self) -> Vec<u8> {
+    pub(super) fn to_json(&self) -> Vec<u8> {
         // Numbers and texts always have a JSON form.
         let mut text = serde_json::to_vec_pretty(self).unwrap_or_default();
         text.push(b'\n');
@@ -54,7 +54,7 @@ impl Manifest {
     }
 
     /// Reads the list and checks it: paths that may be, each once; sizes within the limits; entries that are complete.
-    pub fn from_json(text: &[u8]) -> Result<Self, Refusal> {
+    pub(super) fn from_json(text: &[u8]) -> Result<Self, Refusal> {
         let unreadable = |error: serde_json::Error| Refusal::Manifest(error.to_string());
         let Version { schema, created_by } = serde_json::from_slice(text).map_err(unreadable)?;
         if schema != SCHEMA {
@@ -94,7 +94,7 @@ impl Manifest {
     }
 
     /// The folders of the compiled kernels, and the files of the records.
-    pub fn contents(&self) -> (BTreeSet<&str>, BTreeSet<&str>) {
+    pub(super) fn contents(&self) -> (BTreeSet<&str>, BTreeSet<&str>) {
         let (mut entries, mut records) = (BTreeSet::new(), BTreeSet::new());
         for Listed { path, .. } in &self.files {
             match Place::of(path) {

@@ -36,11 +36,14 @@ mod place;
 mod unpack;
 
 pub use error::{BundleError, PathFault, Refusal};
-pub use export::{Contents, ExportReport, export, export_to};
+/// As [`export`], to an output that is open; public for the command alone.
+#[doc(hidden)]
+pub use export::export_to;
+pub use export::{Contents, ExportReport, export};
 pub use import::{ImportReport, RecordName, import, import_from};
 
 /// The version of a bundle's form.
-pub const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 1;
 
 /// The most files of a bundle.
 const MOST_FILES: usize = 1 << 16;

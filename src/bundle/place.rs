@@ -31,7 +31,7 @@ pub(super) enum Place<'a> {
 
 impl<'a> Place<'a> {
     /// Reads a path: three plain names, of a form that the exporter writes.
-    pub fn of(path: &'a str) -> Result<Self, Refusal> {
+    pub(super) fn of(path: &'a str) -> Result<Self, Refusal> {
         let fail = |fault| Err(Refusal::Path { path: excerpt(path.as_bytes()), fault });
         if path.starts_with(['/', '\\']) || path.as_bytes().get(1) == Some(&b':') {
             return fail(PathFault::Absolute);
@@ -58,7 +58,7 @@ impl<'a> Place<'a> {
     }
 
     /// The most bytes that such a file has.
-    pub fn largest(&self) -> u64 {
+    pub(super) fn largest(&self) -> u64 {
         match *self {
             Place::Entry { part, .. } => LARGEST_PART[part],
             Place::Record => LARGEST_RECORD,

@@ -91,7 +91,7 @@ pub(super) struct Content {
 
 impl Content {
     /// The content of a file, a pipe or a device.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let found = file.metadata()?;
         if found.is_dir() {
@@ -102,7 +102,7 @@ impl Content {
     }
 
     /// What comes from somewhere else.
-    pub fn of(bytes: impl Read + 'static) -> Self {
+    pub(super) fn of(bytes: impl Read + 'static) -> Self {
         Content { bytes: Box::new(bytes), size: None, read: 0 }
     }
 

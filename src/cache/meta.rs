@@ -43,7 +43,7 @@ struct Version {
 }
 
 impl Meta {
-    pub fn new(key: &CubinKey, source: &str, cubin: &Cubin) -> Self {
+    pub(super) fn new(key: &CubinKey, source: &str, cubin: &Cubin) -> Self {
         let mut room = WARNINGS;
         let fits = |warning: &&String| {
             let fits = warning.len() <= room;
@@ -70,19 +70,19 @@ impl Meta {
 
     /// The same without the times, which differ between equal compilations.
     #[cfg(feature = "bundle")]
-    pub fn timeless(self) -> Self {
+    pub(super) fn timeless(self) -> Self {
         Self { compile_ms: 0, created: 0, ..self }
     }
 
     /// The file's text.
-    pub fn to_json(&self) -> Vec<u8> {
+    pub(super) fn to_json(&self) -> Vec<u8> {
         let unsealed = Self { checksum: String::new(), ..self.clone() };
         Self { checksum: digest(&unsealed.text()), ..unsealed }.text()
     }
 
     /// Reads the file's text. A text that differs from what [`to_json`](Self::to_json) makes of its content is refused:
     /// every bit of it counts.
-    pub fn from_json(text: &[u8]) -> Result<Self, Fault> {
+    pub(super) fn from_json(text: &[u8]) -> Result<Self, Fault> {
         let broken = |error: serde_json::Error| Fault::Broken(format!("meta.json is unreadable: {error}"));
         match serde_json::from_slice(text).map_err(broken)? {
             Version { schema: SCHEMA } => {}
@@ -96,13 +96,13 @@ impl Meta {
     }
 
     /// The key of the entry.
-    pub fn key(&self) -> CubinKey {
+    pub(super) fn key(&self) -> CubinKey {
         let (source, options) = (self.source_blake3.clone(), self.options.clone());
         CubinKey::from_parts(&self.name, &self.arch, source, options, self.nvrtc)
     }
 
     /// How long the compilation took.
-    pub fn compile_time(&self) -> Duration {
+    pub(super) fn compile_time(&self) -> Duration {
         Duration::from_millis(self.compile_ms)
     }
 

@@ -14,6 +14,7 @@ pub(super) const SEAL: u64 = 1 << 20;
 
 /// A record that is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RecordId {
     /// The device, as [`KernelCache::write_record`] was told.
     pub device: String,

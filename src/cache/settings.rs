@@ -45,6 +45,7 @@ fn variable<T>(name: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
 }
 
 /// Reads a number of bytes: `1048576`, `512K`, `500M`, `2G`, `2GiB` (units of 1024).
+#[doc(hidden)]
 pub fn parse_size(text: &str) -> Option<u64> {
     let text = text.trim();
     let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));

@@ -37,7 +37,7 @@ impl KernelCache {
     }
 
     /// Remembers which NVRTC the search came upon. A cache that cannot be written to does without.
-    pub fn remember_nvrtc(&self, toolchain: &Toolchain, environment: &Environment) {
+    pub(crate) fn remember_nvrtc(&self, toolchain: &Toolchain, environment: &Environment) {
         self.remember(toolchain.library(), toolchain.version(), environment);
     }
 

@@ -1,5 +1,6 @@
 //! `doctor`: what this machine has for Tilewright, in plain words.
 
+use super::advice::of_toolchain;
 use super::error::CliError;
 use super::report::Report;
 use serde::Serialize;
@@ -130,7 +131,10 @@ fn nvrtc(toolchain: &Result<Toolchain, ToolchainError>) -> Finding {
             let details = toolchain.searched().iter().map(ToString::to_string).collect();
             Finding { what: "NVRTC", ok: true, found, details }
         }
-        Err(error) => finding("NVRTC", Err(error.to_string())),
+        Err(error) => {
+            let details = of_toolchain(error).into_iter().collect();
+            Finding { what: "NVRTC", ok: false, found: error.to_string(), details }
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The command line: one file for each subcommand, each of which turns its arguments into a `Report`.
 
+mod advice;
 mod args;
 mod bundle;
 mod cache;
@@ -144,8 +145,8 @@ fn ended(done: Result<bool, CliError>, json: bool, stream: Stream) -> ExitCode {
     match done {
         Ok(true) => return ExitCode::SUCCESS,
         Ok(false) => {}
-        Err(error) if json => report::print_failure(error.kind(), &error.to_string(), FAILURE, stream),
-        Err(error) => progress::note(&format!("error: {error}")),
+        Err(error) if json => report::print_failure(error.kind(), &error.told(), FAILURE, stream),
+        Err(error) => progress::note(&format!("error: {}", error.told())),
     }
     ExitCode::from(FAILURE)
 }
@@ -157,6 +158,11 @@ fn ended(done: Result<bool, CliError>, json: bool, stream: Stream) -> ExitCode {
 pub fn quietly(line: &[&str]) -> Result<String, String> {
     let cli = Cli::try_parse_from(line).map_err(|error| error.to_string())?;
     cli.command.run(true).map(|report| report.text).map_err(|error| error.to_string())
+}
+
+/// The command line that makes the call that missed the cache: for `tests/gpu`, which runs it.
+pub fn tune_command(call: &tilewright::tune::Call) -> Option<String> {
+    advice::tune_command(call)
 }
 
 /// The status of a command that failed.

@@ -13,6 +13,7 @@ const CONTEXT: usize = 2;
 
 /// One error or warning of the compiler.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Diagnostic {
     /// How bad it is.
     pub severity: Severity,

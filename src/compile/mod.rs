@@ -143,6 +143,7 @@ pub struct CompileJob {
 
 /// A job that has ended, as [`compile_all`] tells of it.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct CompileResult<'a> {
     /// The job.
     pub job: &'a CompileJob,
@@ -193,8 +194,8 @@ pub(crate) fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R 
 pub enum CompileError {
     /// This NVRTC does not know the architecture.
     #[error(
-        "the architecture `{arch}` is not one of NVRTC {}.{}: it compiles for {}. {hint}",
-        version.0, version.1, supported.join(", ")
+        "the architecture `{arch}` is not one of NVRTC {}.{}: it compiles for {}. {}",
+        version.0, version.1, supported.join(", "), arch_hint(*is_newer)
     )]
     UnsupportedArch {
         /// The architecture that was asked for.
@@ -203,8 +204,8 @@ pub enum CompileError {
         supported: Vec<String>,
         /// NVRTC's version.
         version: (i32, i32),
-        /// What to do.
-        hint: &'static str,
+        /// Whether it is newer than those: a newer NVRTC may know it.
+        is_newer: bool,
     },
     /// The source has errors.
     #[error(transparent)]
@@ -250,6 +251,7 @@ pub enum CompileError {
 /// A source that does not compile.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{name}` does not compile for {arch}:\n{excerpt}")]
+#[non_exhaustive]
 pub struct BrokenSource {
     /// The source's name.
     pub name: String,
@@ -263,6 +265,15 @@ pub struct BrokenSource {
     pub log: String,
 }
 
+fn arch_hint(is_newer: bool) -> &'static str {
+    match is_newer {
+        true => "A newer NVRTC may know it: let `toolchain::install` bring one, or set TILEWRIGHT_NVRTC.",
+        false => {
+            "Architectures are written like `sm_80`, or `sm_90a` with the features of that architecture alone."
+        }
+    }
+}
+
 fn names(found: &[String]) -> String {
     match found {
         [] => "none".to_string(),
@@ -273,6 +284,7 @@ fn names(found: &[String]) -> String {
 /// The severity of a diagnostic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Severity {
     /// No cubin comes of it.
     Error,

@@ -143,19 +143,12 @@ impl Toolchain {
         if suffix_fits && number.is_some_and(|number| supported.contains(&number)) {
             return Ok(());
         }
-        let hint = match number {
-            Some(number) if supported.last().is_some_and(|newest| number > *newest) => {
-                "A newer NVRTC may know it: run `tilewright toolchain install`, or set TILEWRIGHT_NVRTC."
-            }
-            _ => {
-                "Architectures are written like `sm_80`, or `sm_90a` with the features of that architecture alone."
-            }
-        };
+        let is_newer = number.zip(supported.last()).is_some_and(|(number, newest)| number > *newest);
         Err(CompileError::UnsupportedArch {
             arch: arch.to_string(),
             supported: supported.iter().map(|number| format!("sm_{number}")).collect(),
             version: self.version(),
-            hint,
+            is_newer,
         })
     }
 }

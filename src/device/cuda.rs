@@ -12,7 +12,7 @@ use super::current::{Entered, Relaxed};
 use super::error::cuda;
 use super::inquire::inquire;
 use super::queue::TileQueues;
-use super::{DeviceError, DeviceInfo, LoadedKernel, driver};
+use super::{DeviceError, DeviceInfo, DeviceMemory, LoadedKernel, driver};
 use crate::compile::Cubin;
 use crate::services::Services;
 use crate::toolchain::Toolchain;
@@ -139,13 +139,14 @@ impl CudaDevice {
         &self.inner.queues
     }
 
-    /// Free and total memory, in bytes.
+    /// How much memory it has, and how much is left.
     ///
     /// # Errors
     /// An error of the driver's.
-    pub fn memory(&self) -> Result<(usize, usize), DeviceError> {
+    pub fn memory(&self) -> Result<DeviceMemory, DeviceError> {
         let _current = self.enter()?;
-        cuda("cuMemGetInfo", self.inner.context.mem_get_info())
+        let (free, total) = cuda("cuMemGetInfo", self.inner.context.mem_get_info())?;
+        Ok(DeviceMemory { free, total })
     }
 
     /// Makes this GPU the calling thread's current one until the value returned is dropped.

@@ -40,6 +40,7 @@ static STARTED_BY: AtomicU32 = AtomicU32::new(0);
 ///
 /// # Errors
 /// [`DeviceError::Forked`].
+#[doc(hidden)]
 pub fn expect_own_process() -> Result<(), DeviceError> {
     match STARTED_BY.load(Ordering::Relaxed) {
         0 => Ok(()),

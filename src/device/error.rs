@@ -129,12 +129,14 @@ pub enum DeviceError {
         needed: usize,
     },
     /// A call of the driver failed.
-    #[error("{call} failed: {meaning} ({code_name}).{hint}")]
+    #[error("{call} failed: {meaning} ({name}, code {code}).{hint}")]
     Cuda {
         /// The driver's function, or what was being done.
         call: &'static str,
-        /// The result's name.
-        code_name: String,
+        /// The result, a `CUresult`: 2 for too little memory.
+        code: u32,
+        /// The result's name, such as `CUDA_ERROR_OUT_OF_MEMORY`.
+        name: String,
         /// The result in words.
         meaning: String,
         /// What to do, when that is known, after a space.
@@ -144,24 +146,27 @@ pub enum DeviceError {
 
 impl DeviceError {
     /// Whether the driver refused to start a kernel: another variant may do, and the GPU is as it was.
-    pub fn is_refused_launch(&self) -> bool {
+    pub(crate) fn is_refused_launch(&self) -> bool {
         match self {
             Self::TooMuch { .. } => true,
-            Self::Cuda { call: "cuLaunchKernel", code_name, .. } => matches!(
-                code_name.as_str(),
-                "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"
-                    | "CUDA_ERROR_NO_BINARY_FOR_GPU"
-                    | "CUDA_ERROR_INVALID_IMAGE"
-            ),
+            Self::Cuda { call: "cuLaunchKernel", code, .. } => {
+                REFUSED_LAUNCHES.iter().any(|&refused| refused as u32 == *code)
+            }
             _ => false,
         }
+    }
+
+    /// Whether the GPU's memory did not suffice.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Cuda { code, .. } if *code == CUresult::CUDA_ERROR_OUT_OF_MEMORY as u32)
     }
 
     /// An error of the driver's while it was doing `call`.
     pub(super) fn cuda(call: &'static str, error: DriverError) -> Self {
         Self::Cuda {
             call,
-            code_name: text(error.error_name()).unwrap_or_else(|| format!("{:?}", error.0)),
+            code: error.0 as u32,
+            name: text(error.error_name()).unwrap_or_else(|| format!("{:?}", error.0)),
             meaning: text(error.error_string()).unwrap_or_else(|| "unknown error".to_string()),
             hint: hint(error.0),
         }
@@ -177,6 +182,13 @@ impl DeviceError {
         }
     }
 }
+
+/// What the driver answers to a launch that it does not start.
+const REFUSED_LAUNCHES: [CUresult; 3] = [
+    CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
+    CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU,
+    CUresult::CUDA_ERROR_INVALID_IMAGE,
+];
 
 /// Turns a result of the driver's into one of ours.
 pub(super) fn cuda<T>(call: &'static str, result: Result<T, DriverError>) -> Result<T, DeviceError> {

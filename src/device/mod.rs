@@ -105,6 +105,7 @@ impl fmt::Display for Device {
 
 /// What a GPU is and has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct DeviceInfo {
     /// The marketing name.
     pub name: String,
@@ -136,6 +137,16 @@ pub struct DeviceInfo {
     pub memory_clock_khz: u32,
     /// The newest CUDA version the driver knows, major and minor.
     pub driver_version: (i32, i32),
+}
+
+/// A GPU's memory, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceMemory {
+    /// What nobody has taken.
+    pub free: usize,
+    /// All of it.
+    pub total: usize,
 }
 
 impl DeviceInfo {

@@ -63,6 +63,27 @@ fn a_driver_loads_its_own_major_version_and_older_ones() {
     assert!(text.contains("driver 580") && text.contains("TILEWRIGHT_NVRTC"), "{text}");
 }
 
+/// By its number: the names are the driver's to tell.
+#[test]
+fn a_result_of_the_driver_is_told_by_its_number() {
+    let failed = |call: &'static str, code| DeviceError::Cuda {
+        call,
+        code,
+        name: "CUDA_ERROR_…".to_string(),
+        meaning: "what it means".to_string(),
+        hint: "",
+    };
+    // CUDA_ERROR_INVALID_VALUE, OUT_OF_MEMORY, INVALID_IMAGE, NO_BINARY_FOR_GPU, LAUNCH_OUT_OF_RESOURCES.
+    for (code, is_refused, is_out_of_memory) in
+        [(1, false, false), (2, false, true), (200, true, false), (209, true, false), (701, true, false)]
+    {
+        let launch = failed("cuLaunchKernel", code);
+        assert_eq!((launch.is_refused_launch(), launch.is_out_of_memory()), (is_refused, is_out_of_memory));
+        assert!(!failed("cuMemAllocAsync", code).is_refused_launch(), "{code}");
+        assert!(launch.to_string().contains(&format!("(CUDA_ERROR_…, code {code})")), "{launch}");
+    }
+}
+
 /// The whole path from a source to numbers that come back.
 #[test]
 #[ignore = "needs a GPU and NVRTC: docs/testing.md"]

@@ -103,9 +103,14 @@ impl TokenGrid {
         self.shape.blocks
     }
 
-    /// Tokens before and after the grid.
-    pub fn around(&self) -> (usize, usize) {
-        (self.shape.before, self.shape.after)
+    /// How many tokens come before the grid.
+    pub fn before(&self) -> usize {
+        self.shape.before
+    }
+
+    /// How many come after it.
+    pub fn after(&self) -> usize {
+        self.shape.after
     }
 
     /// The same order of the grid's tokens alone, for tensors without those before and after: CogVideoX's rotary tables, say.

@@ -115,7 +115,7 @@ impl Tuned {
             kernel: self.shared.name.clone(),
             device: self.device.info().name.clone(),
             what: what.to_owned(),
-            command: "tilewright tune".to_owned(),
+            call: None,
         })
     }
 

@@ -94,7 +94,16 @@ fn identity(device: &CudaDevice, variant: &Variant) -> Identity {
     (device.info().ordinal, device.services().number(), variant.fingerprint.clone(), declaration)
 }
 
-/// Every kernel loaded so far: a second `Attention` of the same spec compiles nothing. None is ever unloaded, for a graph may hold it.
+/// Every kernel loaded so far: a second `Attention` of the same spec compiles nothing. None is ever unloaded.
+///
+/// For a kernel to go with the last that may launch it, three things would have to hold, and the driver promises none of them:
+/// - No graph launches it. A graph has the function's handle, and is not said to keep the module: each captured launch would have to give the kernel to
+///   the graph, as [`FunctionArgs`](super::FunctionArgs) do with slices that they hold (`CudaDevice::keep_in_graph`).
+/// - No launch of it is still to run. On streams of callers', which may be gone by then, an event after each launch would tell.
+/// - Nobody unloads it on the thread that the driver drops a graph's things on, or beside a capture that unloading would break.
+///
+/// That is two calls of the driver at every launch, to free what a cubin takes. The services of the environment last as long as the
+/// process anyway; whoever makes others over and over keeps the kernels of each, which [`Services`](crate::services::Services) says.
 static LOADED: LazyLock<Mutex<Loaded>> = LazyLock::new(Mutex::default);
 
 /// Loads a kernel for each request: the preferred candidate that compiles without spills. All compile in parallel, and what the device's

@@ -1,8 +1,8 @@
 //! Kernels on a GPU: chosen, rendered, compiled, loaded, and launched with checked arguments.
 //!
-//! A kernel's bindings (`generated/` here, `tilewright_codegen::emit` in a crate of your own) give a `SOURCE` and an
-//! `Args` struct; a [`Tuned`] kernel runs the schedule that is fastest here. [`load`] makes [`Kernel`]s of specs without timing any, and
-//! [`Kernel::launch`] runs one:
+//! The bindings of a kernel, which the [generator](crate::codegen::emit) makes, give a `SOURCE` and an `Args` struct; a [`Tuned`] kernel
+//! runs the schedule that is fastest here. [`load`] makes [`Kernel`]s of specs without timing any, and [`Kernel::launch`] runs one. Here
+//! a shipped kernel stands in for one of your own:
 //!
 //! ```no_run
 //! use tilewright::{DType, Device, Tensor, kernels::score, launch};
@@ -33,7 +33,10 @@ mod trial;
 mod tuned;
 
 pub use crate::codegen::dsl::{Access, Tolerance};
+/// What bindings are made of: public for the generated code alone.
+#[doc(hidden)]
 pub use bind::{Binder, Bound, BoundTensor, Dim};
+#[doc(hidden)]
 pub use boxed::BoxedTensor;
 pub use declared::{TensorArg, TensorDecl};
 pub use error::BindError;

@@ -52,8 +52,9 @@ pub(super) struct Shared {
     stand_ins: Mutex<Vec<Kernel>>,
 }
 
-/// What was chosen for a kernel, and why: `tilewright tune --explain`.
+/// What was chosen for a kernel, and why.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Choice {
     /// The timing of every candidate; absent when there was only one, or nothing was timed.
     pub record: Option<TuneRecord>,

@@ -1,7 +1,7 @@
 //! Block masks from a class per block.
 
 use super::{
-    BlockIndex, BlockMask, BlockSize, EMPTY, FULL, MOST_POSITIONS, MaskError, PARTIAL, blocks_of,
+    BlockIndex, BlockMask, BlockSize, EMPTY, FULL, MOST_POSITIONS, MaskError, PARTIAL, SeqLens, blocks_of,
     bytes_of_lists, classify,
 };
 use crate::{Error, MaskMod, Tensor, room};
@@ -9,34 +9,35 @@ use crate::{Error, MaskMod, Tensor, room};
 impl BlockMask {
     /// A mask from a map of the blocks to keep, `[batch|1, heads|1, q_blocks, kv_blocks]` row-major.
     ///
-    /// `blocks` is (queries, keys) of a block, one of [`BlockSize::ALL`]; `seqs` is (queries, keys) in all. A mask
-    /// function given to the attention is applied to every element of the kept blocks.
+    /// A mask function given to the attention is applied to every element of the kept blocks.
     ///
     /// # Errors
-    /// [`MaskError::BlockSize`], [`MaskError::TooLong`], [`MaskError::Grid`], [`MaskError::MapLength`] or [`MaskError::TooLarge`].
+    /// [`MaskError::TooLong`], [`MaskError::Grid`], [`MaskError::MapLength`] or [`MaskError::TooLarge`].
     pub fn from_dense(
         map: &[bool],
         shape: [usize; 4],
-        blocks: (usize, usize),
-        seqs: (usize, usize),
+        blocks: BlockSize,
+        seqs: SeqLens,
     ) -> Result<Self, Error> {
-        let blocks = checked_grid(map.len(), shape, blocks, seqs)?;
+        let seqs = seqs.pair();
+        check_grid(map.len(), shape, blocks, seqs)?;
         let classes: Vec<u8> = map.iter().map(|&keep| if keep { PARTIAL } else { EMPTY }).collect();
         Self::from_checked(&classes, shape, blocks, seqs, false)
     }
 
-    /// A mask from a class per block: [`EMPTY`], [`PARTIAL`] (the mask function is applied to each element) or
-    /// [`FULL`] (it is not, for it keeps them all). Shapes as in [`from_dense`](Self::from_dense).
+    /// A mask from a class per block, as a [`DenseMap`](super::DenseMap) has them: `EMPTY`, `PARTIAL` (the mask function is applied
+    /// to each element) or `FULL` (it is not, for it keeps them all). Shapes as in [`from_dense`](Self::from_dense).
     ///
     /// # Errors
     /// As [`from_dense`](Self::from_dense), and [`MaskError::Class`] for a class above 2.
     pub fn from_classes(
         classes: &[u8],
         shape: [usize; 4],
-        blocks: (usize, usize),
-        seqs: (usize, usize),
+        blocks: BlockSize,
+        seqs: SeqLens,
     ) -> Result<Self, Error> {
-        let blocks = checked_grid(classes.len(), shape, blocks, seqs)?;
+        let seqs = seqs.pair();
+        check_grid(classes.len(), shape, blocks, seqs)?;
         if let Some(flat) = classes.iter().position(|&class| class > FULL) {
             let [_, heads, rows, columns] = shape;
             let (row, head) = (flat / columns, flat / columns / rows);
@@ -49,14 +50,9 @@ impl BlockMask {
     /// A mask that keeps every block: dense attention.
     ///
     /// # Errors
-    /// [`MaskError::BlockSize`], [`MaskError::TooLong`], or [`MaskError::TooLarge`] where there is no memory for the lists.
-    pub fn full(
-        batch: usize,
-        heads: usize,
-        blocks: (usize, usize),
-        seqs: (usize, usize),
-    ) -> Result<Self, Error> {
-        let blocks = BlockSize::new(blocks.0, blocks.1)?;
+    /// [`MaskError::TooLong`], or [`MaskError::TooLarge`] where there is no memory for the lists.
+    pub fn full(batch: usize, heads: usize, blocks: BlockSize, seqs: SeqLens) -> Result<Self, Error> {
+        let seqs = seqs.pair();
         let shape = grid(batch, heads, blocks, seqs)?;
         let classes = vec![PARTIAL; blocks_of(shape, bytes_of_lists(false))?];
         Self::from_checked(&classes, shape, blocks, seqs, false)
@@ -73,16 +69,15 @@ impl BlockMask {
         function: &dyn MaskMod,
         batch: usize,
         heads: usize,
-        seq_q: usize,
-        seq_kv: usize,
-        blocks: (usize, usize),
+        blocks: BlockSize,
+        seqs: SeqLens,
     ) -> Result<Self, Error> {
-        let blocks = BlockSize::new(blocks.0, blocks.1)?;
-        let shape = grid(batch, heads, blocks, (seq_q, seq_kv))?;
+        let seqs = seqs.pair();
+        let shape = grid(batch, heads, blocks, seqs)?;
         // Before the function is asked about every element.
         blocks_of(shape, bytes_of_lists(true))?;
-        let classes = classify(function, shape, blocks, (seq_q, seq_kv))?;
-        Self::from_checked(&classes, shape, blocks, (seq_q, seq_kv), true)
+        let classes = classify(function, shape, blocks, seqs)?;
+        Self::from_checked(&classes, shape, blocks, seqs, true)
     }
 
     /// Builds the four lists of classes known to fit; `split` lists full blocks apart.
@@ -134,18 +129,17 @@ pub(crate) fn grid(
     Ok([batch, heads, seq_q.div_ceil(blocks.q()), seq_kv.div_ceil(blocks.kv())])
 }
 
-fn checked_grid(
+fn check_grid(
     found: usize,
     shape: [usize; 4],
-    (block_q, block_kv): (usize, usize),
+    blocks: BlockSize,
     seqs: (usize, usize),
-) -> Result<BlockSize, MaskError> {
-    let blocks = BlockSize::new(block_q, block_kv)?;
+) -> Result<(), MaskError> {
     let [batch, heads, q_blocks, kv_blocks] = shape;
     grid(batch, heads, blocks, seqs)?;
     blocks.check_grid([q_blocks, kv_blocks], seqs)?;
     let needed = room::product(&shape).unwrap_or(usize::MAX);
-    if found == needed { Ok(blocks) } else { Err(MaskError::MapLength { found, needed, shape }) }
+    if found == needed { Ok(()) } else { Err(MaskError::MapLength { found, needed, shape }) }
 }
 
 /// Lists, row by row (or column by column), the blocks whose class is `wanted`, ascending; unused entries are 0.

@@ -2,7 +2,8 @@
 
 use super::build::{grid, list};
 use super::{
-    BlockIndex, BlockMask, BlockSize, EMPTY, FULL, HostLists, MaskError, PARTIAL, blocks_of, bytes_of_lists,
+    BlockIndex, BlockMask, BlockSize, EMPTY, FULL, HostLists, MaskError, PARTIAL, SeqLens, blocks_of,
+    bytes_of_lists,
 };
 use crate::tensor::TensorError;
 use crate::{DType, Error, Tensor};
@@ -12,7 +13,7 @@ impl BlockMask {
     ///
     /// `counts` is i32 `[batch|1, heads|1, q_blocks]`, `indices` i32 `[batch|1, heads|1, q_blocks, max]`; entries
     /// beyond a row's count are not looked at. `full` holds the lists of the blocks that the mask function keeps as a
-    /// whole, with counts of the same shape. `blocks` is (queries, keys) of a block, `seqs` (queries, keys) in all.
+    /// whole, with counts of the same shape.
     ///
     /// # Errors
     /// [`MaskError`] for shapes that do not belong together, a count or an index out of range, or a block listed
@@ -21,10 +22,10 @@ impl BlockMask {
         counts: Tensor,
         indices: Tensor,
         full: Option<BlockIndex>,
-        blocks: (usize, usize),
-        seqs: (usize, usize),
+        blocks: BlockSize,
+        seqs: SeqLens,
     ) -> Result<Self, Error> {
-        let blocks = BlockSize::new(blocks.0, blocks.1)?;
+        let seqs = seqs.pair();
         let kv = BlockIndex { counts, indices };
         check_dtype("kv_counts", &kv.counts)?;
         check_dtype("kv_indices", &kv.indices)?;

@@ -1,10 +1,10 @@
 //! Block masks in FlexAttention's form: for every block of queries, the list of key blocks it attends to.
 //!
 //! ```
-//! use tilewright::mask::BlockMask;
-//! // Two blocks of 128 queries against four of 64 keys; each query block keeps two.
+//! use tilewright::{BlockMask, BlockSize, SeqLens};
+//! // Two blocks of 128 queries against four of 64 keys, the default; each query block keeps two.
 //! let map = [true, false, false, true, false, true, true, false];
-//! let mask = BlockMask::from_dense(&map, [1, 1, 2, 4], (128, 64), (256, 256))?;
+//! let mask = BlockMask::from_dense(&map, [1, 1, 2, 4], BlockSize::default(), SeqLens::same(256))?;
 //! assert_eq!(mask.sparsity()?, 0.5);
 //! assert_eq!(mask.kv().counts.to_vec::<i32>()?, [2, 2]);
 //! assert_eq!(mask.kv().indices.to_vec::<i32>()?, [0, 3, 0, 0, 1, 2, 0, 0]);
@@ -17,20 +17,19 @@ mod build;
 mod classify;
 mod error;
 mod lists;
+mod seq_lens;
 
 pub use block_size::BlockSize;
 pub(crate) use build::grid;
 pub(crate) use classify::{classify, span};
 pub use error::MaskError;
+pub use seq_lens::SeqLens;
 
 use crate::{Device, Error, Tensor, room};
 
-/// Class of a block of which no element is kept.
-pub const EMPTY: u8 = 0;
-/// Class of a block whose elements are kept or dropped one by one by the mask function.
-pub const PARTIAL: u8 = 1;
-/// Class of a block of which every existing element is kept.
-pub const FULL: u8 = 2;
+pub(crate) const EMPTY: u8 = DenseMap::EMPTY;
+pub(crate) const PARTIAL: u8 = DenseMap::PARTIAL;
+pub(crate) const FULL: u8 = DenseMap::FULL;
 
 /// The longest sequence: positions count in 32 bits, and a block beyond the last is counted too.
 pub(crate) const MOST_POSITIONS: usize = i32::MAX as usize - 256;
@@ -94,8 +93,17 @@ pub struct BlockMask {
 pub struct DenseMap {
     /// `[batch|1, heads|1, q_blocks, kv_blocks]`.
     pub shape: [usize; 4],
-    /// [`EMPTY`], [`PARTIAL`] or [`FULL`], row-major.
+    /// [`EMPTY`](Self::EMPTY), [`PARTIAL`](Self::PARTIAL) or [`FULL`](Self::FULL), row-major.
     pub classes: Vec<u8>,
+}
+
+impl DenseMap {
+    /// Class of a block of which no element is kept.
+    pub const EMPTY: u8 = 0;
+    /// Class of a block whose elements are kept or dropped one by one by the mask function.
+    pub const PARTIAL: u8 = 1;
+    /// Class of a block of which every existing element is kept.
+    pub const FULL: u8 = 2;
 }
 
 impl BlockMask {
@@ -192,7 +200,8 @@ impl BlockMask {
         [self.batch(), self.heads(), q_blocks, kv_blocks]
     }
 
-    /// One class per block. Blocks of [`kv`](Self::kv) are [`PARTIAL`], those of [`full_kv`](Self::full_kv) [`FULL`].
+    /// One class per block. Blocks of [`kv`](Self::kv) are [`PARTIAL`](DenseMap::PARTIAL), those of [`full_kv`](Self::full_kv)
+    /// [`FULL`](DenseMap::FULL).
     ///
     /// # Errors
     /// A device error when the lists cannot be copied from the GPU, [`MaskError::TooLarge`] where there is no memory for the map.

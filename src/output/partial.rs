@@ -18,14 +18,14 @@ pub(super) struct Partial(NamedTempFile);
 
 impl Partial {
     /// Makes sure that files can be made in a folder, and removes what killed processes left there.
-    pub fn probe(folder: &Path) -> io::Result<()> {
+    pub(super) fn probe(folder: &Path) -> io::Result<()> {
         // Where the system can, a file that never has a name.
         tempfile::tempfile_in(folder)?;
         sweep(folder);
         Ok(())
     }
 
-    pub fn create(folder: &Path) -> io::Result<Self> {
+    pub(super) fn create(folder: &Path) -> io::Result<Self> {
         let mut builder = tempfile::Builder::new();
         builder.prefix(PREFIX).suffix(SUFFIX).rand_bytes(DRAWN);
         // As any other new file; tempfile's own are for their owner alone.
@@ -47,7 +47,7 @@ impl Partial {
 
     /// Takes over the permissions and the owner of the file that is going to be replaced.
     #[cfg(unix)]
-    pub fn take_after(&mut self, found: &Metadata) -> io::Result<()> {
+    pub(super) fn take_after(&mut self, found: &Metadata) -> io::Result<()> {
         use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
         let own = self.0.as_file().metadata()?;
         let (user, group) = (found.uid(), found.gid());
@@ -64,7 +64,7 @@ impl Partial {
     }
 
     /// Writes everything and gives the file its name.
-    pub fn publish(mut self, bytes: &[u8], target: &Path) -> io::Result<()> {
+    pub(super) fn publish(mut self, bytes: &[u8], target: &Path) -> io::Result<()> {
         self.0.write_all(bytes)?;
         self.0.as_file().sync_all()?;
         self.0.persist(target).map(drop).map_err(|error| error.error)

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 /// What [`attention_backward_f64`] found.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct ReferenceGradients {
     /// `[batch, heads, seq_q, d]`, row-major.
     pub dq: Vec<f64>,

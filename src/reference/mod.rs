@@ -14,6 +14,7 @@ use rayon::prelude::*;
 
 /// What [`attention_f64`] found.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Reference {
     /// `[batch, heads, seq_q, d]`, row-major, with the d of v.
     pub out: Vec<f64>,

@@ -8,6 +8,7 @@ pub const POLICY_VARIABLE: &str = "TILEWRIGHT_POLICY";
 
 /// What to do where no record says which candidate is fastest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum Policy {
     /// Time the candidates once and keep the result: seconds at the first use, the fastest kernel ever after.
     #[default]
@@ -67,6 +68,7 @@ impl FromStr for Policy {
     "the tuning policy is `{found}`, needed one of {}: set it in the builder or as TILEWRIGHT_POLICY",
     Policy::ALL.map(Policy::name).join(", ")
 )]
+#[non_exhaustive]
 pub struct PolicyError {
     /// What was asked for.
     pub found: String,

@@ -66,7 +66,7 @@ impl fmt::Debug for First<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::BlockMask;
+    use crate::{BlockMask, BlockSize, SeqLens};
 
     #[test]
     fn a_tensor_shows_what_it_is_and_its_first_elements() {
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn what_holds_large_tensors_prints_little() {
-        let mask = BlockMask::full(2, 8, (128, 64), (8192, 8192)).unwrap();
+        let mask = BlockMask::full(2, 8, BlockSize::default(), SeqLens::same(8192)).unwrap();
         let text = format!("{mask:?}");
         assert!(text.len() < 4000, "{} bytes", text.len());
     }

@@ -37,7 +37,7 @@ macro_rules! elements {
 elements!(f16 => F16, bf16 => Bf16, f32 => F32, i32 => I32, u8 => U8);
 
 /// A half-precision element: what `q`, `k`, `v` and `out` consist of.
-pub trait Half: Element {
+pub(crate) trait Half: Element {
     /// Widens exactly.
     fn widen(self) -> f32;
     /// Rounds to nearest, ties to even.

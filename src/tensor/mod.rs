@@ -19,7 +19,8 @@ mod region;
 
 use device::CudaStorage;
 pub(crate) use device::{Saved, place_name};
-pub use element::{Element, Half};
+pub use element::Element;
+pub(crate) use element::Half;
 pub use error::TensorError;
 pub(crate) use external::Arena;
 use external::External;
@@ -55,12 +56,6 @@ pub(crate) enum Storage {
     External(External),
 }
 
-/// Strides of a contiguous tensor: the last dimension is the fastest. Those of a shape that no tensor has are cut at the largest
-/// number.
-pub fn contiguous_strides(shape: &[usize]) -> Vec<usize> {
-    dense_strides(shape).into_vec()
-}
-
 fn dense_strides(shape: &[usize]) -> Dims {
     let mut strides = Dims::from_elem(1, shape.len());
     for i in (1..shape.len()).rev() {
@@ -88,6 +83,12 @@ pub(crate) fn host_count(shape: &[usize], dtype: DType) -> Result<usize, TensorE
 }
 
 impl Tensor {
+    /// Strides of a contiguous tensor of a shape: the last dimension is the fastest. Those of a shape that no tensor has are cut at
+    /// the largest number.
+    pub fn contiguous_strides(shape: &[usize]) -> Vec<usize> {
+        dense_strides(shape).into_vec()
+    }
+
     /// A contiguous host tensor with a copy of `data`.
     ///
     /// # Errors
@@ -199,7 +200,7 @@ impl Tensor {
 
     /// Whether the elements lie densely in row-major order.
     pub fn is_contiguous(&self) -> bool {
-        let dense = contiguous_strides(&self.shape);
+        let dense = dense_strides(&self.shape);
         self.shape.iter().zip(self.strides.iter().zip(&dense)).all(|(&dim, (a, b))| dim == 1 || a == b)
     }
 

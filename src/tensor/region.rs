@@ -209,7 +209,6 @@ pub(crate) fn expect_apart<'a>(
 mod tests {
     use super::*;
     use crate::DType;
-    use crate::tensor::contiguous_strides;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
@@ -261,7 +260,7 @@ mod tests {
 
     #[test]
     fn tensors_without_elements_overlap_nothing() {
-        let at = |address: u64, shape: &[usize]| view(address, shape, &contiguous_strides(shape));
+        let at = |address: u64, shape: &[usize]| view(address, shape, &Tensor::contiguous_strides(shape));
         // PyTorch says that tensors without elements are at 0.
         assert!(!at(0, &[1, 2, 0, 64]).overlaps(&at(0, &[1, 2, 0, 64])));
         assert!(!at(512, &[1, 0]).overlaps(&at(0, &[1, 1024])));

@@ -10,12 +10,12 @@ pub const NVRTC_VARIABLE: &str = "TILEWRIGHT_NVRTC";
 /// Moves Tilewright's own data folder.
 pub const DATA_VARIABLE: &str = "TILEWRIGHT_DATA";
 /// The variables that name a CUDA folder, in the order they are tried.
-pub const CUDA_VARIABLES: [&str; 3] = ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT"];
+pub(crate) const CUDA_VARIABLES: [&str; 3] = ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT"];
 /// The variables that name the root of the active Python environment.
-pub const PYTHON_VARIABLES: [&str; 2] = ["VIRTUAL_ENV", "CONDA_PREFIX"];
+pub(crate) const PYTHON_VARIABLES: [&str; 2] = ["VIRTUAL_ENV", "CONDA_PREFIX"];
 
 /// The variable that names further folders of Python packages.
-pub const PYTHON_PATH_VARIABLE: &str = "PYTHONPATH";
+pub(crate) const PYTHON_PATH_VARIABLE: &str = "PYTHONPATH";
 
 /// Every variable that the search depends on.
 pub(crate) fn variables() -> impl Iterator<Item = &'static str> {

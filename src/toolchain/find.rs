@@ -20,6 +20,7 @@ pub const OLDEST_NVRTC: (i32, i32) = (12, 8);
 /// What made the search look at a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Source {
     /// An environment variable.
     Variable(&'static str),
@@ -27,7 +28,7 @@ pub enum Source {
     DefaultFolder,
     /// A package of the active Python.
     Python,
-    /// Tilewright's own data folder, filled by `tilewright toolchain install`.
+    /// Tilewright's own data folder, filled by [`install`](super::install).
     DataFolder,
 }
 
@@ -45,6 +46,7 @@ impl fmt::Display for Source {
 /// Why a place was not used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
 #[serde(tag = "reason", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Refusal {
     /// Nothing is there.
     #[error("it does not exist")]
@@ -131,6 +133,7 @@ pub enum Refusal {
 /// How looking at a place ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Outcome {
     /// This is the toolchain in use.
     Used {
@@ -143,6 +146,7 @@ pub enum Outcome {
 
 /// One place the search looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Searched {
     /// The folder or the library.
     #[serde(serialize_with = "lossy")]

@@ -32,7 +32,7 @@ const WHEELS: [(&str, [&str; 2]); 2] = [
 ];
 
 /// The packages: the compiler, and the headers that sources include.
-pub const PACKAGES: [&str; 2] = [WHEELS[0].0, WHEELS[1].0];
+pub(super) const PACKAGES: [&str; 2] = [WHEELS[0].0, WHEELS[1].0];
 
 /// How many of a failed command's lines are shown.
 const LAST_LINES: usize = 12;
@@ -112,8 +112,8 @@ pub(super) fn requirements(variable: impl Fn(&str) -> Option<String>) -> String 
     text
 }
 
-/// Installs [`PACKAGES`] into Tilewright's data folder, unless a complete installation is there, and returns the
-/// folder with `lib` and `include`. `report` is given a line for every step.
+/// Installs NVRTC and the CUDA headers, two packages of pip, into Tilewright's data folder, unless a complete installation is there,
+/// and returns the folder with `lib` and `include`. `report` is given a line for every step.
 ///
 /// The packages are fetched into a folder of their own that is renamed when complete, so an interrupted
 /// installation is never found; installers that run at the same time end up with the same one. What a killed one leaves

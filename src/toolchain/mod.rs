@@ -29,12 +29,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use crate::trust::Exposure;
-pub(crate) use environment::variables;
-pub use environment::{
-    CUDA_VARIABLES, DATA_VARIABLE, Environment, NVRTC_VARIABLE, PYTHON_PATH_VARIABLE, PYTHON_VARIABLES,
-};
+pub(crate) use environment::{CUDA_VARIABLES, variables};
+pub use environment::{DATA_VARIABLE, Environment, NVRTC_VARIABLE};
 pub use find::{OLDEST_NVRTC, Outcome, Refusal, Searched, Source};
-pub use install::{PACKAGES, install};
+pub use install::install;
 pub(crate) use load::{Nvrtc, Program};
 
 /// A loaded NVRTC with its headers. Cloning is cheap, and clones may compile in parallel.
@@ -138,7 +136,7 @@ pub enum ToolchainError {
     /// No place has a usable NVRTC.
     #[error(
         "no usable NVRTC ({}.{} or newer, with its builtins library and the CUDA headers) was found. Looked at:{}\n\
-         Run `tilewright toolchain install`, or set {NVRTC_VARIABLE} to the folder that holds libnvrtc.so.",
+         `toolchain::install` brings one; or set {NVRTC_VARIABLE} to the folder that holds libnvrtc.so.",
         OLDEST_NVRTC.0, OLDEST_NVRTC.1, list(searched)
     )]
     NotFound {

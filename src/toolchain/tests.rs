@@ -1,3 +1,4 @@
+use crate::toolchain::environment::{PYTHON_PATH_VARIABLE, PYTHON_VARIABLES};
 use std::fs;
 use std::path::Path;
 
@@ -132,7 +133,7 @@ fn nothing_found_lists_every_place() {
     );
     let text = error.to_string();
     assert!(text.contains("gone (CUDA_HOME): it does not exist"), "{text}");
-    assert!(text.contains("tilewright toolchain install"), "{text}");
+    assert!(text.contains("`toolchain::install` brings one; or set TILEWRIGHT_NVRTC"), "{text}");
 }
 
 #[test]

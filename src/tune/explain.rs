@@ -6,6 +6,7 @@ use serde::Serialize;
 
 /// One candidate of the explanation.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Row {
     /// Whether it is the winner.
     pub winner: bool,

@@ -7,7 +7,7 @@ use std::fmt;
 
 /// The upper ends of the density bands, in percent of the blocks. Sparse masks differ most at the low end, where a
 /// few blocks more or less decide how wide a step pays.
-pub const DENSITY_BANDS: [f64; 6] = [3.0, 7.0, 15.0, 35.0, 70.0, 100.0];
+pub(crate) const DENSITY_BANDS: [f64; 6] = [3.0, 7.0, 15.0, 35.0, 70.0, 100.0];
 
 /// The sizes of a launch that decide which schedule is fastest.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -27,7 +27,7 @@ pub struct Workload {
 /// Sizes of about the same, for which one record serves.
 ///
 /// Sequence lengths go by half octaves (a factor of 1.41), heads × batch by octaves, the density by
-/// [bands](DENSITY_BANDS): what a schedule gains changes slowly with them. Each field counts buckets from 0.
+/// bands: what a schedule gains changes slowly with them. Each field counts buckets from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bucket {
@@ -43,6 +43,7 @@ pub struct Bucket {
 
 impl Bucket {
     /// The bucket of these sizes.
+    #[doc(hidden)]
     pub fn of(workload: &Workload) -> Self {
         // The logarithm of the square, in integers: exact at every border.
         let half_octaves = |n: usize| (n.max(1) as u128 * n.max(1) as u128).ilog2();
@@ -142,7 +143,7 @@ impl fmt::Display for DeviceKey {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TuneKey {
-    /// The kernel, by [`spec_fingerprint`](super::spec_fingerprint).
+    /// The kernel and what it computes, `<kernel>-<hash>`: its specialisation, device functions, declaration and templates.
     pub spec: String,
     /// The GPU.
     pub device: DeviceKey,

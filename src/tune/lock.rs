@@ -19,7 +19,9 @@ const RETRY: Duration = Duration::from_millis(25);
 /// precise timing, never a hang and never a wrong kernel. Any user can hold a lock in a folder for all, so a process waits for
 /// [`DeviceLock::PATIENCE`] altogether, however many kernels it tunes.
 #[derive(Debug)]
-pub struct DeviceLock {
+pub(crate) struct DeviceLock {
+    /// The lock file. It stays: removing it could give two processes a lock each.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the tests look at the file"))]
     path: PathBuf,
     file: Option<File>,
 }
@@ -27,11 +29,11 @@ pub struct DeviceLock {
 impl DeviceLock {
     /// How long a process waits for a GPU's lock at most, all its kernels together: enough for a tuner that times a few
     /// kernels before us.
-    pub const PATIENCE: Duration = Duration::from_secs(60);
+    pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
     /// Where the locks of this machine lie: one place for all users, whatever their cache or `TMPDIR`, since they share
     /// the GPU.
-    pub fn folder() -> &'static Path {
+    pub(crate) fn folder() -> &'static Path {
         Path::new("/tmp")
     }
 
@@ -40,7 +42,12 @@ impl DeviceLock {
     ///
     /// `waiting` is called once, with who holds the lock, when it is not free at once. Whoever had to wait should look at the record
     /// again: the other process may have written it.
-    pub fn acquire(folder: &Path, device: &str, patience: Duration, waiting: impl FnOnce(&str)) -> Self {
+    pub(crate) fn acquire(
+        folder: &Path,
+        device: &str,
+        patience: Duration,
+        waiting: impl FnOnce(&str),
+    ) -> Self {
         let path = folder.join(format!("tilewright-{}.lock", slug(device)));
         let file = match open(folder, &path) {
             Ok(file) => file,
@@ -82,12 +89,13 @@ impl DeviceLock {
     }
 
     /// Whether the lock is held; else the work is done without it.
-    pub fn is_held(&self) -> bool {
+    #[cfg(test)]
+    pub(crate) fn is_held(&self) -> bool {
         self.file.is_some()
     }
 
-    /// The lock file. It stays: removing it could give two processes a lock each.
-    pub fn path(&self) -> &Path {
+    #[cfg(test)]
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }

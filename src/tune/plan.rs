@@ -4,7 +4,7 @@ use super::TuneRecord;
 
 /// What has to be done before the fastest of the candidates is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Plan {
+pub(crate) enum Plan {
     /// Nothing: this one.
     Use {
         /// The winner's place among the candidates.
@@ -14,8 +14,8 @@ pub enum Plan {
     Time {
         /// Their places among the candidates, ascending, the incumbent's included.
         candidates: Vec<usize>,
-        /// The place of the candidate that the new ones have to beat: [merge](TuneRecord::merge) the result into the
-        /// record. `None` when there is none, and the result is a [new record](TuneRecord::new).
+        /// The place of the candidate that the new ones have to beat: merge the result into the
+        /// record. `None` when there is none, and the result is a new record.
         incumbent: Option<usize>,
     },
 }
@@ -25,7 +25,7 @@ pub enum Plan {
 /// A candidate that the record does not know is timed beside the incumbent alone, never with all the others. What the
 /// record rejected stays rejected. Entries of candidates that are no more are left alone: another version of the
 /// library, sharing the cache, may need them.
-pub fn plan(record: Option<&TuneRecord>, all: &[&str]) -> Plan {
+pub(crate) fn plan(record: Option<&TuneRecord>, all: &[&str]) -> Plan {
     let place = |fingerprint: &str| all.iter().position(|known| *known == fingerprint);
     let known = record.and_then(|record| {
         let incumbent = place(&record.best_of(all)?.candidate.fingerprint)?;

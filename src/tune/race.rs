@@ -114,6 +114,7 @@ pub struct Entry {
 
 /// How a candidate did.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum Finish {
     /// It was timed.
     Timed {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
 /// The form of the file. A record of another form counts as absent.
-pub const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 1;
 
 /// A candidate as it is known before it is timed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,7 +29,7 @@ pub struct Contender {
 
 impl Contender {
     /// A variant of which no more is known: it does not compile, say.
-    pub fn of_variant(variant: &Variant) -> Self {
+    pub(crate) fn of_variant(variant: &Variant) -> Self {
         Contender {
             fingerprint: variant.fingerprint.clone(),
             schedule: variant.candidate.schedule.clone(),
@@ -41,7 +41,7 @@ impl Contender {
     }
 
     /// A loaded kernel.
-    pub fn of_kernel(kernel: &Kernel) -> Self {
+    pub(crate) fn of_kernel(kernel: &Kernel) -> Self {
         let mut contender = Contender::of_variant(kernel.variant());
         contender.registers = Some(kernel.report().registers);
         contender.smem_bytes += u64::from(kernel.report().static_smem_bytes);
@@ -54,6 +54,7 @@ impl Contender {
 /// A candidate and how it did.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Timing {
     /// The candidate.
     pub candidate: Contender,
@@ -64,6 +65,7 @@ pub struct Timing {
 /// How a candidate did.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum Outcome {
     /// It was timed.
     Timed {
@@ -157,6 +159,7 @@ impl TuneRecord {
     ///
     /// # Errors
     /// [`RecordError`] when the race was over other candidates.
+    #[doc(hidden)]
     pub fn new(
         key: TuneKey,
         contenders: Vec<Contender>,
@@ -172,12 +175,12 @@ impl TuneRecord {
         TuneRecord { schema: SCHEMA, key, winner, candidates }.checked()
     }
 
-    /// Adds candidates found missing by [`plan`](super::plan). `race` was over them and the incumbent; it is `None` when all of
+    /// Adds candidates found missing by `plan`. `race` was over them and the incumbent; it is `None` when all of
     /// them were rejected before. The race's winner becomes the record's.
     ///
     /// If the incumbent failed in the race there is nothing to compare old times by: they are dropped, so that those
     /// candidates are missing next time and are timed against the new winner.
-    pub fn merge(
+    pub(crate) fn merge(
         &mut self,
         contenders: Vec<Contender>,
         rejected: Vec<(Contender, String)>,
@@ -223,7 +226,7 @@ impl TuneRecord {
     ///
     /// `None` when no other is left. Such a record counts as absent when it is read again, so that the next process
     /// tunes anew; do not write it over a better one.
-    pub fn demote(&mut self, fingerprint: &str, reason: &str, all: &[&str]) -> Option<String> {
+    pub(crate) fn demote(&mut self, fingerprint: &str, reason: &str, all: &[&str]) -> Option<String> {
         for known in self.candidates.iter_mut().filter(|known| known.candidate.fingerprint == fingerprint) {
             let median_us = known.median_us();
             known.outcome = Outcome::Rejected { reason: reason.to_owned(), median_us };
@@ -245,7 +248,7 @@ impl TuneRecord {
 
     /// The fastest of `all`: the winner where it is one of them, else the one with the smallest median, those that
     /// stayed to the end of their race first.
-    pub fn best_of(&self, all: &[&str]) -> Option<&Timing> {
+    pub(crate) fn best_of(&self, all: &[&str]) -> Option<&Timing> {
         let among = |timing: &&Timing| all.contains(&timing.candidate.fingerprint.as_str());
         self.winner().filter(among).or_else(|| {
             let usable =
@@ -256,7 +259,7 @@ impl TuneRecord {
     }
 
     /// Those of `all` that the record knows nothing of, in the order given.
-    pub fn missing<'a>(&self, all: &[&'a str]) -> Vec<&'a str> {
+    pub(crate) fn missing<'a>(&self, all: &[&'a str]) -> Vec<&'a str> {
         all.iter().copied().filter(|fingerprint| self.get(fingerprint).is_none()).collect()
     }
 
@@ -305,7 +308,7 @@ impl TuneRecord {
     }
 
     /// [`parse`](Self::parse), with whatever cannot be used counting as absent: that only costs another race.
-    pub fn usable(json: &[u8], key: &TuneKey) -> Option<Self> {
+    pub(crate) fn usable(json: &[u8], key: &TuneKey) -> Option<Self> {
         Self::parse(json, key)
             .inspect_err(|error| tracing::warn!(%error, file = key.file_name(), "tuning record not used"))
             .ok()

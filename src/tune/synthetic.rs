@@ -2,36 +2,7 @@
 
 use super::Workload;
 use crate::Error;
-use crate::mask::{BlockMask, BlockSize, blocks_of, bytes_of_lists, grid};
-
-/// What of a mask decides how fast a schedule is: how many blocks it keeps, and how unevenly.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct MaskProfile {
-    /// The share of blocks kept, 0 to 1.
-    pub density: f64,
-    /// The standard deviation of the rows' lengths over their mean: 0 for rows of one length, as top-k gives; top-p
-    /// spreads them.
-    pub spread: f64,
-}
-
-impl MaskProfile {
-    /// The profile of a mask.
-    ///
-    /// # Errors
-    /// A device error when its counts cannot be copied from the GPU.
-    pub fn of(mask: &BlockMask) -> Result<Self, Error> {
-        let rows = mask.row_counts()?;
-        let kv_blocks = mask.shape()[3];
-        if rows.is_empty() || kv_blocks == 0 {
-            return Ok(MaskProfile { density: 0.0, spread: 0.0 });
-        }
-        let count = rows.len() as f64;
-        let mean = rows.iter().sum::<usize>() as f64 / count;
-        let variance = rows.iter().map(|&row| (row as f64 - mean).powi(2)).sum::<f64>() / count;
-        let spread = if mean > 0.0 { variance.sqrt() / mean } else { 0.0 };
-        Ok(MaskProfile { density: mean / kv_blocks as f64, spread })
-    }
-}
+use crate::mask::{BlockMask, BlockSize, SeqLens, blocks_of, bytes_of_lists, grid};
 
 /// A mask of `workload`'s sizes and density whose rows' lengths spread as asked. The same arguments give the same
 /// mask every time.
@@ -61,7 +32,7 @@ pub fn synthetic_mask(workload: &Workload, blocks: BlockSize, spread: f64) -> Re
             map.push(keep);
         }
     }
-    BlockMask::from_dense(&map, shape, (blocks.q(), blocks.kv()), (seq_q, seq_kv))
+    BlockMask::from_dense(&map, shape, blocks, SeqLens { q: seq_q, kv: seq_kv })
 }
 
 /// Lengths whose mean is that of the density, as far as whole numbers between 1 and `kv_blocks` allow.

@@ -1,14 +1,15 @@
 //! Calls in memory of the caller's, as a framework with an allocator of its own makes them.
 
 use super::Test;
-use super::support::Random;
+use super::support::{Random, blocks};
 use libtest_mimic::Failed;
+use tilewright::TensorError;
 use tilewright::attention::MaskLists;
 use tilewright::device::{CudaDevice, DeviceBuffer};
-use tilewright::tensor::{TensorError, contiguous_strides};
-use tilewright::tune::Policy;
+use tilewright::services::Policy;
 use tilewright::{
-    Attention, BlockIndex, BlockMask, DType, Device, Error, HeadDim, Tensor, mask_mod, top_k, top_p,
+    Attention, BlockIndex, BlockMask, BlockSize, DType, Device, Error, HeadDim, SeqLens, Tensor, mask_mod,
+    top_k, top_p,
 };
 
 pub const TESTS: &[Test] = &[
@@ -57,7 +58,7 @@ fn external(
 }
 
 fn dense(cuda: &CudaDevice, dtype: DType, shape: &[usize]) -> Result<(DeviceBuffer, Tensor), Failed> {
-    external(cuda, dtype, shape, &contiguous_strides(shape))
+    external(cuda, dtype, shape, &Tensor::contiguous_strides(shape))
 }
 
 /// `[batch, seq, heads, d]` in memory.
@@ -121,10 +122,10 @@ fn same_lists(device: &Device) -> Result<(), Failed> {
         let (_buffers, mut lists) = lists(cuda, masked)?;
         let (_scratch, mut scratch) = dense(cuda, DType::U8, &[attention.scratch_bytes(&q, &k)?])?;
         attention.mask_in(&q, &k, &mut lists, &mut scratch)?;
-        let blocks = (128, 64);
         let full = lists.full_kv.clone();
         let (counts, indices) = (lists.kv.counts.clone(), lists.kv.indices.clone());
-        let mask = BlockMask::from_kv_indices(counts, indices, full, blocks, (SHAPE[2], SHAPE[2]))?;
+        let mask =
+            BlockMask::from_kv_indices(counts, indices, full, BlockSize::default(), SeqLens::same(SHAPE[2]))?;
         if mask.to_dense()? != expected.to_dense()? {
             return Err(format!("masked {masked}: other blocks").into());
         }
@@ -200,7 +201,8 @@ fn wild_lists(device: &Device) -> Result<(), Failed> {
         let (_scratch, mut scratch) = dense(cuda, DType::U8, &[bytes])?;
         attention.attend_in([&q, &k, &v], (&kv, None), [&mut out, &mut lse], &mut scratch)?;
         let map: Vec<bool> = (0..rows * width).map(|i| i % width == 3 && wild[i / width % 4] > 3).collect();
-        let mask = BlockMask::from_dense(&map, [1, 1, rows, width], (128, 64), (shape[2], shape[2]))?;
+        let mask =
+            BlockMask::from_dense(&map, [1, 1, rows, width], blocks(128, 64), SeqLens::same(shape[2]))?;
         let (expected, _) = attention.attend_with(&q, &k, &v, &mask.to(device)?)?;
         let (found, expected) = (out.to_f32_vec()?, expected.to_f32_vec()?);
         let apart = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);

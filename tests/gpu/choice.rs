@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Instant;
 use tilewright::device::{CudaDevice, DeviceError};
-use tilewright::tune::{Outcome, Policy, Workload, synthetic_mask};
+use tilewright::services::Policy;
+use tilewright::tune::{Outcome, Workload, synthetic_mask};
 use tilewright::{Attention, BlockMask, BlockSize, DType, Device, Error, HeadDim, Tensor, top_k, top_p};
 
 pub const TESTS: &[Test] = &[
@@ -131,7 +132,7 @@ pub fn child() -> bool {
             let Some(record) = choice.record else { continue };
             let times = record.candidates().iter().filter_map(|timing| match timing.outcome {
                 Outcome::Timed { median_us, .. } => Some((timing.candidate.schedule.to_string(), median_us)),
-                Outcome::Rejected { .. } => None,
+                _ => None,
             });
             let kernel = format!("{stage} {}", choice.variant.candidate.spec.kernel());
             races.insert(kernel, (choice.variant.candidate.schedule.to_string(), times.collect()));

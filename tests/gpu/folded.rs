@@ -1,12 +1,12 @@
 //! More heads, or batches, than a grid has blocks along y or z: what the CPU computes, in every kernel of the chain.
 
 use super::Test;
-use super::support::Random;
+use super::support::{Random, blocks};
 use libtest_mimic::Failed;
 use tilewright::reference::relative_error;
 use tilewright::{
-    Attention, AttentionBuilder, BlockMask, DType, Device, Error, Gradients, HeadDim, Output, TokenGrid,
-    mask_mod, score_mod, top_k, top_p,
+    Attention, AttentionBuilder, BlockMask, DType, Device, Error, Gradients, HeadDim, Output, SeqLens,
+    TokenGrid, mask_mod, score_mod, top_k, top_p,
 };
 
 pub const TESTS: &[Test] = &[
@@ -120,7 +120,7 @@ fn callers_lists(device: &Device) -> Result<(), Failed> {
         let shape = [batch, heads, 140, 8];
         let inputs = [(); 4].map(|()| random.tensor(DType::Bf16, &shape));
         let map: Vec<bool> = (0..batch * heads * 2 * 3).map(|_| random.chance(0.6)).collect();
-        let mask = BlockMask::from_dense(&map, [batch, heads, 2, 3], (128, 64), (140, 140))?;
+        let mask = BlockMask::from_dense(&map, [batch, heads, 2, 3], blocks(128, 64), SeqLens::same(140))?;
         let run = |device: &Device| -> Result<(Output, Gradients), Error> {
             let attention = Attention::builder(HeadDim::new(8)?, DType::Bf16).build(device)?;
             let to = |i: usize| inputs[i].to(device);

@@ -1,12 +1,12 @@
 //! The forward kernel against exact f64 attention over the same blocks.
 
 use super::Test;
-use super::support::{Random, tensor};
+use super::support::{Random, blocks, tensor};
 use libtest_mimic::Failed;
 use tilewright::kernels::forward;
 use tilewright::launch::{FunctionArgs, Kernel, Request, load};
 use tilewright::reference::{attention_f64, largest_difference, relative_error};
-use tilewright::{BlockMask, BlockSize, DType, Device, HeadDim, Tensor};
+use tilewright::{BlockMask, BlockSize, DType, Device, HeadDim, SeqLens, Tensor};
 
 pub const TESTS: &[Test] = &[
     ("forward::ragged_lengths", ragged_lengths),
@@ -74,8 +74,13 @@ impl Case {
                 (0..columns).map(|_| !empty && random.chance(self.kept)).collect::<Vec<_>>()
             })
             .collect();
-        BlockMask::from_dense(&map, [batch, heads, rows, columns], self.blocks, (self.seq_q, self.seq_kv))
-            .unwrap()
+        BlockMask::from_dense(
+            &map,
+            [batch, heads, rows, columns],
+            blocks(self.blocks.0, self.blocks.1),
+            SeqLens { q: self.seq_q, kv: self.seq_kv },
+        )
+        .unwrap()
     }
 
     fn tensor(&self, random: &mut Random, heads: usize, seq: usize, d: usize) -> Tensor {

@@ -3,10 +3,9 @@
 use super::Test;
 use super::support::Random;
 use libtest_mimic::Failed;
-use tilewright::mask::EMPTY;
 use tilewright::{
-    Attention, BlockIndex, BlockMask, BlockSize, DType, Device, HeadDim, Selection, Tensor, mask_mod, top_k,
-    top_p,
+    Attention, BlockIndex, BlockMask, BlockSize, DType, DenseMap, Device, HeadDim, Selection, SeqLens,
+    Tensor, mask_mod, top_k, top_p,
 };
 
 pub const TESTS: &[Test] = &[
@@ -81,8 +80,8 @@ fn compare(device: &Device, [gpu, cpu]: &[Attention; 2], q: &Tensor, k: &Tensor)
 fn check_form(mask: &BlockMask) -> Result<(), Failed> {
     let dense = mask.to_dense()?;
     let [batch, heads, rows, columns] = dense.shape;
-    let mut from_lists = vec![EMPTY; dense.classes.len()];
-    let mut from_transpose = vec![EMPTY; dense.classes.len()];
+    let mut from_lists = vec![DenseMap::EMPTY; dense.classes.len()];
+    let mut from_transpose = vec![DenseMap::EMPTY; dense.classes.len()];
     let lists = [(Some(mask.kv()), Some(mask.q()), 1), (mask.full_kv(), mask.full_q(), 2)];
     for (by_row, by_column, class) in lists {
         for (unit, row, block) in entries(by_row, rows, columns)? {
@@ -250,10 +249,10 @@ fn block_means(device: &Device) -> Result<(), Failed> {
         let [gpu, cpu] = attentions(device, 64, DType::Bf16, BlockSize::default(), Some(rule), windowed)?;
         let (q_mean, k_mean) = (super::support::block_means(&q, 128), super::support::block_means(&k, 64));
         let expected = match windowed {
-            true => cpu.mask_of_means(&q_mean, &k_mean, (900, 900))?,
+            true => cpu.mask_of_means(&q_mean, &k_mean, SeqLens::same(900))?,
             false => gpu.mask(&q.to(device)?, &k.to(device)?)?,
         };
-        let found = gpu.mask_of_means(&q_mean.to(device)?, &k_mean.to(device)?, (900, 900))?;
+        let found = gpu.mask_of_means(&q_mean.to(device)?, &k_mean.to(device)?, SeqLens::same(900))?;
         check_form(&found)?;
         if windowed {
             let (q, k) = (q.to(device)?, k.to(device)?);

@@ -2,12 +2,12 @@
 
 use super::Test;
 use super::forward::launch;
-use super::support::{Random, tensor};
+use super::support::{Random, blocks, tensor};
 use libtest_mimic::Failed;
 use tilewright::kernels::forward;
 use tilewright::launch::{FunctionArgs, Request, load};
 use tilewright::reference::{attention_f64, relative_error};
-use tilewright::{Attention, BlockMask, DType, Device, HeadDim, Output, Tensor, top_k, top_p};
+use tilewright::{Attention, BlockMask, DType, Device, HeadDim, Output, SeqLens, Tensor, top_k, top_p};
 
 pub const TESTS: &[Test] = &[
     ("robust::nan_in_a_query", nan_in_a_query),
@@ -116,7 +116,7 @@ fn wild_lists(device: &Device) -> Result<(), Failed> {
     unsafe { kernel.launch(&args, Some(&functions))? };
     cuda.synchronize()?;
     let map: Vec<bool> = (0..2 * rows).flat_map(|_| (0..10).map(|block| block == 1 || block == 3)).collect();
-    let mask = BlockMask::from_dense(&map, [1, 2, rows, 10], (128, 64), (600, 600))?;
+    let mask = BlockMask::from_dense(&map, [1, 2, rows, 10], blocks(128, 64), SeqLens::same(600))?;
     let expected = attention_f64(&q, &k, &v, &mask, 0.125, None, None)?;
     let error = relative_error(&out.to_f32_vec()?, &expected.out);
     if error <= 6e-4 { Ok(()) } else { Err(format!("error {error:.2e}").into()) }
@@ -129,7 +129,7 @@ fn unsorted_lists(device: &Device) -> Result<(), Failed> {
     let counts = Tensor::from_slice(&[3i32; 10], &[1, 2, 5])?;
     let lists: Vec<i32> = (0..10).flat_map(|_| [9, 0, 4]).collect();
     let indices = Tensor::from_slice(&lists, &[1, 2, 5, 3])?;
-    let mask = BlockMask::from_kv_indices(counts, indices, None, (128, 64), (600, 600))?;
+    let mask = BlockMask::from_kv_indices(counts, indices, None, blocks(128, 64), SeqLens::same(600))?;
     let kernel = load(
         device.as_cuda().unwrap(),
         &[Request::new(&forward::SOURCE)

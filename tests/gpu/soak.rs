@@ -145,9 +145,8 @@ fn draw_mask(case: &Case, random: &mut Random) -> BlockMask {
                 .collect::<Vec<_>>()
         })
         .collect();
-    let seqs = (case.seq_q, case.seq_kv);
     if random.chance(0.5) {
-        return BlockMask::from_dense(&map, case.grid(), case.blocks, seqs).unwrap();
+        return BlockMask::from_dense(&map, case.grid(), case.block_size(), case.seqs()).unwrap();
     }
     // Half of the blocks, now and then, are listed as full ones: without a mask function that is the same.
     let full = random.chance(0.5);
@@ -171,7 +170,8 @@ fn draw_mask(case: &Case, random: &mut Random) -> BlockMask {
         counts: Tensor::from_slice(&counts, &shape[..3]).unwrap(),
         indices: Tensor::from_slice(&indices, &shape).unwrap(),
     });
-    BlockMask::from_kv_indices(kv.counts, kv.indices, full.then_some(full_kv), case.blocks, seqs).unwrap()
+    BlockMask::from_kv_indices(kv.counts, kv.indices, full.then_some(full_kv), case.block_size(), case.seqs())
+        .unwrap()
 }
 
 /// One head for all, one sequence for all of a batch: PyTorch's `expand`. Nothing is copied, and the result is that of copies.

@@ -10,7 +10,7 @@ use tilewright::device::CudaDevice;
 use tilewright::kernels::{forward, order};
 use tilewright::launch::{FunctionArgs, Kernel, Request, load};
 use tilewright::reference::{attention_f64, largest_difference, relative_error};
-use tilewright::{BlockMask, BlockSize, DType, Device, Tensor};
+use tilewright::{BlockMask, BlockSize, DType, Device, SeqLens, Tensor};
 
 pub const TESTS: &[Test] = &[
     ("tiles::rows_of_uneven_length", uneven_rows),
@@ -45,8 +45,7 @@ impl Inputs {
             let kept = [0.0, 0.04, 0.04, 0.04, 0.04, 0.04, 0.1, 0.9][random.bits() as usize % 8];
             map.extend((0..columns).map(|_| random.chance(kept)));
         }
-        let sizes = (blocks.q(), blocks.kv());
-        let mask = BlockMask::from_dense(&map, [batch, heads, rows, columns], sizes, (seq, seq))?;
+        let mask = BlockMask::from_dense(&map, [batch, heads, rows, columns], blocks, SeqLens::same(seq))?;
         let [q, k, v] = &host;
         let device_tensors = [q.to(device)?, k.to(device)?, v.to(device)?];
         Ok(Inputs { blocks, host, device: device_tensors, mask: mask.to(device)? })

@@ -8,9 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tilewright::attention::MaskLists;
 use tilewright::cache::KernelCache;
+use tilewright::cli::tune_command;
 use tilewright::reference::{largest_difference, relative_error};
+use tilewright::services::Policy;
 use tilewright::services::Services;
-use tilewright::tune::{Policy, Workload, synthetic_mask};
+use tilewright::tune::{Workload, synthetic_mask};
 use tilewright::{
     Attention, BlockSize, CaptureValue, DType, Device, DeviceFn, Error, Gradients, HeadDim, Output, ScoreMod,
     Selection, Tensor, mask_mod, score_mod, top_k, top_p,
@@ -111,7 +113,7 @@ fn cache_only(device: &Device) -> Result<(), Failed> {
     }
 }
 
-/// What [`Error::CacheOnly`] says to run is run, and the same calls pass then: of a rule with and without a selection, over masks
+/// What the command says to run about [`Error::CacheOnly`] is run, and the same calls pass then: of a rule with and without a selection, over masks
 /// whose density the host knows and over a caller's lists, forward and backward.
 fn printed_command(device: &Device) -> Result<(), Failed> {
     // Sizes no other test tunes.
@@ -157,7 +159,9 @@ fn printed_command(device: &Device) -> Result<(), Failed> {
     for (name, call) in calls {
         for backward in [false, true] {
             match call(backward) {
-                Err(Error::CacheOnly { command, .. }) => run_printed(&command)?,
+                Err(Error::CacheOnly { call: Some(call), .. }) => {
+                    run_printed(&tune_command(&call).ok_or("no command makes this call")?)?;
+                }
                 Err(other) => return Err(format!("{name}: {other} instead of Error::CacheOnly").into()),
                 Ok(()) => return Err(format!("{name}: it ran on an empty cache").into()),
             }

@@ -5,8 +5,8 @@ use super::support::ways::{Call, Failure, Found, Way, cases, check_all, of_outpu
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use libtest_mimic::Failed;
+use tilewright::TensorError;
 use tilewright::attention::MaskLists;
-use tilewright::tensor::TensorError;
 use tilewright::{BlockIndex, DType, Device, Error, Gradients, Tensor};
 
 pub const TESTS: &[Test] =

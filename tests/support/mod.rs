@@ -7,7 +7,7 @@ pub mod ways;
 use half::{bf16, f16};
 use tilewright::cpu::attend;
 use tilewright::reference::{attention_f64, largest_difference, relative_error};
-use tilewright::{BlockMask, DType, DeviceFn, MaskMod, ScoreMod, Tensor};
+use tilewright::{BlockMask, BlockSize, DType, DeviceFn, MaskMod, ScoreMod, SeqLens, Tensor};
 
 /// A small generator: the tests need the same numbers everywhere, not good ones.
 pub struct Random(pub u64);
@@ -99,6 +99,11 @@ impl<F: Fn(i32, i32, i32, i32) -> bool + Send + Sync + 'static> MaskMod for Mask
     }
 }
 
+/// A block size that there is.
+pub fn blocks(q: usize, kv: usize) -> BlockSize {
+    BlockSize::new(q, kv).unwrap()
+}
+
 /// The sizes of one comparison.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
@@ -145,6 +150,14 @@ impl Case {
         [self.batch, self.heads, self.seq_q, self.value_d()]
     }
 
+    pub fn block_size(&self) -> BlockSize {
+        blocks(self.blocks.0, self.blocks.1)
+    }
+
+    pub fn seqs(&self) -> SeqLens {
+        SeqLens { q: self.seq_q, kv: self.seq_kv }
+    }
+
     pub fn grid(&self) -> [usize; 4] {
         let (q_blocks, kv_blocks) = (self.seq_q.div_ceil(self.blocks.0), self.seq_kv.div_ceil(self.blocks.1));
         [self.batch, self.heads, q_blocks, kv_blocks]
@@ -152,7 +165,7 @@ impl Case {
 
     pub fn random_mask(&self, random: &mut Random, density: f64) -> BlockMask {
         let map: Vec<bool> = (0..self.grid().iter().product()).map(|_| random.chance(density)).collect();
-        BlockMask::from_dense(&map, self.grid(), self.blocks, (self.seq_q, self.seq_kv)).unwrap()
+        BlockMask::from_dense(&map, self.grid(), self.block_size(), self.seqs()).unwrap()
     }
 
     pub fn scale(&self) -> f32 {

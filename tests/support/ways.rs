@@ -7,8 +7,8 @@ use std::error::Error;
 use tilewright::attention::{AttentionBuilder, MaskLists};
 use tilewright::reference::{attention_backward_f64, attention_f64, largest_difference, relative_error};
 use tilewright::{
-    Attention, BlockIndex, BlockMask, DType, Device, Gradients, HeadDim, MaskMod, Output, ScoreMod,
-    Selection, Tensor, mask_mod, score_mod, top_k, top_p,
+    Attention, BlockIndex, BlockMask, BlockSize, DType, Device, Gradients, HeadDim, MaskMod, Output,
+    ScoreMod, Selection, SeqLens, Tensor, mask_mod, score_mod, top_k, top_p,
 };
 
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -154,7 +154,11 @@ pub const WAYS: &[Way] = &[
         let [q, k, v] = &call.qkv;
         let means = |x: &Tensor, block| block_means(&x.to(&Device::cpu())?, block).to(call.device);
         let (q_mean, k_mean) = (means(q, call.case.blocks.0)?, means(k, call.case.blocks.1)?);
-        let mask = call.attention.mask_of_means(&q_mean, &k_mean, (call.case.seq_q, call.case.seq_kv))?;
+        let mask = call.attention.mask_of_means(
+            &q_mean,
+            &k_mean,
+            SeqLens { q: call.case.seq_q, kv: call.case.seq_kv },
+        )?;
         let (out, lse) = call.attention.attend_with(q, k, v, &mask)?;
         of_output(&Output { out, lse, mask })
     }),
@@ -428,5 +432,6 @@ fn of_lists_by_query(call: &Call<'_>, lists: &MaskLists) -> Result<Found, Failur
     let BlockIndex { counts, indices } = host(&lists.kv)?;
     let full = lists.full_kv.as_ref().map(host).transpose()?;
     let Case { blocks, seq_q, seq_kv, .. } = call.case;
-    Ok(vec![of_mask(&BlockMask::from_kv_indices(counts, indices, full, blocks, (seq_q, seq_kv))?)?])
+    let (blocks, seqs) = (BlockSize::new(blocks.0, blocks.1)?, SeqLens { q: seq_q, kv: seq_kv });
+    Ok(vec![of_mask(&BlockMask::from_kv_indices(counts, indices, full, blocks, seqs)?)?])
 }

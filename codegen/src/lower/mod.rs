@@ -92,8 +92,13 @@ mod rust;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
-pub use captures::{Capture, CaptureError, CaptureLayout, CaptureType, CaptureValue, FieldLayout};
+pub use captures::{Capture, CaptureError, CaptureType, CaptureValue};
+/// What the launcher, the macros and the tests need of a function.
+#[doc(hidden)]
+pub use captures::{CaptureLayout, FieldLayout};
+#[doc(hidden)]
 pub use cuda::DEVICE_PRELUDE;
+#[doc(hidden)]
 pub use eval::{EvalError, Evaluator, Value};
 pub use ir::Type;
 

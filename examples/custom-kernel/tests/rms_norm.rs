@@ -67,7 +67,7 @@ fn the_program_holds_its_kernels() {
 
 fn a_launch_is_checked() {
     let tensor = |shape: &[usize], address| {
-        let strides = tilewright::tensor::contiguous_strides(shape);
+        let strides = tilewright::Tensor::contiguous_strides(shape);
         // SAFETY: the memory is never used: nothing is launched.
         unsafe { Tensor::from_device_pointer(0, address, DType::Bf16, shape, &strides) }.unwrap()
     };

@@ -6,7 +6,7 @@ use crate::cli::error::CliError;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 use tilewright::reference::{attention_f64, relative_error};
-use tilewright::{Attention, BlockMask, Device, Tensor, TokenGrid};
+use tilewright::{Attention, BlockMask, Device, SeqLens, Tensor, TokenGrid};
 
 /// The most times a thing is timed, and for how long at most.
 const RUNS: usize = 15;
@@ -62,7 +62,7 @@ pub fn layer(
 
     let [batch, heads, tokens, _] = <[usize; 4]>::try_from(q.shape()).unwrap_or_default();
     let blocks = attention.blocks();
-    let full = BlockMask::full(batch, heads, (blocks.q(), blocks.kv()), (tokens, tokens))?.to(device)?;
+    let full = BlockMask::full(batch, heads, blocks, SeqLens::same(tokens))?.to(device)?;
     let report = LayerReport {
         layer: layer.layer.clone(),
         heads: layer.heads.clone(),

@@ -5,9 +5,10 @@ use std::fs;
 use std::path::Path;
 
 use super::{folder, touch};
+use crate::toolchain::install::PACKAGES;
 use crate::toolchain::install::{Installer, install_with, requirements};
 use crate::toolchain::layout::inspect;
-use crate::toolchain::{PACKAGES, Refusal, ToolchainError};
+use crate::toolchain::{Refusal, ToolchainError};
 
 /// A stand-in for pip: a shell script that finds the folder after `--target`.
 fn script(folder: &Path, name: &str, body: &str) -> Installer {

@@ -4,7 +4,7 @@ use crate::codegen::{Family, Schedule};
 use crate::tune::synthetic::SplitMix;
 use crate::tune::*;
 
-pub struct Fake {
+pub(crate) struct Fake {
     pub names: Vec<String>,
     pub times_us: Vec<f64>,
     /// Relative standard deviation of a sample.
@@ -22,7 +22,7 @@ pub struct Fake {
 }
 
 impl Fake {
-    pub fn new(times_us: &[f64]) -> Self {
+    pub(crate) fn new(times_us: &[f64]) -> Self {
         Fake {
             names: (0..times_us.len()).map(|i| format!("f{i}")).collect(),
             times_us: times_us.to_vec(),
@@ -36,14 +36,14 @@ impl Fake {
         }
     }
 
-    pub fn named(candidates: &[(&str, f64)]) -> Self {
+    pub(crate) fn named(candidates: &[(&str, f64)]) -> Self {
         let times: Vec<f64> = candidates.iter().map(|(_, time)| *time).collect();
         let mut fake = Fake::new(&times);
         fake.names = candidates.iter().map(|(name, _)| (*name).to_owned()).collect();
         fake
     }
 
-    pub fn race(&mut self) -> RaceResult {
+    pub(crate) fn race(&mut self) -> RaceResult {
         race(self, &RaceSettings::default(), &mut |_| {}).expect("a winner")
     }
 }
@@ -71,16 +71,16 @@ impl Bench for Fake {
     }
 }
 
-pub fn tune_key() -> TuneKey {
+pub(crate) fn tune_key() -> TuneKey {
     let workload = Workload { batch: 1, heads: 12, seq_q: 32_760, seq_kv: 32_760, density: 0.05 };
     TuneKey { spec: "forward-0123456789abcdef".into(), device: device(), bucket: Bucket::of(&workload) }
 }
 
-pub fn device() -> DeviceKey {
+pub(crate) fn device() -> DeviceKey {
     DeviceKey { arch: "sm_90a".into(), name: "NVIDIA H200".into(), sm_count: 132, memory_clock: 32 }
 }
 
-pub fn contender(fingerprint: &str) -> Contender {
+pub(crate) fn contender(fingerprint: &str) -> Contender {
     let stages = fingerprint.bytes().last().map_or(0, |byte| i64::from(byte % 10));
     Contender {
         fingerprint: fingerprint.to_owned(),
@@ -95,17 +95,17 @@ pub fn contender(fingerprint: &str) -> Contender {
     }
 }
 
-pub fn contenders(bench: &Fake) -> Vec<Contender> {
+pub(crate) fn contenders(bench: &Fake) -> Vec<Contender> {
     bench.names.iter().map(|name| contender(name)).collect()
 }
 
 /// The record of a race between candidates of these times.
-pub fn record(candidates: &[(&str, f64)]) -> TuneRecord {
+pub(crate) fn record(candidates: &[(&str, f64)]) -> TuneRecord {
     let mut bench = Fake::named(candidates);
     let result = bench.race();
     TuneRecord::new(tune_key(), contenders(&bench), Vec::new(), &result).expect("a consistent record")
 }
 
-pub fn winner(record: &TuneRecord) -> &str {
+pub(crate) fn winner(record: &TuneRecord) -> &str {
     &record.winner().expect("a winner").candidate.fingerprint
 }

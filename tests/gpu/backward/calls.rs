@@ -2,14 +2,14 @@
 
 use super::{CASE, compare, holey_mask};
 use crate::Test;
-use crate::support::{Case, Random};
+use crate::support::{Case, Random, blocks};
 use libtest_mimic::Failed;
 use tilewright::attention::MaskLists;
 use tilewright::reference::{attention_f64, relative_error};
-use tilewright::tune::Policy;
+use tilewright::services::Policy;
 use tilewright::{
-    Attention, BlockMask, BlockSize, DType, Device, Gradients, HeadDim, MaskMod, Output, ScoreMod, Tensor,
-    mask_mod, score_mod, top_k, top_p,
+    Attention, BlockMask, BlockSize, DType, Device, Gradients, HeadDim, MaskMod, Output, ScoreMod, SeqLens,
+    Tensor, mask_mod, score_mod, top_k, top_p,
 };
 
 pub const TESTS: &[Test] = &[
@@ -60,7 +60,7 @@ fn rows_without_keys(device: &Device) -> Result<(), Failed> {
     let attention = Attention::builder(HeadDim::D64, DType::Bf16).mask_mod(odd_queries {}).build(device)?;
     let (q, d_out) = (spoilt(&clean[0])?, spoilt(&clean[3])?);
     let (k, v) = (clean[1].to(device)?, clean[2].to(device)?);
-    let mask = BlockMask::full(1, 1, (128, 64), (seq, seq))?.to(device)?;
+    let mask = BlockMask::full(1, 1, blocks(128, 64), SeqLens::same(seq))?.to(device)?;
     let (out, lse) = attention.attend_with(&q, &k, &v, &mask)?;
     let output = Output { out, lse, mask };
     let found = attention.backward(&q, &k, &v, &output, &d_out, None)?;
@@ -169,7 +169,9 @@ fn nothing(device: &Device) -> Result<(), Failed> {
         let [q, k, v] = case.qkv(&mut random).map(|tensor| tensor.to(device));
         let (q, k, v) = (q?, k?, v?);
         let map = vec![false; case.grid().iter().product()];
-        let mask = BlockMask::from_dense(&map, case.grid(), case.blocks, (seq_q, seq_kv))?.to(device)?;
+        let mask =
+            BlockMask::from_dense(&map, case.grid(), case.block_size(), SeqLens { q: seq_q, kv: seq_kv })?
+                .to(device)?;
         let (out, lse) = attention.attend_with(&q, &k, &v, &mask)?;
         let d_out = random.tensor(DType::Bf16, q.shape()).to(device)?;
         let found = attention.backward(&q, &k, &v, &Output { out, lse, mask }, &d_out, None)?;

@@ -39,7 +39,7 @@ fn holey_mask(case: &Case, random: &mut Random, kept: f64) -> BlockMask {
     let [batch, heads, rows, columns] = case.grid();
     let at = |i: usize| (i / columns % rows % 8 != 5) && (i % columns % 7 != 3);
     let map: Vec<bool> = (0..batch * heads * rows * columns).map(|i| random.chance(kept) && at(i)).collect();
-    BlockMask::from_dense(&map, case.grid(), case.blocks, (case.seq_q, case.seq_kv)).unwrap()
+    BlockMask::from_dense(&map, case.grid(), case.block_size(), case.seqs()).unwrap()
 }
 
 /// The two kernels.

@@ -8,7 +8,7 @@ use std::process::Command;
 use tilewright::attention::MaskLists;
 use tilewright::cache::KernelCache;
 use tilewright::device::CudaDevice;
-use tilewright::tune::Policy;
+use tilewright::services::Policy;
 use tilewright::{
     Attention, BlockIndex, DType, Device, Gradients, HeadDim, Tensor, TokenGrid, score_mod, top_k, top_p,
 };

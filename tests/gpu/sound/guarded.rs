@@ -2,7 +2,6 @@
 
 use libtest_mimic::Failed;
 use tilewright::device::{CudaDevice, DeviceBuffer};
-use tilewright::tensor::contiguous_strides;
 use tilewright::{DType, Device, Tensor};
 
 /// Whose memory it is.
@@ -31,7 +30,7 @@ enum Memory {
 
 impl Guarded {
     pub fn new(cuda: &CudaDevice, place: Place, dtype: DType, shape: &[usize]) -> Result<Self, Failed> {
-        Self::strided(cuda, place, dtype, shape, &contiguous_strides(shape))
+        Self::strided(cuda, place, dtype, shape, &Tensor::contiguous_strides(shape))
     }
 
     /// With strides; what lies between the elements holds the pattern too.

@@ -112,7 +112,7 @@ fn overlapping(device: &Device) -> Result<(), Failed> {
     let buffer = cuda.zeroed(64 << 20)?;
     let ordinal = cuda.info().ordinal;
     let at = |place: u64, dtype: DType, shape: &[usize]| {
-        let strides = tilewright::tensor::contiguous_strides(shape);
+        let strides = tilewright::Tensor::contiguous_strides(shape);
         // SAFETY: the buffer is large enough for all of them, and outlives the calls.
         unsafe {
             Tensor::from_device_pointer(ordinal, buffer.address() + (place << 20), dtype, shape, &strides)
