@@ -1,10 +1,10 @@
 //! Masks of block means that the caller has made.
 
-use super::gpu::Ranked;
-use super::{Attention, Sizes};
+use super::work::Ranked;
+use super::{Attention, Shapes};
 use crate::operands::Shape;
 use crate::tensor::TensorError;
-use crate::{BlockMask, DType, Error, Tensor, cpu};
+use crate::{BlockMask, DType, Error, Tensor};
 
 impl Attention {
     /// The mask that [`mask`](Self::mask) would make of tensors with these block means: for a kernel of the caller's that goes
@@ -25,44 +25,18 @@ impl Attention {
         k_mean: &Tensor,
         (seq_q, seq_kv): (usize, usize),
     ) -> Result<BlockMask, Error> {
-        let rule = &self.rule;
+        // The "sequences" of block means are blocks.
         let shape = Shape::of_means(q_mean, k_mean)?;
-        rule.blocks.check_grid([shape.seq_q, shape.seq_kv], (seq_q, seq_kv))?;
-        self.check_sizes(shape.d, [seq_q, seq_kv])?;
-        for (what, tensor) in [("q_mean", q_mean), ("k_mean", k_mean)] {
-            tensor.expect_place(what, &self.device)?;
-        }
-        let sizes = Sizes {
-            batch: shape.batch,
-            heads: shape.heads,
-            kv_heads: shape.kv_heads,
-            seq_q,
-            seq_kv,
-            head_dim: shape.d,
-            q_blocks: shape.seq_q,
-            kv_blocks: shape.seq_kv,
-        };
-        let on_host;
-        let (q_mean, k_mean) = match &self.pipeline {
-            Some(pipeline) if q_mean.elements() > 0 && k_mean.elements() > 0 => {
-                return self.selected(pipeline, &sizes, Ranked::Means(q_mean, k_mean));
-            }
-            Some(_) => {
-                on_host = (q_mean.to(&crate::Device::Cpu)?, k_mean.to(&crate::Device::Cpu)?);
-                (&on_host.0, &on_host.1)
-            }
-            None => (q_mean, k_mean),
-        };
-        let means = (q_mean.to_f32_vec()?, k_mean.to_f32_vec()?);
-        let shape = Shape { seq_q, seq_kv, ..shape };
-        let mask_mod = rule.mask_mod.as_deref();
-        cpu::mask_of_means(&means, &shape, rule.selection.as_ref(), rule.scale, rule.blocks, mask_mod)?
-            .to(&self.device)
+        self.rule.blocks.check_grid([shape.seq_q, shape.seq_kv], (seq_q, seq_kv))?;
+        let plan = self.plan(Shapes { seq_q, seq_kv, ..shape.into() })?;
+        self.check_head_dim(shape.d)?;
+        self.check_places([("q_mean", q_mean), ("k_mean", k_mean)])?;
+        plan.mask(Ranked::Means { q_mean, k_mean })
     }
 }
 
 impl Shape {
-    /// Of block means, whose "sequences" are blocks.
+    /// Of block means.
     fn of_means(q_mean: &Tensor, k_mean: &Tensor) -> Result<Self, Error> {
         for (what, mean) in [("q_mean", q_mean), ("k_mean", k_mean)] {
             if mean.dtype() != DType::F32 {

@@ -9,6 +9,7 @@ use crate::codegen::lower::DeviceFunction;
 use crate::device::CudaDevice;
 use crate::kernels::{backward_kv, backward_q, mark, transpose};
 use crate::launch::{Lazy, Outputs, Request, Tolerance, Tuned};
+use crate::operands::Upstream;
 use crate::tune::Bucket;
 use crate::{BlockIndex, DType, Error, Tensor};
 use std::sync::Arc;
@@ -46,16 +47,6 @@ struct KeyOrder {
     of_keys: Tensor,
     /// Counters of the kernel that makes it.
     finished: Tensor,
-}
-
-/// What a backward starts from.
-#[derive(Clone, Copy)]
-pub(in crate::attention) struct Upstream<'a> {
-    pub(in crate::attention) qkv: [&'a Tensor; 3],
-    pub(in crate::attention) out: &'a Tensor,
-    pub(in crate::attention) lse: &'a Tensor,
-    pub(in crate::attention) d_out: &'a Tensor,
-    pub(in crate::attention) d_lse: Option<&'a Tensor>,
 }
 
 /// Lists with the same of full blocks.
@@ -103,17 +94,17 @@ impl Backward {
             [by_query, by_key, mark, transpose].map(|kernel| kernel.on(cuda));
         Backward { by_query, by_key, mark, transpose }
     }
+
+    /// Whether every kernel is chosen for a call over these lists.
+    pub(super) fn knows(&self, lists: &MaskLists, bucket: Bucket) -> bool {
+        let Backward { by_query, by_key, mark, transpose } = self;
+        let known = |kernel: &Lazy| kernel.known().is_some_and(|kernel| kernel.knows(bucket));
+        let by_lists = has_lists_by_key(lists) || [mark, transpose].into_iter().all(known);
+        by_lists && [by_query, by_key].into_iter().all(known)
+    }
 }
 
 impl Pipeline {
-    /// Whether every kernel of the backward is chosen for these sizes. The lists by key do not count.
-    pub(in crate::attention) fn is_warm_for_backward(&self, rule: &Rule, sizes: &Sizes) -> bool {
-        let bucket = sizes.bucket(rule, None);
-        let Backward { by_query, by_key, .. } = &self.backward;
-        let knows = |kernel: &Lazy| kernel.known().is_some_and(|kernel| kernel.knows(bucket));
-        [by_query, by_key].into_iter().all(knows)
-    }
-
     /// Whether key blocks of uneven length are worth an order, the longest first: the kernel by key has a body that hands out a
     /// head's tiles of 64 keys one by one, to two thread blocks a multiprocessor. With fewer tiles a head the last ones would not
     /// be the short ones (278 tiles on 132 multiprocessors lose 1 %, 512 gain 2 %).
@@ -175,7 +166,7 @@ impl Pipeline {
         scratch: &mut BackwardScratch,
         gradients: &mut Gradients,
     ) -> Result<(), Error> {
-        let sizes = Sizes::of(rule, upstream.qkv[0], upstream.qkv[1]);
+        let sizes = Sizes::of(rule, upstream.q, upstream.k);
         let run = Run { pipeline: self, rule, sizes, bucket: sizes.bucket(rule, density), upstream };
         let done = run.all(&self.backward, lists, scratch, gradients);
         done.map_err(|error| advise_backward(error, rule, &sizes, density))
@@ -275,7 +266,7 @@ impl Run<'_> {
             oracle::check_backward_q(rule, &self.sizes, device, functions, kernel)
         });
         let outputs = outputs.map(|outputs| outputs.and(delta.clone(), SUMS));
-        let Upstream { qkv: [q, k, v], out, lse, d_out, d_lse } = self.upstream;
+        let Upstream { q, k, v, out, lse, d_out, d_lse } = self.upstream;
         kernel.run(self.bucket, outputs, &mut |kernel| {
             let args = backward_q::Args {
                 q,
@@ -311,7 +302,7 @@ impl Run<'_> {
         let outputs = self.outputs(kernel, &[dk, dv], TOLERANCE, |kernel| {
             oracle::check_backward_kv(rule, &self.sizes, device, functions, kernel)
         });
-        let Upstream { qkv: [q, k, v], lse, d_out, .. } = self.upstream;
+        let Upstream { q, k, v, lse, d_out, .. } = self.upstream;
         kernel.run(self.bucket, outputs, &mut |kernel| {
             let args = backward_kv::Args {
                 q,

@@ -40,8 +40,8 @@ impl Case {
     pub(super) fn gradients(&self, rule: &Rule, with_d_lse: bool) -> Result<Gradients, Error> {
         let Case { qkv: [q, k, v], out, lse, d_out, d_lse, mask } = self;
         let (score_mod, mask_mod) = (rule.score_mod.as_deref(), rule.mask_mod.as_deref());
-        let upstream = (d_out, with_d_lse.then_some(d_lse));
-        cpu::backward([q, k, v], [out, lse], upstream, mask, rule.scale, score_mod, mask_mod)
+        let upstream = cpu::Upstream { q, k, v, out, lse, d_out, d_lse: with_d_lse.then_some(d_lse) };
+        cpu::backward(upstream, mask, rule.scale, score_mod, mask_mod)
     }
 
     pub(super) fn delta(&self, with_d_lse: bool) -> Result<Tensor, Error> {
