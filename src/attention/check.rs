@@ -1,7 +1,7 @@
 //! Where the arguments of a call are looked at, before anything runs: shapes and dtypes, devices, gaps, aliases. The same for calls over
 //! nothing, which launch nothing, as for others, whose kernels would see some of it.
 
-use super::work::{All, Inputs, Kind, Select, Written};
+use super::work::{Inputs, Kind, Select, Written};
 use super::{Attention, MaskLists, Output, Plan, Rule, Shapes, Sizes, Workspace};
 use crate::device::{CudaDevice, Device};
 use crate::mask::MOST_POSITIONS;
@@ -109,31 +109,29 @@ impl Plan {
 
     /// Everything that work in memory of the caller's takes: gives the GPU that it runs on.
     pub(super) fn check_work(&self, work: &Kind<'_>, scratch: &Tensor) -> Result<&CudaDevice, Error> {
-        let attention = &self.attention;
         let (q, k, v) = work.qkv();
         let shape = self.check(q, k, v)?;
         let cuda = self.call().cuda()?;
-        match work {
-            Kind::Forward { .. } | Kind::Attend(_) => {}
-            Kind::Select(Select { lists, .. }) => lists.check_kind(&attention.rule)?,
-            Kind::Backward(backward) => {
-                attention.check_upstream(&backward.upstream(), &shape)?;
-                backward.lists.check_ranks()?;
-            }
-        }
-        let written = self.check_written(work)?;
-        let written = written.iter().map(|written| (written.what, written.tensor));
-        expect_apart(written.chain([("scratch", scratch)]), work.read())?;
+        self.check_others(work, &shape, scratch)?;
         Ok(cuda)
     }
 
-    /// What is written is of the plan's shapes, on its device, and dense.
-    fn check_written<'a>(&self, work: &'a Kind<'_>) -> Result<All<Written<'a>>, Error> {
+    /// What work takes beside q, k and v, which are of `shape`.
+    fn check_others(&self, work: &Kind<'_>, shape: &Shape, scratch: &Tensor) -> Result<(), Error> {
         let Attention { device, rule, .. } = &self.attention;
-        let all = work.written(rule, &self.sizes);
-        all.iter().try_for_each(|written| written.check(device))?;
-        all.iter().try_for_each(|written| check_dense(written.what, written.tensor))?;
-        Ok(all)
+        match work {
+            Kind::Forward { .. } | Kind::Attend(_) => {}
+            Kind::Select(Select { lists, .. }) => lists.check_kind(rule)?,
+            Kind::Backward(backward) => {
+                self.attention.check_upstream(&backward.upstream(), shape)?;
+                backward.lists.check_ranks()?;
+            }
+        }
+        let written = work.written(rule, &self.sizes);
+        written.iter().try_for_each(|written| written.check(device))?;
+        written.iter().try_for_each(|written| check_dense(written.what, written.tensor))?;
+        let written = written.iter().map(|written| (written.what, written.tensor));
+        expect_apart(written.chain([("scratch", scratch)]), work.read())
     }
 }
 
@@ -218,126 +216,4 @@ impl MaskLists {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::attention::{Attend, Backward, Forward, Gradients, Work};
-    use crate::{BlockSize, Device, HeadDim};
-
-    /// Values of another width, two query heads a key head; over something and over nothing.
-    const CASES: [[usize; 5]; 5] =
-        [[2, 4, 2, 130, 140], [0, 4, 2, 130, 140], [2, 0, 0, 130, 140], [2, 4, 2, 0, 140], [2, 4, 2, 130, 0]];
-
-    fn attention() -> Attention {
-        let builder = Attention::builder(HeadDim::D64, DType::Bf16).value_dim(HeadDim::new(24).unwrap());
-        builder.blocks(BlockSize::ALL[2]).build(&Device::cpu()).unwrap()
-    }
-
-    fn zeros(dtype: DType, shape: &[usize]) -> Tensor {
-        Tensor::zeros(dtype, shape).unwrap()
-    }
-
-    /// The same tensor with another shape, another dtype, or gaps; what is said of it names what was found and what was needed.
-    fn spoilt(tensor: &Tensor) -> [(Tensor, [String; 2]); 3] {
-        let (shape, dtype) = (tensor.shape(), tensor.dtype());
-        let longer = [&shape[..shape.len() - 1], &[shape[shape.len() - 1] + 8]].concat();
-        let other = if dtype == DType::F32 { DType::I32 } else { DType::F32 };
-        let shapes = [format!("shape {longer:?}"), format!("needed {shape:?}")];
-        let dtypes = [format!("dtype {other}"), format!("needed {dtype}")];
-        let ranks = [format!("shape {:?}", [1usize]), format!("needed {shape:?}")];
-        [(zeros(dtype, &longer), shapes), (zeros(other, shape), dtypes), (zeros(dtype, &[1]), ranks)]
-    }
-
-    /// Refuses each spoilt form of the tensor of this name.
-    fn refuses(name: &str, tensor: &Tensor, check: impl Fn(&Tensor) -> Result<(), Error>) {
-        check(tensor).unwrap();
-        for (spoilt, texts) in spoilt(tensor) {
-            let error = check(&spoilt).expect_err(name).to_string();
-            let named = error.starts_with(name) && texts.iter().all(|text| error.contains(text.as_str()));
-            assert!(named, "{name}: {error}");
-        }
-    }
-
-    /// What is written is looked at.
-    fn check<'a>(plan: &Plan, work: impl Into<Work<'a>>) -> Result<(), Error> {
-        let Work(work) = work.into();
-        plan.check_written(&work).map(drop)
-    }
-
-    #[test]
-    fn outputs_that_do_not_fit_are_refused_over_nothing_too() {
-        let attention = attention();
-        for [batch, heads, kv_heads, seq_q, seq_kv] in CASES {
-            let [q, k, v] = [
-                zeros(DType::Bf16, &[batch, heads, seq_q, 64]),
-                zeros(DType::Bf16, &[batch, kv_heads, seq_kv, 64]),
-                zeros(DType::Bf16, &[batch, kv_heads, seq_kv, 24]),
-            ];
-            let out = zeros(DType::Bf16, &[batch, heads, seq_q, 24]);
-            let lse = zeros(DType::F32, &[batch, heads, seq_q]);
-            let shapes = Shapes::of(&q, &k).unwrap();
-            assert_eq!(shapes, Shapes { batch, heads, kv_heads, seq_q, seq_kv });
-            let plan = attention.plan(shapes).unwrap();
-            let [q, k, v] = [&q, &k, &v];
-            let [rows, columns] = [plan.sizes.q_blocks, plan.sizes.kv_blocks];
-            let index = |rows, width| BlockIndex {
-                counts: zeros(DType::I32, &[batch, heads, rows]),
-                indices: zeros(DType::I32, &[batch, heads, rows, width]),
-            };
-            let lists = || MaskLists {
-                kv: index(rows, columns),
-                full_kv: Some(index(rows, columns)),
-                q: Some(index(columns, rows)),
-                full_q: Some(index(columns, rows)),
-            };
-            let outputs = |out: &Tensor, lse: &Tensor| {
-                let (mut out, mut lse) = (out.clone(), lse.clone());
-                check(&plan, Forward { q, k, v, out: &mut out, lse: &mut lse })?;
-                check(&plan, Attend { q, k, v, lists: &lists(), out: &mut out, lse: &mut lse })
-            };
-            refuses("out", &out, |out| outputs(out, &lse));
-            refuses("lse", &lse, |lse| outputs(&out, lse));
-            let like = |tensor: &Tensor| zeros(tensor.dtype(), tensor.shape());
-            for (place, (name, of)) in [("dq", q), ("dk", k), ("dv", v)].into_iter().enumerate() {
-                refuses(name, of, |gradient| {
-                    let mut all = [like(q), like(k), like(v)];
-                    all[place] = like(gradient);
-                    let [dq, dk, dv] = all;
-                    let (out, lse, lists, gradients) = (&out, &lse, &lists(), &mut Gradients { dq, dk, dv });
-                    let (d_out, d_lse) = (out, None);
-                    check(&plan, Backward { q, k, v, out, lse, d_out, d_lse, lists, gradients })
-                });
-            }
-            type Part = fn(&mut MaskLists) -> &mut BlockIndex;
-            let parts: [(&str, Part); 4] = [
-                ("kv", |lists| &mut lists.kv),
-                ("full_kv", |lists| lists.full_kv.as_mut().unwrap()),
-                ("q", |lists| lists.q.as_mut().unwrap()),
-                ("full_q", |lists| lists.full_q.as_mut().unwrap()),
-            ];
-            for (name, part) in parts {
-                let BlockIndex { counts, indices } = part(&mut lists()).clone();
-                refuses(&format!("{name}_counts"), &counts, |counts| {
-                    let mut lists = lists();
-                    part(&mut lists).counts = counts.clone();
-                    check(&plan, Select { q, k, lists: &mut lists })
-                });
-                refuses(&format!("{name}_indices"), &indices, |indices| {
-                    let mut lists = lists();
-                    part(&mut lists).indices = indices.clone();
-                    check(&plan, Select { q, k, lists: &mut lists })
-                });
-            }
-            let read = index(rows, columns);
-            let unread = |kv: &BlockIndex, full_kv: Option<&BlockIndex>| {
-                let (kv, full_kv) = (kv.clone(), full_kv.cloned());
-                MaskLists { kv, full_kv, q: None, full_q: None }.check_unread(&Device::Cpu, &plan.sizes)
-            };
-            for spoilt in spoilt(&read.counts).map(|(spoilt, _)| spoilt) {
-                let wrong = BlockIndex { counts: spoilt, indices: read.indices.clone() };
-                assert!(unread(&read, Some(&wrong)).is_err());
-                assert!(unread(&wrong, None).is_err());
-            }
-            unread(&read, Some(&index(rows, 0))).unwrap();
-        }
-    }
-}
+mod tests;

@@ -174,7 +174,7 @@ pub(super) struct Written<'a> {
 }
 
 /// On the stack for any call of an attention.
-pub(super) type All<T> = SmallVec<[T; 8]>;
+type All<T> = SmallVec<[T; 8]>;
 
 impl Kind<'_> {
     /// q, k, and v where it is read.
