@@ -1,5 +1,5 @@
-//! Where the arguments of a call are looked at, before anything runs: shapes and dtypes, devices, gaps, aliases. The same for calls over
-//! nothing, which launch nothing, as for others, whose kernels would see some of it.
+//! Where the arguments of a call are looked at, before anything runs: shapes and dtypes, devices, gaps, aliases. The
+//! same for calls over nothing, which launch nothing, as for others, whose kernels would see some of it.
 
 use super::work::{Inputs, Kind, Select, Written};
 use super::{Attention, MaskLists, Output, Plan, Rule, Shapes, Sizes, Workspace};

@@ -8,13 +8,13 @@ use crate::{BlockIndex, BlockMask, DType, Error};
 /// The lists of a block mask in memory of the caller's: see [`BlockMask`](crate::BlockMask), whose names these are.
 #[derive(Debug)]
 pub struct MaskLists {
-    /// Key blocks of each query block, the mask function applying within them: counts i32 `[batch, heads, q_blocks]`, indices
-    /// i32 `[batch, heads, q_blocks, kv_blocks]`.
+    /// Key blocks of each query block, the mask function applying within them: counts i32 `[batch, heads, q_blocks]`,
+    /// indices i32 `[batch, heads, q_blocks, kv_blocks]`.
     pub kv: BlockIndex,
     /// Those the mask function keeps as a whole; where there is a mask function.
     pub full_kv: Option<BlockIndex>,
-    /// The transpose of `kv`, counts `[batch, heads, kv_blocks]` and indices `[batch, heads, kv_blocks, q_blocks]`, when it is
-    /// wanted.
+    /// The transpose of `kv`, counts `[batch, heads, kv_blocks]` and indices `[batch, heads, kv_blocks, q_blocks]`,
+    /// when it is wanted.
     pub q: Option<BlockIndex>,
     /// The transpose of `full_kv`.
     pub full_q: Option<BlockIndex>,

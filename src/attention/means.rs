@@ -7,18 +7,18 @@ use crate::tensor::TensorError;
 use crate::{BlockMask, DType, Error, Tensor};
 
 impl Attention {
-    /// The mask that [`mask`](Self::mask) would make of tensors with these block means: for a kernel of the caller's that goes
-    /// over q and k anyway, rotary embedding say, and can add up the rows on its way. What reading q and k once more costs is
-    /// two thirds of a mask's time and more.
+    /// The mask that [`mask`](Self::mask) would make of tensors with these block means: for a kernel of the caller's
+    /// that goes over q and k anyway, rotary embedding say, and can add up the rows on its way. What reading q and k
+    /// once more costs is two thirds of a mask's time and more.
     ///
-    /// `q_mean` is f32 `[batch, heads, ceil(seq_q / block_q), head_dim]` and `k_mean` f32
-    /// `[batch, kv_heads, ceil(seq_kv / block_kv), head_dim]`: row i is the mean, in f32, of the rows from `i · block` on, as many
-    /// of `block` as exist. With a mask function every block scores by these means, whichever of their keys it keeps: leave keys that
-    /// hold no numbers out of them. Means that are not aligned to 16 bytes are refused on a GPU.
+    /// `q_mean` is f32 `[batch, heads, ceil(seq_q / block_q), head_dim]` and `k_mean` f32 `[batch, kv_heads,
+    /// ceil(seq_kv / block_kv), head_dim]`: row i is the mean, in f32, of the rows from `i · block` on, as many of
+    /// `block` as exist. With a mask function every block scores by these means, whichever of their keys it keeps:
+    /// leave keys that hold no numbers out of them. Means that are not aligned to 16 bytes are refused on a GPU.
     ///
     /// # Errors
-    /// [`Error::Tensor`] for means of other dtypes or shapes, [`MaskError::Grid`](crate::MaskError::Grid) for another number of blocks than the
-    /// sequences have; otherwise as [`mask`](Self::mask).
+    /// [`Error::Tensor`] for means of other dtypes or shapes, [`MaskError::Grid`](crate::MaskError::Grid) for another
+    /// number of blocks than the sequences have; otherwise as [`mask`](Self::mask).
     pub fn mask_of_means(
         &self,
         q_mean: &Tensor,

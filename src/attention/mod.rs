@@ -14,6 +14,9 @@
 //! println!("{:.1} % of the blocks dropped", 100.0 * mask.sparsity()?);
 //! # Ok::<(), tilewright::Error>(())
 //! ```
+//!
+//! An [`Attention`] is a rule. A [`Plan`] is that rule for one set of shapes: which kernels it has, whether they are
+//! chosen, the scratch it wants, and calls into memory that there is.
 
 mod advice;
 mod builder;
@@ -95,10 +98,11 @@ impl Rule {
 /// What [`Attention::forward`] returns.
 #[derive(Debug)]
 pub struct Output {
-    /// `[batch, heads, seq_q, value_dim]`, the dtype of q; `value_dim` is v's last dimension. Rows with nothing to attend to are 0.
+    /// `[batch, heads, seq_q, value_dim]`, the dtype of q; `value_dim` is v's last dimension. Rows with nothing to
+    /// attend to are 0.
     pub out: Tensor,
-    /// `[batch, heads, seq_q]` f32: the natural logarithm of the sum of exponentials of each row's kept scores; -inf for
-    /// a row with nothing to attend to.
+    /// `[batch, heads, seq_q]` f32: the natural logarithm of the sum of exponentials of each row's kept scores; -inf
+    /// for a row with nothing to attend to.
     pub lse: Tensor,
     /// The blocks that were kept.
     pub mask: BlockMask,
@@ -127,13 +131,15 @@ impl Attention {
 
     /// Selects blocks, then attends to them. Nothing is copied to the host.
     ///
-    /// q is `[batch, heads, seq_q, head_dim]`, k and v `[batch, kv_heads, seq_kv, head_dim]` (v's last dimension is another one
-    /// after [`value_dim`](AttentionBuilder::value_dim)); any strides with unit stride on the last dimension, so a `[batch, seq, heads, head_dim]` tensor needs only a
-    /// [`permute`](Tensor::permute). `heads` is a multiple of `kv_heads`.
+    /// q is `[batch, heads, seq_q, head_dim]`, k and v `[batch, kv_heads, seq_kv, head_dim]` (v's last dimension is
+    /// another one after [`value_dim`](AttentionBuilder::value_dim)); any strides with unit stride on the last
+    /// dimension, so a `[batch, seq, heads, head_dim]` tensor needs only a [`permute`](Tensor::permute). `heads` is a
+    /// multiple of `kv_heads`.
     ///
-    /// NaN and infinities are values: a NaN in a row of q makes that row of `out` and `lse` NaN and lets its query block
-    /// keep its first blocks; a NaN in a row of k ranks its key block last for every query block that may see the row, and
-    /// every query that still attends to the block gets NaN; a NaN in v reaches the queries that attend to its key block.
+    /// NaN and infinities are values: a NaN in a row of q makes that row of `out` and `lse` NaN and lets its query
+    /// block keep its first blocks; a NaN in a row of k ranks its key block last for every query block that may see the
+    /// row, and every query that still attends to the block gets NaN; a NaN in v reaches the queries that attend to its
+    /// key block.
     ///
     /// # Errors
     /// [`Error::Tensor`] or [`Error::Bind`] for tensors that do not fit; a device error when the GPU fails.
@@ -173,10 +179,10 @@ impl Attention {
     /// The gradients of a loss by q, k and v, from those by `out` (`d_out`, of its shape and dtype) and by `lse`
     /// (`d_lse`, f32 `[batch, heads, seq_q]`; 0 when not given), over the blocks of `output.mask`.
     ///
-    /// `output` is what [`forward`](Self::forward) made of the same q, k and v; for a mask of one's own, an [`Output`] of it
-    /// and of what [`attend_with`](Self::attend_with) returned. The selection carries no gradient: which blocks are kept
-    /// is taken as given. A score function's derivative is made from the function, with its captures constant
-    /// ([`ScoreMod::gradient`](crate::ScoreMod::gradient)). Equal calls give equal bits.
+    /// `output` is what [`forward`](Self::forward) made of the same q, k and v; for a mask of one's own, an [`Output`]
+    /// of it and of what [`attend_with`](Self::attend_with) returned. The selection carries no gradient: which blocks
+    /// are kept is taken as given. A score function's derivative is made from the function, with its captures constant
+    /// ([`ScoreMod::gradient`]). Equal calls give equal bits.
     ///
     /// ```
     /// use tilewright::{Attention, DType, Device, HeadDim, Tensor, top_k};
@@ -209,7 +215,8 @@ impl Attention {
         self.planned(shape).backward(upstream, mask)
     }
 
-    /// The same attention with its work on a stream of the caller's: see [`CudaDevice::on_stream`](crate::device::CudaDevice::on_stream).
+    /// The same attention with its work on a stream of the caller's: see
+    /// [`CudaDevice::on_stream`](crate::device::CudaDevice::on_stream).
     ///
     /// # Errors
     /// [`Error::NotOnGpu`] for an attention on the CPU.
@@ -226,8 +233,8 @@ impl Attention {
         Ok(Attention { device: Device::Cuda(cuda), rule: self.rule.clone(), executor })
     }
 
-    /// The same kernels with another selection and another scale (`1 / sqrt(head_dim)` when not given), for neither is part of a
-    /// kernel: nothing is compiled or tuned anew.
+    /// The same kernels with another selection and another scale (`1 / sqrt(head_dim)` when not given), for neither is
+    /// part of a kernel: nothing is compiled or tuned anew.
     ///
     /// # Errors
     /// [`Error::Select`] for a share outside (0, 1], [`Error::Scale`] for a scale that is no number, [`Error::Selects`]

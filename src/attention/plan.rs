@@ -7,11 +7,11 @@ use crate::launch::{Choice, Kernel};
 use crate::operands::{Gradients, Upstream};
 use crate::{BlockMask, DType, Error, Tensor};
 
-/// What an [`Attention`] does for tensors of one set of shapes: its kernels, the scratch it wants, and calls into new memory, into a
-/// [`Workspace`], or into memory of the caller's.
+/// What an [`Attention`] does for tensors of one set of shapes: its kernels, the scratch it wants, and calls into new
+/// memory, into a [`Workspace`], or into memory of the caller's.
 ///
-/// Making one costs next to nothing: it holds its attention and a few numbers, so that a framework can make one a call. Threads can
-/// share one.
+/// Making one costs next to nothing: it holds its attention and a few numbers, so that a framework can make one a call.
+/// Threads can share one.
 ///
 /// ```
 /// use tilewright::attention::{Inputs, Shapes};
@@ -29,9 +29,10 @@ use crate::{BlockMask, DType, Error, Tensor};
 /// # Ok::<(), tilewright::Error>(())
 /// ```
 ///
-/// [`run`](Self::run) is for frameworks with an allocator of their own, PyTorch's say. Nothing is allocated on the GPU once the kernels
-/// are chosen: outputs, lists and scratch are tensors of the caller's ([`Tensor::from_device_pointer`]), and everything runs on the
-/// plan's stream. The calling thread's current GPU is the same afterwards:
+/// [`run`](Self::run) is for frameworks with an allocator of their own, PyTorch's say. Nothing is allocated on the GPU
+/// once the kernels are chosen: outputs, lists and scratch are tensors of the caller's
+/// ([`Tensor::from_device_pointer`]), and everything runs on the plan's stream. The calling thread's current GPU is the
+/// same afterwards:
 ///
 /// ```no_run
 /// use tilewright::attention::{Forward, Shapes, Step};
@@ -75,14 +76,16 @@ impl Plan {
         self.sizes.shapes()
     }
 
-    /// The same plan for calls over such masks: where the share of blocks that a mask keeps is known without asking the GPU, because
-    /// it was made on the host, schedules are chosen by it. Else they are by the share that the rule asks for.
+    /// The same plan for calls over such masks: where the share of blocks that a mask keeps is known without asking the
+    /// GPU, because it was made on the host, schedules are chosen by it. Else they are by the share that the rule asks
+    /// for.
     #[must_use]
     pub fn for_mask(&self, mask: &BlockMask) -> Self {
         Plan { density: mask.known_density().or(self.density), ..self.clone() }
     }
 
-    /// The same plan with its work on a stream of the caller's: see [`CudaDevice::on_stream`](crate::device::CudaDevice::on_stream).
+    /// The same plan with its work on a stream of the caller's: see
+    /// [`CudaDevice::on_stream`](crate::device::CudaDevice::on_stream).
     ///
     /// # Errors
     /// [`Error::NotOnGpu`] for a plan of an attention on the CPU.
@@ -103,14 +106,14 @@ impl Plan {
         self.executor().scratch_bytes(&self.call(), step)
     }
 
-    /// Whether the kernels of a step are chosen: a call only launches then, and neither compiles nor tunes. Always on the CPU, and
-    /// where there is nothing to attend to.
+    /// Whether the kernels of a step are chosen: a call only launches then, and neither compiles nor tunes. Always on
+    /// the CPU, and where there is nothing to attend to.
     pub fn is_warm(&self, step: Step<'_>) -> bool {
         self.executor().is_warm(&self.call(), step)
     }
 
-    /// The kernels that are chosen for these shapes, in the order they run. Those of calls that nobody has made are missing; there are
-    /// none on the CPU.
+    /// The kernels that are chosen for these shapes, in the order they run. Those of calls that nobody has made are
+    /// missing; there are none on the CPU.
     pub fn kernels(&self) -> Vec<Kernel> {
         self.executor().kernels(&self.call())
     }
@@ -148,13 +151,14 @@ impl Plan {
         })
     }
 
-    /// As [`Attention::forward`], into a workspace. On a GPU it only launches: it allocates nothing, waits for nothing, and can be
-    /// captured into a CUDA graph on a stream of the caller's ([`on_stream`](Self::on_stream)). Tensors and workspace must then outlive
-    /// the graph.
+    /// As [`Attention::forward`], into a workspace. On a GPU it only launches: it allocates nothing, waits for nothing,
+    /// and can be captured into a CUDA graph on a stream of the caller's ([`on_stream`](Self::on_stream)). Tensors and
+    /// workspace must then outlive the graph.
     ///
     /// # Errors
-    /// [`Error::Plan`] for tensors of other shapes, [`Error::Workspace`] for a workspace of other shapes, [`Error::ForeignWorkspace`] for
-    /// one of another attention, [`Error::Aliased`] when q, k or v lies in the workspace; otherwise as [`Attention::forward`].
+    /// [`Error::Plan`] for tensors of other shapes, [`Error::Workspace`] for a workspace of other shapes,
+    /// [`Error::ForeignWorkspace`] for one of another attention, [`Error::Aliased`] when q, k or v lies in the
+    /// workspace; otherwise as [`Attention::forward`].
     pub fn forward_into<'a>(
         &self,
         inputs: Inputs<'_>,
@@ -167,18 +171,20 @@ impl Plan {
         Ok(output)
     }
 
-    /// Does [`Forward`](super::Forward), [`Select`](super::Select), [`Attend`](super::Attend) or [`Backward`](super::Backward) in
-    /// memory of the caller's. `scratch` is a contiguous tensor of at least [`scratch_bytes`](Self::scratch_bytes).
+    /// Does [`Forward`](super::Forward), [`Select`](super::Select), [`Attend`](super::Attend) or
+    /// [`Backward`](super::Backward) in memory of the caller's. `scratch` is a contiguous tensor of at least
+    /// [`scratch_bytes`](Self::scratch_bytes).
     ///
-    /// The kernels of a call work in its scratch one after another. Calls on one stream may share it where one returns before the next
-    /// begins; threads that call at the same time need one each, clones being one.
+    /// The kernels of a call work in its scratch one after another. Calls on one stream may share it where one returns
+    /// before the next begins; threads that call at the same time need one each, clones being one.
     ///
     /// # Errors
-    /// [`Error::NotOnGpu`] for an attention on the CPU; [`Error::Plan`] for tensors of other shapes; [`Error::Scratch`],
-    /// [`Error::ScratchInUse`], [`Error::Gaps`], [`Error::Aliased`]; [`Error::Tensor`] for what is written of another shape, dtype or
-    /// device, over nothing too; [`Error::Lists`] for lists to write of the wrong kind. Of lists that are read [`Error::Bind`] for a wrong
-    /// shape or dtype, and [`Error::Mask`] or [`Error::Tensor`] where there is nothing to launch over them. Otherwise as
-    /// [`Attention::forward`] and [`Attention::backward`].
+    /// [`Error::NotOnGpu`] for an attention on the CPU; [`Error::Plan`] for tensors of other shapes;
+    /// [`Error::Scratch`], [`Error::ScratchInUse`], [`Error::Gaps`], [`Error::Aliased`]; [`Error::Tensor`] for what is
+    /// written of another shape, dtype or device, over nothing too; [`Error::Lists`] for lists to write of the wrong
+    /// kind. Of lists that are read [`Error::Bind`] for a wrong shape or dtype, and [`Error::Mask`] or
+    /// [`Error::Tensor`] where there is nothing to launch over them. Otherwise as [`Attention::forward`] and
+    /// [`Attention::backward`].
     pub fn run<'a>(&self, work: impl Into<Work<'a>>, scratch: &mut Tensor) -> Result<(), Error> {
         let Work(work) = work.into();
         let cuda = self.check_work(&work, scratch)?;

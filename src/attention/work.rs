@@ -55,8 +55,9 @@ pub struct Select<'a> {
 
 /// Attends to the blocks of lists.
 ///
-/// The lists by query are read. They may hold anything and need not ascend: a count past its list is cut, and a number that is no
-/// block is skipped. A batch or head dimension of 1 is shared by all. Nothing is read on the host, so that nothing waits.
+/// The lists by query are read. They may hold anything and need not ascend: a count past its list is cut, and a number
+/// that is no block is skipped. A batch or head dimension of 1 is shared by all. Nothing is read on the host, so that
+/// nothing waits.
 #[derive(Debug)]
 pub struct Attend<'a> {
     /// As in [`Inputs`].
@@ -76,8 +77,8 @@ pub struct Attend<'a> {
 /// Makes the gradients of what [`Forward`] or [`Attend`] made of the same q, k, v and lists: see
 /// [`Attention::backward`](super::Attention::backward).
 ///
-/// Lists by key that are not given are made in the scratch. They may hold anything, as for [`Attend`]; of a block named twice in a row
-/// the gradients are not specified.
+/// Lists by key that are not given are made in the scratch. They may hold anything, as for [`Attend`]; of a block named
+/// twice in a row the gradients are not specified.
 #[derive(Debug)]
 pub struct Backward<'a> {
     /// As in [`Inputs`].
@@ -117,7 +118,8 @@ pub(super) enum Kind<'a> {
     Backward(Backward<'a>),
 }
 
-/// What a plan is asked about: a kind of [`Work`], with what its scratch and its kernels depend on beside the plan's shapes.
+/// What a plan is asked about: a kind of [`Work`], with what its scratch and its kernels depend on beside the plan's
+/// shapes.
 #[derive(Debug, Clone, Copy)]
 pub enum Step<'a> {
     /// [`Forward`].

@@ -5,8 +5,8 @@ use super::{MaskLists, Output, Rule, Shapes};
 use crate::Tensor;
 use std::sync::Arc;
 
-/// Memory for calls of one shape, of [`Plan::workspace`](super::Plan::workspace): the lists and the scratch of the selection, and
-/// the output.
+/// Memory for calls of one shape, of [`Plan::workspace`](super::Plan::workspace): the lists and the scratch of the
+/// selection, and the output.
 pub struct Workspace {
     pub(super) output: Output,
     /// Those of the output's mask.

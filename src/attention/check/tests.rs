@@ -22,7 +22,8 @@ fn zeros(dtype: DType, shape: &[usize]) -> Tensor {
     Tensor::zeros(dtype, shape).unwrap()
 }
 
-/// The same tensor with another shape, another dtype, or gaps; what is said of it names what was found and what was needed.
+/// The same tensor with another shape, another dtype, or gaps; what is said of it names what was found and what was
+/// needed.
 fn spoilt(tensor: &Tensor) -> [(Tensor, [String; 2]); 3] {
     let (shape, dtype) = (tensor.shape(), tensor.dtype());
     let longer = [&shape[..shape.len() - 1], &[shape[shape.len() - 1] + 8]].concat();
