@@ -224,13 +224,9 @@ impl Attention {
     /// # Safety
     /// As for [`CudaDevice::on_stream`](crate::device::CudaDevice::on_stream).
     pub unsafe fn on_stream(&self, stream: *mut std::ffi::c_void) -> Result<Self, Error> {
-        let Device::Cuda(cuda) = &self.device else {
-            return Err(Error::NotOnGpu { what: "a stream" });
-        };
         // SAFETY: the caller answers for the stream.
-        let cuda = unsafe { cuda.on_stream(stream) };
-        let executor = self.executor.on(&cuda);
-        Ok(Attention { device: Device::Cuda(cuda), rule: self.rule.clone(), executor })
+        let (device, executor) = unsafe { self.executor.on_stream(stream)? };
+        Ok(Attention { device, executor, rule: self.rule.clone() })
     }
 
     /// The same kernels with another selection and another scale (`1 / sqrt(head_dim)` when not given), for neither is

@@ -115,12 +115,14 @@ impl Plan {
     /// The kernels that are chosen for these shapes, in the order they run. Those of calls that nobody has made are
     /// missing; there are none on the CPU.
     pub fn kernels(&self) -> Vec<Kernel> {
-        self.executor().kernels(&self.call())
+        let stages = self.executor().stages(&self.call()).into_iter();
+        stages.filter_map(|(stage, sizes)| stage.chosen(sizes)).collect()
     }
 
     /// What was chosen for each of [`kernels`](Self::kernels), and why.
     pub fn choices(&self) -> Vec<Choice> {
-        self.executor().choices(&self.call())
+        let stages = self.executor().stages(&self.call()).into_iter();
+        stages.filter_map(|(stage, sizes)| stage.choice(sizes)).collect()
     }
 
     /// As [`Attention::forward`], into new memory.

@@ -121,6 +121,7 @@ pub(super) enum Kind<'a> {
 /// What a plan is asked about: a kind of [`Work`], with what its scratch and its kernels depend on beside the plan's
 /// shapes.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub enum Step<'a> {
     /// [`Forward`].
     Forward,

@@ -1,12 +1,10 @@
 //! The processor.
 
 use super::{Call, Executor};
-use crate::attention::work::{Inputs, Kind, Ranked};
+use crate::attention::work::{Inputs, Ranked};
 use crate::attention::{MaskLists, Output};
-use crate::device::CudaDevice;
 use crate::operands::{Gradients, Shape, Upstream};
 use crate::{BlockMask, Error, Tensor, cpu};
-use std::sync::Arc;
 
 /// Computes in host memory, into tensors of its own.
 pub(in crate::attention) struct Cpu;
@@ -60,13 +58,5 @@ impl Executor for Cpu {
         let (out, lse) = self.attend(call, inputs, &mask)?;
         *output = Output { out, lse, mask };
         Ok(())
-    }
-
-    fn run(&self, call: &Call<'_>, _: Kind<'_>, _: &mut Tensor) -> Result<(), Error> {
-        call.cuda().map(drop)
-    }
-
-    fn on(&self, _: &CudaDevice) -> Arc<dyn Executor> {
-        Arc::new(Cpu)
     }
 }

@@ -9,9 +9,11 @@ pub(super) use nothing::{Nothing, empty_lists, unattended};
 use super::work::{Inputs, Kind, Ranked, Step};
 use super::{MaskLists, Output, Rule, Sizes};
 use crate::device::{CudaDevice, Device};
-use crate::launch::{Choice, Kernel};
+use crate::launch::Tuned;
 use crate::operands::{Gradients, Upstream};
+use crate::tune::Bucket;
 use crate::{BlockMask, Error, Tensor};
+use std::ffi::c_void;
 use std::sync::Arc;
 
 /// What every call of a plan goes by.
@@ -61,8 +63,10 @@ pub(super) trait Executor: Send + Sync {
         scratch: &mut Tensor,
     ) -> Result<(), Error>;
 
-    /// Works in memory of the caller's, on the GPU.
-    fn run(&self, call: &Call<'_>, work: Kind<'_>, scratch: &mut Tensor) -> Result<(), Error>;
+    /// Works in memory of the caller's, where that is possible.
+    fn run(&self, call: &Call<'_>, _: Kind<'_>, _: &mut Tensor) -> Result<(), Error> {
+        call.cuda().map(drop)
+    }
 
     /// The bytes of scratch that [`run`](Self::run) wants.
     fn scratch_bytes(&self, _: &Call<'_>, _: Step<'_>) -> Result<usize, Error> {
@@ -74,16 +78,16 @@ pub(super) trait Executor: Send + Sync {
         true
     }
 
-    /// The kernels that are chosen for a call's sizes, in the order they run.
-    fn kernels(&self, _: &Call<'_>) -> Vec<Kernel> {
+    /// The stages of a call that were ever wanted, in the order they run, each with the sizes that its kernel is chosen by.
+    fn stages(&self, _: &Call<'_>) -> Vec<(&Tuned, Bucket)> {
         Vec::new()
     }
 
-    /// Why.
-    fn choices(&self, _: &Call<'_>) -> Vec<Choice> {
-        Vec::new()
+    /// The same on a stream of the caller's, and the device that stands for it.
+    ///
+    /// # Safety
+    /// As for [`CudaDevice::on_stream`].
+    unsafe fn on_stream(&self, _: *mut c_void) -> Result<(Device, Arc<dyn Executor>), Error> {
+        Err(Error::NotOnGpu { what: "a stream" })
     }
-
-    /// The same on another stream of the same GPU.
-    fn on(&self, cuda: &CudaDevice) -> Arc<dyn Executor>;
 }

@@ -8,7 +8,6 @@ use crate::device::CudaDevice;
 use crate::operands::{Gradients, Upstream};
 use crate::tensor::host_count;
 use crate::{BlockMask, DType, Error, Tensor};
-use std::sync::Arc;
 
 /// Fills in what there is to fill.
 pub(in crate::attention) struct Nothing;
@@ -61,10 +60,6 @@ impl Executor for Nothing {
                 [dq, dk, dv].into_iter().try_for_each(|gradient| gradient.fill_words(cuda, 0))
             }
         }
-    }
-
-    fn on(&self, _: &CudaDevice) -> Arc<dyn Executor> {
-        Arc::new(Nothing)
     }
 }
 

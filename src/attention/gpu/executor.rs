@@ -5,12 +5,13 @@ use crate::attention::executor::{Call, Executor};
 use crate::attention::memory::{Fill, Memory};
 use crate::attention::work::{Attend, Backward, Forward, Inputs, Kind, Ranked, Select, Step};
 use crate::attention::{MaskLists, Output};
-use crate::device::CudaDevice;
-use crate::launch::{Choice, Kernel, Tuned};
+use crate::device::Device;
+use crate::launch::Tuned;
 use crate::operands::{Gradients, Upstream};
 use crate::tensor::Arena;
 use crate::tune::Bucket;
 use crate::{BlockMask, DType, Error, Tensor};
+use std::ffi::c_void;
 use std::sync::Arc;
 
 impl Executor for Pipeline {
@@ -141,29 +142,20 @@ impl Executor for Pipeline {
         }
     }
 
-    fn kernels(&self, call: &Call<'_>) -> Vec<Kernel> {
-        self.stages_of(call).filter_map(|(stage, bucket)| stage.chosen(bucket)).collect()
-    }
-
-    fn choices(&self, call: &Call<'_>) -> Vec<Choice> {
-        self.stages_of(call).filter_map(|(stage, bucket)| stage.choice(bucket)).collect()
-    }
-
-    fn on(&self, cuda: &CudaDevice) -> Arc<dyn Executor> {
-        Arc::new(Pipeline::on(self, cuda))
-    }
-}
-
-impl Pipeline {
-    /// The stages of a call that were ever wanted, in the order they run, each with what its kernel is chosen by.
-    fn stages_of(&self, call: &Call<'_>) -> impl Iterator<Item = (&Tuned, Bucket)> {
+    fn stages(&self, call: &Call<'_>) -> Vec<(&Tuned, Bucket)> {
         let &Call { rule, sizes, density, .. } = call;
         let (selected, attended) = (sizes.bucket(rule, None), sizes.bucket(rule, density));
-        let before =
-            self.selector.stages(sizes).chain(self.order.known().filter(|_| self.orders_rows(sizes)));
-        let before = before.map(move |stage| (stage, selected));
+        let order = self.order.known().filter(|_| self.orders_rows(sizes));
+        let before = self.selector.stages(sizes).chain(order).map(|stage| (stage, selected));
         let after = [&self.forward].into_iter().chain(self.backward.stages());
-        before.chain(after.map(move |stage| (stage, attended)))
+        before.chain(after.map(|stage| (stage, attended))).collect()
+    }
+
+    unsafe fn on_stream(&self, stream: *mut c_void) -> Result<(Device, Arc<dyn Executor>), Error> {
+        let cuda = self.device.as_cuda().ok_or(Error::NotOnGpu { what: "a stream" })?;
+        // SAFETY: the caller answers for the stream.
+        let cuda = unsafe { cuda.on_stream(stream) };
+        Ok((Device::Cuda(cuda.clone()), Arc::new(self.on(&cuda))))
     }
 }
 
