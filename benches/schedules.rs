@@ -16,7 +16,7 @@ use support::{draw, random};
 use tilewright::codegen::lower::{DeviceFunction, FunctionKind};
 use tilewright::device::CudaDevice;
 use tilewright::kernels::forward;
-use tilewright::launch::{FunctionArgs, Kernel, Request};
+use tilewright::launch::{Function, FunctionArgs, Kernel, Request};
 use tilewright::{BlockMask, DType, Device, DeviceFn, Tensor, mask_mod};
 
 const BLOCKS: (usize, usize) = (128, 64);
@@ -136,7 +136,8 @@ fn run(device: &Device, workload: &Workload, rows: Rows) -> Result<Vec<Timing>, 
     let mut lse = Tensor::uninit(device, DType::F32, &[1, heads, seq])?;
     let mask = mask.to(device)?;
     let spec = &kernels[0].variant().candidate.spec;
-    let functions = FunctionArgs::new(cuda, spec, &[None, (rows == Rows::Causal).then_some(&function as _)])?;
+    let functions =
+        FunctionArgs::new(cuda, spec, &[None, (rows == Rows::Causal).then(|| Function::mask(function))])?;
     let mut launch = |entry: &Entry<'_>| {
         let args = forward::Args {
             q: &q,

@@ -2,8 +2,12 @@
 use ::std::borrow::Cow;
 use ::std::mem::{offset_of, size_of};
 use ::tilewright::codegen::{Candidate, Family, KernelSource};
-use ::tilewright::launch::{BindError, Binder, Bound, Dim, KernelArgs};
+use ::tilewright::launch::{
+    BindError, Binder, Bound, Dim, KernelArgs, Probe, TensorArg, Verdict,
+};
 use ::tilewright::{DType, Tensor};
+#[path = "../templates/backward_kv/check.rs"]
+mod check;
 /// The files of kernel `backward_kv`.
 pub static SOURCE: KernelSource = KernelSource {
     name: Cow::Borrowed("backward_kv"),
@@ -24,6 +28,7 @@ pub static SOURCE: KernelSource = KernelSource {
             ),
         ],
     ),
+    has_check: true,
 };
 /// What `backward_kv` takes by value, member for member as its CUDA struct.
 #[repr(C)]
@@ -182,12 +187,173 @@ pub struct Args<'a> {
     pub full_q_indices: Option<&'a Tensor>,
     /// `[batch or 1, kv_heads or 1, kv_blocks]` of i32.
     pub key_order: Option<&'a Tensor>,
-    /// `[batch, kv_heads, seq_kv, head_dim]` of the spec's `T`.
+    /// `[batch, kv_heads, seq_kv, head_dim]` of the spec's `T`: written whole.
     pub dk: &'a mut Tensor,
-    /// `[batch, kv_heads, seq_kv, value_dim]` of the spec's `T`.
+    /// `[batch, kv_heads, seq_kv, value_dim]` of the spec's `T`: written whole.
     pub dv: &'a mut Tensor,
     /// By value.
     pub scale: f32,
+}
+/// The tensors of `backward_kv`, as its declaration has them.
+pub mod tensors {
+    use ::tilewright::DType;
+    use ::tilewright::launch::{Access, Dim, TensorDecl, Tolerance};
+    /// `q`: `[batch, heads, seq_q, head_dim]` of the spec's `T`.
+    pub const Q: TensorDecl = TensorDecl {
+        name: "q",
+        dtype: None,
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("seq_q"),
+            Dim::exact("head_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `k`: `[batch, kv_heads, seq_kv, head_dim]` of the spec's `T`.
+    pub const K: TensorDecl = TensorDecl {
+        name: "k",
+        dtype: None,
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("kv_heads"),
+            Dim::exact("seq_kv"),
+            Dim::exact("head_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `v`: `[batch, kv_heads, seq_kv, value_dim]` of the spec's `T`.
+    pub const V: TensorDecl = TensorDecl {
+        name: "v",
+        dtype: None,
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("kv_heads"),
+            Dim::exact("seq_kv"),
+            Dim::exact("value_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `d_out`: `[batch, heads, seq_q, value_dim]` of the spec's `T`.
+    pub const D_OUT: TensorDecl = TensorDecl {
+        name: "d_out",
+        dtype: None,
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("seq_q"),
+            Dim::exact("value_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `lse`: `[batch, heads, seq_q]` of f32.
+    pub const LSE: TensorDecl = TensorDecl {
+        name: "lse",
+        dtype: Some(DType::F32),
+        dims: &[Dim::exact("batch"), Dim::exact("heads"), Dim::exact("seq_q")],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `delta`: `[batch, heads, seq_q]` of f32.
+    pub const DELTA: TensorDecl = TensorDecl {
+        name: "delta",
+        dtype: Some(DType::F32),
+        dims: &[Dim::exact("batch"), Dim::exact("heads"), Dim::exact("seq_q")],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `q_counts`: `[batch or 1, heads or 1, kv_blocks]` of i32.
+    pub const Q_COUNTS: TensorDecl = TensorDecl {
+        name: "q_counts",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::broadcast("batch"),
+            Dim::broadcast("heads"),
+            Dim::exact("kv_blocks"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `q_indices`: `[batch or 1, heads or 1, kv_blocks, max_blocks]` of i32.
+    pub const Q_INDICES: TensorDecl = TensorDecl {
+        name: "q_indices",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::broadcast("batch"),
+            Dim::broadcast("heads"),
+            Dim::exact("kv_blocks"),
+            Dim::exact("max_blocks"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `full_q_counts`: `[batch or 1, heads or 1, kv_blocks]` of i32.
+    pub const FULL_Q_COUNTS: TensorDecl = TensorDecl {
+        name: "full_q_counts",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::broadcast("batch"),
+            Dim::broadcast("heads"),
+            Dim::exact("kv_blocks"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `full_q_indices`: `[batch or 1, heads or 1, kv_blocks, max_full_blocks]` of i32.
+    pub const FULL_Q_INDICES: TensorDecl = TensorDecl {
+        name: "full_q_indices",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::broadcast("batch"),
+            Dim::broadcast("heads"),
+            Dim::exact("kv_blocks"),
+            Dim::exact("max_full_blocks"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `key_order`: `[batch or 1, kv_heads or 1, kv_blocks]` of i32.
+    pub const KEY_ORDER: TensorDecl = TensorDecl {
+        name: "key_order",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::broadcast("batch"),
+            Dim::broadcast("kv_heads"),
+            Dim::exact("kv_blocks"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `dk`: `[batch, kv_heads, seq_kv, head_dim]` of the spec's `T`.
+    pub const DK: TensorDecl = TensorDecl {
+        name: "dk",
+        dtype: None,
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("kv_heads"),
+            Dim::exact("seq_kv"),
+            Dim::exact("head_dim"),
+        ],
+        access: Access::Out,
+        tolerance: Tolerance::Close(0.01f64),
+    };
+    /// `dv`: `[batch, kv_heads, seq_kv, value_dim]` of the spec's `T`.
+    pub const DV: TensorDecl = TensorDecl {
+        name: "dv",
+        dtype: None,
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("kv_heads"),
+            Dim::exact("seq_kv"),
+            Dim::exact("value_dim"),
+        ],
+        access: Access::Out,
+        tolerance: Tolerance::Close(0.01f64),
+    };
 }
 #[allow(
     clippy::undocumented_unsafe_blocks,
@@ -195,7 +361,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "backward_kv";
-    const DECLARATION: &'static str = "308939fee7e06ca47a405c9dc5d5c625c61beaaad3a6f43557122295f053e2f9";
+    const DECLARATION: &'static str = "c8002f4b93c105b810cdd1e30e25b19402858aea4a42f1f8294636d81b1149e0";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -527,5 +693,28 @@ unsafe impl KernelArgs for Args<'_> {
             scale: self.scale,
         };
         binder.finish(params, grid)
+    }
+    fn tensors(&self) -> Vec<TensorArg<'_>> {
+        [
+            (&tensors::Q, Some(self.q)),
+            (&tensors::K, Some(self.k)),
+            (&tensors::V, Some(self.v)),
+            (&tensors::D_OUT, Some(self.d_out)),
+            (&tensors::LSE, Some(self.lse)),
+            (&tensors::DELTA, Some(self.delta)),
+            (&tensors::Q_COUNTS, Some(self.q_counts)),
+            (&tensors::Q_INDICES, Some(self.q_indices)),
+            (&tensors::FULL_Q_COUNTS, self.full_q_counts),
+            (&tensors::FULL_Q_INDICES, self.full_q_indices),
+            (&tensors::KEY_ORDER, self.key_order),
+            (&tensors::DK, Some(&*self.dk)),
+            (&tensors::DV, Some(&*self.dv)),
+        ]
+            .into_iter()
+            .filter_map(TensorArg::given)
+            .collect()
+    }
+    fn check(&self, probe: &Probe<'_>) -> Verdict {
+        check::check(self, probe)
     }
 }

@@ -2,8 +2,12 @@
 use ::std::borrow::Cow;
 use ::std::mem::{offset_of, size_of};
 use ::tilewright::codegen::{Candidate, Family, KernelSource};
-use ::tilewright::launch::{BindError, Binder, Bound, Dim, KernelArgs};
+use ::tilewright::launch::{
+    BindError, Binder, Bound, Dim, KernelArgs, Probe, TensorArg, Verdict,
+};
 use ::tilewright::{DType, Tensor};
+#[path = "../templates/classify/check.rs"]
+mod check;
 /// The files of kernel `classify`.
 pub static SOURCE: KernelSource = KernelSource {
     name: Cow::Borrowed("classify"),
@@ -16,6 +20,7 @@ pub static SOURCE: KernelSource = KernelSource {
             ),
         ],
     ),
+    has_check: true,
 };
 /// What `classify` takes by value, member for member as its CUDA struct.
 #[repr(C)]
@@ -55,12 +60,30 @@ const _: () = {
 /// it; over the elements that exist (q < seq_q, kv < seq_kv). A block without elements is 0.
 #[derive(Debug)]
 pub struct Args<'a> {
-    /// `[batch, heads, q_blocks, kv_blocks]` of u8.
+    /// `[batch, heads, q_blocks, kv_blocks]` of u8: written whole.
     pub classes: &'a mut Tensor,
     /// By value.
     pub seq_q: i32,
     /// By value.
     pub seq_kv: i32,
+}
+/// The tensors of `classify`, as its declaration has them.
+pub mod tensors {
+    use ::tilewright::DType;
+    use ::tilewright::launch::{Access, Dim, TensorDecl, Tolerance};
+    /// `classes`: `[batch, heads, q_blocks, kv_blocks]` of u8.
+    pub const CLASSES: TensorDecl = TensorDecl {
+        name: "classes",
+        dtype: Some(DType::U8),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("kv_blocks"),
+        ],
+        access: Access::Out,
+        tolerance: Tolerance::Exact,
+    };
 }
 #[allow(
     clippy::undocumented_unsafe_blocks,
@@ -68,7 +91,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "classify";
-    const DECLARATION: &'static str = "7519abee4bbf6500cecbd00fb0924056034affea30ba5670d62fbe8c0a447b86";
+    const DECLARATION: &'static str = "db2310bd2017fb966bd6bf0a3c0ceb149d1dcddc36f8de66f4a4c8744cad2fab";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -124,5 +147,14 @@ unsafe impl KernelArgs for Args<'_> {
             seq_kv: self.seq_kv,
         };
         binder.finish(params, grid)
+    }
+    fn tensors(&self) -> Vec<TensorArg<'_>> {
+        [(&tensors::CLASSES, Some(&*self.classes))]
+            .into_iter()
+            .filter_map(TensorArg::given)
+            .collect()
+    }
+    fn check(&self, probe: &Probe<'_>) -> Verdict {
+        check::check(self, probe)
     }
 }

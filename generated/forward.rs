@@ -2,8 +2,12 @@
 use ::std::borrow::Cow;
 use ::std::mem::{offset_of, size_of};
 use ::tilewright::codegen::{Candidate, Family, KernelSource};
-use ::tilewright::launch::{BindError, Binder, Bound, Dim, KernelArgs};
+use ::tilewright::launch::{
+    BindError, Binder, Bound, Dim, KernelArgs, Probe, TensorArg, Verdict,
+};
 use ::tilewright::{DType, Tensor};
+#[path = "../templates/forward/check.rs"]
+mod check;
 /// The files of kernel `forward`.
 pub static SOURCE: KernelSource = KernelSource {
     name: Cow::Borrowed("forward"),
@@ -28,6 +32,7 @@ pub static SOURCE: KernelSource = KernelSource {
             ),
         ],
     ),
+    has_check: true,
 };
 /// What `forward` takes by value, member for member as its CUDA struct.
 #[repr(C)]
@@ -163,12 +168,139 @@ pub struct Args<'a> {
     pub full_kv_indices: Option<&'a Tensor>,
     /// `[batch or 1, heads or 1, q_blocks]` of i32.
     pub row_order: Option<&'a Tensor>,
-    /// `[batch, heads, seq_q, value_dim]` of the spec's `T`.
+    /// `[batch, heads, seq_q, value_dim]` of the spec's `T`: written whole.
     pub out: &'a mut Tensor,
-    /// `[batch, heads, seq_q]` of f32.
+    /// `[batch, heads, seq_q]` of f32: written whole.
     pub lse: &'a mut Tensor,
     /// By value.
     pub scale: f32,
+}
+/// The tensors of `forward`, as its declaration has them.
+pub mod tensors {
+    use ::tilewright::DType;
+    use ::tilewright::launch::{Access, Dim, TensorDecl, Tolerance};
+    /// `q`: `[batch, heads, seq_q, head_dim]` of the spec's `T`.
+    pub const Q: TensorDecl = TensorDecl {
+        name: "q",
+        dtype: None,
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("seq_q"),
+            Dim::exact("head_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `k`: `[batch, kv_heads, seq_kv, head_dim]` of the spec's `T`.
+    pub const K: TensorDecl = TensorDecl {
+        name: "k",
+        dtype: None,
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("kv_heads"),
+            Dim::exact("seq_kv"),
+            Dim::exact("head_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `v`: `[batch, kv_heads, seq_kv, value_dim]` of the spec's `T`.
+    pub const V: TensorDecl = TensorDecl {
+        name: "v",
+        dtype: None,
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("kv_heads"),
+            Dim::exact("seq_kv"),
+            Dim::exact("value_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `kv_counts`: `[batch or 1, heads or 1, q_blocks]` of i32.
+    pub const KV_COUNTS: TensorDecl = TensorDecl {
+        name: "kv_counts",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::broadcast("batch"),
+            Dim::broadcast("heads"),
+            Dim::exact("q_blocks"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `kv_indices`: `[batch or 1, heads or 1, q_blocks, max_blocks]` of i32.
+    pub const KV_INDICES: TensorDecl = TensorDecl {
+        name: "kv_indices",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::broadcast("batch"),
+            Dim::broadcast("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("max_blocks"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `full_kv_counts`: `[batch or 1, heads or 1, q_blocks]` of i32.
+    pub const FULL_KV_COUNTS: TensorDecl = TensorDecl {
+        name: "full_kv_counts",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::broadcast("batch"),
+            Dim::broadcast("heads"),
+            Dim::exact("q_blocks"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `full_kv_indices`: `[batch or 1, heads or 1, q_blocks, max_full_blocks]` of i32.
+    pub const FULL_KV_INDICES: TensorDecl = TensorDecl {
+        name: "full_kv_indices",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::broadcast("batch"),
+            Dim::broadcast("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("max_full_blocks"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `row_order`: `[batch or 1, heads or 1, q_blocks]` of i32.
+    pub const ROW_ORDER: TensorDecl = TensorDecl {
+        name: "row_order",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::broadcast("batch"),
+            Dim::broadcast("heads"),
+            Dim::exact("q_blocks"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `out`: `[batch, heads, seq_q, value_dim]` of the spec's `T`.
+    pub const OUT: TensorDecl = TensorDecl {
+        name: "out",
+        dtype: None,
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("seq_q"),
+            Dim::exact("value_dim"),
+        ],
+        access: Access::Out,
+        tolerance: Tolerance::Close(0.01f64),
+    };
+    /// `lse`: `[batch, heads, seq_q]` of f32.
+    pub const LSE: TensorDecl = TensorDecl {
+        name: "lse",
+        dtype: Some(DType::F32),
+        dims: &[Dim::exact("batch"), Dim::exact("heads"), Dim::exact("seq_q")],
+        access: Access::Out,
+        tolerance: Tolerance::Close(0.0001f64),
+    };
 }
 #[allow(
     clippy::undocumented_unsafe_blocks,
@@ -176,7 +308,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "forward";
-    const DECLARATION: &'static str = "02c60f4e982b9b7b9d4cd17035aea209c40884715ced0e9d05b835a9fa500084";
+    const DECLARATION: &'static str = "e962b9a8478d62f3712cddd8179ceb169f1bb3d6295a9d59927b9aa2ab6c2ceb";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -430,5 +562,25 @@ unsafe impl KernelArgs for Args<'_> {
             scale: self.scale,
         };
         binder.finish(params, grid)
+    }
+    fn tensors(&self) -> Vec<TensorArg<'_>> {
+        [
+            (&tensors::Q, Some(self.q)),
+            (&tensors::K, Some(self.k)),
+            (&tensors::V, Some(self.v)),
+            (&tensors::KV_COUNTS, Some(self.kv_counts)),
+            (&tensors::KV_INDICES, Some(self.kv_indices)),
+            (&tensors::FULL_KV_COUNTS, self.full_kv_counts),
+            (&tensors::FULL_KV_INDICES, self.full_kv_indices),
+            (&tensors::ROW_ORDER, self.row_order),
+            (&tensors::OUT, Some(&*self.out)),
+            (&tensors::LSE, Some(&*self.lse)),
+        ]
+            .into_iter()
+            .filter_map(TensorArg::given)
+            .collect()
+    }
+    fn check(&self, probe: &Probe<'_>) -> Verdict {
+        check::check(self, probe)
     }
 }

@@ -2,8 +2,12 @@
 use ::std::borrow::Cow;
 use ::std::mem::{offset_of, size_of};
 use ::tilewright::codegen::{Candidate, Family, KernelSource};
-use ::tilewright::launch::{BindError, Binder, Bound, Dim, KernelArgs};
+use ::tilewright::launch::{
+    BindError, Binder, Bound, Dim, KernelArgs, Probe, TensorArg, Verdict,
+};
 use ::tilewright::{DType, Tensor};
+#[path = "../templates/mark/check.rs"]
+mod check;
 /// The files of kernel `mark`.
 pub static SOURCE: KernelSource = KernelSource {
     name: Cow::Borrowed("mark"),
@@ -16,6 +20,7 @@ pub static SOURCE: KernelSource = KernelSource {
             ),
         ],
     ),
+    has_check: true,
 };
 /// What `mark` takes by value, member for member as its CUDA struct.
 #[repr(C)]
@@ -78,12 +83,59 @@ pub struct Args<'a> {
     pub kv_counts: &'a Tensor,
     /// `[batch, heads, q_blocks, max_blocks]` of i32.
     pub kv_indices: &'a Tensor,
-    /// `[batch, heads, q_blocks, words]` of i32.
+    /// `[batch, heads, q_blocks, words]` of i32: written whole.
     pub keep: &'a mut Tensor,
-    /// `[batch, heads]` of i32.
+    /// `[batch, heads]` of i32: written whole.
     pub finished: Option<&'a mut Tensor>,
     /// By value.
     pub kv_blocks: i32,
+}
+/// The tensors of `mark`, as its declaration has them.
+pub mod tensors {
+    use ::tilewright::DType;
+    use ::tilewright::launch::{Access, Dim, TensorDecl, Tolerance};
+    /// `kv_counts`: `[batch, heads, q_blocks]` of i32.
+    pub const KV_COUNTS: TensorDecl = TensorDecl {
+        name: "kv_counts",
+        dtype: Some(DType::I32),
+        dims: &[Dim::exact("batch"), Dim::exact("heads"), Dim::exact("q_blocks")],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `kv_indices`: `[batch, heads, q_blocks, max_blocks]` of i32.
+    pub const KV_INDICES: TensorDecl = TensorDecl {
+        name: "kv_indices",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("max_blocks"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `keep`: `[batch, heads, q_blocks, words]` of i32.
+    pub const KEEP: TensorDecl = TensorDecl {
+        name: "keep",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("words"),
+        ],
+        access: Access::Out,
+        tolerance: Tolerance::Exact,
+    };
+    /// `finished`: `[batch, heads]` of i32.
+    pub const FINISHED: TensorDecl = TensorDecl {
+        name: "finished",
+        dtype: Some(DType::I32),
+        dims: &[Dim::exact("batch"), Dim::exact("heads")],
+        access: Access::Out,
+        tolerance: Tolerance::Exact,
+    };
 }
 #[allow(
     clippy::undocumented_unsafe_blocks,
@@ -91,7 +143,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "mark";
-    const DECLARATION: &'static str = "d856e065e3780cb965171945c40b496094901f34c549ae6bf1d46ff66a70dcfb";
+    const DECLARATION: &'static str = "be6f63cf307dc50925b97f822628e290ba7c934b96ce6b846080a58831366d8c";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -179,5 +231,19 @@ unsafe impl KernelArgs for Args<'_> {
             kv_blocks: self.kv_blocks,
         };
         binder.finish(params, grid)
+    }
+    fn tensors(&self) -> Vec<TensorArg<'_>> {
+        [
+            (&tensors::KV_COUNTS, Some(self.kv_counts)),
+            (&tensors::KV_INDICES, Some(self.kv_indices)),
+            (&tensors::KEEP, Some(&*self.keep)),
+            (&tensors::FINISHED, self.finished.as_deref()),
+        ]
+            .into_iter()
+            .filter_map(TensorArg::given)
+            .collect()
+    }
+    fn check(&self, probe: &Probe<'_>) -> Verdict {
+        check::check(self, probe)
     }
 }

@@ -2,8 +2,12 @@
 use ::std::borrow::Cow;
 use ::std::mem::{offset_of, size_of};
 use ::tilewright::codegen::{Candidate, Family, KernelSource};
-use ::tilewright::launch::{BindError, Binder, Bound, Dim, KernelArgs};
+use ::tilewright::launch::{
+    BindError, Binder, Bound, Dim, KernelArgs, Probe, TensorArg, Verdict,
+};
 use ::tilewright::{DType, Tensor};
+#[path = "../templates/order/check.rs"]
+mod check;
 /// The files of kernel `order`.
 pub static SOURCE: KernelSource = KernelSource {
     name: Cow::Borrowed("order"),
@@ -16,6 +20,7 @@ pub static SOURCE: KernelSource = KernelSource {
             ),
         ],
     ),
+    has_check: true,
 };
 /// What `order` takes by value, member for member as its CUDA struct.
 #[repr(C)]
@@ -65,10 +70,39 @@ pub struct Args<'a> {
     pub counts: &'a Tensor,
     /// `[batch, heads, rows]` of i32.
     pub full_counts: Option<&'a Tensor>,
-    /// `[batch, heads, rows]` of i32.
+    /// `[batch, heads, rows]` of i32: written whole.
     pub row_order: &'a mut Tensor,
     /// By value.
     pub longest: i32,
+}
+/// The tensors of `order`, as its declaration has them.
+pub mod tensors {
+    use ::tilewright::DType;
+    use ::tilewright::launch::{Access, Dim, TensorDecl, Tolerance};
+    /// `counts`: `[batch, heads, rows]` of i32.
+    pub const COUNTS: TensorDecl = TensorDecl {
+        name: "counts",
+        dtype: Some(DType::I32),
+        dims: &[Dim::exact("batch"), Dim::exact("heads"), Dim::exact("rows")],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `full_counts`: `[batch, heads, rows]` of i32.
+    pub const FULL_COUNTS: TensorDecl = TensorDecl {
+        name: "full_counts",
+        dtype: Some(DType::I32),
+        dims: &[Dim::exact("batch"), Dim::exact("heads"), Dim::exact("rows")],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `row_order`: `[batch, heads, rows]` of i32.
+    pub const ROW_ORDER: TensorDecl = TensorDecl {
+        name: "row_order",
+        dtype: Some(DType::I32),
+        dims: &[Dim::exact("batch"), Dim::exact("heads"), Dim::exact("rows")],
+        access: Access::Out,
+        tolerance: Tolerance::Any,
+    };
 }
 #[allow(
     clippy::undocumented_unsafe_blocks,
@@ -76,7 +110,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "order";
-    const DECLARATION: &'static str = "c59e0aec43232a05b5560f442b7593af8b242837f856e6be3ac92821e8cfd4cc";
+    const DECLARATION: &'static str = "dc185994475cb027fbfd0389646ee846f63e8f3f7664c9fe82da63e90016ece6";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -127,5 +161,18 @@ unsafe impl KernelArgs for Args<'_> {
             longest: self.longest,
         };
         binder.finish(params, grid)
+    }
+    fn tensors(&self) -> Vec<TensorArg<'_>> {
+        [
+            (&tensors::COUNTS, Some(self.counts)),
+            (&tensors::FULL_COUNTS, self.full_counts),
+            (&tensors::ROW_ORDER, Some(&*self.row_order)),
+        ]
+            .into_iter()
+            .filter_map(TensorArg::given)
+            .collect()
+    }
+    fn check(&self, probe: &Probe<'_>) -> Verdict {
+        check::check(self, probe)
     }
 }

@@ -2,8 +2,12 @@
 use ::std::borrow::Cow;
 use ::std::mem::{offset_of, size_of};
 use ::tilewright::codegen::{Candidate, Family, KernelSource};
-use ::tilewright::launch::{BindError, Binder, Bound, Dim, KernelArgs};
+use ::tilewright::launch::{
+    BindError, Binder, Bound, Dim, KernelArgs, Probe, TensorArg, Verdict,
+};
 use ::tilewright::{DType, Tensor};
+#[path = "../templates/pool/check.rs"]
+mod check;
 /// The files of kernel `pool`.
 pub static SOURCE: KernelSource = KernelSource {
     name: Cow::Borrowed("pool"),
@@ -16,6 +20,7 @@ pub static SOURCE: KernelSource = KernelSource {
             ),
         ],
     ),
+    has_check: true,
 };
 /// What `pool` takes by value, member for member as its CUDA struct.
 #[repr(C)]
@@ -89,12 +94,77 @@ pub struct Args<'a> {
     pub q: &'a Tensor,
     /// `[batch, kv_heads, seq_kv, head_dim]` of the spec's `T`.
     pub k: &'a Tensor,
-    /// `[batch, heads, q_blocks, head_dim]` of f32.
+    /// `[batch, heads, q_blocks, head_dim]` of f32: written whole.
     pub q_mean: &'a mut Tensor,
-    /// `[batch, kv_heads, kv_blocks, head_dim]` of f32.
+    /// `[batch, kv_heads, kv_blocks, head_dim]` of f32: written whole.
     pub k_mean: &'a mut Tensor,
-    /// `[batch, heads]` of i32.
+    /// `[batch, heads]` of i32: written whole.
     pub finished: Option<&'a mut Tensor>,
+}
+/// The tensors of `pool`, as its declaration has them.
+pub mod tensors {
+    use ::tilewright::DType;
+    use ::tilewright::launch::{Access, Dim, TensorDecl, Tolerance};
+    /// `q`: `[batch, heads, seq_q, head_dim]` of the spec's `T`.
+    pub const Q: TensorDecl = TensorDecl {
+        name: "q",
+        dtype: None,
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("seq_q"),
+            Dim::exact("head_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `k`: `[batch, kv_heads, seq_kv, head_dim]` of the spec's `T`.
+    pub const K: TensorDecl = TensorDecl {
+        name: "k",
+        dtype: None,
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("kv_heads"),
+            Dim::exact("seq_kv"),
+            Dim::exact("head_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `q_mean`: `[batch, heads, q_blocks, head_dim]` of f32.
+    pub const Q_MEAN: TensorDecl = TensorDecl {
+        name: "q_mean",
+        dtype: Some(DType::F32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("head_dim"),
+        ],
+        access: Access::Out,
+        tolerance: Tolerance::Close(0.00001f64),
+    };
+    /// `k_mean`: `[batch, kv_heads, kv_blocks, head_dim]` of f32.
+    pub const K_MEAN: TensorDecl = TensorDecl {
+        name: "k_mean",
+        dtype: Some(DType::F32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("kv_heads"),
+            Dim::exact("kv_blocks"),
+            Dim::exact("head_dim"),
+        ],
+        access: Access::Out,
+        tolerance: Tolerance::Close(0.00001f64),
+    };
+    /// `finished`: `[batch, heads]` of i32.
+    pub const FINISHED: TensorDecl = TensorDecl {
+        name: "finished",
+        dtype: Some(DType::I32),
+        dims: &[Dim::exact("batch"), Dim::exact("heads")],
+        access: Access::Out,
+        tolerance: Tolerance::Exact,
+    };
 }
 #[allow(
     clippy::undocumented_unsafe_blocks,
@@ -102,7 +172,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "pool";
-    const DECLARATION: &'static str = "e293397ce2cf707eff9533809c6da10dfb2e46bc8f5835352dca209dcc9c568e";
+    const DECLARATION: &'static str = "e22feb2a5b2061ebf4207bc13e0423441c3fd1585023cd8b72fc260106611797";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -260,5 +330,20 @@ unsafe impl KernelArgs for Args<'_> {
             kv_blocks: binder.int(kv_blocks)?,
         };
         binder.finish(params, grid)
+    }
+    fn tensors(&self) -> Vec<TensorArg<'_>> {
+        [
+            (&tensors::Q, Some(self.q)),
+            (&tensors::K, Some(self.k)),
+            (&tensors::Q_MEAN, Some(&*self.q_mean)),
+            (&tensors::K_MEAN, Some(&*self.k_mean)),
+            (&tensors::FINISHED, self.finished.as_deref()),
+        ]
+            .into_iter()
+            .filter_map(TensorArg::given)
+            .collect()
+    }
+    fn check(&self, probe: &Probe<'_>) -> Verdict {
+        check::check(self, probe)
     }
 }

@@ -2,8 +2,12 @@
 use ::std::borrow::Cow;
 use ::std::mem::{offset_of, size_of};
 use ::tilewright::codegen::{Candidate, Family, KernelSource};
-use ::tilewright::launch::{BindError, Binder, Bound, Dim, KernelArgs};
+use ::tilewright::launch::{
+    BindError, Binder, Bound, Dim, KernelArgs, Probe, TensorArg, Verdict,
+};
 use ::tilewright::{DType, Tensor};
+#[path = "../templates/rank/check.rs"]
+mod check;
 /// The files of kernel `rank`.
 pub static SOURCE: KernelSource = KernelSource {
     name: Cow::Borrowed("rank"),
@@ -16,6 +20,7 @@ pub static SOURCE: KernelSource = KernelSource {
             ),
         ],
     ),
+    has_check: true,
 };
 /// What `rank` takes by value, member for member as its CUDA struct.
 #[repr(C)]
@@ -147,21 +152,21 @@ pub struct Args<'a> {
     pub classes: Option<&'a Tensor>,
     /// `[batch, heads, q_blocks, kv_blocks]` of f32.
     pub partial_logits: Option<&'a Tensor>,
-    /// `[batch, heads, q_blocks]` of i32.
+    /// `[batch, heads, q_blocks]` of i32: written whole.
     pub kv_counts: &'a mut Tensor,
-    /// `[batch, heads, q_blocks, kv_blocks]` of i32.
+    /// `[batch, heads, q_blocks, kv_blocks]` of i32: written whole.
     pub kv_indices: &'a mut Tensor,
-    /// `[batch, heads, q_blocks]` of i32.
+    /// `[batch, heads, q_blocks]` of i32: written whole.
     pub full_kv_counts: Option<&'a mut Tensor>,
-    /// `[batch, heads, q_blocks, kv_blocks]` of i32.
+    /// `[batch, heads, q_blocks, kv_blocks]` of i32: written whole.
     pub full_kv_indices: Option<&'a mut Tensor>,
-    /// `[batch, heads, q_blocks, words]` of i32.
+    /// `[batch, heads, q_blocks, words]` of i32: written whole.
     pub keep: &'a mut Tensor,
-    /// `[batch, heads, q_blocks, words]` of i32.
+    /// `[batch, heads, q_blocks, words]` of i32: written whole.
     pub full_keep: Option<&'a mut Tensor>,
-    /// `[batch, heads, q_blocks]` of i32.
+    /// `[batch, heads, q_blocks]` of i32: written whole.
     pub row_order: Option<&'a mut Tensor>,
-    /// `[batch, heads]` of i32.
+    /// `[batch, heads]` of i32: 0, and 0 again afterwards.
     pub finished: Option<&'a mut Tensor>,
     /// By value.
     pub scale: f32,
@@ -170,13 +175,154 @@ pub struct Args<'a> {
     /// By value.
     pub top_p: f32,
 }
+/// The tensors of `rank`, as its declaration has them.
+pub mod tensors {
+    use ::tilewright::DType;
+    use ::tilewright::launch::{Access, Dim, TensorDecl, Tolerance};
+    /// `q_mean`: `[batch, heads, q_blocks, head_dim]` of f32.
+    pub const Q_MEAN: TensorDecl = TensorDecl {
+        name: "q_mean",
+        dtype: Some(DType::F32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("head_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `k_mean`: `[batch, kv_heads, kv_blocks, head_dim]` of f32.
+    pub const K_MEAN: TensorDecl = TensorDecl {
+        name: "k_mean",
+        dtype: Some(DType::F32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("kv_heads"),
+            Dim::exact("kv_blocks"),
+            Dim::exact("head_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `classes`: `[batch or 1, heads or 1, q_blocks, kv_blocks]` of u8.
+    pub const CLASSES: TensorDecl = TensorDecl {
+        name: "classes",
+        dtype: Some(DType::U8),
+        dims: &[
+            Dim::broadcast("batch"),
+            Dim::broadcast("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("kv_blocks"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `partial_logits`: `[batch, heads, q_blocks, kv_blocks]` of f32.
+    pub const PARTIAL_LOGITS: TensorDecl = TensorDecl {
+        name: "partial_logits",
+        dtype: Some(DType::F32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("kv_blocks"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `kv_counts`: `[batch, heads, q_blocks]` of i32.
+    pub const KV_COUNTS: TensorDecl = TensorDecl {
+        name: "kv_counts",
+        dtype: Some(DType::I32),
+        dims: &[Dim::exact("batch"), Dim::exact("heads"), Dim::exact("q_blocks")],
+        access: Access::Out,
+        tolerance: Tolerance::Share(0.01f64),
+    };
+    /// `kv_indices`: `[batch, heads, q_blocks, kv_blocks]` of i32.
+    pub const KV_INDICES: TensorDecl = TensorDecl {
+        name: "kv_indices",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("kv_blocks"),
+        ],
+        access: Access::Out,
+        tolerance: Tolerance::Share(0.01f64),
+    };
+    /// `full_kv_counts`: `[batch, heads, q_blocks]` of i32.
+    pub const FULL_KV_COUNTS: TensorDecl = TensorDecl {
+        name: "full_kv_counts",
+        dtype: Some(DType::I32),
+        dims: &[Dim::exact("batch"), Dim::exact("heads"), Dim::exact("q_blocks")],
+        access: Access::Out,
+        tolerance: Tolerance::Share(0.01f64),
+    };
+    /// `full_kv_indices`: `[batch, heads, q_blocks, kv_blocks]` of i32.
+    pub const FULL_KV_INDICES: TensorDecl = TensorDecl {
+        name: "full_kv_indices",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("kv_blocks"),
+        ],
+        access: Access::Out,
+        tolerance: Tolerance::Share(0.01f64),
+    };
+    /// `keep`: `[batch, heads, q_blocks, words]` of i32.
+    pub const KEEP: TensorDecl = TensorDecl {
+        name: "keep",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("words"),
+        ],
+        access: Access::Out,
+        tolerance: Tolerance::Share(0.01f64),
+    };
+    /// `full_keep`: `[batch, heads, q_blocks, words]` of i32.
+    pub const FULL_KEEP: TensorDecl = TensorDecl {
+        name: "full_keep",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("words"),
+        ],
+        access: Access::Out,
+        tolerance: Tolerance::Share(0.01f64),
+    };
+    /// `row_order`: `[batch, heads, q_blocks]` of i32.
+    pub const ROW_ORDER: TensorDecl = TensorDecl {
+        name: "row_order",
+        dtype: Some(DType::I32),
+        dims: &[Dim::exact("batch"), Dim::exact("heads"), Dim::exact("q_blocks")],
+        access: Access::Out,
+        tolerance: Tolerance::Any,
+    };
+    /// `finished`: `[batch, heads]` of i32.
+    pub const FINISHED: TensorDecl = TensorDecl {
+        name: "finished",
+        dtype: Some(DType::I32),
+        dims: &[Dim::exact("batch"), Dim::exact("heads")],
+        access: Access::Counters,
+        tolerance: Tolerance::Exact,
+    };
+}
 #[allow(
     clippy::undocumented_unsafe_blocks,
     reason = "written from the declaration that the CUDA struct is written from, with the layout asserted"
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "rank";
-    const DECLARATION: &'static str = "68372f9033b7dd1ca6fc3a013aab32b0824511a293fc4eb012e8fdedf4c8c762";
+    const DECLARATION: &'static str = "a2ed5e0a1370d7cc153d3e35aec4f8c95b44cdb5ed5ed93a6816a90ee879197d";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -428,5 +574,27 @@ unsafe impl KernelArgs for Args<'_> {
             top_p: self.top_p,
         };
         binder.finish(params, grid)
+    }
+    fn tensors(&self) -> Vec<TensorArg<'_>> {
+        [
+            (&tensors::Q_MEAN, Some(self.q_mean)),
+            (&tensors::K_MEAN, Some(self.k_mean)),
+            (&tensors::CLASSES, self.classes),
+            (&tensors::PARTIAL_LOGITS, self.partial_logits),
+            (&tensors::KV_COUNTS, Some(&*self.kv_counts)),
+            (&tensors::KV_INDICES, Some(&*self.kv_indices)),
+            (&tensors::FULL_KV_COUNTS, self.full_kv_counts.as_deref()),
+            (&tensors::FULL_KV_INDICES, self.full_kv_indices.as_deref()),
+            (&tensors::KEEP, Some(&*self.keep)),
+            (&tensors::FULL_KEEP, self.full_keep.as_deref()),
+            (&tensors::ROW_ORDER, self.row_order.as_deref()),
+            (&tensors::FINISHED, self.finished.as_deref()),
+        ]
+            .into_iter()
+            .filter_map(TensorArg::given)
+            .collect()
+    }
+    fn check(&self, probe: &Probe<'_>) -> Verdict {
+        check::check(self, probe)
     }
 }

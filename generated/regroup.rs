@@ -2,8 +2,12 @@
 use ::std::borrow::Cow;
 use ::std::mem::{offset_of, size_of};
 use ::tilewright::codegen::{Candidate, Family, KernelSource};
-use ::tilewright::launch::{BindError, Binder, Bound, Dim, KernelArgs};
+use ::tilewright::launch::{
+    BindError, Binder, Bound, Dim, KernelArgs, Probe, TensorArg, Verdict,
+};
 use ::tilewright::{DType, Tensor};
+#[path = "../templates/regroup/check.rs"]
+mod check;
 /// The files of kernel `regroup`.
 pub static SOURCE: KernelSource = KernelSource {
     name: Cow::Borrowed("regroup"),
@@ -16,6 +20,7 @@ pub static SOURCE: KernelSource = KernelSource {
             ),
         ],
     ),
+    has_check: true,
 };
 /// What `regroup` takes by value, member for member as its CUDA struct.
 #[repr(C)]
@@ -61,8 +66,47 @@ pub struct Args<'a> {
     pub x: &'a Tensor,
     /// `[seq]` of i32.
     pub order: &'a Tensor,
-    /// `[batch, heads, seq, width]` of the spec's `T`.
+    /// `[batch, heads, seq, width]` of the spec's `T`: written whole.
     pub out: &'a mut Tensor,
+}
+/// The tensors of `regroup`, as its declaration has them.
+pub mod tensors {
+    use ::tilewright::DType;
+    use ::tilewright::launch::{Access, Dim, TensorDecl, Tolerance};
+    /// `x`: `[batch, heads, seq, width]` of the spec's `T`.
+    pub const X: TensorDecl = TensorDecl {
+        name: "x",
+        dtype: None,
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("seq"),
+            Dim::exact("width"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `order`: `[seq]` of i32.
+    pub const ORDER: TensorDecl = TensorDecl {
+        name: "order",
+        dtype: Some(DType::I32),
+        dims: &[Dim::exact("seq")],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `out`: `[batch, heads, seq, width]` of the spec's `T`.
+    pub const OUT: TensorDecl = TensorDecl {
+        name: "out",
+        dtype: None,
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("seq"),
+            Dim::exact("width"),
+        ],
+        access: Access::Out,
+        tolerance: Tolerance::Exact,
+    };
 }
 #[allow(
     clippy::undocumented_unsafe_blocks,
@@ -70,7 +114,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "regroup";
-    const DECLARATION: &'static str = "5d8a6471c4bf1f91efff07e1fc93c6a2b19cc0305e3595d8257fc22015eb7192";
+    const DECLARATION: &'static str = "7181f0e6904f78489854db91d1187e57d82278820fe6107a5e3d8596cc896c21";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -137,5 +181,18 @@ unsafe impl KernelArgs for Args<'_> {
             width: binder.int(width)?,
         };
         binder.finish(params, grid)
+    }
+    fn tensors(&self) -> Vec<TensorArg<'_>> {
+        [
+            (&tensors::X, Some(self.x)),
+            (&tensors::ORDER, Some(self.order)),
+            (&tensors::OUT, Some(&*self.out)),
+        ]
+            .into_iter()
+            .filter_map(TensorArg::given)
+            .collect()
+    }
+    fn check(&self, probe: &Probe<'_>) -> Verdict {
+        check::check(self, probe)
     }
 }

@@ -2,8 +2,12 @@
 use ::std::borrow::Cow;
 use ::std::mem::{offset_of, size_of};
 use ::tilewright::codegen::{Candidate, Family, KernelSource};
-use ::tilewright::launch::{BindError, Binder, Bound, Dim, KernelArgs};
+use ::tilewright::launch::{
+    BindError, Binder, Bound, Dim, KernelArgs, Probe, TensorArg, Verdict,
+};
 use ::tilewright::{DType, Tensor};
+#[path = "../templates/score/check.rs"]
+mod check;
 /// The files of kernel `score`.
 pub static SOURCE: KernelSource = KernelSource {
     name: Cow::Borrowed("score"),
@@ -16,6 +20,7 @@ pub static SOURCE: KernelSource = KernelSource {
             ),
         ],
     ),
+    has_check: true,
 };
 /// What `score` takes by value, member for member as its CUDA struct.
 #[repr(C)]
@@ -77,10 +82,54 @@ pub struct Args<'a> {
     pub q_mean: &'a Tensor,
     /// `[batch, kv_heads, kv_blocks, head_dim]` of f32.
     pub k_mean: &'a Tensor,
-    /// `[batch, heads, q_blocks, kv_blocks]` of f32.
+    /// `[batch, heads, q_blocks, kv_blocks]` of f32: written whole.
     pub logits: &'a mut Tensor,
     /// By value.
     pub scale: f32,
+}
+/// The tensors of `score`, as its declaration has them.
+pub mod tensors {
+    use ::tilewright::DType;
+    use ::tilewright::launch::{Access, Dim, TensorDecl, Tolerance};
+    /// `q_mean`: `[batch, heads, q_blocks, head_dim]` of f32.
+    pub const Q_MEAN: TensorDecl = TensorDecl {
+        name: "q_mean",
+        dtype: Some(DType::F32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("head_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `k_mean`: `[batch, kv_heads, kv_blocks, head_dim]` of f32.
+    pub const K_MEAN: TensorDecl = TensorDecl {
+        name: "k_mean",
+        dtype: Some(DType::F32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("kv_heads"),
+            Dim::exact("kv_blocks"),
+            Dim::exact("head_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `logits`: `[batch, heads, q_blocks, kv_blocks]` of f32.
+    pub const LOGITS: TensorDecl = TensorDecl {
+        name: "logits",
+        dtype: Some(DType::F32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("kv_blocks"),
+        ],
+        access: Access::Out,
+        tolerance: Tolerance::Close(0.00001f64),
+    };
 }
 #[allow(
     clippy::undocumented_unsafe_blocks,
@@ -88,7 +137,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "score";
-    const DECLARATION: &'static str = "3cb8642b1edbbc6e231b499e59ef1655aee21d2b62ac1f943e9f60ee6f338b9e";
+    const DECLARATION: &'static str = "36629dd8a7d7bf79157238c11d9ab4447887391b7015b8549a039150d74aa627";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -196,5 +245,18 @@ unsafe impl KernelArgs for Args<'_> {
             padding: 0,
         };
         binder.finish(params, grid)
+    }
+    fn tensors(&self) -> Vec<TensorArg<'_>> {
+        [
+            (&tensors::Q_MEAN, Some(self.q_mean)),
+            (&tensors::K_MEAN, Some(self.k_mean)),
+            (&tensors::LOGITS, Some(&*self.logits)),
+        ]
+            .into_iter()
+            .filter_map(TensorArg::given)
+            .collect()
+    }
+    fn check(&self, probe: &Probe<'_>) -> Verdict {
+        check::check(self, probe)
     }
 }

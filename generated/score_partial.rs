@@ -2,8 +2,12 @@
 use ::std::borrow::Cow;
 use ::std::mem::{offset_of, size_of};
 use ::tilewright::codegen::{Candidate, Family, KernelSource};
-use ::tilewright::launch::{BindError, Binder, Bound, Dim, KernelArgs};
+use ::tilewright::launch::{
+    BindError, Binder, Bound, Dim, KernelArgs, Probe, TensorArg, Verdict,
+};
 use ::tilewright::{DType, Tensor};
+#[path = "../templates/score_partial/check.rs"]
+mod check;
 /// The files of kernel `score_partial`.
 pub static SOURCE: KernelSource = KernelSource {
     name: Cow::Borrowed("score_partial"),
@@ -16,6 +20,7 @@ pub static SOURCE: KernelSource = KernelSource {
             ),
         ],
     ),
+    has_check: true,
 };
 /// What `score_partial` takes by value, member for member as its CUDA struct.
 #[repr(C)]
@@ -101,12 +106,82 @@ pub struct Args<'a> {
     pub k_mean: &'a Tensor,
     /// `[batch, heads, q_blocks, kv_blocks]` of u8.
     pub classes: &'a Tensor,
-    /// `[batch, heads, q_blocks, kv_blocks]` of f32.
+    /// `[batch, heads, q_blocks, kv_blocks]` of f32: changed in place.
     pub logits: &'a mut Tensor,
     /// By value.
     pub seq_q: i32,
     /// By value.
     pub scale: f32,
+}
+/// The tensors of `score_partial`, as its declaration has them.
+pub mod tensors {
+    use ::tilewright::DType;
+    use ::tilewright::launch::{Access, Dim, TensorDecl, Tolerance};
+    /// `q_mean`: `[batch, heads, q_blocks, head_dim]` of f32.
+    pub const Q_MEAN: TensorDecl = TensorDecl {
+        name: "q_mean",
+        dtype: Some(DType::F32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("head_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `k`: `[batch, kv_heads, seq_kv, head_dim]` of the spec's `T`.
+    pub const K: TensorDecl = TensorDecl {
+        name: "k",
+        dtype: None,
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("kv_heads"),
+            Dim::exact("seq_kv"),
+            Dim::exact("head_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `k_mean`: `[batch, kv_heads, kv_blocks, head_dim]` of f32.
+    pub const K_MEAN: TensorDecl = TensorDecl {
+        name: "k_mean",
+        dtype: Some(DType::F32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("kv_heads"),
+            Dim::exact("kv_blocks"),
+            Dim::exact("head_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `classes`: `[batch, heads, q_blocks, kv_blocks]` of u8.
+    pub const CLASSES: TensorDecl = TensorDecl {
+        name: "classes",
+        dtype: Some(DType::U8),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("kv_blocks"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `logits`: `[batch, heads, q_blocks, kv_blocks]` of f32.
+    pub const LOGITS: TensorDecl = TensorDecl {
+        name: "logits",
+        dtype: Some(DType::F32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("kv_blocks"),
+        ],
+        access: Access::InOut,
+        tolerance: Tolerance::Close(0.00001f64),
+    };
 }
 #[allow(
     clippy::undocumented_unsafe_blocks,
@@ -114,7 +189,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "score_partial";
-    const DECLARATION: &'static str = "7df125908cbc0a77f83d92bd6c5dd0e0829ab8d12aee4379d41deb9c1f69ce0f";
+    const DECLARATION: &'static str = "9ac7acc1e2dda877e424c40edae2aea6ae2b0791c6883e28d643f67a517fbee5";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -274,5 +349,20 @@ unsafe impl KernelArgs for Args<'_> {
             padding: 0,
         };
         binder.finish(params, grid)
+    }
+    fn tensors(&self) -> Vec<TensorArg<'_>> {
+        [
+            (&tensors::Q_MEAN, Some(self.q_mean)),
+            (&tensors::K, Some(self.k)),
+            (&tensors::K_MEAN, Some(self.k_mean)),
+            (&tensors::CLASSES, Some(self.classes)),
+            (&tensors::LOGITS, Some(&*self.logits)),
+        ]
+            .into_iter()
+            .filter_map(TensorArg::given)
+            .collect()
+    }
+    fn check(&self, probe: &Probe<'_>) -> Verdict {
+        check::check(self, probe)
     }
 }

@@ -2,8 +2,12 @@
 use ::std::borrow::Cow;
 use ::std::mem::{offset_of, size_of};
 use ::tilewright::codegen::{Candidate, Family, KernelSource};
-use ::tilewright::launch::{BindError, Binder, Bound, Dim, KernelArgs};
+use ::tilewright::launch::{
+    BindError, Binder, Bound, Dim, KernelArgs, Probe, TensorArg, Verdict,
+};
 use ::tilewright::{DType, Tensor};
+#[path = "../templates/select/check.rs"]
+mod check;
 /// The files of kernel `select`.
 pub static SOURCE: KernelSource = KernelSource {
     name: Cow::Borrowed("select"),
@@ -16,6 +20,7 @@ pub static SOURCE: KernelSource = KernelSource {
             ),
         ],
     ),
+    has_check: true,
 };
 /// What `select` takes by value, member for member as its CUDA struct.
 #[repr(C)]
@@ -126,30 +131,145 @@ const _: () = {
 /// forward; for it `finished` must be 0, and is 0 again afterwards.
 #[derive(Debug)]
 pub struct Args<'a> {
-    /// `[batch, heads, q_blocks, kv_blocks]` of f32.
+    /// `[batch, heads, q_blocks, kv_blocks]` of f32: changed in place.
     pub logits: &'a mut Tensor,
     /// `[batch or 1, heads or 1, q_blocks, kv_blocks]` of u8.
     pub classes: Option<&'a Tensor>,
-    /// `[batch, heads, q_blocks]` of i32.
+    /// `[batch, heads, q_blocks]` of i32: written whole.
     pub kv_counts: &'a mut Tensor,
-    /// `[batch, heads, q_blocks, kv_blocks]` of i32.
+    /// `[batch, heads, q_blocks, kv_blocks]` of i32: written whole.
     pub kv_indices: &'a mut Tensor,
-    /// `[batch, heads, q_blocks]` of i32.
+    /// `[batch, heads, q_blocks]` of i32: written whole.
     pub full_kv_counts: Option<&'a mut Tensor>,
-    /// `[batch, heads, q_blocks, kv_blocks]` of i32.
+    /// `[batch, heads, q_blocks, kv_blocks]` of i32: written whole.
     pub full_kv_indices: Option<&'a mut Tensor>,
-    /// `[batch, heads, q_blocks, words]` of i32.
+    /// `[batch, heads, q_blocks, words]` of i32: written whole.
     pub keep: &'a mut Tensor,
-    /// `[batch, heads, q_blocks, words]` of i32.
+    /// `[batch, heads, q_blocks, words]` of i32: written whole.
     pub full_keep: Option<&'a mut Tensor>,
-    /// `[batch, heads, q_blocks]` of i32.
+    /// `[batch, heads, q_blocks]` of i32: written whole.
     pub row_order: Option<&'a mut Tensor>,
-    /// `[batch, heads]` of i32.
+    /// `[batch, heads]` of i32: 0, and 0 again afterwards.
     pub finished: Option<&'a mut Tensor>,
     /// By value.
     pub top_k: f32,
     /// By value.
     pub top_p: f32,
+}
+/// The tensors of `select`, as its declaration has them.
+pub mod tensors {
+    use ::tilewright::DType;
+    use ::tilewright::launch::{Access, Dim, TensorDecl, Tolerance};
+    /// `logits`: `[batch, heads, q_blocks, kv_blocks]` of f32.
+    pub const LOGITS: TensorDecl = TensorDecl {
+        name: "logits",
+        dtype: Some(DType::F32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("kv_blocks"),
+        ],
+        access: Access::InOut,
+        tolerance: Tolerance::Any,
+    };
+    /// `classes`: `[batch or 1, heads or 1, q_blocks, kv_blocks]` of u8.
+    pub const CLASSES: TensorDecl = TensorDecl {
+        name: "classes",
+        dtype: Some(DType::U8),
+        dims: &[
+            Dim::broadcast("batch"),
+            Dim::broadcast("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("kv_blocks"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `kv_counts`: `[batch, heads, q_blocks]` of i32.
+    pub const KV_COUNTS: TensorDecl = TensorDecl {
+        name: "kv_counts",
+        dtype: Some(DType::I32),
+        dims: &[Dim::exact("batch"), Dim::exact("heads"), Dim::exact("q_blocks")],
+        access: Access::Out,
+        tolerance: Tolerance::Share(0.01f64),
+    };
+    /// `kv_indices`: `[batch, heads, q_blocks, kv_blocks]` of i32.
+    pub const KV_INDICES: TensorDecl = TensorDecl {
+        name: "kv_indices",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("kv_blocks"),
+        ],
+        access: Access::Out,
+        tolerance: Tolerance::Share(0.01f64),
+    };
+    /// `full_kv_counts`: `[batch, heads, q_blocks]` of i32.
+    pub const FULL_KV_COUNTS: TensorDecl = TensorDecl {
+        name: "full_kv_counts",
+        dtype: Some(DType::I32),
+        dims: &[Dim::exact("batch"), Dim::exact("heads"), Dim::exact("q_blocks")],
+        access: Access::Out,
+        tolerance: Tolerance::Share(0.01f64),
+    };
+    /// `full_kv_indices`: `[batch, heads, q_blocks, kv_blocks]` of i32.
+    pub const FULL_KV_INDICES: TensorDecl = TensorDecl {
+        name: "full_kv_indices",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("kv_blocks"),
+        ],
+        access: Access::Out,
+        tolerance: Tolerance::Share(0.01f64),
+    };
+    /// `keep`: `[batch, heads, q_blocks, words]` of i32.
+    pub const KEEP: TensorDecl = TensorDecl {
+        name: "keep",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("words"),
+        ],
+        access: Access::Out,
+        tolerance: Tolerance::Share(0.01f64),
+    };
+    /// `full_keep`: `[batch, heads, q_blocks, words]` of i32.
+    pub const FULL_KEEP: TensorDecl = TensorDecl {
+        name: "full_keep",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("words"),
+        ],
+        access: Access::Out,
+        tolerance: Tolerance::Share(0.01f64),
+    };
+    /// `row_order`: `[batch, heads, q_blocks]` of i32.
+    pub const ROW_ORDER: TensorDecl = TensorDecl {
+        name: "row_order",
+        dtype: Some(DType::I32),
+        dims: &[Dim::exact("batch"), Dim::exact("heads"), Dim::exact("q_blocks")],
+        access: Access::Out,
+        tolerance: Tolerance::Any,
+    };
+    /// `finished`: `[batch, heads]` of i32.
+    pub const FINISHED: TensorDecl = TensorDecl {
+        name: "finished",
+        dtype: Some(DType::I32),
+        dims: &[Dim::exact("batch"), Dim::exact("heads")],
+        access: Access::Counters,
+        tolerance: Tolerance::Exact,
+    };
 }
 #[allow(
     clippy::undocumented_unsafe_blocks,
@@ -157,7 +277,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "select";
-    const DECLARATION: &'static str = "75b3effe24c7e8a83ceb5aa09f08cec5618ca0a95b2f1f2c4accbe6f2be5fc8f";
+    const DECLARATION: &'static str = "9c0aefd73864e34db19073ce0414e32d80aaeaaa529cc2957e021297ad1da540";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -343,5 +463,25 @@ unsafe impl KernelArgs for Args<'_> {
             padding: 0,
         };
         binder.finish(params, grid)
+    }
+    fn tensors(&self) -> Vec<TensorArg<'_>> {
+        [
+            (&tensors::LOGITS, Some(&*self.logits)),
+            (&tensors::CLASSES, self.classes),
+            (&tensors::KV_COUNTS, Some(&*self.kv_counts)),
+            (&tensors::KV_INDICES, Some(&*self.kv_indices)),
+            (&tensors::FULL_KV_COUNTS, self.full_kv_counts.as_deref()),
+            (&tensors::FULL_KV_INDICES, self.full_kv_indices.as_deref()),
+            (&tensors::KEEP, Some(&*self.keep)),
+            (&tensors::FULL_KEEP, self.full_keep.as_deref()),
+            (&tensors::ROW_ORDER, self.row_order.as_deref()),
+            (&tensors::FINISHED, self.finished.as_deref()),
+        ]
+            .into_iter()
+            .filter_map(TensorArg::given)
+            .collect()
+    }
+    fn check(&self, probe: &Probe<'_>) -> Verdict {
+        check::check(self, probe)
     }
 }

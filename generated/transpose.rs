@@ -2,8 +2,12 @@
 use ::std::borrow::Cow;
 use ::std::mem::{offset_of, size_of};
 use ::tilewright::codegen::{Candidate, Family, KernelSource};
-use ::tilewright::launch::{BindError, Binder, Bound, Dim, KernelArgs};
+use ::tilewright::launch::{
+    BindError, Binder, Bound, Dim, KernelArgs, Probe, TensorArg, Verdict,
+};
 use ::tilewright::{DType, Tensor};
+#[path = "../templates/transpose/check.rs"]
+mod check;
 /// The files of kernel `transpose`.
 pub static SOURCE: KernelSource = KernelSource {
     name: Cow::Borrowed("transpose"),
@@ -16,6 +20,7 @@ pub static SOURCE: KernelSource = KernelSource {
             ),
         ],
     ),
+    has_check: true,
 };
 /// What `transpose` takes by value, member for member as its CUDA struct.
 #[repr(C)]
@@ -104,18 +109,107 @@ pub struct Args<'a> {
     pub keep: &'a Tensor,
     /// `[batch, heads, q_blocks, words]` of i32.
     pub full_keep: Option<&'a Tensor>,
-    /// `[batch, heads, kv_blocks]` of i32.
+    /// `[batch, heads, kv_blocks]` of i32: written whole.
     pub q_counts: &'a mut Tensor,
-    /// `[batch, heads, kv_blocks, q_blocks]` of i32.
+    /// `[batch, heads, kv_blocks, q_blocks]` of i32: written whole.
     pub q_indices: &'a mut Tensor,
-    /// `[batch, heads, kv_blocks]` of i32.
+    /// `[batch, heads, kv_blocks]` of i32: written whole.
     pub full_q_counts: Option<&'a mut Tensor>,
-    /// `[batch, heads, kv_blocks, q_blocks]` of i32.
+    /// `[batch, heads, kv_blocks, q_blocks]` of i32: written whole.
     pub full_q_indices: Option<&'a mut Tensor>,
-    /// `[batch, heads, kv_blocks]` of i32.
+    /// `[batch, heads, kv_blocks]` of i32: written whole.
     pub key_order: Option<&'a mut Tensor>,
-    /// `[batch, heads]` of i32.
+    /// `[batch, heads]` of i32: 0, and 0 again afterwards.
     pub finished: Option<&'a mut Tensor>,
+}
+/// The tensors of `transpose`, as its declaration has them.
+pub mod tensors {
+    use ::tilewright::DType;
+    use ::tilewright::launch::{Access, Dim, TensorDecl, Tolerance};
+    /// `keep`: `[batch, heads, q_blocks, words]` of i32.
+    pub const KEEP: TensorDecl = TensorDecl {
+        name: "keep",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("words"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `full_keep`: `[batch, heads, q_blocks, words]` of i32.
+    pub const FULL_KEEP: TensorDecl = TensorDecl {
+        name: "full_keep",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("words"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `q_counts`: `[batch, heads, kv_blocks]` of i32.
+    pub const Q_COUNTS: TensorDecl = TensorDecl {
+        name: "q_counts",
+        dtype: Some(DType::I32),
+        dims: &[Dim::exact("batch"), Dim::exact("heads"), Dim::exact("kv_blocks")],
+        access: Access::Out,
+        tolerance: Tolerance::Exact,
+    };
+    /// `q_indices`: `[batch, heads, kv_blocks, q_blocks]` of i32.
+    pub const Q_INDICES: TensorDecl = TensorDecl {
+        name: "q_indices",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("kv_blocks"),
+            Dim::exact("q_blocks"),
+        ],
+        access: Access::Out,
+        tolerance: Tolerance::Exact,
+    };
+    /// `full_q_counts`: `[batch, heads, kv_blocks]` of i32.
+    pub const FULL_Q_COUNTS: TensorDecl = TensorDecl {
+        name: "full_q_counts",
+        dtype: Some(DType::I32),
+        dims: &[Dim::exact("batch"), Dim::exact("heads"), Dim::exact("kv_blocks")],
+        access: Access::Out,
+        tolerance: Tolerance::Exact,
+    };
+    /// `full_q_indices`: `[batch, heads, kv_blocks, q_blocks]` of i32.
+    pub const FULL_Q_INDICES: TensorDecl = TensorDecl {
+        name: "full_q_indices",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("kv_blocks"),
+            Dim::exact("q_blocks"),
+        ],
+        access: Access::Out,
+        tolerance: Tolerance::Exact,
+    };
+    /// `key_order`: `[batch, heads, kv_blocks]` of i32.
+    pub const KEY_ORDER: TensorDecl = TensorDecl {
+        name: "key_order",
+        dtype: Some(DType::I32),
+        dims: &[Dim::exact("batch"), Dim::exact("heads"), Dim::exact("kv_blocks")],
+        access: Access::Out,
+        tolerance: Tolerance::Any,
+    };
+    /// `finished`: `[batch, heads]` of i32.
+    pub const FINISHED: TensorDecl = TensorDecl {
+        name: "finished",
+        dtype: Some(DType::I32),
+        dims: &[Dim::exact("batch"), Dim::exact("heads")],
+        access: Access::Counters,
+        tolerance: Tolerance::Exact,
+    };
 }
 #[allow(
     clippy::undocumented_unsafe_blocks,
@@ -123,7 +217,7 @@ pub struct Args<'a> {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "transpose";
-    const DECLARATION: &'static str = "a0c5c42088600f9dfba35da5524548c517ae28d9ae0b789b5bfec87d67660504";
+    const DECLARATION: &'static str = "42d0ce2a116a631b29036659ffc74f4e95eae4023c13aa7feaf85c3fa77a8ba1";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -263,5 +357,23 @@ unsafe impl KernelArgs for Args<'_> {
             padding: 0,
         };
         binder.finish(params, grid)
+    }
+    fn tensors(&self) -> Vec<TensorArg<'_>> {
+        [
+            (&tensors::KEEP, Some(self.keep)),
+            (&tensors::FULL_KEEP, self.full_keep),
+            (&tensors::Q_COUNTS, Some(&*self.q_counts)),
+            (&tensors::Q_INDICES, Some(&*self.q_indices)),
+            (&tensors::FULL_Q_COUNTS, self.full_q_counts.as_deref()),
+            (&tensors::FULL_Q_INDICES, self.full_q_indices.as_deref()),
+            (&tensors::KEY_ORDER, self.key_order.as_deref()),
+            (&tensors::FINISHED, self.finished.as_deref()),
+        ]
+            .into_iter()
+            .filter_map(TensorArg::given)
+            .collect()
+    }
+    fn check(&self, probe: &Probe<'_>) -> Verdict {
+        check::check(self, probe)
     }
 }

@@ -8,6 +8,7 @@ pub mod build;
 #[cfg(feature = "bundle")]
 pub mod bundle;
 pub mod cache;
+mod check;
 /// The command line; public for the command and for `fuzz/` alone.
 #[cfg(feature = "command")]
 #[doc(hidden)]

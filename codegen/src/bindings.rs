@@ -2,7 +2,7 @@
 
 use crate::arch::Family;
 use crate::dsl::names;
-use crate::dsl::{Arg, ArgKind, DimRef, ElementType, Expr, Kernel, ScalarType};
+use crate::dsl::{Access, Arg, ArgKind, DimRef, ElementType, Expr, Kernel, ScalarType, Tolerance};
 use crate::limits;
 use crate::params::{FieldKind, ParamsLayout};
 use proc_macro2::{Literal, TokenStream};
@@ -10,38 +10,51 @@ use quote::{format_ident, quote};
 
 /// The bindings of one kernel as formatted Rust, to stand in a module of the kernel's name.
 ///
-/// `files` are the paths (relative to the file the text will stand in, or absolute) of the declaration and of each body,
-/// as `(path in the templates folder, path to include)`.
-pub(crate) fn bindings(kernel: &Kernel, declaration: &str, files: &[(String, String)]) -> String {
+pub(crate) fn bindings(kernel: &Kernel, paths: &Paths) -> String {
     // Expressions get parentheses, which are read again here.
-    limits::with_room(|| formatted(kernel, declaration, files))
+    limits::with_room(|| formatted(kernel, paths))
 }
 
-fn formatted(kernel: &Kernel, declaration: &str, files: &[(String, String)]) -> String {
+/// Where a kernel's files are, relative to the file the bindings will stand in, or absolute.
+pub(crate) struct Paths {
+    /// `kernel.rs`.
+    pub(crate) declaration: String,
+    /// Each body and header, as `(path in the templates folder, path to include)`.
+    pub(crate) files: Vec<(String, String)>,
+    /// `check.rs`, where the folder has one.
+    pub(crate) check: Option<String>,
+}
+
+fn formatted(kernel: &Kernel, paths: &Paths) -> String {
     let layout = ParamsLayout::of(kernel);
     let has_fixed = |arg: &Arg| matches!(arg.kind, ArgKind::Tensor { element: ElementType::Fixed(_), .. });
     let dtype = kernel.args.iter().any(has_fixed).then(|| quote!(DType,));
-    let tensors = has_tensors(kernel).then(|| (quote!(Tensor), quote!(Dim,)));
-    let (tensor, dim) = tensors.unzip();
+    let tensors = has_tensors(kernel).then(|| (quote!(Tensor), quote!(Dim,), quote!(TensorArg,)));
+    let (tensor, dim, arg) = tensors.map_or((None, None, None), |(a, b, c)| (Some(a), Some(b), Some(c)));
+    let probe = paths.check.is_some().then(|| (quote!(Probe,), quote!(Verdict)));
+    let (probe, verdict) = probe.unzip();
     let imports = quote! {
         use ::std::borrow::Cow;
         use ::std::mem::{offset_of, size_of};
         use ::tilewright::codegen::{Candidate, Family, KernelSource};
-        use ::tilewright::launch::{BindError, Binder, Bound, #dim KernelArgs};
+        use ::tilewright::launch::{BindError, Binder, Bound, #dim KernelArgs, #probe #arg #verdict};
         use ::tilewright::{#dtype #tensor};
     };
-    let (source, params, args, bind) = (
-        source_static(kernel, declaration, files),
+    let check = paths.check.as_ref().map(|path| quote!(#[path = #path] mod check;));
+    let (source, params, args, tensors, bind) = (
+        source_static(kernel, paths),
         params_struct(kernel, &layout),
         args_struct(kernel),
-        kernel_args_impl(kernel, &layout),
+        tensors_module(kernel),
+        kernel_args_impl(kernel, &layout, paths.check.is_some()),
     );
-    let file: syn::File =
-        syn::parse2(quote!(#imports #source #params #args #bind)).expect("the bindings are Rust");
+    let file: syn::File = syn::parse2(quote!(#imports #check #source #params #args #tensors #bind))
+        .expect("the bindings are Rust");
     prettyplease::unparse(&file)
 }
 
-fn source_static(kernel: &Kernel, declaration: &str, files: &[(String, String)]) -> TokenStream {
+fn source_static(kernel: &Kernel, Paths { declaration, files, check }: &Paths) -> TokenStream {
+    let has_check = check.is_some();
     let name = &kernel.name;
     let doc = format!(" The files of kernel `{name}`.");
     let files = files
@@ -53,6 +66,7 @@ fn source_static(kernel: &Kernel, declaration: &str, files: &[(String, String)])
             name: Cow::Borrowed(#name),
             declaration: Cow::Borrowed(include_str!(#declaration)),
             files: Cow::Borrowed(&[#(#files),*]),
+            has_check: #has_check,
         };
     }
 }
@@ -97,10 +111,17 @@ fn args_struct(kernel: &Kernel) -> TokenStream {
     let members = kernel.args.iter().map(|arg| {
         let name = format_ident!("{}", arg.name);
         let (ty, doc) = match &arg.kind {
-            ArgKind::Tensor { element, dims, mutable, optional, .. } => {
-                let tensor = if *mutable { quote!(&'a mut Tensor) } else { quote!(&'a Tensor) };
+            ArgKind::Tensor { element, dims, access, optional, .. } => {
+                let tensor = if access.writes() { quote!(&'a mut Tensor) } else { quote!(&'a Tensor) };
                 let ty = if *optional { quote!(Option<#tensor>) } else { tensor };
-                (ty, format!(" `{}` of {}.", shape_text(dims), element_text(element)))
+                let use_of_it = match access {
+                    Access::Read => "",
+                    Access::Out => ": written whole",
+                    Access::InOut => ": changed in place",
+                    Access::Scratch => ": worked in, and of no use afterwards",
+                    Access::Counters => ": 0, and 0 again afterwards",
+                };
+                (ty, format!(" `{}` of {}{use_of_it}.", shape_text(dims), element_text(element)))
             }
             ArgKind::Scalar(ScalarType::F32) => (quote!(f32), " By value.".to_owned()),
             ArgKind::Scalar(ScalarType::I32) => (quote!(i32), " By value.".to_owned()),
@@ -136,7 +157,101 @@ fn element_text(element: &ElementType) -> String {
     }
 }
 
-fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
+/// The declared tensors as constants: their shapes by name, and what becomes of them.
+fn tensors_module(kernel: &Kernel) -> Option<TokenStream> {
+    let constants: Vec<TokenStream> = kernel.args.iter().filter_map(tensor_constant).collect();
+    if constants.is_empty() {
+        return None;
+    }
+    let doc = format!(" The tensors of `{}`, as its declaration has them.", kernel.name);
+    let fixed = kernel
+        .args
+        .iter()
+        .any(|arg| matches!(arg.kind, ArgKind::Tensor { element: ElementType::Fixed(_), .. }));
+    let dtype = fixed.then(|| {
+        quote!(
+            use ::tilewright::DType;
+        )
+    });
+    Some(quote! {
+        #[doc = #doc]
+        pub mod tensors {
+            #dtype
+            use ::tilewright::launch::{Access, Dim, TensorDecl, Tolerance};
+            #(#constants)*
+        }
+    })
+}
+
+fn tensor_constant(arg: &Arg) -> Option<TokenStream> {
+    let ArgKind::Tensor { element, dims, access, tolerance, .. } = &arg.kind else {
+        return None;
+    };
+    let (name, constant) = (&arg.name, format_ident!("{}", arg.name.to_uppercase()));
+    let doc = format!(" `{name}`: `{}` of {}.", shape_text(dims), element_text(element));
+    let dtype = match element {
+        ElementType::Fixed(dtype) => {
+            let variant = format_ident!("{}", format!("{dtype:?}"));
+            quote!(Some(DType::#variant))
+        }
+        ElementType::Param(_) => quote!(None),
+    };
+    let access = format_ident!("{}", format!("{access:?}"));
+    let tolerance = match *tolerance {
+        Tolerance::Exact => quote!(Exact),
+        Tolerance::Close(bound) => quote!(Close(#bound)),
+        Tolerance::Share(bound) => quote!(Share(#bound)),
+        Tolerance::Any => quote!(Any),
+    };
+    let dims = dims.iter().map(dim_of);
+    Some(quote! {
+        #[doc = #doc]
+        pub const #constant: TensorDecl = TensorDecl {
+            name: #name,
+            dtype: #dtype,
+            dims: &[#(#dims),*],
+            access: Access::#access,
+            tolerance: Tolerance::#tolerance,
+        };
+    })
+}
+
+fn dim_of(dim: &DimRef) -> TokenStream {
+    let name = &dim.name;
+    if dim.broadcast { quote!(Dim::broadcast(#name)) } else { quote!(Dim::exact(#name)) }
+}
+
+/// What the arguments hold of each declared tensor: `Option<&Tensor>`.
+fn given(arg: &Arg) -> Option<TokenStream> {
+    let ArgKind::Tensor { access, optional, .. } = &arg.kind else { return None };
+    let ident = format_ident!("{}", arg.name);
+    Some(match (*optional, access.writes()) {
+        (true, true) => quote!(self.#ident.as_deref()),
+        (true, false) => quote!(self.#ident),
+        (false, true) => quote!(Some(&*self.#ident)),
+        (false, false) => quote!(Some(self.#ident)),
+    })
+}
+
+fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout, has_check: bool) -> TokenStream {
+    let listed = kernel.args.iter().filter_map(|arg| {
+        let (constant, tensor) = (format_ident!("{}", arg.name.to_uppercase()), given(arg)?);
+        Some(quote!((&tensors::#constant, #tensor)))
+    });
+    let listed = has_tensors(kernel).then(|| {
+        quote! {
+            fn tensors(&self) -> Vec<TensorArg<'_>> {
+                [#(#listed),*].into_iter().filter_map(TensorArg::given).collect()
+            }
+        }
+    });
+    let check = has_check.then(|| {
+        quote! {
+            fn check(&self, probe: &Probe<'_>) -> Verdict {
+                check::check(self, probe)
+            }
+        }
+    });
     let (name, declaration) = (&kernel.name, &kernel.declaration);
     let lifetime = has_tensors(kernel).then(|| quote!(<'_>));
     let tensors = kernel.args.iter().filter_map(bind_tensor);
@@ -189,10 +304,9 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
         let maps = body.tensor_maps.iter().map(|map| {
             let (ident, name) = (format_ident!("{}", map.arg), &map.arg);
             let [rows, columns] = map.rows_columns.each_ref().map(value_of);
-            let mutable = kernel
-                .args
-                .iter()
-                .any(|arg| arg.name == map.arg && matches!(arg.kind, ArgKind::Tensor { mutable: true, .. }));
+            let mutable = kernel.args.iter().any(|arg| {
+                arg.name == map.arg && matches!(arg.kind, ArgKind::Tensor { access, .. } if access.writes())
+            });
             let tensor = if mutable { quote!(&*self.#ident) } else { quote!(self.#ident) };
             quote!(binder.tensor_map(#name, #tensor, [#rows, #columns])?;)
         });
@@ -236,6 +350,10 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout) -> TokenStream {
                 let params = Params { #(#members),* };
                 binder.finish(params, grid)
             }
+
+            #listed
+
+            #check
         }
     }
 }
@@ -259,7 +377,7 @@ fn values_in(expr: &Expr) -> TokenStream {
 }
 
 fn bind_tensor(arg: &Arg) -> Option<TokenStream> {
-    let ArgKind::Tensor { element, dims, mutable, optional, align } = &arg.kind else {
+    let ArgKind::Tensor { element, dims, access, align, .. } = &arg.kind else {
         return None;
     };
     let (ident, name) = (format_ident!("{}", arg.name), &arg.name);
@@ -272,18 +390,10 @@ fn bind_tensor(arg: &Arg) -> Option<TokenStream> {
     };
     // Without strides in `Params` nothing else says how many there are.
     let sizes = (dims.len() == 1).then(|| quote!(::<1, 0>));
-    let dims = dims.iter().map(|dim| {
-        let name = &dim.name;
-        if dim.broadcast { quote!(Dim::broadcast(#name)) } else { quote!(Dim::exact(#name)) }
-    });
+    let dims = dims.iter().map(dim_of);
     let align = Literal::usize_unsuffixed(*align);
-    let tensor = match (optional, mutable) {
-        (true, true) => quote!(self.#ident.as_deref()),
-        (true, false) => quote!(self.#ident),
-        (false, true) => quote!(Some(&*self.#ident)),
-        (false, false) => quote!(Some(self.#ident)),
-    };
-    let check = if *mutable { quote!(output) } else { quote!(input) };
+    let tensor = given(arg)?;
+    let check = if access.writes() { quote!(output) } else { quote!(input) };
     Some(quote! {
         let dtype = #dtype;
         let #ident = binder.#check #sizes (#name, #tensor, dtype, #align, [#(#dims),*])?;

@@ -1,8 +1,9 @@
 //! Writing generated files: a user's bindings at build time, and this repository's `generated/`.
 
 use crate::Error;
+use crate::bindings::Paths;
 use crate::generator::Generator;
-use crate::source::KernelSource;
+use crate::source::{CHECK, KernelSource};
 use crate::variant::Variant;
 use serde::Serialize;
 use std::fmt::Write;
@@ -198,9 +199,13 @@ impl ManifestEntry {
 }
 
 fn bindings_of(source: &KernelSource, generator: &Generator, include: &dyn Fn(&str) -> String) -> String {
-    let files: Vec<(String, String)> =
-        source.files.iter().map(|(path, _)| (path.to_string(), include(path))).collect();
-    crate::bindings::bindings(generator.kernel(), &include(&format!("{}/kernel.rs", source.name)), &files)
+    let of_folder = |file: &str| include(&format!("{}/{file}", source.name));
+    let paths = Paths {
+        declaration: of_folder("kernel.rs"),
+        files: source.files.iter().map(|(path, _)| (path.to_string(), include(path))).collect(),
+        check: source.has_check.then(|| of_folder(CHECK)),
+    };
+    crate::bindings::bindings(generator.kernel(), &paths)
 }
 
 fn first_line(generator: &Generator) -> String {

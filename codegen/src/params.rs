@@ -45,8 +45,8 @@ impl ParamsLayout {
             offset += size;
         };
         for arg in &kernel.args {
-            if let ArgKind::Tensor { element, dims, mutable, .. } = &arg.kind {
-                let kind = FieldKind::Pointer { element: element.clone(), mutable: *mutable };
+            if let ArgKind::Tensor { element, dims, access, .. } = &arg.kind {
+                let kind = FieldKind::Pointer { element: element.clone(), mutable: access.writes() };
                 push(arg.name.clone(), kind);
                 if dims.len() > 1 {
                     push(format!("{}_stride", arg.name), FieldKind::Strides(dims.len() - 1));

@@ -7,6 +7,9 @@ use std::path::Path;
 /// The folder of headers that kernels share: the tile library's, and beside the kernels' folders one of their own.
 const LIB: &str = "lib";
 
+/// What checks a schedule of the kernel on a small case.
+pub(crate) const CHECK: &str = "check.rs";
+
 /// The files of one kernel: embedded in generated bindings, or read from a folder.
 #[derive(Debug, Clone)]
 pub struct KernelSource {
@@ -16,6 +19,8 @@ pub struct KernelSource {
     pub declaration: Cow<'static, str>,
     /// Bodies and headers as (path inside the templates folder, text).
     pub files: Cow<'static, [(Cow<'static, str>, Cow<'static, str>)]>,
+    /// Whether the folder has a `check.rs`: Rust for the bindings, and no part of what is rendered.
+    pub has_check: bool,
 }
 
 impl KernelSource {
@@ -42,6 +47,7 @@ impl KernelSource {
             name: name.to_owned().into(),
             declaration: declaration.into(),
             files: files.into(),
+            has_check: folder.join(CHECK).is_file(),
         })
     }
 

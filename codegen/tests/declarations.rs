@@ -10,7 +10,7 @@ const GOOD: &str = r#"kernel! {
     fn scale(
         #[align(16)] x: Tensor<T, [rows, columns]>,
         bias: Option<Tensor<f32, [rows | 1, columns]>>,
-        y: mut Tensor<T, [rows, columns]>,
+        y: out Tensor<T, [rows, columns]>,
         factor: f32,
     )
     specialize { T: [f16, bf16], BLOCK: [64, 128] }
@@ -36,10 +36,13 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("a misspelt section", "specialize {", "specialise {"),
     // Arguments.
     ("an unknown argument type", "factor: f32", "factor: f64"),
-    ("a mutable scalar", "factor: f32", "factor: mut f32"),
+    ("a mutable tensor", "y: out Tensor", "y: mut Tensor"),
+    ("a written scalar", "factor: f32", "factor: out f32"),
+    ("an unknown access", "y: out Tensor", "y: output Tensor"),
+    ("an access inside of an option", "bias: Option<Tensor<f32", "bias: Option<inout Tensor<f32"),
     ("an optional scalar", "bias: Option<Tensor<f32, [rows | 1, columns]>>", "bias: Option<f32>"),
-    ("an unknown element type", "y: mut Tensor<T,", "y: mut Tensor<f8,"),
-    ("an integer as element type", "y: mut Tensor<T,", "y: mut Tensor<BLOCK,"),
+    ("an unknown element type", "y: out Tensor<T,", "y: out Tensor<f8,"),
+    ("an integer as element type", "y: out Tensor<T,", "y: out Tensor<BLOCK,"),
     (
         "a tensor without dimensions",
         "bias: Option<Tensor<f32, [rows | 1, columns]>>",
@@ -59,8 +62,19 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("an alignment of a scalar", "factor: f32", "#[align(16)] factor: f32"),
     ("two alignments", "#[align(16)]", "#[align(16)] #[align(8)]"),
     ("an unknown attribute", "#[align(16)]", "#[aligned(16)]"),
+    ("a tolerance of what is read", "#[align(16)] x", "#[tolerance(0.01)] x"),
+    ("a tolerance of scratch", "y: out Tensor", "#[tolerance(any)] y: scratch Tensor"),
+    ("a tolerance of counters", "y: out Tensor", "#[tolerance(any)] y: counters Tensor"),
+    ("a tolerance of a scalar", "factor: f32", "#[tolerance(0.01)] factor: f32"),
+    ("a tolerance of nothing", "y: out Tensor", "#[tolerance(0)] y: out Tensor"),
+    ("a tolerance of everything", "y: out Tensor", "#[tolerance(1.5)] y: out Tensor"),
+    ("a negative tolerance", "y: out Tensor", "#[tolerance(-0.1)] y: out Tensor"),
+    ("a tolerance in words", "y: out Tensor", "#[tolerance(some)] y: out Tensor"),
+    ("a share of something else", "y: out Tensor", "#[tolerance(rows = 0.1)] y: out Tensor"),
+    ("two tolerances", "y: out Tensor", "#[tolerance(0.1)] #[tolerance(any)] y: out Tensor"),
+    ("a tolerance of several numbers", "y: out Tensor", "#[tolerance(0.1, 0.2)] y: out Tensor"),
     // Names.
-    ("an argument declared twice", "y: mut Tensor", "x: mut Tensor"),
+    ("an argument declared twice", "y: out Tensor", "x: out Tensor"),
     ("an argument named like a dimension", "factor: f32", "rows: f32"),
     ("an argument named like strides", "factor: f32", "x_stride: f32"),
     ("an argument named like a parameter", "factor: f32", "block: f32"),

@@ -51,7 +51,7 @@ type Place = (&'static str, fn(&str, &[String]) -> String);
 
 const PLACES: &[Place] = &[
     ("tensors", |kernel, names| {
-        let args = list(names, |name| format!("{name}: mut Tensor<T, [zz_m | 1, zz_n]>"));
+        let args = list(names, |name| format!("{name}: out Tensor<T, [zz_m | 1, zz_n]>"));
         format!("kernel! {{ fn {kernel}({args}) specialize {{ T: [f16] }} {BODY} }}")
     }),
     ("scalars", |kernel, names| {

@@ -30,7 +30,8 @@ fn every_clause_is_explained_and_shown() {
         .split("syn::custom_keyword!(")
         .skip(1)
         .map(|rest| rest.split(')').next().unwrap())
-        .chain(["let", "where", "mut", "Option", "Tensor", "align", "ScoreMod", "MaskMod", "Gradient"])
+        .chain(["let", "where", "Option", "Tensor", "align", "ScoreMod", "MaskMod", "Gradient"])
+        .chain(["out", "inout", "scratch", "counters", "tolerance", "share", "any"])
         .chain(["smem_bytes", "registers", "prefer", "CTAS_PER_SM", "GRID_PER_SM", "ceil_div"])
         .collect();
     clauses.sort_unstable();

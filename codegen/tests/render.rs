@@ -48,6 +48,7 @@ fn prelude(variant: &Variant) -> &str {
 #[test]
 fn preludes_of_the_shipped_kernels() {
     for source in KernelSource::read_all(&root().join("templates")).unwrap() {
+        assert!(source.has_check, "{}: without a check.rs any of its schedules may win", source.name);
         let generator = Generator::new(&source).unwrap();
         let spec = generator.shipped_specs().unwrap().swap_remove(0);
         let variant = preferred(&generator, Arc::unwrap_or_clone(spec));

@@ -176,7 +176,12 @@ fn a_kernel_without_a_schedule_says_why() {
 fn a_body_runs_where_its_family_does() {
     let hopper = DECLARATION.replace("body sm80", "body sm90");
     let files = vec![("scale/sm90.cu".into(), BODY.into()), ("scale/load.cuh".into(), HEADER.into())];
-    let source = KernelSource { name: "scale".into(), declaration: hopper.into(), files: files.into() };
+    let source = KernelSource {
+        name: "scale".into(),
+        declaration: hopper.into(),
+        files: files.into(),
+        has_check: false,
+    };
     let generator = Generator::new(&source).unwrap();
     let spec = generator.spec(&[("T", DType::F16.into()), ("BLOCK", 64.into())]).unwrap();
     let spec = Arc::new(spec);

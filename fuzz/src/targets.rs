@@ -63,6 +63,7 @@ pub fn declaration(data: &[u8]) {
         name: kernel.name.clone().into(),
         declaration: text.to_owned().into(),
         files: kernel.bodies.iter().map(body).collect::<Vec<_>>().into(),
+        has_check: false,
     };
     let generator = Generator::new(&source).expect("it has just been parsed");
     assert!(bindings(&source).expect("it has just been parsed").contains("impl KernelArgs for Args"));

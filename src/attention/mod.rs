@@ -28,7 +28,6 @@ mod head_dim;
 mod lists;
 mod means;
 mod memory;
-mod oracle;
 mod plan;
 mod sizes;
 mod work;

@@ -122,7 +122,7 @@ impl Plan {
     /// What was chosen for each of [`kernels`](Self::kernels), and why.
     pub fn choices(&self) -> Vec<Choice> {
         let stages = self.executor().stages(&self.call()).into_iter();
-        stages.filter_map(|(stage, sizes)| stage.choice(sizes)).collect()
+        stages.filter_map(|(stage, sizes)| stage.choice_for(sizes)).collect()
     }
 
     /// As [`Attention::forward`], into new memory.

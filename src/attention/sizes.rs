@@ -95,18 +95,4 @@ impl Sizes {
         let &Sizes { batch, heads, seq_q, seq_kv, .. } = self;
         Bucket::of(&Workload { batch, heads, seq_q, seq_kv, density: density.unwrap_or(asked) })
     }
-
-    /// The dimensions that the chain's declarations name, for the tuner's model.
-    pub(super) fn dims(&self) -> [(&'static str, usize); 8] {
-        [
-            ("batch", self.batch),
-            ("heads", self.heads),
-            ("kv_heads", self.kv_heads),
-            ("seq_q", self.seq_q),
-            ("seq_kv", self.seq_kv),
-            ("q_blocks", self.q_blocks),
-            ("kv_blocks", self.kv_blocks),
-            ("words", self.kv_blocks.div_ceil(32)),
-        ]
-    }
 }

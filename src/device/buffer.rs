@@ -31,6 +31,31 @@ impl DeviceBuffer {
     }
 }
 
+/// Rows of bytes at regular distances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rows {
+    /// Of the first.
+    pub(crate) address: u64,
+    /// Bytes of each.
+    pub(crate) width: u64,
+    /// How many there are.
+    pub(crate) rows: u64,
+    /// Bytes from one to the next.
+    pub(crate) pitch: u64,
+}
+
+impl Rows {
+    /// The most bytes between rows that the driver's calls for two dimensions take.
+    const MOST_PITCH: u64 = i32::MAX as u64;
+
+    /// The same rows, one by one where they are further apart than the driver takes.
+    fn within_pitch(self) -> impl Iterator<Item = Rows> {
+        let together = self.pitch <= Self::MOST_PITCH || self.rows == 1;
+        let (parts, rows) = if together { (1, self.rows) } else { (self.rows, 1) };
+        (0..parts).map(move |part| Rows { address: self.address + part * self.pitch, rows, ..self })
+    }
+}
+
 impl Drop for DeviceBuffer {
     fn drop(&mut self) {
         // An error has nobody to go to; without the GPU the driver refuses what follows, and nothing else comes of it.
@@ -154,31 +179,73 @@ impl CudaDevice {
         cuda("cuMemsetD8Async", set)
     }
 
-    /// Sets every byte of rows of memory: `width` bytes each, the first at `address` and every next one `pitch` bytes further.
+    /// Sets every byte of rows of memory.
     ///
     /// # Errors
     /// An error of the driver's.
     ///
     /// # Safety
     /// The rows are this GPU's memory, and nothing else uses them meanwhile.
-    pub(crate) unsafe fn set_rows(
-        &self,
-        address: u64,
-        byte: u8,
-        [width, rows]: [u64; 2],
-        pitch: u64,
-    ) -> Result<(), DeviceError> {
+    pub(crate) unsafe fn set_rows(&self, rows: Rows, byte: u8) -> Result<(), DeviceError> {
         let _current = self.enter()?;
-        let (stream, [width, rows, pitch]) =
-            (self.stream().cu_stream(), [width, rows, pitch].map(|bytes| bytes as usize));
-        // SAFETY: the caller's.
-        let set = unsafe {
-            match rows {
-                1 => sys::cuMemsetD8Async(address, byte, width, stream),
-                _ => sys::cuMemsetD2D8Async(address, pitch, byte, width, rows, stream),
-            }
-        };
-        cuda("cuMemsetD2D8Async", set.result())
+        let stream = self.stream().cu_stream();
+        for Rows { address, width, rows, pitch } in rows.within_pitch() {
+            // SAFETY: the caller's.
+            let set = unsafe {
+                match rows {
+                    1 => sys::cuMemsetD8Async(address, byte, width as usize, stream),
+                    _ => {
+                        let [pitch, width, rows] = [pitch, width, rows].map(|bytes| bytes as usize);
+                        sys::cuMemsetD2D8Async(address, pitch, byte, width, rows, stream)
+                    }
+                }
+            };
+            cuda("cuMemsetD2D8Async", set.result())?;
+        }
+        Ok(())
+    }
+
+    /// Copies rows of memory to as many of the same width.
+    ///
+    /// # Errors
+    /// An error of the driver's.
+    ///
+    /// # Safety
+    /// All rows are this GPU's memory and apart, and nothing else uses them meanwhile.
+    pub(crate) unsafe fn copy_rows(&self, from: Rows, to: Rows) -> Result<(), DeviceError> {
+        let _current = self.enter()?;
+        let stream = self.stream().cu_stream();
+        let one_by_one = from.within_pitch().count() > 1 || to.within_pitch().count() > 1;
+        let rows = if one_by_one { 1 } else { from.rows };
+        for row in 0..from.rows / rows {
+            let copy = sys::CUDA_MEMCPY2D {
+                srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+                srcDevice: from.address + row * from.pitch,
+                srcPitch: if rows == 1 { 0 } else { from.pitch as usize },
+                dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+                dstDevice: to.address + row * to.pitch,
+                dstPitch: if rows == 1 { 0 } else { to.pitch as usize },
+                WidthInBytes: from.width as usize,
+                Height: rows as usize,
+                srcXInBytes: 0,
+                srcY: 0,
+                srcHost: std::ptr::null(),
+                srcArray: std::ptr::null_mut(),
+                dstXInBytes: 0,
+                dstY: 0,
+                dstHost: std::ptr::null_mut(),
+                dstArray: std::ptr::null_mut(),
+            };
+            // SAFETY: the caller's; the struct is read before the call returns.
+            let copied = unsafe {
+                match rows {
+                    1 => sys::cuMemcpyDtoDAsync_v2(copy.dstDevice, copy.srcDevice, copy.WidthInBytes, stream),
+                    _ => sys::cuMemcpy2DAsync_v2(&copy, stream),
+                }
+            };
+            cuda("cuMemcpy2DAsync", copied.result())?;
+        }
+        Ok(())
     }
 
     /// Sets 32-bit words of memory at an address.

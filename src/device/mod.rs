@@ -28,6 +28,7 @@ use serde::Serialize;
 use tilewright_codegen::{Arch, Limits, Machine};
 
 pub use buffer::DeviceBuffer;
+pub(crate) use buffer::Rows;
 pub use cuda::CudaDevice;
 pub use driver::{OLDEST_DRIVER, driver_version, expect_own_process};
 pub use error::DeviceError;

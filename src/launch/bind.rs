@@ -19,6 +19,11 @@ impl Dim {
         Dim { name, broadcast: false }
     }
 
+    /// Its name.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// `name | 1`: an extent of 1 is repeated.
     pub const fn broadcast(name: &'static str) -> Self {
         Dim { name, broadcast: true }

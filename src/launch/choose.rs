@@ -1,9 +1,10 @@
 //! How a kernel is chosen: by the record, by a race, or by the model.
 
 use super::library::{Unusable, load_cubin, load_variants};
+use super::results::Results;
 use super::store::Store;
-use super::trial::Trial;
-use super::{Kernel, Outputs, Tuned};
+use super::trial::{Call, Trial};
+use super::{Kernel, Tuned};
 use crate::Error;
 use crate::cache::KernelCache;
 use crate::codegen::Variant;
@@ -19,8 +20,7 @@ impl Tuned {
         &self,
         bucket: Bucket,
         ranked: &[&Variant],
-        outputs: Option<Outputs<'_>>,
-        launch: &mut dyn FnMut(&Kernel) -> Result<(), Error>,
+        call: &Call<'_>,
     ) -> Result<Kernel, Error> {
         let store = Store::of(&self.device)?;
         if self.shared.policy == Policy::FirstValid {
@@ -49,12 +49,15 @@ impl Tuned {
             }
             return self.cached(store, ranked, record.is_none());
         }
-        let untimed = ranked.len() == 1;
-        match outputs {
-            // Without NVRTC there is what the program or a bundle brought: the preferred schedule of it.
-            Some(outputs) if !untimed && store.has_nvrtc() => self.tune(store, key, ranked, &outputs, launch),
-            _ => self.first_valid(ranked),
+        // Without NVRTC there is what the program or a bundle brought: the preferred schedule of it.
+        if ranked.len() == 1 || !store.has_nvrtc() {
+            return self.first_valid(ranked);
         }
+        let results = Results::of(&self.device, call.tensors)?;
+        let tuned = self.tune(store, key, ranked, call, &results);
+        // The caller's tensors are as they were before, whatever came of it.
+        results.reset(None)?;
+        tuned
     }
 
     /// The first candidate that compiles without spills. Without NVRTC, the first that the program or a bundle brought.
@@ -122,8 +125,8 @@ impl Tuned {
         store: Store<'_>,
         key: TuneKey,
         ranked: &[&Variant],
-        outputs: &Outputs<'_>,
-        launch: &mut dyn FnMut(&Kernel) -> Result<(), Error>,
+        call: &Call<'_>,
+        results: &Results<'_>,
     ) -> Result<Kernel, Error> {
         let shared = &*self.shared;
         let info = self.device.info();
@@ -168,13 +171,13 @@ impl Tuned {
         // Arguments that do not bind are the caller's mistake, not the candidate's: an error as of any launch. Where only
         // some candidates take them, the others are left out of the record: they may be the best for other tensors.
         let mut refused = None;
-        kernels.retain(|kernel| match launch(kernel) {
-            Err(error @ Error::Bind(_)) => {
-                refused = Some(error);
-                false
+        for kernel in std::mem::take(&mut kernels) {
+            results.reset(None)?;
+            match (call.launch)(&kernel) {
+                Err(error @ Error::Bind(_)) => refused = Some(error),
+                _ => kernels.push(kernel),
             }
-            _ => true,
-        });
+        }
         if let (true, Some(error)) = (kernels.is_empty(), refused) {
             return Err(error);
         }
@@ -183,7 +186,7 @@ impl Tuned {
         let result = match incumbent.is_some() && kernels.len() < 2 {
             true => None,
             false => {
-                let mut trial = Trial::new(&self.device, &kernels, launch, outputs);
+                let mut trial = Trial::new(&self.device, &kernels, call, results);
                 let settings = RaceSettings::default();
                 let result =
                     race(&mut trial, &settings, &mut |progress: &Progress<'_>| waiting.tell(*progress));

@@ -4,15 +4,51 @@ use super::slices::Slices;
 use crate::codegen::KernelSpec;
 use crate::codegen::lower::{CaptureValue, DeviceFunction};
 use crate::device::{CudaDevice, DeviceError};
-use crate::{DeviceFn, Error};
+use crate::{DeviceFn, Error, MaskMod, ScoreMod};
 use std::fmt;
 use std::sync::Arc;
+
+/// A device function for a slot of a kernel's `functions { … }`.
+#[derive(Clone)]
+pub enum Function {
+    /// For a slot of kind `ScoreMod`.
+    Score(Arc<dyn ScoreMod>),
+    /// For a slot of kind `MaskMod`.
+    Mask(Arc<dyn MaskMod>),
+}
+
+impl Function {
+    /// A score function, with its captures.
+    pub fn score(function: impl ScoreMod) -> Self {
+        Function::Score(Arc::new(function))
+    }
+
+    /// A mask function, with its captures.
+    pub fn mask(function: impl MaskMod) -> Self {
+        Function::Mask(Arc::new(function))
+    }
+
+    fn device_fn(&self) -> &dyn DeviceFn {
+        match self {
+            Function::Score(function) => function,
+            Function::Mask(function) => function,
+        }
+    }
+}
+
+impl fmt::Debug for Function {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Function").field(&self.device_fn().name()).finish()
+    }
+}
 
 /// The second argument of kernels that call device functions: the functors one after another, as C lays them out.
 pub struct FunctionArgs {
     bytes: Vec<u8>,
     /// Of the functions' CUDA text: a kernel with other functions must not read these bytes.
     hash: blake3::Hash,
+    /// For checks on the host.
+    functions: Vec<Function>,
     /// Kept alive for the launches.
     slices: Arc<Slices>,
 }
@@ -42,13 +78,15 @@ impl FunctionArgs {
     pub fn new(
         device: &CudaDevice,
         spec: &KernelSpec,
-        functions: &[Option<&dyn DeviceFn>],
+        functions: &[Option<Function>],
     ) -> Result<Self, Error> {
         let (mut bytes, mut slices) = (Vec::new(), Slices::new(device)?);
         let mut widest = 1;
         for ((_, parsed), function) in spec.functions().iter().zip(functions) {
             let (functor, align) = match (parsed, function) {
-                (Some(parsed), Some(function)) => pack(&mut slices, parsed, &function.captures())?,
+                (Some(parsed), Some(function)) => {
+                    pack(&mut slices, parsed, &function.device_fn().captures())?
+                }
                 // An absent functor holds one unused word.
                 _ => (vec![0; 4], 4),
             };
@@ -57,7 +95,24 @@ impl FunctionArgs {
             widest = widest.max(align);
         }
         bytes.resize(bytes.len().next_multiple_of(widest), 0);
-        Ok(FunctionArgs { bytes, hash: functions_hash(spec), slices: Arc::new(slices) })
+        let functions = functions.iter().flatten().cloned().collect();
+        Ok(FunctionArgs { bytes, hash: functions_hash(spec), functions, slices: Arc::new(slices) })
+    }
+
+    /// The first score function, where there is one.
+    pub(super) fn score_mod(&self) -> Option<&dyn ScoreMod> {
+        self.functions.iter().find_map(|function| match function {
+            Function::Score(function) => Some(&**function),
+            Function::Mask(_) => None,
+        })
+    }
+
+    /// The first mask function, where there is one.
+    pub(super) fn mask_mod(&self) -> Option<&dyn MaskMod> {
+        self.functions.iter().find_map(|function| match function {
+            Function::Mask(function) => Some(&**function),
+            Function::Score(_) => None,
+        })
     }
 
     /// The hash of the functions these are the captures of.

@@ -31,7 +31,7 @@ impl Lazy {
     /// The tuning space, prepared now if it is not yet.
     ///
     /// # Errors
-    /// As [`Tuned::new`].
+    /// As [`Tuned::with_policy`].
     pub(crate) fn get(&self) -> Result<&Tuned, Error> {
         if let Some(own) = self.own.get() {
             return Ok(own);
@@ -39,7 +39,7 @@ impl Lazy {
         let shared = match self.shared.get() {
             Some(shared) => shared,
             None => {
-                let tuned = Tuned::new(&self.device, &self.request, self.policy)?;
+                let tuned = Tuned::with_policy(&self.device, &self.request, self.policy)?;
                 // Another thread may have been first; its space is as good.
                 self.shared.get_or_init(|| tuned)
             }

@@ -1,7 +1,8 @@
 //! Kernels on a GPU: chosen, rendered, compiled, loaded, and launched with checked arguments.
 //!
 //! A kernel's bindings (`generated/` here, `tilewright_codegen::emit` in a crate of your own) give a `SOURCE` and an
-//! `Args` struct; [`load`] makes [`Kernel`]s of specs and [`Kernel::launch`] runs one:
+//! `Args` struct; a [`Tuned`] kernel runs the schedule that is fastest here. [`load`] makes [`Kernel`]s of specs without timing any, and
+//! [`Kernel::launch`] runs one:
 //!
 //! ```no_run
 //! use tilewright::{DType, Device, Tensor, kernels::score, launch};
@@ -9,7 +10,7 @@
 //! let means = |blocks| Tensor::zeros(DType::F32, &[1, 12, blocks, 128])?.to(&device);
 //! let (q_mean, k_mean) = (&means(8)?, &means(16)?);
 //! let logits = &mut Tensor::uninit(&device, DType::F32, &[1, 12, 8, 16])?;
-//! let kernel = launch::load(device.as_cuda().unwrap(), &[launch::Request::new(&score::SOURCE)])?.remove(0);
+//! let kernel = launch::Tuned::new(device.as_cuda().unwrap(), &launch::Request::new(&score::SOURCE))?;
 //! // SAFETY: `score` takes any scale and any means, and asks for nothing that the checks do not see.
 //! unsafe { kernel.launch(&score::Args { q_mean, k_mean, logits, scale: 0.09 }, None)? };
 //! # Ok::<(), tilewright::Error>(())
@@ -18,26 +19,30 @@
 mod bind;
 mod boxed;
 mod choose;
+mod declared;
 mod error;
 mod functions;
 mod kernel;
 mod lazy;
 mod library;
+mod probe;
+mod results;
 mod slices;
 mod store;
 mod trial;
 mod tuned;
 
+pub use crate::codegen::dsl::{Access, Tolerance};
 pub use bind::{Binder, Bound, BoundTensor, Dim};
 pub use boxed::BoxedTensor;
+pub use declared::{TensorArg, TensorDecl};
 pub use error::BindError;
-pub use functions::FunctionArgs;
+pub use functions::{Function, FunctionArgs};
 pub use kernel::Kernel;
 pub(crate) use lazy::Lazy;
 pub use library::{Request, load};
-pub(crate) use trial::{Outputs, Tolerance};
-pub use tuned::Choice;
-pub(crate) use tuned::Tuned;
+pub use probe::{Probe, Verdict};
+pub use tuned::{Choice, Tuned};
 
 use crate::codegen::Candidate;
 
@@ -60,4 +65,17 @@ pub unsafe trait KernelArgs {
     /// # Errors
     /// [`BindError`] names the argument, what was found and what was needed.
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Self::Params>, BindError>;
+
+    /// The tensors given, in the declaration's order: what the tuner poisons, puts back and compares.
+    fn tensors(&self) -> Vec<TensorArg<'_>> {
+        Vec::new()
+    }
+
+    /// Checks a schedule on a small case of its own: the `check` of the folder's `check.rs`, where there is one.
+    ///
+    /// # Errors
+    /// See [`Verdict`].
+    fn check(&self, _probe: &Probe<'_>) -> Verdict {
+        Ok(Ok(()))
+    }
 }

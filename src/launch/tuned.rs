@@ -1,20 +1,38 @@
 //! The kernel for the sizes at hand: from the tuning record, else timed on the call's own tensors, else the model's pick.
 
-use super::{BindError, Kernel, Outputs, Request};
+use super::declared::extents;
+use super::trial::Call;
+use super::{BindError, FunctionArgs, Kernel, KernelArgs, Probe, Request, TensorArg, Verdict};
 use crate::Error;
 use crate::codegen::{Arch, Candidate, Family, Generator, Reason, Rejection, Variant};
-use crate::device::CudaDevice;
+use crate::device::{CudaDevice, Device};
 use crate::tune::{Bucket, DeviceKey, Policy, TuneKey, TuneRecord, spec_fingerprint};
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// Candidates that are compiled and timed at most; the model leaves out the rest. Sixteen cores compile as many at once.
 const MOST_COMPILED: usize = 16;
 
-/// One kernel of a chain with its tuning space.
+/// A kernel with its tuning space: for each kind of sizes the schedule that is fastest on the GPU at hand.
+///
+/// The first launch of sizes chooses: by the tuning record in the cache; else, under [`Policy::Tune`], every candidate is checked against
+/// the first one and by the kernel's `check.rs`, and timed, on the launch's own tensors. The choice is kept for this process and, in a
+/// record, for later ones. Clones share it.
 #[derive(Clone)]
-pub(crate) struct Tuned {
+pub struct Tuned {
     pub(super) device: CudaDevice,
     pub(super) shared: Arc<Shared>,
+}
+
+impl fmt::Debug for Tuned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tuned")
+            .field("kernel", &self.shared.name)
+            .field("variants", &self.shared.variants.len())
+            .field("policy", &self.shared.policy)
+            .field("gpu", &self.device.info().ordinal)
+            .finish_non_exhaustive()
+    }
 }
 
 pub(super) struct Shared {
@@ -58,8 +76,34 @@ pub struct Choice {
 }
 
 impl Tuned {
-    /// The tuning space of a request on the device. Nothing is compiled yet.
-    pub(crate) fn new(device: &CudaDevice, request: &Request, policy: Policy) -> Result<Self, Error> {
+    /// The tuning space of a request on the device, with the policy of the device's services. Nothing is compiled yet.
+    ///
+    /// # Errors
+    /// [`Error::Codegen`] for a spec the declaration does not allow, or that no schedule of it fits this GPU; [`Error::Policy`].
+    pub fn new(device: &CudaDevice, request: &Request) -> Result<Self, Error> {
+        Self::with_policy(device, request, device.services().policy()?)
+    }
+
+    /// Launches the schedule that is fastest for tensors of about these sizes.
+    ///
+    /// # Errors
+    /// As [`Kernel::launch`]; [`Error::Tune`], [`Error::Spills`], [`Error::Toolchain`] or [`Error::CacheOnly`] where none can be chosen.
+    ///
+    /// # Safety
+    /// As for [`Kernel::launch`], for every schedule of the kernel. The launch that chooses launches each of them many times, over tensors
+    /// that hold what they held before.
+    pub unsafe fn launch<A: KernelArgs>(
+        &self,
+        args: &A,
+        functions: Option<&FunctionArgs>,
+    ) -> Result<(), Error> {
+        let sizes: Vec<i64> = extents(&args.tensors()).into_iter().map(|(_, extent)| extent).collect();
+        // SAFETY: the caller's.
+        unsafe { self.launch_in(Bucket::of_extents(&sizes), args, functions) }
+    }
+
+    /// As [`new`](Self::new), with a policy of one's own.
+    pub(crate) fn with_policy(device: &CudaDevice, request: &Request, policy: Policy) -> Result<Self, Error> {
         let arch: Arch = device.arch().parse()?;
         let generator = Generator::new(request.source())?;
         let spec = request.spec(&generator)?;
@@ -84,22 +128,13 @@ impl Tuned {
     }
 
     /// The same kernel on another stream of the same GPU.
-    pub(crate) fn on(&self, device: &CudaDevice) -> Self {
+    pub fn on(&self, device: &CudaDevice) -> Self {
         Tuned { device: device.clone(), shared: self.shared.clone() }
     }
 
     /// The spec of every candidate.
-    pub(crate) fn spec(&self) -> &crate::codegen::KernelSpec {
+    pub fn spec(&self) -> &crate::codegen::KernelSpec {
         &self.shared.variants[0].candidate.spec
-    }
-
-    /// What a launch writes, if [`run`](Self::run) will ask for it: where no kernel is chosen for the sizes yet.
-    pub(crate) fn outputs<'a>(
-        &self,
-        bucket: Bucket,
-        outputs: impl FnOnce() -> Outputs<'a>,
-    ) -> Option<Outputs<'a>> {
-        (!self.knows(bucket)).then(outputs)
     }
 
     /// Whether a kernel is chosen for sizes.
@@ -108,39 +143,64 @@ impl Tuned {
         chosen.iter().any(|chosen| chosen.bucket == bucket)
     }
 
+    /// The kernel chosen last, if any was.
+    pub fn current(&self) -> Option<Kernel> {
+        let chosen = self.shared.chosen.read().unwrap_or_else(PoisonError::into_inner);
+        chosen.last().map(|chosen| chosen.kernel.on(&self.device))
+    }
+
+    /// What was chosen last, and why.
+    pub fn choice(&self) -> Option<Choice> {
+        let chosen = self.shared.chosen.read().unwrap_or_else(PoisonError::into_inner);
+        chosen.last().map(|chosen| self.explained(chosen))
+    }
+
     /// What was chosen for sizes, and why.
-    pub(crate) fn choice(&self, bucket: Bucket) -> Option<Choice> {
-        let (shared, key) = (&*self.shared, self.key(bucket));
-        let chosen = shared.chosen.read().unwrap_or_else(PoisonError::into_inner);
-        let Chosen { kernel, left_out, .. } = chosen.iter().find(|chosen| chosen.bucket == bucket)?;
+    pub(crate) fn choice_for(&self, bucket: Bucket) -> Option<Choice> {
+        let chosen = self.shared.chosen.read().unwrap_or_else(PoisonError::into_inner);
+        chosen.iter().find(|chosen| chosen.bucket == bucket).map(|chosen| self.explained(chosen))
+    }
+
+    fn explained(&self, Chosen { bucket, kernel, left_out }: &Chosen) -> Choice {
+        let (shared, key) = (&*self.shared, self.key(*bucket));
         let records = shared.records.lock().unwrap_or_else(PoisonError::into_inner);
         let record = records.iter().find(|record| *record.key() == key).cloned();
         let pruned = shared.pruned.iter().chain(left_out).cloned().collect();
-        Some(Choice { record, pruned, variant: kernel.variant().clone() })
+        Choice { record, pruned, variant: kernel.variant().clone() }
     }
 
-    /// Launches the kernel for the sizes; the first time it is chosen. A launch that the driver refuses falls back to
-    /// the next best candidate and corrects the record.
+    /// Launches the kernel for the sizes; the first time it is chosen, on the call's own tensors. A launch that the driver refuses falls
+    /// back to the next best candidate and corrects the record.
     ///
-    /// `launch` may be called many times and must do the same each time; `outputs` are those of [`outputs`](Self::outputs).
-    pub(crate) fn run(
+    /// # Errors
+    /// As [`Kernel::launch`], and what choosing a kernel fails for.
+    ///
+    /// # Safety
+    /// As for [`Kernel::launch`]. Where a kernel is chosen, every candidate is launched many times, each time over what `args` held
+    /// before (but for what is only written).
+    pub(crate) unsafe fn launch_in<A: KernelArgs>(
         &self,
         bucket: Bucket,
-        outputs: Option<Outputs<'_>>,
-        launch: &mut dyn FnMut(&Kernel) -> Result<(), Error>,
+        args: &A,
+        functions: Option<&FunctionArgs>,
+    ) -> Result<(), Error> {
+        // SAFETY: the caller's.
+        let launch = |kernel: &Kernel| unsafe { kernel.launch(args, functions) };
+        let check =
+            |kernel: &Kernel| args.check(&Probe::new(Device::Cuda(self.device.clone()), kernel, functions));
+        self.run(bucket, &|| args.tensors(), &launch, &check)
+    }
+
+    fn run<'a>(
+        &self,
+        bucket: Bucket,
+        tensors: &dyn Fn() -> Vec<TensorArg<'a>>,
+        launch: &dyn Fn(&Kernel) -> Result<(), Error>,
+        check: &dyn Fn(&Kernel) -> Verdict,
     ) -> Result<(), Error> {
         let kernel = match self.chosen(bucket) {
             Some(kernel) => kernel,
-            // Nothing can be timed while a graph is captured; what stands in for it is not kept.
-            None if self.shared.policy == Policy::Tune && self.device.is_capturing()? => {
-                self.first_valid(&self.ranked(dims(&outputs)).variants)?
-            }
-            None => {
-                let Ranked { variants, left_out } = self.ranked(dims(&outputs));
-                let kernel = self.choose(bucket, &variants, outputs, launch)?;
-                self.keep(bucket, &kernel, left_out);
-                kernel
-            }
+            None => self.first(bucket, &Call { tensors: &tensors(), launch, check })?,
         };
         match launch(&kernel) {
             Err(Error::Device(error)) if error.is_refused_launch() => {
@@ -164,6 +224,18 @@ impl Tuned {
             }
             launched => launched,
         }
+    }
+
+    /// The kernel for sizes that none is chosen for yet.
+    fn first(&self, bucket: Bucket, call: &Call<'_>) -> Result<Kernel, Error> {
+        let Ranked { variants, left_out } = self.ranked(&extents(call.tensors));
+        // Nothing can be timed while a graph is captured; what stands in for it is not kept.
+        if self.shared.policy == Policy::Tune && self.device.is_capturing()? {
+            return self.first_valid(&variants);
+        }
+        let kernel = self.choose(bucket, &variants, call)?;
+        self.keep(bucket, &kernel, left_out);
+        Ok(kernel)
     }
 
     /// A kernel of another family's body; none where there is only one. It is made once.
@@ -228,17 +300,11 @@ impl Tuned {
     }
 }
 
-/// The launch's dimensions, where they are known.
-fn dims<'a>(outputs: &'a Option<Outputs<'_>>) -> &'a [(&'static str, i64)] {
-    outputs.as_ref().map_or(&[], Outputs::dims)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::{Device, DeviceError};
+    use crate::device::DeviceError;
     use crate::kernels::pool;
-    use crate::launch::Tolerance;
     use crate::tune::Workload;
     use crate::{DType, Tensor};
 
@@ -258,22 +324,21 @@ mod tests {
         let new = || {
             let request = Request::new(&pool::SOURCE).value("T", DType::Bf16).value("D", 64);
             let request = request.value("BLOCK_Q", 128).value("BLOCK_KV", 64);
-            Tuned::new(cuda, &request, Policy::Tune).unwrap()
+            Tuned::with_policy(cuda, &request, Policy::Tune).unwrap()
         };
         let mut run = |tuned: &Tuned, refused: Option<&str>| {
-            let outputs = tuned.outputs(bucket, || {
-                Outputs::new(vec![q_mean.clone(), k_mean.clone()], Tolerance::Close(1e-5))
-            });
-            let mut launch = |kernel: &Kernel| {
+            let (q_mean, k_mean) = (&mut q_mean, &mut k_mean);
+            let args = pool::Args { q: &x, k: &x, q_mean, k_mean, finished: None };
+            let launch = |kernel: &Kernel| {
                 if refused == Some(kernel.variant().name.as_str()) {
                     let (kernel, what) = (kernel.variant().name.clone(), "threads a block");
                     return Err(DeviceError::TooMuch { kernel, what, found: 2, limit: 1 }.into());
                 }
-                let (q_mean, k_mean) = (&mut q_mean, &mut k_mean);
                 // SAFETY: it asks for nothing that the checks do not see.
-                unsafe { kernel.launch(&pool::Args { q: &x, k: &x, q_mean, k_mean, finished: None }, None) }
+                unsafe { kernel.launch(&args, None) }
             };
-            tuned.run(bucket, outputs, &mut launch).unwrap();
+            let check = |kernel: &Kernel| args.check(&Probe::new(device.clone(), kernel, None));
+            tuned.run(bucket, &|| args.tensors(), &launch, &check).unwrap();
             tuned.chosen(bucket).unwrap().variant().name.clone()
         };
         let tuned = new();

@@ -1,5 +1,6 @@
 //! Tensors on a GPU: where they are, and copies to and from the host.
 
+use super::region::Copy;
 use super::{Region, Storage, Tensor, TensorError, dense_strides, element_count, host::HostBuffer};
 use crate::device::{CudaDevice, Device, DeviceBuffer};
 use crate::{DType, Error, room};
@@ -110,6 +111,17 @@ impl Tensor {
         }
     }
 
+    /// A copy of the elements of a tensor on a GPU, to be put back with [`restore`](Saved::restore).
+    pub(crate) fn save(&self, device: &CudaDevice) -> Result<Saved, Error> {
+        let Some(region) = Region::of(self).filter(|_| self.ordinal().is_some()) else {
+            return Ok(Saved(None));
+        };
+        let packed = device.uninit(region.bytes() as usize)?;
+        // SAFETY: the storage is alive as long as this is, and the buffer has as many bytes; work on both is ordered by the stream.
+        unsafe { region.copy(device, packed.address(), Copy::Save)? };
+        Ok(Saved(Some((region, packed))))
+    }
+
     /// Sets every element of a dense tensor on `device` to the 32-bit word `word`, once the work on its stream is done. A dtype of
     /// half that size gets two elements a word.
     pub(crate) fn fill_words(&mut self, device: &CudaDevice, word: u32) -> Result<(), Error> {
@@ -165,6 +177,22 @@ impl Tensor {
         }
         let needed = place_name(device.as_cuda().map(|device| device.info().ordinal));
         Err(TensorError::Place { what: what.to_owned(), found: self.place(), needed })
+    }
+}
+
+/// What the elements of a tensor held.
+pub(crate) struct Saved(Option<(Region, DeviceBuffer)>);
+
+impl Saved {
+    /// Puts back what `tensor`, which this is of, held.
+    pub(crate) fn restore(&self, tensor: &Tensor, device: &CudaDevice) -> Result<(), Error> {
+        match &self.0 {
+            // SAFETY: as for `save`: the tensor's own region, while it is there.
+            Some((region, packed)) if Region::of(tensor).as_ref() == Some(region) => unsafe {
+                region.copy(device, packed.address(), Copy::Restore)
+            },
+            _ => Ok(()),
+        }
     }
 }
 

@@ -18,7 +18,7 @@ mod host;
 mod region;
 
 use device::CudaStorage;
-pub(crate) use device::place_name;
+pub(crate) use device::{Saved, place_name};
 pub use element::{Element, Half};
 pub use error::TensorError;
 pub(crate) use external::Arena;

@@ -2,7 +2,7 @@
 
 use super::{Storage, Tensor};
 use crate::Error;
-use crate::device::CudaDevice;
+use crate::device::{CudaDevice, Rows};
 use smallvec::SmallVec;
 use std::sync::{Mutex, PoisonError};
 
@@ -80,24 +80,59 @@ impl Region {
         taken(self) <= distance && distance + taken(other) <= period
     }
 
-    /// Sets every byte of GPU memory.
-    ///
-    /// # Safety
-    /// The tensor that this is of is alive and on `device`, and nothing else uses its elements meanwhile.
-    pub(super) unsafe fn fill(&self, device: &CudaDevice, byte: u8) -> Result<(), Error> {
+    /// Rows of bytes that together are the view: `(address, rows, pitch)`, each row `self.run` bytes.
+    fn rows(&self) -> impl Iterator<Item = Rows> + '_ {
         let (pitch, rows) = self.steps.first().map_or((self.run, 1), |steps| (steps.stride, steps.count));
         let outer = self.steps.get(1..).unwrap_or_default();
-        for block in 0..outer.iter().map(|steps| steps.count).product::<u64>() {
+        (0..outer.iter().map(|steps| steps.count).product::<u64>()).map(move |block| {
             let (mut rest, mut address) = (block, self.address);
             for steps in outer {
                 address += rest % steps.count * steps.stride;
                 rest /= steps.count;
             }
-            // SAFETY: the runs lie within the tensor, which is the caller's concern.
-            unsafe { device.set_rows(address, byte, [self.run, rows], pitch)? };
+            Rows { address, width: self.run, rows, pitch }
+        })
+    }
+
+    /// How many bytes the view has.
+    pub(super) fn bytes(&self) -> u64 {
+        self.run * self.steps.iter().map(|steps| steps.count).product::<u64>()
+    }
+
+    /// Sets every byte of GPU memory.
+    ///
+    /// # Safety
+    /// The tensor that this is of is alive and on `device`, and nothing else uses its elements meanwhile.
+    pub(super) unsafe fn fill(&self, device: &CudaDevice, byte: u8) -> Result<(), Error> {
+        for rows in self.rows() {
+            // SAFETY: the rows lie within the tensor, which is the caller's concern.
+            unsafe { device.set_rows(rows, byte)? };
         }
         Ok(())
     }
+
+    /// Copies the view to memory at `packed`, or back from there, where its rows lie one behind another.
+    ///
+    /// # Safety
+    /// As for [`fill`](Self::fill), and there are [`bytes`](Self::bytes) bytes of the same GPU at `packed`.
+    pub(super) unsafe fn copy(&self, device: &CudaDevice, packed: u64, way: Copy) -> Result<(), Error> {
+        let mut place = packed;
+        for rows in self.rows() {
+            let own = Rows { address: place, pitch: rows.width, ..rows };
+            let (from, to) = if way == Copy::Save { (rows, own) } else { (own, rows) };
+            // SAFETY: the caller's.
+            unsafe { device.copy_rows(from, to)? };
+            place += rows.width * rows.rows;
+        }
+        Ok(())
+    }
+}
+
+/// Which way [`Region::copy`] goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Copy {
+    Save,
+    Restore,
 }
 
 impl Tensor {

@@ -59,6 +59,18 @@ impl Bucket {
         }
     }
 
+    /// The bucket of a launch of which nothing but the extents of its dimensions is known: the two longest count as queries and keys,
+    /// the product of the others as heads.
+    pub fn of_extents(extents: &[i64]) -> Self {
+        let mut longest: Vec<usize> =
+            extents.iter().map(|&extent| usize::try_from(extent).unwrap_or(0)).collect();
+        longest.sort_unstable_by(|a, b| b.cmp(a));
+        let mut longest = longest.into_iter();
+        let [seq_q, seq_kv] = [0; 2].map(|none| longest.next().unwrap_or(none));
+        let heads = longest.fold(1, |all: usize, extent| all.saturating_mul(extent.max(1)));
+        Bucket::of(&Workload { batch: 1, heads, seq_q, seq_kv, density: 1.0 })
+    }
+
     /// The band's densities in percent, lowest and highest.
     pub fn density_percent(&self) -> (f64, f64) {
         let band = (self.density as usize).min(DENSITY_BANDS.len() - 1);

@@ -17,8 +17,8 @@ kernel! {
         kv_indices: Tensor<i32, [batch | 1, heads | 1, q_blocks, max_blocks]>,
         full_kv_counts: Option<Tensor<i32, [batch | 1, heads | 1, q_blocks]>>,
         full_kv_indices: Option<Tensor<i32, [batch | 1, heads | 1, q_blocks, max_full_blocks]>>,
-        #[align(16)] dq: mut Tensor<T, [batch, heads, seq_q, head_dim]>,
-        delta: mut Tensor<f32, [batch, heads, seq_q]>,
+        #[align(16)] #[tolerance(1e-2)] dq: out Tensor<T, [batch, heads, seq_q, head_dim]>,
+        #[tolerance(1e-5)] delta: out Tensor<f32, [batch, heads, seq_q]>,
         scale: f32,
     )
     specialize {

@@ -2,7 +2,7 @@ kernel! {
     /// What a mask function makes of each block of queries and keys: 0 nothing is kept, 1 some of it, 2 all of
     /// it; over the elements that exist (q < seq_q, kv < seq_kv). A block without elements is 0.
     fn classify(
-        classes: mut Tensor<u8, [batch, heads, q_blocks, kv_blocks]>,
+        classes: out Tensor<u8, [batch, heads, q_blocks, kv_blocks]>,
         seq_q: i32,
         seq_kv: i32,
     )

@@ -5,8 +5,8 @@ kernel! {
     fn mark(
         kv_counts: Tensor<i32, [batch, heads, q_blocks]>,
         kv_indices: Tensor<i32, [batch, heads, q_blocks, max_blocks]>,
-        keep: mut Tensor<i32, [batch, heads, q_blocks, words]>,
-        finished: mut Option<Tensor<i32, [batch, heads]>>,
+        keep: out Tensor<i32, [batch, heads, q_blocks, words]>,
+        finished: out Option<Tensor<i32, [batch, heads]>>,
         kv_blocks: i32,
     )
     body sm80 {

@@ -4,7 +4,7 @@ kernel! {
     fn order(
         counts: Tensor<i32, [batch, heads, rows]>,
         full_counts: Option<Tensor<i32, [batch, heads, rows]>>,
-        row_order: mut Tensor<i32, [batch, heads, rows]>,
+        #[tolerance(any)] row_order: out Tensor<i32, [batch, heads, rows]>,
         longest: i32,
     )
     body sm80 {

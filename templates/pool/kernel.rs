@@ -4,9 +4,9 @@ kernel! {
     fn pool(
         #[align(16)] q: Tensor<T, [batch, heads, seq_q, head_dim]>,
         #[align(16)] k: Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
-        q_mean: mut Tensor<f32, [batch, heads, q_blocks, head_dim]>,
-        k_mean: mut Tensor<f32, [batch, kv_heads, kv_blocks, head_dim]>,
-        finished: mut Option<Tensor<i32, [batch, heads]>>,
+        #[tolerance(1e-5)] q_mean: out Tensor<f32, [batch, heads, q_blocks, head_dim]>,
+        #[tolerance(1e-5)] k_mean: out Tensor<f32, [batch, kv_heads, kv_blocks, head_dim]>,
+        finished: out Option<Tensor<i32, [batch, heads]>>,
     )
     specialize { T: [f16, bf16], D: [64, 96, 128, 192, 256], BLOCK_Q: [64, 128], BLOCK_KV: [64, 128] }
     ship { T: [bf16, f16], D: [64, 128], BLOCK_Q: [128], BLOCK_KV: [64] }

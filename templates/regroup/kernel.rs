@@ -3,7 +3,7 @@ kernel! {
     fn regroup(
         x: Tensor<T, [batch, heads, seq, width]>,
         order: Tensor<i32, [seq]>,
-        out: mut Tensor<T, [batch, heads, seq, width]>,
+        out: out Tensor<T, [batch, heads, seq, width]>,
     )
     specialize { T: [bf16, f16, f32] }
     ship { T: [bf16, f16, f32] }

@@ -13,16 +13,16 @@ kernel! {
     /// `row_order` becomes the query blocks of each head by falling number of key blocks, equal ones in any order, for the
     /// forward; for it `finished` must be 0, and is 0 again afterwards.
     fn select(
-        logits: mut Tensor<f32, [batch, heads, q_blocks, kv_blocks]>,
+        #[tolerance(any)] logits: inout Tensor<f32, [batch, heads, q_blocks, kv_blocks]>,
         classes: Option<Tensor<u8, [batch | 1, heads | 1, q_blocks, kv_blocks]>>,
-        kv_counts: mut Tensor<i32, [batch, heads, q_blocks]>,
-        kv_indices: mut Tensor<i32, [batch, heads, q_blocks, kv_blocks]>,
-        full_kv_counts: mut Option<Tensor<i32, [batch, heads, q_blocks]>>,
-        full_kv_indices: mut Option<Tensor<i32, [batch, heads, q_blocks, kv_blocks]>>,
-        keep: mut Tensor<i32, [batch, heads, q_blocks, words]>,
-        full_keep: mut Option<Tensor<i32, [batch, heads, q_blocks, words]>>,
-        row_order: mut Option<Tensor<i32, [batch, heads, q_blocks]>>,
-        finished: mut Option<Tensor<i32, [batch, heads]>>,
+        #[tolerance(share = 0.01)] kv_counts: out Tensor<i32, [batch, heads, q_blocks]>,
+        #[tolerance(share = 0.01)] kv_indices: out Tensor<i32, [batch, heads, q_blocks, kv_blocks]>,
+        #[tolerance(share = 0.01)] full_kv_counts: out Option<Tensor<i32, [batch, heads, q_blocks]>>,
+        #[tolerance(share = 0.01)] full_kv_indices: out Option<Tensor<i32, [batch, heads, q_blocks, kv_blocks]>>,
+        #[tolerance(share = 0.01)] keep: out Tensor<i32, [batch, heads, q_blocks, words]>,
+        #[tolerance(share = 0.01)] full_keep: out Option<Tensor<i32, [batch, heads, q_blocks, words]>>,
+        #[tolerance(any)] row_order: out Option<Tensor<i32, [batch, heads, q_blocks]>>,
+        finished: counters Option<Tensor<i32, [batch, heads]>>,
         top_k: f32,
         top_p: f32,
     )

@@ -125,7 +125,7 @@ fn services_remember_what_they_found(toolchain: &Toolchain) {
 /// A mistake in a body or in a header it includes is shown where its author wrote it, whatever is pasted around it.
 fn errors_name_the_line_of_the_template(toolchain: &Toolchain) {
     let declaration =
-        "kernel! { fn copy(x: Tensor<f32, [n]>, y: mut Tensor<f32, [n]>) specialize { BLOCK: [128, 256] }
+        "kernel! { fn copy(x: Tensor<f32, [n]>, y: out Tensor<f32, [n]>) specialize { BLOCK: [128, 256] }
         body sm80 { launch { grid = [ceil_div(n, BLOCK), 1, 1], threads = BLOCK } } }";
     let header = "// Loads.\n__device__ float load(const float* x, int i) {\n    return x[i];\n}\n";
     let body = "// Copies.\n<% include \"copy/load.cuh\" %>\n<% include \"lib/thread.cuh\" %>\n<% if constant.BLOCK > 128 %>\nconstexpr int WIDE = 1;\n\
@@ -140,6 +140,7 @@ fn errors_name_the_line_of_the_template(toolchain: &Toolchain) {
                 ("copy/sm80.cu".into(), body.to_owned().into()),
             ]
             .into(),
+            has_check: false,
         };
         let generator = Generator::new(&source).unwrap();
         let spec = Arc::new(generator.spec(&[("BLOCK", block.into())]).unwrap());

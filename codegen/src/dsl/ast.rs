@@ -1,6 +1,6 @@
 //! The declaration as data.
 
-use super::Expr;
+use super::{Access, Expr, Tolerance};
 use crate::arch::Family;
 use crate::lower::FunctionKind;
 use crate::{DType, Value};
@@ -49,8 +49,10 @@ pub enum ArgKind {
         element: ElementType,
         /// Named dimensions.
         dims: Vec<DimRef>,
-        /// Whether the kernel writes it.
-        mutable: bool,
+        /// What the kernel does with it.
+        access: Access,
+        /// How far two schedules may be apart in it, where it is a result.
+        tolerance: Tolerance,
         /// Whether it may be absent (a null pointer).
         optional: bool,
         /// `#[align(n)]`: bytes the pointer and every stride are a multiple of; the element's size when not given.

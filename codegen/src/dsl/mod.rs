@@ -5,7 +5,7 @@
 //! let kernel = Kernel::parse("scale/kernel.rs", r#"
 //!     kernel! {
 //!         /// Multiplies every element.
-//!         fn scale(x: Tensor<T, [rows, columns]>, y: mut Tensor<T, [rows, columns]>, factor: f32)
+//!         fn scale(x: Tensor<T, [rows, columns]>, y: out Tensor<T, [rows, columns]>, factor: f32)
 //!         specialize { T: [f16, bf16], BLOCK: [128, 256] }
 //!         let blocks = ceil_div(columns, BLOCK);
 //!         body sm80 {
@@ -48,6 +48,7 @@
 //! body calls `f.score_mod.gradient(score, batch, head, q, kv)`: [`lower`](crate::lower#derivatives) says how it is made.
 //! The struct holds the same captures, so one launch argument serves kernels with and without it.
 
+mod access;
 mod ast;
 mod check;
 mod cuda;
@@ -58,6 +59,7 @@ mod parse_body;
 mod rust;
 mod spans;
 
+pub use access::{Access, Tolerance};
 pub use ast::{
     Arg, ArgKind, Body, Constraint, Derived, DimRef, ElementType, FunctionSlot, Kernel, Launch, Require,
     ScalarType, SpecParam, SpecValues, TensorMap, TuneParam,

@@ -3,14 +3,15 @@
 use super::parse_body::parse_body;
 use super::spans::{Role, Spans};
 use super::{
-    Arg, ArgKind, Derived, DimRef, ElementType, FunctionSlot, Kernel, Require, ScalarType, SpecParam,
-    SpecValues, check,
+    Access, Arg, ArgKind, Derived, DimRef, ElementType, FunctionSlot, Kernel, Require, ScalarType, SpecParam,
+    SpecValues, Tolerance, check,
 };
 use crate::lower::FunctionKind;
 use crate::{DType, Error, limits};
 use proc_macro2::Span;
 use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
+use syn::spanned::Spanned as _;
 use syn::{Ident, LitInt, LitStr, Result, Token, braced, bracketed, parenthesized};
 
 mod kw {
@@ -165,67 +166,115 @@ pub(super) fn parse_braced_list<T>(
 }
 
 fn parse_arg(input: ParseStream, spans: &mut Spans) -> Result<Arg> {
-    let (aligned, at) = (input.peek(Token![#]), input.span());
-    let align = parse_align(input)?;
+    let at = input.span();
+    let attrs = Attrs::parse(input)?;
     let name = spans.variable(&input.parse()?)?;
     input.parse::<Token![:]>()?;
-    let mutable = input.parse::<Option<Token![mut]>>()?.is_some();
+    let access = Access::parse(input)?;
     let head: Ident = input.parse()?;
     let kind = match head.to_string().as_str() {
         "Option" => {
             input.parse::<Token![<]>()?;
-            let inner_mutable = input.parse::<Option<Token![mut]>>()?.is_some();
             let tensor: Ident = input.parse()?;
             if tensor != "Tensor" {
-                return Err(syn::Error::new(tensor.span(), "only a `Tensor<…>` can be optional"));
+                let message = match Access::from_keyword(&tensor.to_string()) {
+                    Some(_) => {
+                        format!("write `{tensor}` before `Option`: `{name}: {tensor} Option<Tensor<…>>`")
+                    }
+                    None => "only a `Tensor<…>` can be optional".to_owned(),
+                };
+                return Err(syn::Error::new(tensor.span(), message));
             }
-            let kind = parse_tensor(input, spans, (mutable || inner_mutable, true, align))?;
+            let kind = parse_tensor(input, spans, (access, true), &attrs)?;
             input.parse::<Token![>]>()?;
             kind
         }
-        "Tensor" => parse_tensor(input, spans, (mutable, false, align))?,
-        _ if mutable => {
+        "Tensor" => parse_tensor(input, spans, (access, false), &attrs)?,
+        _ if access.writes() => {
             return Err(syn::Error::new(
                 head.span(),
-                "only a tensor can be `mut`: scalars are passed by value",
+                "only a tensor can be written: scalars are passed by value",
             ));
         }
-        "f32" | "i32" if aligned => {
+        "f32" | "i32" if attrs.align.is_some() => {
             return Err(syn::Error::new(at, "only a tensor has an alignment: scalars are passed by value"));
         }
         "f32" => ArgKind::Scalar(ScalarType::F32),
         "i32" => ArgKind::Scalar(ScalarType::I32),
         other => {
             let message = format!(
-                "`{other}` is no argument type: use Tensor<T, [dims]>, Option<Tensor<…>>, f32 or i32"
+                "`{other}` is no argument type: use Tensor<T, [dims]>, Option<Tensor<…>>, f32 or i32, and `out`, `inout`, \
+                 `scratch` or `counters` before a tensor that is written"
             );
             return Err(syn::Error::new(head.span(), message));
         }
     };
-    Ok(Arg { name, kind })
+    match (&attrs.tolerance, &kind) {
+        (Some((_, span)), ArgKind::Tensor { access, .. }) if !access.is_result() => {
+            Err(syn::Error::new(*span, "only what is `out` or `inout` is compared, and has a tolerance"))
+        }
+        (Some((_, span)), ArgKind::Scalar(_)) => {
+            Err(syn::Error::new(*span, "only a tensor has a tolerance: scalars are passed by value"))
+        }
+        _ => Ok(Arg { name, kind }),
+    }
 }
 
-/// `#[align(16)]`, or 1.
-fn parse_align(input: ParseStream) -> Result<usize> {
-    let mut align = None;
-    for attr in input.call(syn::Attribute::parse_outer)? {
-        if !attr.path().is_ident("align") {
-            return Err(syn::Error::new_spanned(attr, "an argument can only have `#[align(bytes)]`"));
+/// What stands before an argument.
+#[derive(Default)]
+struct Attrs {
+    /// `#[align(16)]`
+    align: Option<usize>,
+    /// `#[tolerance(1e-2)]`, and where.
+    tolerance: Option<(Tolerance, Span)>,
+}
+
+impl Attrs {
+    fn parse(input: ParseStream) -> Result<Self> {
+        let mut attrs = Attrs::default();
+        for attr in input.call(syn::Attribute::parse_outer)? {
+            let again = if attr.path().is_ident("align") {
+                attrs.align.replace(parse_align(&attr)?).is_some()
+            } else if attr.path().is_ident("tolerance") {
+                attrs.tolerance.replace((Tolerance::parse(&attr)?, attr.span())).is_some()
+            } else {
+                let message = "an argument can only have `#[align(bytes)]` and `#[tolerance(…)]`";
+                return Err(syn::Error::new_spanned(attr, message));
+            };
+            if again {
+                let what = if attr.path().is_ident("align") { "alignment" } else { "tolerance" };
+                let message = format!("a second {what} of one argument: keep one");
+                return Err(syn::Error::new_spanned(attr, message));
+            }
         }
-        let bytes: syn::Expr = attr.parse_args()?;
-        let found = match &bytes {
-            syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Int(int), .. }) => int.base10_parse::<usize>().ok(),
-            _ => None,
-        };
-        let Some(found) = found.filter(|bytes| bytes.is_power_of_two() && *bytes <= 256) else {
-            let message = "an alignment is a power of two up to 256, in bytes: write `#[align(16)]`";
-            return Err(syn::Error::new_spanned(bytes, message));
-        };
-        if align.replace(found).is_some() {
-            return Err(syn::Error::new_spanned(bytes, "a second alignment of one argument: keep one"));
-        }
+        Ok(attrs)
     }
-    Ok(align.unwrap_or(1))
+}
+
+/// The bytes of `#[align(16)]`.
+fn parse_align(attr: &syn::Attribute) -> Result<usize> {
+    let bytes: syn::Expr = attr.parse_args()?;
+    let found = match &bytes {
+        syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Int(int), .. }) => int.base10_parse::<usize>().ok(),
+        _ => None,
+    };
+    found.filter(|bytes| bytes.is_power_of_two() && *bytes <= 256).ok_or_else(|| {
+        let message = "an alignment is a power of two up to 256, in bytes: write `#[align(16)]`";
+        syn::Error::new_spanned(bytes, message)
+    })
+}
+
+/// A number as it is written.
+pub(super) fn unsigned_attr(expr: &syn::Expr) -> Option<f64> {
+    match expr {
+        syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Float(float), .. }) if float.suffix().is_empty() => {
+            float.base10_parse().ok()
+        }
+        syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Int(int), .. }) if int.suffix().is_empty() => {
+            int.base10_parse().ok()
+        }
+        _ => None,
+    }
 }
 
 /// The most dimensions of a tensor.
@@ -234,7 +283,8 @@ const MOST_DIMS: usize = 16;
 fn parse_tensor(
     input: ParseStream,
     spans: &mut Spans,
-    (mutable, optional, align): (bool, bool, usize),
+    (access, optional): (Access, bool),
+    attrs: &Attrs,
 ) -> Result<ArgKind> {
     input.parse::<Token![<]>()?;
     let element: Ident = input.parse()?;
@@ -264,7 +314,8 @@ fn parse_tensor(
         .map(|dim| Ok(DimRef { name: spans.variable(&dim.name)?, broadcast: dim.broadcast }))
         .collect::<Result<_>>()?;
     input.parse::<Token![>]>()?;
-    Ok(ArgKind::Tensor { element, dims, mutable, optional, align })
+    let tolerance = attrs.tolerance.map_or(Tolerance::Exact, |(tolerance, _)| tolerance);
+    Ok(ArgKind::Tensor { element, dims, access, tolerance, optional, align: attrs.align.unwrap_or(1) })
 }
 
 /// `name` or `name | 1`

@@ -11,6 +11,7 @@ pub mod codegen {
         pub name: Cow<'static, str>,
         pub declaration: Cow<'static, str>,
         pub files: Cow<'static, [(Cow<'static, str>, Cow<'static, str>)]>,
+        pub has_check: bool,
     }
     #[non_exhaustive] #[derive(Clone, Copy)] pub enum Family { Sm80, Sm90 }
     pub struct Schedule { pub family: Family }
@@ -29,8 +30,23 @@ pub mod launch {
     pub struct Bound<P> { pub params: P, pub grid: [i64; 3], pub maps: Vec<[i64; 2]> }
     pub struct Dim;
     impl Dim {
-        pub fn exact(_: &'static str) -> Self { Dim }
-        pub fn broadcast(_: &'static str) -> Self { Dim }
+        pub const fn exact(_: &'static str) -> Self { Dim }
+        pub const fn broadcast(_: &'static str) -> Self { Dim }
+    }
+    pub enum Access { Read, Out, InOut, Scratch, Counters }
+    pub enum Tolerance { Exact, Close(f64), Share(f64), Any }
+    pub struct TensorDecl {
+        pub name: &'static str,
+        pub dtype: Option<DType>,
+        pub dims: &'static [Dim],
+        pub access: Access,
+        pub tolerance: Tolerance,
+    }
+    pub struct TensorArg<'a>(&'static TensorDecl, &'a Tensor);
+    impl<'a> TensorArg<'a> {
+        pub fn given((decl, tensor): (&'static TensorDecl, Option<&'a Tensor>)) -> Option<Self> {
+            tensor.map(|tensor| TensorArg(decl, tensor))
+        }
     }
     pub struct BoundTensor<const S: usize> { pub pointer: u64, pub strides: [i64; S] }
     pub struct Binder { maps: Vec<[i64; 2]> }
@@ -76,6 +92,7 @@ pub mod launch {
         const DECLARATION: &'static str;
         type Params: Copy;
         fn bind(&self, candidate: &Candidate) -> Result<Bound<Self::Params>, BindError>;
+        fn tensors(&self) -> Vec<TensorArg<'_>> { Vec::new() }
     }
 }
 "#;

@@ -10,7 +10,7 @@ pub const DECLARATION: &str = "kernel! {
         #[align(16)] x: Tensor<T, [rows, columns]>,
         weight: Tensor<f32, [columns]>,
         bias: Option<Tensor<f32, [rows | 1, columns]>>,
-        y: mut Tensor<T, [rows, columns]>,
+        y: out Tensor<T, [rows, columns]>,
         factor: f32,
     )
     specialize { T: [f16, bf16], BLOCK: [64, 128] }
@@ -46,7 +46,12 @@ pub const HEADER: &str = "__device__ __forceinline__ float load(const T* from, l
 pub fn source(declaration: &str, body: &str) -> KernelSource {
     let files =
         vec![("scale/load.cuh".into(), HEADER.into()), ("scale/sm80.cu".into(), body.to_owned().into())];
-    KernelSource { name: "scale".into(), declaration: declaration.to_owned().into(), files: files.into() }
+    KernelSource {
+        name: "scale".into(),
+        declaration: declaration.to_owned().into(),
+        files: files.into(),
+        has_check: false,
+    }
 }
 
 /// Writes the kernel's folder into `dir`.

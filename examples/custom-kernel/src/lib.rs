@@ -1,11 +1,11 @@
 //! RMS normalisation as a kernel of one's own.
 //!
-//! `kernels/rms_norm/kernel.rs` declares it, `kernels/rms_norm/sm80.cu` is its body, `build.rs` makes [`kernels`] of the
-//! two. What is left to write is below: which variant, and a launch.
+//! `kernels/rms_norm/kernel.rs` declares it, `sm80.cu` beside it is its body, `check.rs` checks a schedule before it may win, and
+//! `build.rs` makes [`kernels`] of the three. What is left to write is below: which variant, and a launch.
 
 use tilewright::device::CudaDevice;
-use tilewright::launch::{Request, load};
-use tilewright::{Device, Error, Tensor};
+use tilewright::launch::{Request, Tuned};
+use tilewright::{DType, Device, Error, Tensor};
 
 /// What `build.rs` generated: for each kernel its files, its arguments and their checks.
 // Generated; formatted by the generator.
@@ -20,22 +20,40 @@ use kernels::rms_norm;
 #[cfg(feature = "ahead-of-time")]
 include!(concat!(env!("OUT_DIR"), "/tilewright_ahead.rs"));
 
-/// Normalises the rows of x `[batch, heads, seq, head_dim]` on the GPU that x is on.
-///
-/// # Errors
-/// A dtype or head dimension that `kernel.rs` does not list, tensors it does not allow, no NVRTC, or a GPU that fails.
-pub fn rms_norm(device: &CudaDevice, x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Tensor, Error> {
-    #[cfg(feature = "ahead-of-time")]
-    tilewright::compile::register(AHEAD);
-    // The last dimension is `head_dim`; a tensor without one is refused by the launch.
-    let head_dim = x.shape().last().map_or(0, |&dim| dim as i64);
-    let request = Request::new(&rms_norm::SOURCE).value("T", x.dtype()).value("D", head_dim);
-    // Compiled at the first call, found again by every other.
-    let kernel = load(device, &[request])?.remove(0);
-    let mut y = Tensor::uninit(&Device::Cuda(device.clone()), x.dtype(), x.shape())?;
-    // SAFETY: the body reads and writes the rows that its declaration names, whatever `epsilon` is.
-    unsafe { kernel.launch(&rms_norm::Args { x, weight, y: &mut y, epsilon }, None)? };
-    Ok(y)
+/// RMS normalisation of one dtype and head dimension on one GPU.
+#[derive(Debug)]
+pub struct RmsNorm {
+    device: CudaDevice,
+    kernel: Tuned,
+}
+
+impl RmsNorm {
+    /// For tensors `[batch, heads, seq, head_dim]` on a GPU. Nothing is compiled yet.
+    ///
+    /// # Errors
+    /// A dtype or head dimension that `kernel.rs` does not list.
+    pub fn new(device: &CudaDevice, dtype: DType, head_dim: usize) -> Result<Self, Error> {
+        #[cfg(feature = "ahead-of-time")]
+        tilewright::compile::register(AHEAD);
+        let request = Request::new(&rms_norm::SOURCE).value("T", dtype).value("D", head_dim as i64);
+        Ok(RmsNorm { device: device.clone(), kernel: Tuned::new(device, &request)? })
+    }
+
+    /// Normalises the rows of x. The first call of about this size chooses the fastest schedule, for this process and for later ones.
+    ///
+    /// # Errors
+    /// Tensors that the declaration does not allow, no NVRTC, or a GPU that fails.
+    pub fn run(&self, x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Tensor, Error> {
+        let mut y = Tensor::uninit(&Device::Cuda(self.device.clone()), x.dtype(), x.shape())?;
+        // SAFETY: the body reads and writes the rows that its declaration names, whatever `epsilon` is.
+        unsafe { self.kernel.launch(&rms_norm::Args { x, weight, y: &mut y, epsilon }, None)? };
+        Ok(y)
+    }
+
+    /// The kernel, with what was chosen for it.
+    pub fn kernel(&self) -> &Tuned {
+        &self.kernel
+    }
 }
 
 /// The same on the CPU, for comparison: rows of `weight.len()` elements one after another.

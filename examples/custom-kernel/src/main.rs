@@ -2,7 +2,7 @@
 //! where NVRTC is found: `cargo run -p custom-kernel`
 
 use custom_kernel::kernels::rms_norm::SOURCE;
-use custom_kernel::{rms_norm, rms_norm_cpu};
+use custom_kernel::{RmsNorm, rms_norm_cpu};
 use half::bf16;
 use std::sync::Arc;
 use tilewright::codegen::{Arch, Generator};
@@ -36,7 +36,8 @@ fn largest_error(device: &Device) -> Result<f32, Error> {
     let x = Tensor::from_slice(&x, &SHAPE)?;
     let weight = Tensor::from_slice(&weight, &SHAPE[3..])?;
     let Some(cuda) = device.as_cuda() else { return Ok(0.0) };
-    let y = rms_norm(cuda, &x.to(device)?, &weight.to(device)?, EPSILON)?.to_f32_vec()?;
+    let norm = RmsNorm::new(cuda, x.dtype(), SHAPE[3])?;
+    let y = norm.run(&x.to(device)?, &weight.to(device)?, EPSILON)?.to_f32_vec()?;
     let expected = rms_norm_cpu(&x.to_f32_vec()?, &weight.to_f32_vec()?, EPSILON);
     // Written so that a NaN is the largest error of all.
     Ok(y.iter()

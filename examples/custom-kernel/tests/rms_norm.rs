@@ -4,7 +4,7 @@
 mod needs;
 
 use custom_kernel::kernels::rms_norm::{Args, SOURCE};
-use custom_kernel::{rms_norm, rms_norm_cpu};
+use custom_kernel::{RmsNorm, rms_norm_cpu};
 use half::f16;
 use libtest_mimic::Arguments;
 use std::sync::Arc;
@@ -91,7 +91,14 @@ fn the_gpu_agrees_with_the_cpu(device: &Device) {
     let (x, weight) =
         (Tensor::from_slice(&x, &[2, 3, 100, 64]).unwrap(), Tensor::from_slice(&weight, &[64]).unwrap());
     let on_gpu = [&x, &weight].map(|tensor| tensor.to(device).unwrap());
-    let y = rms_norm(device.as_cuda().unwrap(), &on_gpu[0], &on_gpu[1], 1e-6).unwrap();
+    let norm = RmsNorm::new(device.as_cuda().unwrap(), DType::F16, 64).unwrap();
+    let y = norm.run(&on_gpu[0], &on_gpu[1], 1e-6).unwrap();
+    // Every schedule was checked, and timed until it was out of the race.
+    let choice = norm.kernel().choice().unwrap();
+    let record = choice.record.expect("it has several schedules");
+    assert!(record.candidates().len() > 1, "{record:?}");
+    let again = norm.run(&on_gpu[0], &on_gpu[1], 1e-6).unwrap();
+    assert_eq!(again.to_f32_vec().unwrap(), y.to_f32_vec().unwrap());
     let expected = rms_norm_cpu(&x.to_f32_vec().unwrap(), &weight.to_f32_vec().unwrap(), 1e-6);
     for (y, expected) in y.to_f32_vec().unwrap().into_iter().zip(expected) {
         assert!((y - expected).abs() <= 2e-3, "{y} for {expected}");

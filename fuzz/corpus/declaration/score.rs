@@ -4,7 +4,7 @@ kernel! {
     fn score(
         #[align(16)] q_mean: Tensor<f32, [batch, heads, q_blocks, head_dim]>,
         #[align(16)] k_mean: Tensor<f32, [batch, kv_heads, kv_blocks, head_dim]>,
-        logits: mut Tensor<f32, [batch, heads, q_blocks, kv_blocks]>,
+        logits: out Tensor<f32, [batch, heads, q_blocks, kv_blocks]>,
         scale: f32,
     )
     require heads % kv_heads == 0, "each key head serves the same number of query heads";

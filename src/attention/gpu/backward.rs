@@ -1,14 +1,14 @@
 //! The kernels of the backward on a GPU: by query → by key, and before them the lists by key where a caller has none.
 
-use super::selection::{Call, transpose_bits};
-use super::{Pipeline, SUMS, tuning};
+use super::Pipeline;
+use super::selection::transpose_bits;
 use crate::attention::advice::advise_backward;
 use crate::attention::memory::Memory;
-use crate::attention::{Gradients, MaskLists, Rule, Sizes, oracle};
+use crate::attention::{Gradients, MaskLists, Rule, Sizes};
 use crate::codegen::lower::DeviceFunction;
 use crate::device::CudaDevice;
 use crate::kernels::{backward_kv, backward_q, mark, transpose};
-use crate::launch::{Lazy, Outputs, Request, Tolerance, Tuned};
+use crate::launch::{Lazy, Request, Tuned};
 use crate::operands::Upstream;
 use crate::tune::Bucket;
 use crate::{BlockIndex, DType, Error, Tensor};
@@ -22,9 +22,6 @@ pub(super) struct Backward {
     mark: Lazy,
     transpose: Lazy,
 }
-
-/// How far apart the gradients of two schedules may be: each rounds P and dS to the dtype in its own order of sums.
-const TOLERANCE: Tolerance = Tolerance::Close(1e-2);
 
 /// What a backward works in.
 pub(in crate::attention) struct BackwardScratch {
@@ -210,19 +207,6 @@ impl Run<'_> {
         self.by_key(kernels, by_key, delta, [dk, dv])
     }
 
-    fn outputs<'b>(
-        &self,
-        kernel: &Tuned,
-        tensors: &[&Tensor],
-        tolerance: Tolerance,
-        oracle: impl Fn(&crate::launch::Kernel) -> oracle::Verdict + 'b,
-    ) -> Option<Outputs<'b>> {
-        tuning(kernel, &self.sizes, self.bucket, || {
-            Outputs::new(tensors.iter().map(|&tensor| tensor.clone()).collect(), tolerance)
-                .with_oracle(oracle)
-        })
-    }
-
     /// The lists by key of the lists by query, and the order of the keys.
     fn transpose(
         &self,
@@ -230,26 +214,20 @@ impl Run<'_> {
         lists: &MaskLists,
         transposed: &mut Transposed,
     ) -> Result<(), Error> {
-        let device = &self.pipeline.device;
         let mark = kernels.mark.get()?;
         let Transposed { keep, full_keep, q, full_q, order } = transposed;
         let mut order = order.as_mut();
         let kv_blocks = self.sizes.kv_blocks as i32;
         let full = lists.full_kv.as_ref().zip(full_keep.as_mut());
         for (BlockIndex { counts, indices }, keep) in [(&lists.kv, &mut *keep)].into_iter().chain(full) {
-            let outputs =
-                self.outputs(mark, &[keep], Tolerance::Exact, |kernel| oracle::check_mark(device, kernel));
-            mark.run(self.bucket, outputs, &mut |kernel| {
-                let finished = order.as_deref_mut().map(|order| &mut order.finished);
-                let args = mark::Args { kv_counts: counts, kv_indices: indices, keep, finished, kv_blocks };
-                // SAFETY: lists may hold anything; all work is on one stream.
-                unsafe { kernel.launch(&args, None) }
-            })?;
+            let finished = order.as_deref_mut().map(|order| &mut order.finished);
+            let args = mark::Args { kv_counts: counts, kv_indices: indices, keep, finished, kv_blocks };
+            // SAFETY: lists may hold anything; all work is on one stream.
+            unsafe { mark.launch_in(self.bucket, &args, None)? };
         }
-        let call = Call { rule: self.rule, sizes: &self.sizes, device, split: full_q.is_some() };
         let bits = (&*keep, full_keep.as_ref());
         let order = order.map(|order| (&mut order.of_keys, &mut order.finished));
-        transpose_bits(kernels.transpose.get()?, &call, self.bucket, bits, (q, full_q), order)
+        transpose_bits(kernels.transpose.get()?, self.bucket, bits, (q, full_q), order)
     }
 
     /// dq and delta.
@@ -260,33 +238,25 @@ impl Run<'_> {
         dq: &mut Tensor,
         delta: &mut Tensor,
     ) -> Result<(), Error> {
-        let (rule, device, functions) = (self.rule, &self.pipeline.device, &self.pipeline.functions);
-        let kernel = kernels.by_query.get()?;
-        let outputs = self.outputs(kernel, &[dq], TOLERANCE, |kernel| {
-            oracle::check_backward_q(rule, &self.sizes, device, functions, kernel)
-        });
-        let outputs = outputs.map(|outputs| outputs.and(delta.clone(), SUMS));
         let Upstream { q, k, v, out, lse, d_out, d_lse } = self.upstream;
-        kernel.run(self.bucket, outputs, &mut |kernel| {
-            let args = backward_q::Args {
-                q,
-                k,
-                v,
-                out,
-                d_out,
-                lse,
-                d_lse,
-                kv_counts: &kv.counts,
-                kv_indices: &kv.indices,
-                full_kv_counts: full.map(|full| &full.counts),
-                full_kv_indices: full.map(|full| &full.indices),
-                dq,
-                delta,
-                scale: rule.scale,
-            };
-            // SAFETY: lists may hold anything; all work is on one stream.
-            unsafe { kernel.launch(&args, Some(functions)) }
-        })
+        let args = backward_q::Args {
+            q,
+            k,
+            v,
+            out,
+            d_out,
+            lse,
+            d_lse,
+            kv_counts: &kv.counts,
+            kv_indices: &kv.indices,
+            full_kv_counts: full.map(|full| &full.counts),
+            full_kv_indices: full.map(|full| &full.indices),
+            dq,
+            delta,
+            scale: self.rule.scale,
+        };
+        // SAFETY: lists may hold anything; all work is on one stream.
+        unsafe { kernels.by_query.get()?.launch_in(self.bucket, &args, Some(&self.pipeline.functions)) }
     }
 
     /// dk and dv, from the delta of [`Run::by_query`].
@@ -297,31 +267,24 @@ impl Run<'_> {
         delta: &Tensor,
         [dk, dv]: [&mut Tensor; 2],
     ) -> Result<(), Error> {
-        let (rule, device, functions) = (self.rule, &self.pipeline.device, &self.pipeline.functions);
-        let kernel = kernels.by_key.get()?;
-        let outputs = self.outputs(kernel, &[dk, dv], TOLERANCE, |kernel| {
-            oracle::check_backward_kv(rule, &self.sizes, device, functions, kernel)
-        });
         let Upstream { q, k, v, lse, d_out, .. } = self.upstream;
-        kernel.run(self.bucket, outputs, &mut |kernel| {
-            let args = backward_kv::Args {
-                q,
-                k,
-                v,
-                d_out,
-                lse,
-                delta,
-                q_counts: &by_key.counts,
-                q_indices: &by_key.indices,
-                full_q_counts: full.map(|full| &full.counts),
-                full_q_indices: full.map(|full| &full.indices),
-                key_order,
-                dk,
-                dv,
-                scale: rule.scale,
-            };
-            // SAFETY: lists and orders may hold anything; all work is on one stream.
-            unsafe { kernel.launch(&args, Some(functions)) }
-        })
+        let args = backward_kv::Args {
+            q,
+            k,
+            v,
+            d_out,
+            lse,
+            delta,
+            q_counts: &by_key.counts,
+            q_indices: &by_key.indices,
+            full_q_counts: full.map(|full| &full.counts),
+            full_q_indices: full.map(|full| &full.indices),
+            key_order,
+            dk,
+            dv,
+            scale: self.rule.scale,
+        };
+        // SAFETY: lists and orders may hold anything; all work is on one stream.
+        unsafe { kernels.by_key.get()?.launch_in(self.bucket, &args, Some(&self.pipeline.functions)) }
     }
 }

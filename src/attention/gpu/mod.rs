@@ -11,11 +11,11 @@ use selection::Scratch;
 use super::advice::advise;
 use super::memory::Memory;
 use super::work::Ranked;
-use super::{MaskLists, Rule, Sizes, oracle};
+use super::{MaskLists, Rule, Sizes};
 use crate::codegen::lower::{DeviceFunction, FunctionKind};
 use crate::device::{CudaDevice, Device};
 use crate::kernels::{classify, forward, order};
-use crate::launch::{FunctionArgs, Lazy, Outputs, Request, Tolerance, Tuned};
+use crate::launch::{Function, FunctionArgs, Lazy, Request, Tuned};
 use crate::tune::{Bucket, Policy};
 use crate::{BlockIndex, DType, DeviceFn, Error, Tensor};
 use backward::Backward;
@@ -34,24 +34,15 @@ pub(super) struct Pipeline {
     backward: Backward,
 }
 
-/// Two schedules sum in f32 in different orders.
-const SUMS: Tolerance = Tolerance::Close(1e-5);
-
-/// How far apart the outputs of two schedules of the forward may be: each rounds P to the dtype in its own places.
-const FORWARD_TOLERANCE: Tolerance = Tolerance::Close(1e-2);
-
-/// How far apart their sums of exponentials may be: those are added up in f32 by all, and the backward makes its weights of them.
-const LSE_TOLERANCE: Tolerance = Tolerance::Close(1e-4);
-
 impl Pipeline {
     /// Prepares the tuning space of every kernel the rule needs. What is compiled is decided at the first call.
     pub(super) fn new(cuda: &CudaDevice, rule: &Rule, policy: Policy) -> Result<Self, Error> {
-        let score_fn = rule.score_mod.as_deref().map(|f| f as &dyn DeviceFn);
-        let mask_fn = rule.mask_mod.as_deref().map(|f| f as &dyn DeviceFn);
-        let score_mod = parse(FunctionKind::ScoreMod, score_fn)?;
-        let mask_mod = parse(FunctionKind::MaskMod, mask_fn)?;
+        let score_fn = rule.score_mod.clone().map(Function::Score);
+        let mask_fn = rule.mask_mod.clone().map(Function::Mask);
+        let score_mod = parse(FunctionKind::ScoreMod, rule.score_mod.as_deref().map(|f| f as &dyn DeviceFn))?;
+        let mask_mod = parse(FunctionKind::MaskMod, rule.mask_mod.as_deref().map(|f| f as &dyn DeviceFn))?;
         let (block_q, block_kv) = (rule.blocks.q() as i64, rule.blocks.kv() as i64);
-        let tuned = |request: Request| Tuned::new(cuda, &request, policy);
+        let tuned = |request: Request| Tuned::with_policy(cuda, &request, policy);
         let lazy = |request: Request| Lazy::new(cuda, request, policy);
         let [d, d_v] = rule.head_dim.tiles(rule.value_dim).map(|tile| tile as i64);
         let forward = tuned(
@@ -64,12 +55,12 @@ impl Pipeline {
                 .function("score_mod", score_mod.as_ref())
                 .function("mask_mod", mask_mod.as_ref()),
         )?;
-        let classify = match mask_fn {
+        let classify = match &mask_fn {
             Some(_) => {
                 let request =
                     Request::new(&classify::SOURCE).value("BLOCK_Q", block_q).value("BLOCK_KV", block_kv);
                 let kernel = tuned(request.function("mask_mod", mask_mod.as_ref()))?;
-                let args = FunctionArgs::new(cuda, kernel.spec(), &[mask_fn])?;
+                let args = FunctionArgs::new(cuda, kernel.spec(), std::slice::from_ref(&mask_fn))?;
                 Some((kernel, Arc::new(args)))
             }
             None => None,
@@ -141,21 +132,14 @@ impl Pipeline {
     ) -> Result<Option<Tensor>, Error> {
         let Some(mut row_order) = self.row_order(sizes, kv, memory)? else { return Ok(None) };
         let (kernel, bucket) = (self.order.get()?, sizes.bucket(rule, None));
-        // Rows of one length come in any order: there is nothing to compare but with what an order is.
-        let outputs = tuning(kernel, sizes, bucket, || {
-            Outputs::new(Vec::new(), Tolerance::Exact)
-                .with_oracle(|kernel| oracle::check_order(&self.device, kernel))
-        });
-        let launched = kernel.run(bucket, outputs, &mut |kernel| {
-            let args = order::Args {
-                counts: &kv.counts,
-                full_counts: full_kv.map(|full| &full.counts),
-                row_order: &mut row_order,
-                longest: sizes.kv_blocks as i32,
-            };
-            // SAFETY: any counts will do, and any longest; all work is on one stream.
-            unsafe { kernel.launch(&args, None) }
-        });
+        let args = order::Args {
+            counts: &kv.counts,
+            full_counts: full_kv.map(|full| &full.counts),
+            row_order: &mut row_order,
+            longest: sizes.kv_blocks as i32,
+        };
+        // SAFETY: any counts will do, and any longest; all work is on one stream.
+        let launched = unsafe { kernel.launch_in(bucket, &args, None) };
         launched.map_err(|error| advise(error, rule, sizes, None))?;
         Ok(Some(row_order))
     }
@@ -185,40 +169,23 @@ impl Pipeline {
     ) -> Result<(), Error> {
         let sizes = Sizes::of(rule, q, k);
         let bucket = sizes.bucket(rule, density);
-        let outputs = tuning(&self.forward, &sizes, bucket, || {
-            Outputs::new(vec![out.clone()], FORWARD_TOLERANCE).and(lse.clone(), LSE_TOLERANCE).with_oracle(
-                |kernel| oracle::check_forward(rule, &sizes, &self.device, &self.functions, kernel),
-            )
-        });
-        let launched = self.forward.run(bucket, outputs, &mut |kernel| {
-            let args = forward::Args {
-                q,
-                k,
-                v,
-                kv_counts: &kv.counts,
-                kv_indices: &kv.indices,
-                full_kv_counts: full_kv.map(|full| &full.counts),
-                full_kv_indices: full_kv.map(|full| &full.indices),
-                row_order,
-                out,
-                lse,
-                scale: rule.scale,
-            };
-            // SAFETY: lists and orders may hold anything; all work is on one stream.
-            unsafe { kernel.launch(&args, Some(&self.functions)) }
-        });
+        let args = forward::Args {
+            q,
+            k,
+            v,
+            kv_counts: &kv.counts,
+            kv_indices: &kv.indices,
+            full_kv_counts: full_kv.map(|full| &full.counts),
+            full_kv_indices: full_kv.map(|full| &full.indices),
+            row_order,
+            out,
+            lse,
+            scale: rule.scale,
+        };
+        // SAFETY: lists and orders may hold anything; all work is on one stream.
+        let launched = unsafe { self.forward.launch_in(bucket, &args, Some(&self.functions)) };
         launched.map_err(|error| advise(error, rule, &sizes, density))
     }
-}
-
-/// What a launch of `kernel` writes, where it is about to be chosen.
-fn tuning<'a>(
-    kernel: &Tuned,
-    sizes: &Sizes,
-    bucket: Bucket,
-    outputs: impl FnOnce() -> Outputs<'a>,
-) -> Option<Outputs<'a>> {
-    kernel.outputs(bucket, || outputs().sized(&sizes.dims()))
 }
 
 fn parse(kind: FunctionKind, function: Option<&dyn DeviceFn>) -> Result<Option<Arc<DeviceFunction>>, Error> {

@@ -1,12 +1,11 @@
 //! The kernels that rank key blocks: means, scores, and the choice among them.
 
 use super::selection::{Call, Parts, parts_of};
-use super::{SUMS, tuning};
-use crate::attention::{Rule, oracle};
+use crate::attention::Rule;
 use crate::codegen::lower::DeviceFunction;
 use crate::device::CudaDevice;
 use crate::kernels::{pool, rank, score, score_partial};
-use crate::launch::{FunctionArgs, Lazy, Outputs, Request, Tolerance, Tuned};
+use crate::launch::{FunctionArgs, Lazy, Request, Tuned};
 use crate::{Error, Tensor};
 use std::sync::Arc;
 
@@ -81,19 +80,11 @@ impl Ranking {
         call: &Call<'_>,
         [q, k]: [&Tensor; 2],
         [q_mean, k_mean]: &mut [Tensor; 2],
-        mut finished: Option<&mut Tensor>,
+        finished: Option<&mut Tensor>,
     ) -> Result<(), Error> {
-        let &Call { rule, sizes, device, .. } = call;
-        let (kernel, bucket) = (self.pool.get()?, sizes.bucket(rule, None));
-        let outputs = tuning(kernel, sizes, bucket, || {
-            Outputs::new(vec![q_mean.clone(), k_mean.clone()], SUMS)
-                .with_oracle(|kernel| oracle::check_pool(rule, device, kernel))
-        });
-        kernel.run(bucket, outputs, &mut |kernel| {
-            let finished = finished.as_deref_mut();
-            // SAFETY: it asks for nothing that the checks do not see; all work is on one stream.
-            unsafe { kernel.launch(&pool::Args { q, k, q_mean, k_mean, finished }, None) }
-        })
+        let args = pool::Args { q, k, q_mean, k_mean, finished };
+        // SAFETY: it asks for nothing that the checks do not see; all work is on one stream.
+        unsafe { self.pool.get()?.launch_in(call.bucket(), &args, None) }
     }
 
     /// The scores of means, to memory.
@@ -103,16 +94,9 @@ impl Ranking {
         [q_mean, k_mean]: [&Tensor; 2],
         logits: &mut Tensor,
     ) -> Result<(), Error> {
-        let &Call { rule, sizes, device, .. } = call;
-        let (kernel, bucket) = (self.score.get()?, sizes.bucket(rule, None));
-        let outputs = tuning(kernel, sizes, bucket, || {
-            Outputs::new(vec![logits.clone()], SUMS)
-                .with_oracle(|kernel| oracle::check_score(rule, device, kernel))
-        });
-        kernel.run(bucket, outputs, &mut |kernel| {
-            // SAFETY: it asks for nothing that the checks do not see; all work is on one stream.
-            unsafe { kernel.launch(&score::Args { q_mean, k_mean, logits, scale: rule.scale }, None) }
-        })
+        let args = score::Args { q_mean, k_mean, logits, scale: call.rule.scale };
+        // SAFETY: it asks for nothing that the checks do not see; all work is on one stream.
+        unsafe { self.score.get()?.launch_in(call.bucket(), &args, None) }
     }
 
     /// The scores of the blocks that the mask function keeps in part, to their places in `logits`.
@@ -123,21 +107,12 @@ impl Ranking {
         [q_mean, k_mean]: [&Tensor; 2],
         logits: &mut Tensor,
     ) -> Result<(), Error> {
-        let &Call { rule, sizes, device, .. } = call;
         let &Partial { k, classes, functions } = partial;
         let Some(kernel) = &self.score_partial else { return Ok(()) };
-        let (kernel, bucket) = (kernel.get()?, sizes.bucket(rule, None));
-        // What is not partial stays as it is: there is nothing to compare but with the oracle.
-        let outputs = tuning(kernel, sizes, bucket, || {
-            Outputs::new(Vec::new(), Tolerance::Exact)
-                .with_oracle(|kernel| oracle::check_score_partial(rule, sizes, device, functions, kernel))
-        });
-        let (seq_q, scale) = (sizes.seq_q as i32, rule.scale);
-        kernel.run(bucket, outputs, &mut |kernel| {
-            let args = score_partial::Args { q_mean, k, k_mean, classes, logits, seq_q, scale };
-            // SAFETY: classes, means and logits are of this call's blocks, and the functions' captures are those of its rule.
-            unsafe { kernel.launch(&args, Some(functions)) }
-        })
+        let (seq_q, scale) = (call.sizes.seq_q as i32, call.rule.scale);
+        let args = score_partial::Args { q_mean, k, k_mean, classes, logits, seq_q, scale };
+        // SAFETY: classes, means and logits are of this call's blocks, and the functions' captures are those of its rule.
+        unsafe { kernel.get()?.launch_in(call.bucket(), &args, Some(functions)) }
     }
 }
 
@@ -158,35 +133,28 @@ pub(super) fn rank_blocks(
     partial_logits: Option<&Tensor>,
     parts: &mut Parts<'_>,
 ) -> Result<(), Error> {
-    let &Call { rule, sizes, device, split } = call;
-    let bucket = sizes.bucket(rule, None);
-    let outputs = tuning(kernel, sizes, bucket, || {
-        parts.outputs().with_oracle(|kernel| oracle::check_rank(rule, device, split, kernel))
-    });
-    let (top_k, top_p) = rule.thresholds();
-    kernel.run(bucket, outputs, &mut |kernel| {
-        let Parts { classes, keep, full_keep, order, lists } = &mut *parts;
-        let (row_order, finished) =
-            order.as_mut().map(|(order, finished)| (&mut **order, &mut **finished)).unzip();
-        let (full_kv_counts, full_kv_indices) = parts_of(&mut lists.full_kv);
-        let args = rank::Args {
-            q_mean,
-            k_mean,
-            classes: *classes,
-            partial_logits,
-            kv_counts: &mut lists.kv.counts,
-            kv_indices: &mut lists.kv.indices,
-            full_kv_counts,
-            full_kv_indices,
-            keep,
-            full_keep: full_keep.as_mut(),
-            row_order,
-            finished,
-            scale: rule.scale,
-            top_k,
-            top_p,
-        };
-        // SAFETY: `finished` was set to 0 before, and every launch leaves it there; all work is on one stream.
-        unsafe { kernel.launch(&args, None) }
-    })
+    let (top_k, top_p) = call.rule.thresholds();
+    let Parts { classes, keep, full_keep, order, lists } = &mut *parts;
+    let (row_order, finished) =
+        order.as_mut().map(|(order, finished)| (&mut **order, &mut **finished)).unzip();
+    let (full_kv_counts, full_kv_indices) = parts_of(&mut lists.full_kv);
+    let args = rank::Args {
+        q_mean,
+        k_mean,
+        classes: *classes,
+        partial_logits,
+        kv_counts: &mut lists.kv.counts,
+        kv_indices: &mut lists.kv.indices,
+        full_kv_counts,
+        full_kv_indices,
+        keep,
+        full_keep: full_keep.as_mut(),
+        row_order,
+        finished,
+        scale: call.rule.scale,
+        top_k,
+        top_p,
+    };
+    // SAFETY: `finished` was set to 0 before, and every launch leaves it there; all work is on one stream.
+    unsafe { kernel.launch_in(call.bucket(), &args, None) }
 }

@@ -2,14 +2,13 @@
 //! classify before, and score_partial for the blocks that it keeps in part.
 
 use super::ranking::{Partial, Ranking, rank_blocks};
-use super::tuning;
 use crate::attention::memory::Memory;
 use crate::attention::work::Ranked;
-use crate::attention::{MaskLists, Rule, Sizes, oracle};
+use crate::attention::{MaskLists, Rule, Sizes};
 use crate::codegen::lower::DeviceFunction;
 use crate::device::CudaDevice;
 use crate::kernels::{classify, select, transpose};
-use crate::launch::{FunctionArgs, Lazy, Outputs, Request, Tolerance, Tuned};
+use crate::launch::{FunctionArgs, Lazy, Request, Tuned};
 use crate::tune::Bucket;
 use crate::{BlockIndex, DType, Device, Error, Tensor};
 use std::sync::Arc;
@@ -142,22 +141,15 @@ impl Selector {
         scratch: &mut Scratch,
         lists: &mut MaskLists,
     ) -> Result<(), Error> {
-        let bucket = sizes.bucket(rule, None);
         let Scratch { means, logits, classes, partial_logits, keep, full_keep, row_order, finished } =
             scratch;
         if let (Some((kernel, functions)), Some(classes)) = (&self.classify, &mut *classes) {
             let (seq_q, seq_kv) = (sizes.seq_q as i32, sizes.seq_kv as i32);
-            let outputs = tuning(kernel, sizes, bucket, || {
-                Outputs::new(vec![classes.clone()], Tolerance::Exact).with_oracle(|kernel| {
-                    oracle::check_classify(rule, sizes, &self.device, functions, kernel)
-                })
-            });
-            kernel.run(bucket, outputs, &mut |kernel| {
-                // SAFETY: the sequences are those that the grid of blocks was made of; all work is on one stream.
-                unsafe { kernel.launch(&classify::Args { classes, seq_q, seq_kv }, Some(functions)) }
-            })?;
+            let args = classify::Args { classes, seq_q, seq_kv };
+            // SAFETY: the sequences are those that the grid of blocks was made of; all work is on one stream.
+            unsafe { kernel.launch_in(sizes.bucket(rule, None), &args, Some(functions))? };
         }
-        let call = Call { rule, sizes, device: &self.device, split: self.classify.is_some() };
+        let call = Call { rule, sizes };
         let means = match (&self.ranking, ranked, &mut *means) {
             (Some(ranking), Ranked::Tensors { q, k }, Some(means)) => {
                 ranking.pool(&call, [q, k], means, finished.as_mut())?;
@@ -205,8 +197,6 @@ impl Selector {
         logits: &mut Tensor,
         parts: &mut Parts<'_>,
     ) -> Result<(), Error> {
-        let &Call { rule, sizes, device, split } = call;
-        let bucket = sizes.bucket(rule, None);
         let score = |ranking: &Ranking, means, logits: &mut Tensor| {
             ranking.score(call, means, logits)?;
             partial.map_or(Ok(()), |partial| ranking.score_partial(call, &partial, means, logits))
@@ -214,41 +204,29 @@ impl Selector {
         match (&self.ranking, means) {
             (Some(ranking), Some(means)) => score(ranking, means, logits)?,
             // All scores are alike. The kernel overwrites them, so that they are set anew.
-            _ => device.as_cuda().map_or(Ok(()), |cuda| logits.fill_words(cuda, 0))?,
+            _ => self.device.as_cuda().map_or(Ok(()), |cuda| logits.fill_words(cuda, 0))?,
         }
-        let select = self.select.get()?;
-        let outputs = tuning(select, sizes, bucket, || {
-            parts.outputs().with_oracle(|kernel| oracle::check_select(rule, device, split, kernel))
-        });
-        // Rows are worked on in place: what one candidate leaves is no input for the next. (Where nothing is ranked, what it
-        // leaves is alike again.)
-        let again = outputs.is_some();
-        let (top_k, top_p) = rule.thresholds();
-        select.run(bucket, outputs, &mut |kernel| {
-            if let (true, Some(ranking), Some(means)) = (again, &self.ranking, means) {
-                score(ranking, means, logits)?;
-            }
-            let Parts { classes, keep, full_keep, order, lists } = &mut *parts;
-            let (row_order, finished) =
-                order.as_mut().map(|(order, finished)| (&mut **order, &mut **finished)).unzip();
-            let (full_kv_counts, full_kv_indices) = parts_of(&mut lists.full_kv);
-            let args = select::Args {
-                logits,
-                classes: *classes,
-                kv_counts: &mut lists.kv.counts,
-                kv_indices: &mut lists.kv.indices,
-                full_kv_counts,
-                full_kv_indices,
-                keep,
-                full_keep: full_keep.as_mut(),
-                row_order,
-                finished,
-                top_k,
-                top_p,
-            };
-            // SAFETY: as for `rank`: `finished` was set to 0 before, and every launch leaves it there.
-            unsafe { kernel.launch(&args, None) }
-        })
+        let (top_k, top_p) = call.rule.thresholds();
+        let Parts { classes, keep, full_keep, order, lists } = &mut *parts;
+        let (row_order, finished) =
+            order.as_mut().map(|(order, finished)| (&mut **order, &mut **finished)).unzip();
+        let (full_kv_counts, full_kv_indices) = parts_of(&mut lists.full_kv);
+        let args = select::Args {
+            logits,
+            classes: *classes,
+            kv_counts: &mut lists.kv.counts,
+            kv_indices: &mut lists.kv.indices,
+            full_kv_counts,
+            full_kv_indices,
+            keep,
+            full_keep: full_keep.as_mut(),
+            row_order,
+            finished,
+            top_k,
+            top_p,
+        };
+        // SAFETY: as for `rank`: `finished` was set to 0 before, and every launch leaves it there.
+        unsafe { self.select.get()?.launch_in(call.bucket(), &args, None) }
     }
 
     /// The lists by key block, where they are wanted.
@@ -256,14 +234,7 @@ impl Selector {
         let Parts { keep, full_keep, lists, .. } = parts;
         let Some(by_kv) = &mut lists.q else { return Ok(()) };
         let bits = (&**keep, full_keep.as_ref());
-        transpose_bits(
-            self.transpose.get()?,
-            call,
-            call.sizes.bucket(call.rule, None),
-            bits,
-            (by_kv, &mut lists.full_q),
-            None,
-        )
+        transpose_bits(self.transpose.get()?, call.bucket(), bits, (by_kv, &mut lists.full_q), None)
     }
 }
 
@@ -271,44 +242,38 @@ impl Selector {
 /// counters.
 pub(super) fn transpose_bits(
     kernel: &Tuned,
-    call: &Call<'_>,
     bucket: Bucket,
     (keep, full_keep): (&Tensor, Option<&Tensor>),
     (by_kv, full_by_kv): (&mut BlockIndex, &mut Option<BlockIndex>),
-    mut order: Option<(&mut Tensor, &mut Tensor)>,
+    order: Option<(&mut Tensor, &mut Tensor)>,
 ) -> Result<(), Error> {
-    let &Call { rule, sizes, device, split } = call;
-    let outputs = tuning(kernel, sizes, bucket, || {
-        let lists = [Some(&*by_kv), full_by_kv.as_ref()].into_iter().flatten();
-        Outputs::new(lists.flat_map(tensors_of).collect(), Tolerance::Exact)
-            .with_oracle(|kernel| oracle::check_transpose(rule, device, split, kernel))
-    });
-    kernel.run(bucket, outputs, &mut |kernel| {
-        let (full_q_counts, full_q_indices) = parts_of(full_by_kv);
-        let (key_order, finished) =
-            order.as_mut().map(|(order, finished)| (&mut **order, &mut **finished)).unzip();
-        let args = transpose::Args {
-            keep,
-            full_keep,
-            q_counts: &mut by_kv.counts,
-            q_indices: &mut by_kv.indices,
-            full_q_counts,
-            full_q_indices,
-            key_order,
-            finished,
-        };
-        // SAFETY: the bits are those of blocks that exist, and `mark` has set `finished` to 0; all work is on one stream.
-        unsafe { kernel.launch(&args, None) }
-    })
+    let (full_q_counts, full_q_indices) = parts_of(full_by_kv);
+    let (key_order, finished) = order.unzip();
+    let args = transpose::Args {
+        keep,
+        full_keep,
+        q_counts: &mut by_kv.counts,
+        q_indices: &mut by_kv.indices,
+        full_q_counts,
+        full_q_indices,
+        key_order,
+        finished,
+    };
+    // SAFETY: the bits are those of blocks that exist, and `mark` has set `finished` to 0; all work is on one stream.
+    unsafe { kernel.launch_in(bucket, &args, None) }
 }
 
 /// What every kernel of a call goes by.
 pub(super) struct Call<'a> {
     pub(super) rule: &'a Rule,
     pub(super) sizes: &'a Sizes,
-    pub(super) device: &'a Device,
-    /// Whether full blocks go to lists of their own.
-    pub(super) split: bool,
+}
+
+impl Call<'_> {
+    /// What the tuner goes by: what is selected is on the GPU, and its density is not known here.
+    pub(super) fn bucket(&self) -> Bucket {
+        self.sizes.bucket(self.rule, None)
+    }
 }
 
 /// What the selecting kernels read beside the scores, and write.
@@ -319,24 +284,6 @@ pub(super) struct Parts<'a> {
     /// The order of the rows, and the heads' counters.
     pub(super) order: Option<(&'a mut Tensor, &'a mut Tensor)>,
     pub(super) lists: &'a mut MaskLists,
-}
-
-/// Rows whose number differs between two schedules: where a row's mass lands on p within rounding, the order of
-/// summation decides.
-const AT_THE_EDGE: Tolerance = Tolerance::Mostly(0.01);
-
-impl Parts<'_> {
-    pub(super) fn outputs<'a>(&self) -> Outputs<'a> {
-        let MaskLists { kv, full_kv, .. } = &*self.lists;
-        let lists = [Some(kv), full_kv.as_ref()].into_iter().flatten().flat_map(tensors_of);
-        let bits = [Some(&*self.keep), self.full_keep.as_ref()].into_iter().flatten().cloned();
-        // The order is left out: rows of one length come in any, and the oracle looks at it.
-        Outputs::new(lists.chain(bits).collect(), AT_THE_EDGE)
-    }
-}
-
-fn tensors_of(index: &BlockIndex) -> [Tensor; 2] {
-    [index.counts.clone(), index.indices.clone()]
 }
 
 pub(super) fn parts_of(index: &mut Option<BlockIndex>) -> (Option<&mut Tensor>, Option<&mut Tensor>) {

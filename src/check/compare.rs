@@ -2,6 +2,9 @@
 
 use crate::reference::relative_error;
 
+/// How far the outputs may be apart, relative Frobenius: the GPU rounds P to the dtype, the executor does not.
+pub(crate) const OUT: f64 = 1e-2;
+
 /// How far each sum of exponentials may be from the executor's: both add up f32, so that they differ by some 1e-5. The backward
 /// makes each weight anew as `exp(score - lse)`: this is the relative error of a whole row of them, a tenth of what the gradients
 /// may be off.
@@ -15,17 +18,17 @@ const LARGE: f64 = 100.0;
 const STRAY: f64 = 0.01;
 
 /// How far sums of f32 in another order may be.
-pub(super) const SUMS: f64 = 1e-5;
+pub(crate) const SUMS: f64 = 1e-5;
 
 /// ‖found − expected‖ / ‖expected‖ within a bound, over the elements that are numbers; where the executor has none, the kernel may
 /// not have one either.
-pub(super) fn close(found: &[f32], expected: &[f32], bound: f64) -> Result<(), String> {
+pub(crate) fn close(found: &[f32], expected: &[f32], bound: f64) -> Result<(), String> {
     close_beyond(found, expected, bound, 0.0)
 }
 
 /// The same of values that are small only where larger ones cancel, as the gradient of a query with a single key: what they are
 /// compared with is at least a root mean square of `floor`.
-pub(super) fn close_beyond(found: &[f32], expected: &[f32], bound: f64, floor: f64) -> Result<(), String> {
+pub(crate) fn close_beyond(found: &[f32], expected: &[f32], bound: f64, floor: f64) -> Result<(), String> {
     if found.len() != expected.len() {
         return Err(format!("it has {} elements, the CPU executor {}", found.len(), expected.len()));
     }
@@ -54,7 +57,7 @@ pub(super) fn close_beyond(found: &[f32], expected: &[f32], bound: f64, floor: f
 
 /// `out` and `lse` of a forward: numbers within their bounds, row by row what the executor says of rows that attend to nothing (0 and
 /// -inf), and no number where the user's function has made one impossible. `jumps`: whether a function changes the scores.
-pub(super) fn close_forward(
+pub(crate) fn close_forward(
     found: [&[f32]; 2],
     expected: [&[f32]; 2],
     bound: f64,
@@ -73,7 +76,7 @@ pub(super) fn close_forward(
 }
 
 /// Scores within their bound, and -inf exactly where the executor has it.
-pub(super) fn close_scores(found: &[f32], expected: &[f32]) -> Result<(), String> {
+pub(crate) fn close_scores(found: &[f32], expected: &[f32]) -> Result<(), String> {
     let nothing = |scores: &[f32]| scores.iter().map(|x| *x == f32::NEG_INFINITY).collect::<Vec<_>>();
     close(found, expected, SUMS).and(equal("blocks without a score", &nothing(found), &nothing(expected)))
 }
@@ -103,12 +106,12 @@ fn close_lse(found: &[f32], expected: &[f32], strays: usize) -> Result<(), Strin
 }
 
 /// The first of the named rows of `d` elements that holds anything but 0.
-pub(super) fn not_zero(found: &[f32], d: usize, named: impl Fn(usize) -> bool) -> Option<usize> {
+pub(crate) fn not_zero(found: &[f32], d: usize, named: impl Fn(usize) -> bool) -> Option<usize> {
     let rows = found.chunks(d.max(1)).enumerate();
     rows.filter(|&(row, _)| named(row)).find(|(_, row)| row.iter().any(|&x| x != 0.0)).map(|(row, _)| row)
 }
 
-pub(super) fn equal<T: PartialEq>(what: &str, found: &[T], expected: &[T]) -> Result<(), String> {
+pub(crate) fn equal<T: PartialEq>(what: &str, found: &[T], expected: &[T]) -> Result<(), String> {
     match found.iter().zip(expected).position(|(a, b)| a != b) {
         None if found.len() == expected.len() => Ok(()),
         at => Err(format!(
