@@ -7,6 +7,7 @@
 mod support;
 
 use support::{draw, random};
+use tilewright::attention::Shapes;
 use tilewright::device::{CudaDevice, DeviceError};
 use tilewright::services::Policy;
 use tilewright::{
@@ -65,7 +66,8 @@ fn run(device: &Device, workload: &Workload) -> Result<(), Error> {
     let attention = build(Policy::Tune)?;
     attention.forward(&q, &k, &v)?;
     println!("\n{name}: {heads} heads × {seq} × {d}; first call after {:.0?}", start.elapsed());
-    for kernel in attention.kernels() {
+    let plan = attention.plan(Shapes::of(&q, &k)?)?;
+    for kernel in plan.kernels() {
         let (report, name) = (kernel.report(), &kernel.variant().name);
         println!("  {name:<58} {:>3} registers, {} spilled", report.registers, report.spill_store_bytes);
     }
@@ -111,7 +113,8 @@ fn run_backward(device: &Device, workload: &Workload, explain: bool) -> Result<(
     let start = std::time::Instant::now();
     attention.backward(&q, &k, &v, &output, &d_out, None)?;
     println!("\n{name}, backward; first call after {:.0?}", start.elapsed());
-    for choice in attention.choices() {
+    let plan = attention.plan(Shapes::of(&q, &k)?)?.for_mask(&output.mask);
+    for choice in plan.choices() {
         let candidate = &choice.variant.candidate;
         let timing = choice.record.as_ref().and_then(|record| record.winner()?.median_us());
         let time = timing.map_or_else(String::new, |us| format!("{:.3} ms", us / 1e3));

@@ -2,7 +2,7 @@
 
 use half::bf16;
 use std::time::{Duration, Instant};
-use tilewright::cpu::{attend, backward, mask};
+use tilewright::cpu::{Upstream, attend, backward, mask};
 use tilewright::{BlockMask, BlockSize, MaskMod, SeqLens, Tensor, top_k, top_p};
 
 const SHAPE: [usize; 4] = [1, 12, 4096, 128];
@@ -69,8 +69,8 @@ fn main() -> Result<(), tilewright::Error> {
         println!("{name}: {:.1} % kept, {time:.1?}, {rate:.0} GFLOP/s", 100.0 * kept);
     }
     let (out, lse) = attend(&q, &k, &v, &sparse, scale, None, None)?;
-    let saved = [&out, &lse];
-    let time = best(|| backward([&q, &k, &v], saved, (&d_out, None), &sparse, scale, None, None));
+    let upstream = Upstream { q: &q, k: &k, v: &v, out: &out, lse: &lse, d_out: &d_out, d_lse: None };
+    let time = best(|| backward(upstream, &sparse, scale, None, None));
     // Two and a half times the forward's operations, however many an executor makes of them.
     let kept = 1.0 - sparse.sparsity()?;
     let flops = 10.0 * SHAPE.iter().product::<usize>() as f64 * SHAPE[2] as f64 * kept;

@@ -1,6 +1,7 @@
 //! What a launch costs the host once its kernel is loaded: `cargo bench --bench launch`.
 
 use std::time::Instant;
+use tilewright::attention::{Forward, Inputs, Shapes, Step};
 use tilewright::device::CudaDevice;
 use tilewright::kernels::transpose;
 use tilewright::launch::{Request, load};
@@ -47,15 +48,35 @@ fn main() -> Result<(), Error> {
         Attention::builder(HeadDim::D64, DType::Bf16).select(top_k(0.5) | top_p(0.5)).build(&device)?;
     let tensor = || Tensor::zeros_on(&device, DType::Bf16, &shape);
     let (q, k, v) = (tensor()?, tensor()?, tensor()?);
-    let mut workspace = attention.workspace(&q, &k, &v)?;
-    attention.forward_into(&q, &k, &v, &mut workspace)?;
-    let launches = attention.kernels().len() as u32;
+    let (plan, inputs) = (attention.plan(Shapes::of(&q, &k)?)?, Inputs { q: &q, k: &k, v: &v });
+    let mut workspace = plan.workspace()?;
+    plan.forward_into(inputs, &mut workspace)?;
+    let launches = plan.kernels().len() as u32;
     report(&device, "forward_into (the whole chain), a launch", launches, || {
-        attention.forward_into(&q, &k, &v, &mut workspace).map(drop)
+        plan.forward_into(inputs, &mut workspace).map(drop)
     })?;
+    framework(&device, &attention, inputs)?;
     let mask = attention.mask(&q, &k)?;
     report(&device, "attend_with (the forward alone, two tensors allocated)", 1, || {
         attention.attend_with(&q, &k, &v, &mask).map(drop)
+    })
+}
+
+/// What a framework does in a call: a plan, its scratch, and a run in memory that there is.
+fn framework(device: &Device, attention: &Attention, Inputs { q, k, v }: Inputs<'_>) -> Result<(), Error> {
+    let mut out = Tensor::uninit(device, DType::Bf16, q.shape())?;
+    let mut lse = Tensor::uninit(device, DType::F32, &q.shape()[..3])?;
+    let bytes = attention.plan(Shapes::of(q, k)?)?.scratch_bytes(Step::Forward)?;
+    let mut scratch = Tensor::uninit(device, DType::U8, &[bytes])?;
+    report(device, "a plan, its scratch's size and its warmth", 1, || {
+        let plan = attention.plan(Shapes::of(q, k)?)?;
+        std::hint::black_box((plan.scratch_bytes(Step::Forward)?, plan.is_warm(Step::Forward)));
+        Ok(())
+    })?;
+    report(device, "the same and its run in given memory", 1, || {
+        let plan = attention.plan(Shapes::of(q, k)?)?;
+        std::hint::black_box((plan.scratch_bytes(Step::Forward)?, plan.is_warm(Step::Forward)));
+        plan.run(Forward { q, k, v, out: &mut out, lse: &mut lse }, &mut scratch)
     })
 }
 

@@ -135,7 +135,7 @@ pub enum Error {
     Selects,
     /// Memory of the caller's that is too small to work in.
     #[error(
-        "the scratch memory has {found} bytes, and the call needs more: make a contiguous buffer of `attention.scratch_bytes(&q, &k)`"
+        "the scratch memory has {found} bytes, and the call needs more: make a contiguous buffer of `plan.scratch_bytes(step)`"
     )]
     Scratch {
         /// Its size in bytes.
@@ -163,17 +163,27 @@ pub enum Error {
     },
     /// A workspace of another attention.
     #[error(
-        "the workspace belongs to another attention: make one with this attention's `workspace(&q, &k, &v)`"
+        "the workspace belongs to another attention: make one with `plan.workspace()` of a plan of this attention"
     )]
     ForeignWorkspace,
-    /// Tensors of other sizes than a workspace was made for.
+    /// Tensors of other shapes than a plan is for.
     #[error(
-        "the workspace was made for {expected}, the call has {found}: make one with `attention.workspace(&q, &k, &v)`"
+        "the plan is for {expected}; the call has {found}: make one with `attention.plan(Shapes::of(&q, &k)?)`"
+    )]
+    Plan {
+        /// The shapes of the call.
+        found: String,
+        /// The plan's shapes.
+        expected: String,
+    },
+    /// A workspace of a plan for other shapes.
+    #[error(
+        "the workspace was made for {expected}; the plan is for {found}: make one with its `plan.workspace()`"
     )]
     Workspace {
-        /// The sizes of the call.
+        /// The plan's shapes.
         found: String,
-        /// The workspace's sizes.
+        /// The workspace's shapes.
         expected: String,
     },
     /// A device function whose text is outside the supported subset of Rust.

@@ -56,18 +56,43 @@ impl Shape {
         Ok(Shape { batch, heads, kv_heads, seq_q, seq_kv, d, value_d })
     }
 
-    /// Checks what a backward takes beside q, k and v: `out` and `d_out` are as q is with the width of v, `lse` and `d_lse` f32
-    /// `[batch, heads, seq_q]`.
-    pub(crate) fn check_backward(
-        &self,
-        q: &Tensor,
-        [out, lse]: [&Tensor; 2],
-        d_out: &Tensor,
-        d_lse: Option<&Tensor>,
-    ) -> Result<(), Error> {
+    /// Query heads that share one key head.
+    pub(crate) fn group(&self) -> usize {
+        self.heads / self.kv_heads.max(1)
+    }
+
+    /// `batch · kv_heads + kv_head` of `head = batch · heads + h`: batches follow one another in both.
+    pub(crate) fn kv_unit(&self, head: usize) -> usize {
+        head / self.group()
+    }
+}
+
+/// What a backward starts from.
+#[derive(Debug, Clone, Copy)]
+pub struct Upstream<'a> {
+    /// `[batch, heads, seq_q, head_dim]`.
+    pub q: &'a Tensor,
+    /// `[batch, kv_heads, seq_kv, head_dim]`.
+    pub k: &'a Tensor,
+    /// `[batch, kv_heads, seq_kv, value_dim]`.
+    pub v: &'a Tensor,
+    /// What the forward made of them, of the dtype of q: `[batch, heads, seq_q, value_dim]`.
+    pub out: &'a Tensor,
+    /// The forward's log-sum-exp, f32 `[batch, heads, seq_q]`.
+    pub lse: &'a Tensor,
+    /// The gradient by `out`, of its shape and dtype.
+    pub d_out: &'a Tensor,
+    /// The gradient by `lse`, of its shape and dtype; 0 when not given.
+    pub d_lse: Option<&'a Tensor>,
+}
+
+impl Upstream<'_> {
+    /// Checks what there is beside q, k and v, which are of `shape`.
+    pub(crate) fn check(&self, shape: &Shape) -> Result<(), Error> {
+        let &Upstream { q, out, lse, d_out, d_lse, .. } = self;
         let names = ["batch", "heads", "seq_q"];
         for (what, tensor) in [("out", out), ("d_out", d_out)] {
-            let sizes = (self.value_d, dimensions(what, tensor, q.dtype())?[3]);
+            let sizes = (shape.value_d, dimensions(what, tensor, q.dtype())?[3]);
             agree(&names, q, what, tensor)?;
             if sizes.0 != sizes.1 {
                 let (dimension, first, second) = ("d", "v", what);
@@ -88,16 +113,17 @@ impl Shape {
         }
         Ok(())
     }
+}
 
-    /// Query heads that share one key head.
-    pub(crate) fn group(&self) -> usize {
-        self.heads / self.kv_heads.max(1)
-    }
-
-    /// `batch · kv_heads + kv_head` of `head = batch · heads + h`: batches follow one another in both.
-    pub(crate) fn kv_unit(&self, head: usize) -> usize {
-        head / self.group()
-    }
+/// What [`Attention::backward`](crate::Attention::backward) returns: gradients in the dtype of q, summed in f32, contiguous.
+#[derive(Debug)]
+pub struct Gradients {
+    /// `[batch, heads, seq_q, head_dim]`. Rows with nothing to attend to have 0.
+    pub dq: Tensor,
+    /// `[batch, kv_heads, seq_kv, head_dim]`, summed over the heads that share a key head. Keys nobody attends to have 0.
+    pub dk: Tensor,
+    /// `[batch, kv_heads, seq_kv, value_dim]`, otherwise as `dk`.
+    pub dv: Tensor,
 }
 
 pub(crate) fn half_dtype_error(what: &str, tensor: &Tensor) -> Error {

@@ -4,12 +4,17 @@ mod support;
 
 use support::{Random, blocks};
 use tilewright::TensorError;
+use tilewright::attention::{Forward, Inputs, MaskLists, Plan, Shapes, Step, Workspace};
 use tilewright::{
     Attention, BlockMask, BlockSize, DType, Device, Error, HeadDim, Output, SeqLens, Tensor, top_k, top_p,
 };
 
 fn attention() -> Attention {
     Attention::builder(HeadDim::D64, DType::Bf16).select(top_k(0.5)).build(&Device::cpu()).unwrap()
+}
+
+fn plan_of(attention: &Attention, q: &Tensor, k: &Tensor) -> Plan {
+    attention.plan(Shapes::of(q, k).unwrap()).unwrap()
 }
 
 fn tensor(shape: [usize; 4]) -> Tensor {
@@ -85,13 +90,109 @@ fn an_order_of_dimensions_names_each_once() {
 fn a_workspace_serves_its_own_attention_alone() {
     let (one, other) = (attention(), attention());
     let q = tensor([1, 2, 200, 64]);
-    let mut workspace = one.workspace(&q, &q, &q).unwrap();
+    let plan = plan_of(&one, &q, &q);
+    let mut workspace = plan.workspace().unwrap();
+    let inputs = Inputs { q: &q, k: &q, v: &q };
     let expected = one.forward(&q, &q, &q).unwrap().out.to_f32_vec().unwrap();
-    let found = one.forward_into(&q, &q, &q, &mut workspace).unwrap().out.to_f32_vec().unwrap();
+    let found = plan.forward_into(inputs, &mut workspace).unwrap().out.to_f32_vec().unwrap();
     assert_eq!(found, expected);
-    assert!(matches!(other.forward_into(&q, &q, &q, &mut workspace), Err(Error::ForeignWorkspace)));
+    let foreign = plan_of(&other, &q, &q).forward_into(inputs, &mut workspace).map(drop);
+    assert!(matches!(foreign, Err(Error::ForeignWorkspace)), "{foreign:?}");
     let short = tensor([1, 2, 100, 64]);
-    assert!(matches!(one.forward_into(&short, &q, &q, &mut workspace), Err(Error::Workspace { .. })));
+    let of_other_shapes = plan_of(&one, &short, &q);
+    let refused = of_other_shapes.forward_into(Inputs { q: &short, ..inputs }, &mut workspace).map(drop);
+    let text = refused.as_ref().expect_err("another shape").to_string();
+    assert!(matches!(refused, Err(Error::Workspace { .. })) && text.contains("100 queries"), "{text}");
+}
+
+#[test]
+fn a_plan_refuses_tensors_of_other_shapes() {
+    let attention = attention();
+    let shape = [2, 4, 130, 64];
+    let (q, k) = (tensor(shape), tensor([2, 2, 140, 64]));
+    let plan = plan_of(&attention, &q, &k);
+    assert_eq!(plan.shapes(), Shapes { batch: 2, heads: 4, kv_heads: 2, seq_q: 130, seq_kv: 140 });
+    assert!(plan.forward(Inputs { q: &q, k: &k, v: &k }).is_ok());
+    let mut workspace = plan.workspace().unwrap();
+    let mut scratch = Tensor::zeros(DType::U8, &[0]).unwrap();
+    for (shape_q, shape_k) in [
+        ([1, 4, 130, 64], [1, 2, 140, 64]),
+        ([2, 2, 130, 64], [2, 2, 140, 64]),
+        ([2, 4, 130, 64], [2, 4, 140, 64]),
+        ([2, 4, 131, 64], [2, 2, 140, 64]),
+        ([2, 4, 130, 64], [2, 2, 139, 64]),
+        ([2, 4, 0, 64], [2, 2, 140, 64]),
+    ] {
+        let (q, k) = (tensor(shape_q), tensor(shape_k));
+        let (mut out, mut lse) = (q.clone(), Tensor::zeros(DType::F32, &shape_q[..3]).unwrap());
+        let inputs = Inputs { q: &q, k: &k, v: &k };
+        let given = Forward { q: &q, k: &k, v: &k, out: &mut out, lse: &mut lse };
+        for refused in [
+            plan.forward(inputs).map(drop),
+            plan.forward_into(inputs, &mut workspace).map(drop),
+            plan.run(given, &mut scratch),
+        ] {
+            let text = refused.as_ref().expect_err("another shape").to_string();
+            let (found, expected) = (Shapes::of(&q, &k).unwrap().to_string(), plan.shapes().to_string());
+            assert!(matches!(refused, Err(Error::Plan { .. })), "{text}");
+            assert!(text.contains(&found) && text.contains(&expected), "{text}");
+        }
+    }
+    // What the attention itself refuses is said as it says it.
+    let wide = tensor([2, 4, 130, 128]);
+    let error = plan.forward(Inputs { q: &wide, k: &tensor([2, 2, 140, 128]), v: &k }).unwrap_err();
+    assert!(matches!(error, Error::HeadDim(_)), "{error}");
+}
+
+#[test]
+fn a_plan_is_for_sizes_that_tensors_can_have() {
+    let attention = attention();
+    let shapes = Shapes { batch: 1, heads: 4, kv_heads: 2, seq_q: 100, seq_kv: 100 };
+    assert!(attention.plan(shapes).is_ok());
+    for (shapes, expected) in [
+        (Shapes { heads: 3, ..shapes }, "3 heads"),
+        (Shapes { kv_heads: 0, ..shapes }, "k has none"),
+        (Shapes { batch: usize::MAX, ..shapes }, "does not fit"),
+        (Shapes { heads: 1 << 40, kv_heads: 1 << 40, batch: 1 << 40, ..shapes }, "does not fit"),
+        (Shapes { seq_kv: i32::MAX as usize, ..shapes }, "positions"),
+    ] {
+        let error = attention.plan(shapes).expect_err("no tensor has these sizes").to_string();
+        assert!(error.contains(expected), "{shapes:?}: {error}");
+    }
+    let rows = Tensor::zeros(DType::Bf16, &[1, 2, 3]).unwrap();
+    assert!(matches!(Shapes::of(&rows, &rows), Err(Error::Tensor(TensorError::Rank { .. }))));
+    // Over nothing there is nothing to choose and nothing to work in.
+    let empty = attention.plan(Shapes { seq_q: 0, ..shapes }).unwrap();
+    assert!(empty.is_warm(Step::Forward) && empty.kernels().is_empty());
+    assert_eq!(empty.scratch_bytes(Step::Forward).unwrap(), 0);
+}
+
+/// One of other sizes each; what either gives is what its sizes give alone.
+#[test]
+fn two_plans_of_one_attention_run_on_two_threads() {
+    let attention = attention();
+    let run = |seq: usize| {
+        let [q, k, v] = [1, 2, 3].map(|seed| Random(seed).tensor(DType::Bf16, &[1, 2, seq, 64]));
+        let (plan, inputs) = (plan_of(&attention, &q, &k), Inputs { q: &q, k: &k, v: &v });
+        let mut workspace = plan.workspace().unwrap();
+        let expected = attention.forward(&q, &k, &v).unwrap().out.to_f32_vec().unwrap();
+        for _ in 0..20 {
+            let output = plan.forward_into(inputs, &mut workspace).unwrap();
+            assert_eq!(output.out.to_f32_vec().unwrap(), expected, "{}", plan.shapes());
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads = [130, 260].map(|seq| scope.spawn(move || run(seq)));
+        threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
+    });
+}
+
+#[test]
+fn threads_can_share_attentions_and_plans() {
+    fn is_shared<T: Send + Sync>() {}
+    is_shared::<Attention>();
+    is_shared::<Plan>();
+    is_shared::<Workspace>();
 }
 
 #[test]
@@ -117,10 +218,19 @@ fn memory_of_the_callers_is_for_a_gpu() {
     let q = tensor([1, 2, 5, 64]);
     let (mut out, mut lse) = (q.clone(), Tensor::zeros(DType::F32, &[1, 2, 5]).unwrap());
     let attention = attention();
-    assert_eq!(attention.scratch_bytes(&q, &q).unwrap(), 0);
-    assert!(attention.is_warm(&q, &q) && attention.is_warm_for_lists(&q, &q));
+    let plan = plan_of(&attention, &q, &q);
+    let lists = &MaskLists::from(&attention.mask(&q, &q).unwrap());
+    for step in [Step::Forward, Step::Select { by_key: true }, Step::Attend(lists), Step::Backward(lists)] {
+        assert_eq!(plan.scratch_bytes(step).unwrap(), 0, "{step:?}");
+        assert!(plan.is_warm(step), "{step:?}");
+    }
+    assert!(plan.kernels().is_empty() && plan.choices().is_empty());
     let mut scratch = Tensor::zeros(DType::U8, &[0]).unwrap();
-    let result = attention.forward_in(&q, &q, &q, [&mut out, &mut lse], &mut scratch);
+    let forward = Forward { q: &q, k: &q, v: &q, out: &mut out, lse: &mut lse };
+    let result = plan.run(forward, &mut scratch);
+    assert!(matches!(result, Err(Error::NotOnGpu { .. })), "{result:?}");
+    // SAFETY: there is no GPU to use it on.
+    let result = unsafe { plan.on_stream(std::ptr::null_mut()) };
     assert!(matches!(result, Err(Error::NotOnGpu { .. })), "{result:?}");
 }
 

@@ -4,7 +4,7 @@ mod support;
 
 use support::{Case, Mask, Random, tensor};
 use tilewright::TensorError;
-use tilewright::cpu::{attend, backward};
+use tilewright::cpu::{Upstream, attend, backward};
 use tilewright::reference::{attention_backward_f64, relative_error};
 use tilewright::{
     Attention, BlockMask, BlockSize, DType, Device, Error, Gradients, HeadDim, MaskError, MaskMod, Output,
@@ -55,7 +55,8 @@ fn gradients(
     functions: (Option<&dyn ScoreMod>, Option<&dyn MaskMod>),
 ) -> Gradients {
     let (out, lse) = attend(q, k, v, mask, scale, functions.0, functions.1).unwrap();
-    backward([q, k, v], [&out, &lse], (d_out, d_lse), mask, scale, functions.0, functions.1).unwrap()
+    let upstream = Upstream { q, k, v, out: &out, lse: &lse, d_out, d_lse };
+    backward(upstream, mask, scale, functions.0, functions.1).unwrap()
 }
 
 fn parts(gradients: &Gradients) -> [Vec<f32>; 3] {
@@ -342,7 +343,8 @@ fn a_panic_in_a_function_is_an_error_that_names_it() {
     let (d_out, _) = upstream(&case, &mut Random(24));
     let (out, lse) = attend(&q, &k, &v, &full(&case), 1.0, None, None).unwrap();
     let bad = Mask(|_, _, q: i32, _| 1 / (q - 40) != 7);
-    let result = backward([&q, &k, &v], [&out, &lse], (&d_out, None), &full(&case), 1.0, None, Some(&bad));
+    let upstream = Upstream { q: &q, k: &k, v: &v, out: &out, lse: &lse, d_out: &d_out, d_lse: None };
+    let result = backward(upstream, &full(&case), 1.0, None, Some(&bad));
     match result {
         Err(Error::DeviceFunction { name, message }) => {
             assert_eq!(name, "keep");

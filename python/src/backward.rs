@@ -6,6 +6,7 @@ use crate::ops::{self, Lists};
 use crate::view::View;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use tilewright::attention::{Backward, Step};
 use tilewright::{Attention, DType, Output};
 
 type Gradients<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>, Bound<'py, PyAny>);
@@ -91,7 +92,7 @@ fn on_gpu<'py>(
         (inputs.on_gpu()?, lists.on_gpu()?, of_rows, d_lse)
     };
     let v_view = v_view.unwrap_or_else(|| k_view.clone());
-    let bytes = unpanicked(|| attention.backward_scratch_bytes(&q_view, &k_view, &lists))?;
+    let (plan, bytes) = ops::planned(attention, &q_view, &k_view, Step::Backward(&lists))?;
     let memory = inputs.scratch(q, bytes)?;
     let ordinal = inputs.q.ordinal.unwrap_or_default();
     let mut scratch = ops::on_gpu(ordinal, memory.address, DType::U8, &[bytes])?;
@@ -99,11 +100,19 @@ fn on_gpu<'py>(
     let (dq, dk, dv) = (dq?, dk?, dv?);
     let view = |made| ops::gpu_view::<4>(inputs.kind, made, false);
     let mut gradients = tilewright::Gradients { dq: view(&dq)?, dk: view(&dk)?, dv: view(&dv)? };
-    let warm = attention.is_warm_for_backward(&q_view, &k_view);
-    let launch = || {
-        let (qkv, upstream) = ([&q_view, &k_view, &v_view], (&d_out, d_lse.as_ref()));
-        attention.backward_in(qkv, [&out, &lse], upstream, &lists, &mut gradients, &mut scratch)
+    let warm = plan.is_warm(Step::Backward(&lists));
+    let backward = Backward {
+        q: &q_view,
+        k: &k_view,
+        v: &v_view,
+        out: &out,
+        lse: &lse,
+        d_out: &d_out,
+        d_lse: d_lse.as_ref(),
+        lists: &lists,
+        gradients: &mut gradients,
     };
+    let launch = || plan.run(backward, &mut scratch);
     if warm {
         unpanicked(launch)?
     } else {

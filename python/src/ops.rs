@@ -6,8 +6,8 @@ use crate::view::{Kind, View};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
-use tilewright::attention::MaskLists;
-use tilewright::{BlockIndex, BlockMask, BlockSize, DType, SeqLens, Tensor};
+use tilewright::attention::{Attend, Forward, MaskLists, Plan, Select, Shapes, Step};
+use tilewright::{Attention, BlockIndex, BlockMask, BlockSize, DType, SeqLens, Tensor};
 
 type Pair<'py> = (Bound<'py, PyAny>, Option<Bound<'py, PyAny>>);
 
@@ -48,7 +48,7 @@ pub(crate) fn sparse_attention<'py>(
     // SAFETY: the caller holds the tensors until the launches are on the stream, and PyTorch frees in the stream's order.
     let (q_view, k_view, v_view) = unsafe { inputs.on_gpu()? };
     let v_view = v_view.unwrap_or_else(|| k_view.clone());
-    let bytes = unpanicked(|| attention.scratch_bytes(&q_view, &k_view))?;
+    let (plan, bytes) = planned(&attention, &q_view, &k_view, Step::Forward)?;
     let out = inputs.make_out(q, heads_last)?;
     let rows = &inputs.q.shape[..3];
     // Without a wish for it, lse lies in front of the scratch.
@@ -63,11 +63,9 @@ pub(crate) fn sparse_attention<'py>(
         None => on_gpu(ordinal, address, DType::F32, rows)?,
     };
     let mut scratch = on_gpu(ordinal, address + lse_bytes as u64, DType::U8, &[bytes])?;
-    let warm = attention.is_warm(&q_view, &k_view);
-    let launch = || {
-        let outputs = [&mut out_view, &mut lse_view];
-        attention.forward_in(&q_view, &k_view, &v_view, outputs, &mut scratch)
-    };
+    let warm = plan.is_warm(Step::Forward);
+    let forward = Forward { q: &q_view, k: &k_view, v: &v_view, out: &mut out_view, lse: &mut lse_view };
+    let launch = || plan.run(forward, &mut scratch);
     if warm {
         unpanicked(launch)?
     } else {
@@ -137,10 +135,10 @@ pub(crate) fn block_mask<'py>(
         full_kv: split.then(|| index(2)).transpose()?,
         full_q: split.then(|| index(3)).transpose()?,
     };
-    let bytes = unpanicked(|| attention.scratch_bytes(&q_view, &k_view))?;
+    let (plan, bytes) = planned(&attention, &q_view, &k_view, Step::Select { by_key: true })?;
     let memory = inputs.scratch(q, bytes)?;
     let mut scratch = on_gpu(inputs.q.ordinal.unwrap_or_default(), memory.address, DType::U8, &[bytes])?;
-    apart(py, || attention.mask_in(&q_view, &k_view, &mut lists, &mut scratch))?;
+    apart(py, || plan.run(Select { q: &q_view, k: &k_view, lists: &mut lists }, &mut scratch))?;
     Ok(made)
 }
 
@@ -181,27 +179,39 @@ pub(crate) fn attention<'py>(
         return give(py, &inputs, q, heads_last, true, computed);
     }
     // SAFETY: as in `sparse_attention`.
-    let ((q_view, k_view, v_view), MaskLists { kv, full_kv, .. }) =
-        unsafe { (inputs.on_gpu()?, lists.on_gpu()?) };
+    let ((q_view, k_view, v_view), lists) = unsafe { (inputs.on_gpu()?, lists.on_gpu()?) };
     let v_view = v_view.unwrap_or_else(|| k_view.clone());
     let out = inputs.make_out(q, heads_last)?;
     let lse = make::beside(inputs.kind, q, DType::F32, &inputs.q.shape[..3])?;
     let mut out_view = gpu_view::<4>(inputs.kind, &out, heads_last)?;
     let mut lse_view = gpu_view::<3>(inputs.kind, &lse, false)?;
-    let bytes = unpanicked(|| attention.attend_scratch_bytes(&q_view, &k_view, &kv))?;
+    let (plan, bytes) = planned(&attention, &q_view, &k_view, Step::Attend(&lists))?;
     let memory = inputs.scratch(q, bytes)?;
     let mut scratch = on_gpu(inputs.q.ordinal.unwrap_or_default(), memory.address, DType::U8, &[bytes])?;
-    let warm = attention.is_warm_for_lists(&q_view, &k_view);
-    let launch = || {
-        let (qkv, outputs) = ([&q_view, &k_view, &v_view], [&mut out_view, &mut lse_view]);
-        attention.attend_in(qkv, (&kv, full_kv.as_ref()), outputs, &mut scratch)
-    };
+    let warm = plan.is_warm(Step::Attend(&lists));
+    let attend =
+        Attend { q: &q_view, k: &k_view, v: &v_view, lists: &lists, out: &mut out_view, lse: &mut lse_view };
+    let launch = || plan.run(attend, &mut scratch);
     if warm {
         unpanicked(launch)?
     } else {
         apart(py, launch)?
     }
     Ok((out, Some(lse)))
+}
+
+/// The plan of a call over tensors on a GPU, and the bytes of scratch that a step of it wants.
+pub(crate) fn planned(
+    attention: &Attention,
+    q: &Tensor,
+    k: &Tensor,
+    step: Step<'_>,
+) -> PyResult<(Plan, usize)> {
+    unpanicked(|| {
+        let plan = attention.plan(Shapes::of(q, k)?)?;
+        let bytes = plan.scratch_bytes(step)?;
+        Ok((plan, bytes))
+    })
 }
 
 /// One pair of block lists.

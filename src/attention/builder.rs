@@ -1,6 +1,8 @@
 //! Describing an attention.
 
-use super::{Attention, HeadDim, Pipeline, Rule};
+use super::executor::{Cpu, Executor};
+use super::gpu::Pipeline;
+use super::{Attention, HeadDim, Rule};
 use crate::device::Device;
 use crate::tensor::TensorError;
 use crate::tune::Policy;
@@ -104,15 +106,15 @@ impl AttentionBuilder {
             mask_mod: self.mask_mod,
         };
         rule.validate()?;
-        let pipeline = match device.as_cuda() {
+        let executor: Arc<dyn Executor> = match device.as_cuda() {
             Some(device) => {
                 let policy = self.policy.map_or_else(|| device.services().policy(), Ok)?;
                 // Captures go to the GPU here.
                 let _current = device.enter()?;
-                Some(Pipeline::new(device, &rule, policy)?)
+                Arc::new(Pipeline::new(device, &rule, policy)?)
             }
-            None => None,
+            None => Arc::new(Cpu),
         };
-        Ok(Attention { device: device.clone(), rule: Arc::new(rule), pipeline })
+        Ok(Attention { device: device.clone(), rule: Arc::new(rule), executor })
     }
 }

@@ -1,6 +1,6 @@
 //! What `{:?}` prints of an attention: its rule and where it runs. Functions show their names.
 
-use super::{Attention, Workspace};
+use super::{Attention, Plan, Workspace};
 use crate::{MaskMod, ScoreMod};
 use std::fmt;
 
@@ -9,6 +9,15 @@ impl fmt::Debug for Attention {
         f.debug_struct("Attention")
             .field("rule", &self.rule)
             .field("device", &format_args!("{}", self.device))
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Plan")
+            .field("attention", &self.attention)
+            .field("shapes", &self.shapes())
             .finish_non_exhaustive()
     }
 }
@@ -33,6 +42,7 @@ impl fmt::Debug for dyn MaskMod {
 
 #[cfg(test)]
 mod tests {
+    use crate::attention::Shapes;
     use crate::{Attention, DType, Device, HeadDim, Tensor, mask_mod, top_k};
 
     #[mask_mod]
@@ -55,7 +65,7 @@ mod tests {
         let x = Tensor::zeros(DType::Bf16, &[1, 2, 500, 64]).unwrap();
         let attention =
             Attention::builder(HeadDim::D64, DType::Bf16).select(top_k(0.1)).build(&Device::cpu()).unwrap();
-        let workspace = attention.workspace(&x, &x, &x).unwrap();
+        let workspace = attention.plan(Shapes::of(&x, &x).unwrap()).unwrap().workspace().unwrap();
         for text in [
             format!("{workspace:?}"),
             format!("{:?}", attention.backward(&x, &x, &x, workspace.output(), &x, None)),

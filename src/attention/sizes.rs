@@ -1,8 +1,49 @@
 //! The sizes of a call, in tokens and in blocks.
 
 use super::Rule;
-use crate::Tensor;
+use crate::operands::Shape;
 use crate::tune::{Bucket, Workload};
+use crate::{Error, Tensor};
+use std::fmt;
+
+/// The sizes of q and k that a [`Plan`](super::Plan) is for. Their head dimensions and dtype are the attention's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Shapes {
+    /// The batch size.
+    pub batch: usize,
+    /// Heads of q and of the output, a multiple of `kv_heads`.
+    pub heads: usize,
+    /// Heads of k and v.
+    pub kv_heads: usize,
+    /// Queries.
+    pub seq_q: usize,
+    /// Keys.
+    pub seq_kv: usize,
+}
+
+impl Shapes {
+    /// Those of q `[batch, heads, seq_q, head_dim]` and k `[batch, kv_heads, seq_kv, head_dim]`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] for tensors that do not belong together.
+    pub fn of(q: &Tensor, k: &Tensor) -> Result<Self, Error> {
+        Ok(Shape::alike(q, k, None)?.into())
+    }
+}
+
+impl From<Shape> for Shapes {
+    fn from(Shape { batch, heads, kv_heads, seq_q, seq_kv, .. }: Shape) -> Self {
+        Shapes { batch, heads, kv_heads, seq_q, seq_kv }
+    }
+}
+
+impl fmt::Display for Shapes {
+    /// `batch 1, 12 heads over 4 key heads, 300 queries, 500 keys`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shapes { batch, heads, kv_heads, seq_q, seq_kv } = self;
+        write!(f, "batch {batch}, {heads} heads over {kv_heads} key heads, {seq_q} queries, {seq_kv} keys")
+    }
+}
 
 /// The sizes of a call.
 #[derive(Debug, Clone, Copy)]
@@ -18,19 +59,30 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
+    pub(super) fn new(rule: &Rule, shapes: Shapes) -> Self {
+        let Shapes { batch, heads, kv_heads, seq_q, seq_kv } = shapes;
+        let (q_blocks, kv_blocks) = (seq_q.div_ceil(rule.blocks.q()), seq_kv.div_ceil(rule.blocks.kv()));
+        let head_dim = rule.head_dim.get();
+        Sizes { batch, heads, kv_heads, seq_q, seq_kv, head_dim, q_blocks, kv_blocks }
+    }
+
     /// Of tensors that were checked.
     pub(super) fn of(rule: &Rule, q: &Tensor, k: &Tensor) -> Self {
-        let [batch, heads, seq_q, head_dim] = [0, 1, 2, 3].map(|axis| q.shape()[axis]);
-        Sizes {
-            batch,
-            heads,
-            kv_heads: k.shape()[1],
-            seq_q,
-            seq_kv: k.shape()[2],
-            head_dim,
-            q_blocks: seq_q.div_ceil(rule.blocks.q()),
-            kv_blocks: k.shape()[2].div_ceil(rule.blocks.kv()),
-        }
+        let [batch, heads, seq_q, _] = [0, 1, 2, 3].map(|axis| q.shape()[axis]);
+        let (kv_heads, seq_kv) = (k.shape()[1], k.shape()[2]);
+        Self::new(rule, Shapes { batch, heads, kv_heads, seq_q, seq_kv })
+    }
+
+    /// Those that a caller knows.
+    pub(super) fn shapes(&self) -> Shapes {
+        let &Sizes { batch, heads, kv_heads, seq_q, seq_kv, .. } = self;
+        Shapes { batch, heads, kv_heads, seq_q, seq_kv }
+    }
+
+    /// Whether there is nothing to attend to, or nobody: no kernel is launched over no rows.
+    pub(super) fn is_empty(&self) -> bool {
+        let &Sizes { batch, heads, seq_q, seq_kv, .. } = self;
+        [batch, heads, seq_q, seq_kv].contains(&0)
     }
 
     /// What the tuner goes by. The density is the mask's own where the host knows it, else what the rule asks for: a

@@ -78,8 +78,8 @@ impl Case {
     pub(crate) fn gradients(&self, subject: &Subject<'_>, with_d_lse: bool) -> Result<Gradients, Error> {
         let Case { qkv: [q, k, v], out, lse, d_out, d_lse, mask } = self;
         let (score_mod, mask_mod) = (subject.score_mod, subject.mask_mod);
-        let upstream = (d_out, with_d_lse.then_some(d_lse));
-        cpu::backward([q, k, v], [out, lse], upstream, mask, subject.scale, score_mod, mask_mod)
+        let upstream = cpu::Upstream { q, k, v, out, lse, d_out, d_lse: with_d_lse.then_some(d_lse) };
+        cpu::backward(upstream, mask, subject.scale, score_mod, mask_mod)
     }
 
     pub(crate) fn delta(&self, with_d_lse: bool) -> Result<Tensor, Error> {

@@ -7,9 +7,8 @@
 use super::call::{Functions, Lists, MASK_MOD, SCORE_MOD};
 use super::gemm::{Matrix, product};
 use super::softmax::weights;
-use crate::attention::Gradients;
 use crate::mask::{BlockMask, BlockSize};
-use crate::operands::{Rows, Shape, half_dtype_error};
+use crate::operands::{Gradients, Rows, Shape, Upstream, half_dtype_error};
 use crate::tensor::{Half, host_count};
 use crate::user_code::UserCode;
 use crate::{DType, Error, MaskMod, ScoreMod, Tensor, parallel};
@@ -30,38 +29,26 @@ use std::f32::consts::LOG2_E;
 /// # Errors
 /// As [`attend`](super::attend()).
 pub fn backward(
-    [q, k, v]: [&Tensor; 3],
-    [out, lse]: [&Tensor; 2],
-    (d_out, d_lse): (&Tensor, Option<&Tensor>),
+    upstream: Upstream<'_>,
     mask: &BlockMask,
     scale: f32,
     score_mod: Option<&dyn ScoreMod>,
     mask_mod: Option<&dyn MaskMod>,
 ) -> Result<Gradients, Error> {
+    let Upstream { q, k, v, .. } = upstream;
     let shape = Shape::of(q, k, Some(v))?;
-    shape.check_backward(q, [out, lse], d_out, d_lse)?;
+    upstream.check(&shape)?;
     mask.check_fits(shape.batch, shape.heads, shape.seq_q, shape.seq_kv)?;
-    let tensors = Tensors { q, k, v, out, lse, d_out, d_lse };
     let functions = Functions { score_mod, mask_mod };
     match q.dtype() {
-        DType::F16 => run::<f16>(&tensors, shape, mask, scale, functions),
-        DType::Bf16 => run::<bf16>(&tensors, shape, mask, scale, functions),
+        DType::F16 => run::<f16>(&upstream, shape, mask, scale, functions),
+        DType::Bf16 => run::<bf16>(&upstream, shape, mask, scale, functions),
         _ => Err(half_dtype_error("q", q)),
     }
 }
 
-struct Tensors<'a> {
-    q: &'a Tensor,
-    k: &'a Tensor,
-    v: &'a Tensor,
-    out: &'a Tensor,
-    lse: &'a Tensor,
-    d_out: &'a Tensor,
-    d_lse: Option<&'a Tensor>,
-}
-
 fn run<T: Half>(
-    tensors: &Tensors,
+    tensors: &Upstream<'_>,
     shape: Shape,
     mask: &BlockMask,
     scale: f32,
@@ -97,7 +84,7 @@ fn run<T: Half>(
 }
 
 /// `rowsum(d_out · out) - d_lse` of every query.
-fn delta<T: Half>(tensors: &Tensors, shape: &Shape) -> Result<Vec<f32>, Error> {
+fn delta<T: Half>(tensors: &Upstream<'_>, shape: &Shape) -> Result<Vec<f32>, Error> {
     let mut delta = match tensors.d_lse {
         Some(d_lse) => d_lse.to_vec()?,
         None => vec![0.0; host_count(&[shape.batch, shape.heads, shape.seq_q], DType::F32)?],

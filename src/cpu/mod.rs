@@ -13,6 +13,7 @@ mod score;
 mod select;
 mod softmax;
 
+pub use crate::operands::Upstream;
 pub use attend::attend;
 pub use backward::backward;
 pub(crate) use partial::{Head, PartialScores};

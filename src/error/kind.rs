@@ -66,6 +66,7 @@ impl Error {
             | Error::Gaps { .. }
             | Error::Lists { .. }
             | Error::ForeignWorkspace
+            | Error::Plan { .. }
             | Error::Workspace { .. } => ErrorKind::InvalidInput,
             Error::Capture(_)
             | Error::DynamicFunction(_)

@@ -43,13 +43,25 @@ pub(super) struct Shared {
     variants: Vec<Variant>,
     pruned: Vec<Rejection>,
     pub(super) policy: Policy,
-    chosen: RwLock<Vec<(Bucket, Kernel)>>,
+    chosen: RwLock<Vec<Chosen>>,
     /// The records this process has read or made.
     records: Mutex<Vec<TuneRecord>>,
-    /// What the model left out at the last choice.
-    left_out: Mutex<Vec<Rejection>>,
     /// Kernels for tensors that the chosen one's body cannot take.
     stand_ins: Mutex<Vec<Kernel>>,
+}
+
+/// The kernel for sizes.
+struct Chosen {
+    bucket: Bucket,
+    kernel: Kernel,
+    /// What the model left out.
+    left_out: Vec<Rejection>,
+}
+
+/// The candidates worth compiling, the model's pick first, and the others.
+struct Ranked<'a> {
+    variants: Vec<&'a Variant>,
+    left_out: Vec<Rejection>,
 }
 
 /// What was chosen for a kernel, and why.
@@ -111,7 +123,6 @@ impl Tuned {
             policy,
             chosen: RwLock::default(),
             records: Mutex::default(),
-            left_out: Mutex::default(),
             stand_ins: Mutex::default(),
         };
         Ok(Tuned { device: device.clone(), shared: Arc::new(shared) })
@@ -138,27 +149,33 @@ impl Tuned {
     /// Whether a kernel is chosen for sizes.
     pub(crate) fn knows(&self, bucket: Bucket) -> bool {
         let chosen = self.shared.chosen.read().unwrap_or_else(PoisonError::into_inner);
-        chosen.iter().any(|(known, _)| *known == bucket)
+        chosen.iter().any(|chosen| chosen.bucket == bucket)
     }
 
     /// The kernel chosen last, if any was.
     pub fn current(&self) -> Option<Kernel> {
-        self.shared
-            .chosen
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .last()
-            .map(|(_, kernel)| kernel.on(&self.device))
+        let chosen = self.shared.chosen.read().unwrap_or_else(PoisonError::into_inner);
+        chosen.last().map(|chosen| chosen.kernel.on(&self.device))
     }
 
     /// What was chosen last, and why.
     pub fn choice(&self) -> Option<Choice> {
-        let kernel = self.current()?;
-        let shared = &*self.shared;
-        let record = shared.records.lock().unwrap_or_else(PoisonError::into_inner).last().cloned();
-        let left_out = shared.left_out.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let pruned = shared.pruned.iter().cloned().chain(left_out).collect();
-        Some(Choice { record, pruned, variant: kernel.variant().clone() })
+        let chosen = self.shared.chosen.read().unwrap_or_else(PoisonError::into_inner);
+        chosen.last().map(|chosen| self.explained(chosen))
+    }
+
+    /// What was chosen for sizes, and why.
+    pub(crate) fn choice_for(&self, bucket: Bucket) -> Option<Choice> {
+        let chosen = self.shared.chosen.read().unwrap_or_else(PoisonError::into_inner);
+        chosen.iter().find(|chosen| chosen.bucket == bucket).map(|chosen| self.explained(chosen))
+    }
+
+    fn explained(&self, Chosen { bucket, kernel, left_out }: &Chosen) -> Choice {
+        let (shared, key) = (&*self.shared, self.key(*bucket));
+        let records = shared.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = records.iter().find(|record| *record.key() == key).cloned();
+        let pruned = shared.pruned.iter().chain(left_out).cloned().collect();
+        Choice { record, pruned, variant: kernel.variant().clone() }
     }
 
     /// Launches the kernel for the sizes; the first time it is chosen, on the call's own tensors. A launch that the driver refuses falls
@@ -196,9 +213,9 @@ impl Tuned {
         };
         match launch(&kernel) {
             Err(Error::Device(error)) if error.is_refused_launch() => {
-                let ranked = self.ranked(&[]);
-                let next = self.demote(bucket, &ranked, &kernel, &error.to_string())?.ok_or(error)?;
-                self.keep(bucket, &next);
+                let Ranked { variants, left_out } = self.ranked(&[]);
+                let next = self.demote(bucket, &variants, &kernel, &error.to_string())?.ok_or(error)?;
+                self.keep(bucket, &next, left_out);
                 launch(&next)
             }
             // These tensors are none for this body, as they lie in memory or for their number of blocks: others are, so
@@ -220,13 +237,13 @@ impl Tuned {
 
     /// The kernel for sizes that none is chosen for yet.
     fn first(&self, bucket: Bucket, call: &Call<'_>) -> Result<Kernel, Error> {
-        let ranked = self.ranked(&extents(call.tensors));
+        let Ranked { variants, left_out } = self.ranked(&extents(call.tensors));
         // Nothing can be timed while a graph is captured; what stands in for it is not kept.
         if self.shared.policy == Policy::Tune && self.device.is_capturing()? {
-            return self.first_valid(&ranked);
+            return self.first_valid(&variants);
         }
-        let kernel = self.choose(bucket, &ranked, call)?;
-        self.keep(bucket, &kernel);
+        let kernel = self.choose(bucket, &variants, call)?;
+        self.keep(bucket, &kernel, left_out);
         Ok(kernel)
     }
 
@@ -237,7 +254,7 @@ impl Tuned {
         if let Some(kernel) = known.iter().find(|kernel| of_another(kernel)) {
             return Ok(Some(kernel.on(&self.device)));
         }
-        let mut ranked = self.ranked(&[]);
+        let mut ranked = self.ranked(&[]).variants;
         ranked.retain(|variant| variant.candidate.schedule.family != family);
         if ranked.is_empty() {
             return Ok(None);
@@ -250,17 +267,18 @@ impl Tuned {
     /// The kernel chosen for sizes.
     pub(crate) fn chosen(&self, bucket: Bucket) -> Option<Kernel> {
         let chosen = self.shared.chosen.read().unwrap_or_else(PoisonError::into_inner);
-        chosen.iter().find(|(known, _)| *known == bucket).map(|(_, kernel)| kernel.on(&self.device))
+        let known = chosen.iter().find(|chosen| chosen.bucket == bucket);
+        known.map(|chosen| chosen.kernel.on(&self.device))
     }
 
-    fn keep(&self, bucket: Bucket, kernel: &Kernel) {
+    fn keep(&self, bucket: Bucket, kernel: &Kernel, left_out: Vec<Rejection>) {
         let mut chosen = self.shared.chosen.write().unwrap_or_else(PoisonError::into_inner);
-        chosen.retain(|(known, _)| *known != bucket);
-        chosen.push((bucket, kernel.clone()));
+        chosen.retain(|chosen| chosen.bucket != bucket);
+        chosen.push(Chosen { bucket, kernel: kernel.clone(), left_out });
     }
 
-    /// The candidates worth compiling for a launch of these dimensions, the model's pick first.
-    fn ranked(&self, dims: &[(&str, i64)]) -> Vec<&Variant> {
+    /// The candidates for a launch of these dimensions.
+    fn ranked(&self, dims: &[(&str, i64)]) -> Ranked<'_> {
         let shared = &*self.shared;
         let candidates: Vec<&Candidate> = shared.variants.iter().map(|variant| &variant.candidate).collect();
         let order = shared.generator.rank(&candidates, &self.device.info().machine(), dims);
@@ -270,8 +288,7 @@ impl Tuned {
             schedule: variant.candidate.schedule.clone(),
             reason: Reason::Ranked { place: compiled + i + 1, compiled },
         });
-        *shared.left_out.lock().unwrap_or_else(PoisonError::into_inner) = left_out.collect();
-        ranked[..compiled].to_vec()
+        Ranked { variants: ranked[..compiled].to_vec(), left_out: left_out.collect() }
     }
 
     pub(super) fn key(&self, bucket: Bucket) -> TuneKey {
@@ -331,7 +348,7 @@ mod tests {
             };
             let check = |kernel: &Kernel| args.check(&Probe::new(device.clone(), kernel, None));
             tuned.run(bucket, &|| args.tensors(), &launch, &check).unwrap();
-            tuned.current().unwrap().variant().name.clone()
+            tuned.chosen(bucket).unwrap().variant().name.clone()
         };
         let tuned = new();
         let winner = run(&tuned, None);

@@ -66,7 +66,7 @@ fn dense_strides(shape: &[usize]) -> Dims {
 
 /// How many elements a shape has. Dimensions other than 0 are bounded where there are none too: no product of a few of them
 /// overflows, whatever their order.
-fn element_count(shape: &[usize], dtype: DType) -> Result<usize, TensorError> {
+pub(crate) fn element_count(shape: &[usize], dtype: DType) -> Result<usize, TensorError> {
     shape
         .iter()
         .try_fold(1usize, |n, &dim| n.checked_mul(dim.max(1)))

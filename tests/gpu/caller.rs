@@ -4,7 +4,7 @@ use super::Test;
 use super::support::{Random, blocks};
 use libtest_mimic::Failed;
 use tilewright::TensorError;
-use tilewright::attention::MaskLists;
+use tilewright::attention::{Attend, Forward, MaskLists, Plan, Select, Shapes, Step};
 use tilewright::device::{CudaDevice, DeviceBuffer};
 use tilewright::services::Policy;
 use tilewright::{
@@ -66,6 +66,14 @@ fn heads_last([batch, heads, seq, d]: [usize; 4]) -> ([usize; 4], [usize; 4]) {
     ([batch, heads, seq, d], [seq * heads * d, d, heads * d, 1])
 }
 
+fn plan(attention: &Attention, q: &Tensor, k: &Tensor) -> Result<Plan, Failed> {
+    Ok(attention.plan(Shapes::of(q, k)?)?)
+}
+
+fn scratch(cuda: &CudaDevice, plan: &Plan, step: Step<'_>) -> Result<(DeviceBuffer, Tensor), Failed> {
+    dense(cuda, DType::U8, &[plan.scratch_bytes(step)?])
+}
+
 fn bits(tensor: &Tensor) -> Result<Vec<u32>, Error> {
     Ok(tensor.to_f32_vec()?.into_iter().map(f32::to_bits).collect())
 }
@@ -79,10 +87,12 @@ fn same_bits(device: &Device) -> Result<(), Failed> {
         let (shape, strides) = heads_last(SHAPE);
         let (_out, mut out) = external(cuda, DType::Bf16, &shape, &strides)?;
         let (_lse, mut lse) = dense(cuda, DType::F32, &SHAPE[..3])?;
-        let (_scratch, mut scratch) = dense(cuda, DType::U8, &[attention.scratch_bytes(&q, &k)?])?;
+        let plan = plan(&attention, &q, &k)?;
+        let (_scratch, mut scratch) = scratch(cuda, &plan, Step::Forward)?;
         // Twice: what the first call leaves must not matter.
         for _ in 0..2 {
-            attention.forward_in(&q, &k, &v, [&mut out, &mut lse], &mut scratch)?;
+            let forward = Forward { q: &q, k: &k, v: &v, out: &mut out, lse: &mut lse };
+            plan.run(forward, &mut scratch)?;
         }
         if bits(&out)? != bits(&expected.out)? || bits(&lse)? != bits(&expected.lse)? {
             return Err(format!("masked {masked}: another result in the caller's memory").into());
@@ -120,8 +130,9 @@ fn same_lists(device: &Device) -> Result<(), Failed> {
         let [q, k, v] = inputs(device, SHAPE)?;
         let expected = attention.mask(&q, &k)?;
         let (_buffers, mut lists) = lists(cuda, masked)?;
-        let (_scratch, mut scratch) = dense(cuda, DType::U8, &[attention.scratch_bytes(&q, &k)?])?;
-        attention.mask_in(&q, &k, &mut lists, &mut scratch)?;
+        let plan = plan(&attention, &q, &k)?;
+        let (_work, mut work) = scratch(cuda, &plan, Step::Select { by_key: true })?;
+        plan.run(Select { q: &q, k: &k, lists: &mut lists }, &mut work)?;
         let full = lists.full_kv.clone();
         let (counts, indices) = (lists.kv.counts.clone(), lists.kv.indices.clone());
         let mask =
@@ -135,9 +146,9 @@ fn same_lists(device: &Device) -> Result<(), Failed> {
         }
         let (_out, mut out) = dense(cuda, DType::Bf16, &SHAPE)?;
         let (_lse, mut lse) = dense(cuda, DType::F32, &SHAPE[..3])?;
-        let of = (&lists.kv, lists.full_kv.as_ref());
-        let (_work, mut work) = dense(cuda, DType::U8, &[attention.attend_scratch_bytes(&q, &k, of.0)?])?;
-        attention.attend_in([&q, &k, &v], of, [&mut out, &mut lse], &mut work)?;
+        let (_work, mut work) = scratch(cuda, &plan, Step::Attend(&lists))?;
+        let attend = Attend { q: &q, k: &k, v: &v, lists: &lists, out: &mut out, lse: &mut lse };
+        plan.run(attend, &mut work)?;
         if bits(&out)? != bits(&attention.forward(&q, &k, &v)?.out)? {
             return Err(format!("masked {masked}: another result over the lists").into());
         }
@@ -153,20 +164,22 @@ fn tuned(device: &Device) -> Result<(), Failed> {
     let (shape, strides) = heads_last(SHAPE);
     let (_out, mut out) = external(cuda, DType::Bf16, &shape, &strides)?;
     let (_lse, mut lse) = dense(cuda, DType::F32, &SHAPE[..3])?;
-    let (_scratch, mut scratch) = dense(cuda, DType::U8, &[attention.scratch_bytes(&q, &k)?])?;
-    if attention.is_warm(&q, &k) {
+    let plan = plan(&attention, &q, &k)?;
+    let (_scratch, mut scratch) = scratch(cuda, &plan, Step::Forward)?;
+    if plan.is_warm(Step::Forward) {
         return Err("warm before the first call".into());
     }
-    attention.forward_in(&q, &k, &v, [&mut out, &mut lse], &mut scratch)?;
-    if !attention.is_warm(&q, &k) || !attention.is_warm_for_lists(&q, &k) {
+    plan.run(Forward { q: &q, k: &k, v: &v, out: &mut out, lse: &mut lse }, &mut scratch)?;
+    let (_buffers, lists) = lists(cuda, true)?;
+    if !plan.is_warm(Step::Forward) || !plan.is_warm(Step::Attend(&lists)) {
         return Err("not warm after the first call".into());
     }
+    if plan.is_warm(Step::Select { by_key: true }) || plan.is_warm(Step::Backward(&lists)) {
+        return Err("warm, and no call has made lists by key or gradients".into());
+    }
     let rows = Tensor::zeros_on(device, DType::Bf16, &SHAPE[..3])?;
-    if attention.is_warm(&rows, &rows)
-        || attention.is_warm_for_lists(&rows, &rows)
-        || attention.is_warm_for_backward(&rows, &rows)
-    {
-        return Err("warm for tensors that a call refuses".into());
+    if Shapes::of(&rows, &rows).is_ok() {
+        return Err("shapes of tensors that a call refuses".into());
     }
     let expected = attention.forward(&q, &k, &v)?;
     if bits(&out)? != bits(&expected.out)? || bits(&lse)? != bits(&expected.lse)? {
@@ -192,14 +205,16 @@ fn wild_lists(device: &Device) -> Result<(), Failed> {
             counts: Tensor::from_slice(&counts, &[1, 1, rows])?.to(device)?,
             indices: Tensor::from_slice(&indices, &[1, 1, rows, width])?.to(device)?,
         };
+        let lists = &MaskLists { kv, full_kv: None, q: None, full_q: None };
         let (_out, mut out) = dense(cuda, DType::Bf16, &shape)?;
         let (_lse, mut lse) = dense(cuda, DType::F32, &shape[..3])?;
-        let bytes = attention.attend_scratch_bytes(&q, &k, &kv)?;
+        let plan = plan(&attention, &q, &k)?;
+        let bytes = plan.scratch_bytes(Step::Attend(lists))?;
         if cuda.info().compute_capability.0 == 9 && (bytes > 0) != (shape != SHAPE) {
             return Err(format!("{bytes} bytes of scratch for {shape:?}").into());
         }
         let (_scratch, mut scratch) = dense(cuda, DType::U8, &[bytes])?;
-        attention.attend_in([&q, &k, &v], (&kv, None), [&mut out, &mut lse], &mut scratch)?;
+        plan.run(Attend { q: &q, k: &k, v: &v, lists, out: &mut out, lse: &mut lse }, &mut scratch)?;
         let map: Vec<bool> = (0..rows * width).map(|i| i % width == 3 && wild[i / width % 4] > 3).collect();
         let mask =
             BlockMask::from_dense(&map, [1, 1, rows, width], blocks(128, 64), SeqLens::same(shape[2]))?;
@@ -217,7 +232,8 @@ fn refused(device: &Device) -> Result<(), Failed> {
     let cuda = device.as_cuda().unwrap();
     let attention = attention(device, false, Policy::FirstValid)?;
     let [q, k, v] = inputs(device, SHAPE)?;
-    let bytes = attention.scratch_bytes(&q, &k)?;
+    let plan = plan(&attention, &q, &k)?;
+    let bytes = plan.scratch_bytes(Step::Forward)?;
     let (_scratch, mut scratch) = dense(cuda, DType::U8, &[bytes])?;
     let (_small, mut small) = dense(cuda, DType::U8, &[bytes / 2])?;
     let (_out, mut out) = dense(cuda, DType::Bf16, &SHAPE)?;
@@ -228,7 +244,7 @@ fn refused(device: &Device) -> Result<(), Failed> {
     let (_short, mut short) = dense(cuda, DType::Bf16, &[batch, heads, seq - 1, d])?;
     let other = out.clone();
     let mut call = |q: &Tensor, k: &Tensor, out: &mut Tensor, scratch: &mut Tensor| {
-        attention.forward_in(q, k, &v, [out, &mut lse], scratch)
+        plan.run(Forward { q, k, v: &v, out, lse: &mut lse }, scratch)
     };
     let found = [
         matches!(call(&q, &k, &mut out, &mut small), Err(Error::Scratch { .. })),
@@ -243,7 +259,7 @@ fn refused(device: &Device) -> Result<(), Failed> {
         return Err(format!("refused: {found:?}").into());
     }
     let (_buffers, mut lists) = lists(cuda, true)?;
-    match attention.mask_in(&q, &k, &mut lists, &mut scratch) {
+    match plan.run(Select { q: &q, k: &k, lists: &mut lists }, &mut scratch) {
         Err(Error::Lists { .. }) => Ok(()),
         other => Err(format!("{other:?} instead of Error::Lists").into()),
     }
@@ -257,8 +273,9 @@ fn nothing(device: &Device) -> Result<(), Failed> {
         let (q, k, v) = (tensor(seq_q)?, tensor(seq_kv)?, tensor(seq_kv)?);
         let (_out, mut out) = dense(cuda, DType::Bf16, &[1, 4, seq_q, 128])?;
         let (_lse, mut lse) = dense(cuda, DType::F32, &[1, 4, seq_q])?;
-        let (_scratch, mut scratch) = dense(cuda, DType::U8, &[attention.scratch_bytes(&q, &k)?])?;
-        attention.forward_in(&q, &k, &v, [&mut out, &mut lse], &mut scratch)?;
+        let plan = plan(&attention, &q, &k)?;
+        let (_scratch, mut scratch) = scratch(cuda, &plan, Step::Forward)?;
+        plan.run(Forward { q: &q, k: &k, v: &v, out: &mut out, lse: &mut lse }, &mut scratch)?;
         let (out, lse) = (out.to_f32_vec()?, lse.to_vec::<f32>()?);
         if out.len() != 4 * seq_q * 128 || out.iter().any(|&x| x != 0.0) {
             return Err(format!("{seq_q} × {seq_kv}: out is {out:?}").into());

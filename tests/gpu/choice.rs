@@ -6,6 +6,7 @@ use libtest_mimic::Failed;
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Instant;
+use tilewright::attention::Shapes;
 use tilewright::device::{CudaDevice, DeviceError};
 use tilewright::services::Policy;
 use tilewright::tune::{Outcome, Workload, synthetic_mask};
@@ -128,7 +129,9 @@ pub fn child() -> bool {
         inputs.call(&attention)?;
         eprintln!("ready in {:.1?}", start.elapsed());
         let mut races: BTreeMap<String, Race> = BTreeMap::new();
-        for (stage, choice) in attention.choices().into_iter().enumerate() {
+        let [q, k, _] = &inputs.qkv;
+        let plan = attention.plan(Shapes::of(q, k)?)?.for_mask(&inputs.mask);
+        for (stage, choice) in plan.choices().into_iter().enumerate() {
             let Some(record) = choice.record else { continue };
             let times = record.candidates().iter().filter_map(|timing| match timing.outcome {
                 Outcome::Timed { median_us, .. } => Some((timing.candidate.schedule.to_string(), median_us)),

@@ -9,6 +9,7 @@ mod functions;
 mod mask;
 #[path = "../support/needs.rs"]
 mod needs;
+mod plans;
 mod random_functions;
 mod real;
 mod regroup;
@@ -29,7 +30,7 @@ use tilewright::Device;
 /// A test: its name and what it does on the GPU.
 type Test = (&'static str, fn(&Device) -> Result<(), Failed>);
 
-const GROUPS: [&[Test]; 20] = [
+const GROUPS: [&[Test]; 21] = [
     backward::TESTS,
     backward::calls::TESTS,
     caller::TESTS,
@@ -38,6 +39,7 @@ const GROUPS: [&[Test]; 20] = [
     forward::TESTS,
     functions::TESTS,
     mask::TESTS,
+    plans::TESTS,
     random_functions::TESTS,
     real::TESTS,
     regroup::TESTS,

@@ -5,6 +5,7 @@ use super::support::Random;
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use libtest_mimic::Failed;
+use tilewright::attention::{Inputs, Plan, Shapes};
 use tilewright::{Attention, DType, Device, Error, HeadDim, Output, Tensor, mask_mod, top_k, top_p};
 
 pub const TESTS: &[Test] = &[
@@ -35,6 +36,14 @@ fn inputs(device: &Device, seed: u64) -> Result<[Tensor; 3], Failed> {
     Ok([tensor()?, tensor()?, tensor()?])
 }
 
+fn plan(attention: &Attention, [q, k, _]: &[Tensor; 3]) -> Result<Plan, Failed> {
+    Ok(attention.plan(Shapes::of(q, k)?)?)
+}
+
+fn of([q, k, v]: &[Tensor; 3]) -> Inputs<'_> {
+    Inputs { q, k, v }
+}
+
 /// The bits of a result (out, lse) and its blocks.
 type Bits = (Vec<u32>, Vec<u32>, Vec<u8>);
 
@@ -48,12 +57,13 @@ fn bits(output: &Output) -> Result<Bits, Failed> {
 fn workspace(device: &Device) -> Result<(), Failed> {
     for masked in [false, true] {
         let attention = attention(device, masked)?;
-        let [q, k, v] = inputs(device, 71)?;
-        let mut workspace = attention.workspace(&q, &k, &v)?;
+        let plan = plan(&attention, &inputs(device, 71)?)?;
+        let mut workspace = plan.workspace()?;
         for seed in [71, 72, 73] {
-            let [q, k, v] = inputs(device, seed)?;
-            let expected = bits(&attention.forward(&q, &k, &v)?)?;
-            if bits(attention.forward_into(&q, &k, &v, &mut workspace)?)? != expected {
+            let inputs = inputs(device, seed)?;
+            let [q, k, v] = &inputs;
+            let expected = bits(&attention.forward(q, k, v)?)?;
+            if bits(plan.forward_into(of(&inputs), &mut workspace)?)? != expected {
                 return Err(format!("seed {seed}, masked {masked}: the workspace's result differs").into());
             }
         }
@@ -84,21 +94,21 @@ fn own_stream(device: &Device) -> Result<(), Failed> {
 fn graph(device: &Device) -> Result<(), Failed> {
     let cuda = device.as_cuda().unwrap();
     let attention = attention(device, false)?;
-    let [q, k, v] = inputs(device, 83)?;
-    let mut workspace = attention.workspace(&q, &k, &v)?;
-    let expected = bits(attention.forward_into(&q, &k, &v, &mut workspace)?)?;
+    let first = inputs(device, 83)?;
+    let plan = plan(&attention, &first)?;
+    let mut workspace = plan.workspace()?;
+    let expected = bits(plan.forward_into(of(&first), &mut workspace)?)?;
     cuda.synchronize()?;
     let stream = CudaContext::new(cuda.info().ordinal)?.new_stream()?;
     // SAFETY: as above.
-    let captured = unsafe { attention.on_stream(stream.cu_stream().cast())? };
+    let captured = unsafe { plan.on_stream(stream.cu_stream().cast())? };
     stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
-    captured.forward_into(&q, &k, &v, &mut workspace)?;
+    captured.forward_into(of(&first), &mut workspace)?;
     let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
     let graph = stream.end_capture(flags)?.ok_or("nothing was captured")?;
     for seed in [89, 97] {
         // Something else in the workspace, so that the graph has something to put right.
-        let [q, k, v] = inputs(device, seed)?;
-        if bits(attention.forward_into(&q, &k, &v, &mut workspace)?)? == expected {
+        if bits(plan.forward_into(of(&inputs(device, seed)?), &mut workspace)?)? == expected {
             return Err("other inputs gave the same result".into());
         }
         graph.launch()?;
@@ -112,10 +122,15 @@ fn graph(device: &Device) -> Result<(), Failed> {
 
 fn other_sizes(device: &Device) -> Result<(), Failed> {
     let attention = attention(device, false)?;
-    let [q, k, v] = inputs(device, 101)?;
-    let mut workspace = attention.workspace(&q, &k, &v)?;
+    let large = plan(&attention, &inputs(device, 101)?)?;
+    let mut workspace = large.workspace()?;
     let small = Random(1).tensor(DType::Bf16, &[1, 4, 100, 128]).to(device)?;
-    match attention.forward_into(&small, &small, &small, &mut workspace) {
+    let small = [small.clone(), small.clone(), small];
+    match large.forward_into(of(&small), &mut workspace) {
+        Err(Error::Plan { .. }) => {}
+        other => return Err(format!("{other:?} instead of Error::Plan").into()),
+    }
+    match plan(&attention, &small)?.forward_into(of(&small), &mut workspace) {
         Err(Error::Workspace { .. }) => Ok(()),
         other => Err(format!("{other:?} instead of Error::Workspace").into()),
     }
@@ -123,9 +138,9 @@ fn other_sizes(device: &Device) -> Result<(), Failed> {
 
 fn foreign_workspace(device: &Device) -> Result<(), Failed> {
     let (one, other) = (attention(device, false)?, attention(device, true)?);
-    let [q, k, v] = inputs(device, 103)?;
-    let mut workspace = one.workspace(&q, &k, &v)?;
-    match other.forward_into(&q, &k, &v, &mut workspace) {
+    let inputs = inputs(device, 103)?;
+    let mut workspace = plan(&one, &inputs)?.workspace()?;
+    match plan(&other, &inputs)?.forward_into(of(&inputs), &mut workspace) {
         Err(Error::ForeignWorkspace) => Ok(()),
         other => Err(format!("{other:?} instead of Error::ForeignWorkspace").into()),
     }
@@ -133,10 +148,11 @@ fn foreign_workspace(device: &Device) -> Result<(), Failed> {
 
 fn aliased(device: &Device) -> Result<(), Failed> {
     let attention = attention(device, false)?;
-    let [q, k, v] = inputs(device, 107)?;
-    let mut workspace = attention.workspace(&q, &k, &v)?;
-    let out = workspace.output().out.clone();
-    match attention.forward_into(&q, &out, &v, &mut workspace) {
+    let inputs = inputs(device, 107)?;
+    let plan = plan(&attention, &inputs)?;
+    let mut workspace = plan.workspace()?;
+    let k = &workspace.output().out.clone();
+    match plan.forward_into(Inputs { k, ..of(&inputs) }, &mut workspace) {
         Err(Error::Aliased { what: "k", with: "out" }) => Ok(()),
         other => Err(format!("{other:?} instead of Error::Aliased").into()),
     }
@@ -147,9 +163,10 @@ fn nothing(device: &Device) -> Result<(), Failed> {
     let attention = attention(device, true)?;
     let tensor = |seq: usize| Random(1).tensor(DType::Bf16, &[1, 4, seq, 128]).to(device);
     for (seq_q, seq_kv) in [(5, 0), (0, 5), (0, 0)] {
-        let (q, k, v) = (tensor(seq_q)?, tensor(seq_kv)?, tensor(seq_kv)?);
-        let mut workspace = attention.workspace(&q, &k, &v)?;
-        for output in [&attention.forward(&q, &k, &v)?, attention.forward_into(&q, &k, &v, &mut workspace)?] {
+        let inputs = [tensor(seq_q)?, tensor(seq_kv)?, tensor(seq_kv)?];
+        let ([q, k, v], plan) = (&inputs, plan(&attention, &inputs)?);
+        let mut workspace = plan.workspace()?;
+        for output in [&attention.forward(q, k, v)?, plan.forward_into(of(&inputs), &mut workspace)?] {
             let (out, lse) = (output.out.to_f32_vec()?, output.lse.to_vec::<f32>()?);
             if out.len() != 4 * seq_q * 128 || out.iter().any(|&x| x != 0.0) {
                 return Err(format!("{seq_q} × {seq_kv}: out is {out:?}").into());

@@ -6,7 +6,7 @@ use libtest_mimic::Failed;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
-use tilewright::attention::MaskLists;
+use tilewright::attention::{Attend, Backward, MaskLists, Shapes, Step};
 use tilewright::cache::KernelCache;
 use tilewright::cli::tune_command;
 use tilewright::reference::{largest_difference, relative_error};
@@ -61,7 +61,9 @@ fn same_result(device: &Device) -> Result<(), Failed> {
         let tuned = build(device, d, Policy::Tune, width)?;
         check(&tuned.forward(&q, &k, &v)?, &expected, &reference)?;
         let cold = start.elapsed();
-        let timed: Vec<_> = tuned.choices().into_iter().filter(|choice| choice.record.is_some()).collect();
+        let shapes = Shapes::of(&q, &k)?;
+        let timed: Vec<_> =
+            tuned.plan(shapes)?.choices().into_iter().filter(|choice| choice.record.is_some()).collect();
         if timed.is_empty() {
             return Err("nothing was timed".into());
         }
@@ -72,11 +74,13 @@ fn same_result(device: &Device) -> Result<(), Failed> {
         for policy in [Policy::CacheOnly, Policy::Tune] {
             let again = build(device, d, policy, width)?;
             check(&again.forward(&q, &k, &v)?, &expected, &reference)?;
-            let names = |attention: &Attention| -> Vec<String> {
-                attention.kernels().iter().map(|kernel| kernel.variant().name.clone()).collect()
+            let names = |attention: &Attention| -> Result<Vec<String>, Error> {
+                let kernels = attention.plan(shapes)?.kernels();
+                Ok(kernels.iter().map(|kernel| kernel.variant().name.clone()).collect())
             };
-            if names(&again) != names(&tuned) {
-                return Err(format!("{policy}: {:?} instead of {:?}", names(&again), names(&tuned)).into());
+            let (found, expected) = (names(&again)?, names(&tuned)?);
+            if found != expected || found.is_empty() {
+                return Err(format!("{policy}: {found:?} instead of {expected:?}").into());
             }
         }
         println!("d {d}: tuned in {cold:.1?}, found again twice in {:.1?}", start.elapsed());
@@ -142,17 +146,19 @@ fn printed_command(device: &Device) -> Result<(), Failed> {
     let listed = |backward: bool| {
         let attention = new(None)?;
         let like = |tensor: &Tensor| Tensor::uninit(device, tensor.dtype(), tensor.shape());
-        let scratch = |bytes| Tensor::uninit(device, DType::U8, &[bytes]);
+        let plan = attention.plan(Shapes::of(&q, &k)?)?;
+        let scratch = |step| Tensor::uninit(device, DType::U8, &[plan.scratch_bytes(step)?]);
         let (mut out, mut lse) = (like(&q)?, Tensor::uninit(device, DType::F32, &q.shape()[..3])?);
-        let mut work = scratch(attention.attend_scratch_bytes(&q, &k, mask.kv())?)?;
-        attention.attend_in([&q, &k, &v], (mask.kv(), None), [&mut out, &mut lse], &mut work)?;
+        let lists = &MaskLists { q: None, full_q: None, ..MaskLists::from(&mask) };
+        let attend = Attend { q: &q, k: &k, v: &v, lists, out: &mut out, lse: &mut lse };
+        plan.run(attend, &mut scratch(Step::Attend(lists))?)?;
         if !backward {
             return Ok(());
         }
-        let lists = MaskLists { kv: mask.kv().clone(), full_kv: None, q: None, full_q: None };
-        let mut work = scratch(attention.backward_scratch_bytes(&q, &k, &lists)?)?;
-        let mut gradients = Gradients { dq: like(&q)?, dk: like(&k)?, dv: like(&v)? };
-        attention.backward_in([&q, &k, &v], [&out, &lse], (&q, None), &lists, &mut gradients, &mut work)
+        let gradients = &mut Gradients { dq: like(&q)?, dk: like(&k)?, dv: like(&v)? };
+        let (q, k, v, out, lse, d_out, d_lse) = (&q, &k, &v, &out, &lse, &q, None);
+        let backward = Backward { q, k, v, out, lse, d_out, d_lse, lists, gradients };
+        plan.run(backward, &mut scratch(Step::Backward(lists))?)
     };
     type Call<'a> = &'a dyn Fn(bool) -> Result<(), Error>;
     let calls: [(&str, Call); 3] = [("selected", &selected), ("listed", &listed), ("masked", &masked)];
@@ -340,7 +346,8 @@ fn own_services(device: &Device) -> Result<(), Failed> {
     let (out, attention) = attend(&own)?;
     let records = cache.records().len();
     let heard = std::mem::take(&mut *heard.lock().unwrap());
-    let timed = attention.choices().iter().filter(|choice| choice.record.is_some()).count();
+    let plan = attention.plan(Shapes::of(&q, &k)?)?;
+    let timed = plan.choices().iter().filter(|choice| choice.record.is_some()).count();
     if timed == 0 || records != timed {
         return Err(format!("{timed} kernels were timed, {records} records are kept: {heard:?}").into());
     }

@@ -1,12 +1,12 @@
 //! Every way to call an attention gives what `forward` gives, and what a call writes to is looked at before anything runs.
 
 use super::Test;
-use super::support::ways::{Call, Failure, Found, Way, cases, check_all, of_output, rules};
+use super::support::ways::{Call, Failure, Found, Way, cases, check_all, of, of_output, rules};
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use libtest_mimic::Failed;
 use tilewright::TensorError;
-use tilewright::attention::MaskLists;
+use tilewright::attention::{Attend, Backward, Forward, Inputs, MaskLists, Select, Shapes, Step};
 use tilewright::{BlockIndex, DType, Device, Error, Gradients, Tensor};
 
 pub const TESTS: &[Test] =
@@ -16,6 +16,11 @@ pub const TESTS: &[Test] =
 const MORE: &[Way] = &[
     Way { name: "a stream of the caller's", on_gpu_alone: true, run: on_a_stream },
     Way { name: "a CUDA graph", on_gpu_alone: true, run: in_a_graph },
+    Way {
+        name: "a CUDA graph in memory of the caller's",
+        on_gpu_alone: true,
+        run: in_a_graph_of_the_callers,
+    },
 ];
 
 fn every_way(device: &Device) -> Result<(), Failed> {
@@ -24,12 +29,11 @@ fn every_way(device: &Device) -> Result<(), Failed> {
 
 fn on_a_stream(call: &Call<'_>) -> Result<Found, Failure> {
     let cuda = call.device.as_cuda().expect("it is a GPU's way");
-    let [q, k, v] = &call.qkv;
     cuda.synchronize()?;
     let stream = CudaContext::new(cuda.info().ordinal)?.new_stream()?;
-    // SAFETY: the stream is of this GPU's context and outlives the attention made on it; everything before it is done.
-    let elsewhere = unsafe { call.attention.on_stream(stream.cu_stream().cast())? };
-    let output = elsewhere.forward(q, k, v)?;
+    // SAFETY: the stream is of this GPU's context and outlives the plan made on it; everything before it is done.
+    let elsewhere = unsafe { call.plan.on_stream(stream.cu_stream().cast())? };
+    let output = elsewhere.forward(call.inputs())?;
     stream.synchronize()?;
     let found = of_output(&output);
     drop((output, elsewhere));
@@ -39,14 +43,13 @@ fn on_a_stream(call: &Call<'_>) -> Result<Found, Failure> {
 
 fn in_a_graph(call: &Call<'_>) -> Result<Found, Failure> {
     let cuda = call.device.as_cuda().expect("it is a GPU's way");
-    let [q, k, v] = &call.qkv;
-    let mut workspace = call.attention.workspace(q, k, v)?;
+    let mut workspace = call.plan.workspace()?;
     cuda.synchronize()?;
     let stream = CudaContext::new(cuda.info().ordinal)?.new_stream()?;
     // SAFETY: as above.
-    let captured = unsafe { call.attention.on_stream(stream.cu_stream().cast())? };
+    let captured = unsafe { call.plan.on_stream(stream.cu_stream().cast())? };
     stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
-    let launched = captured.forward_into(q, k, v, &mut workspace).map(drop);
+    let launched = captured.forward_into(call.inputs(), &mut workspace).map(drop);
     let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
     let graph = stream.end_capture(flags)?;
     launched?;
@@ -56,6 +59,28 @@ fn in_a_graph(call: &Call<'_>) -> Result<Found, Failure> {
         stream.synchronize()?;
     }
     of_output(workspace.output())
+}
+
+fn in_a_graph_of_the_callers(call: &Call<'_>) -> Result<Found, Failure> {
+    let cuda = call.device.as_cuda().expect("it is a GPU's way");
+    let Inputs { q, k, v } = call.inputs();
+    let [mut out, mut lse] = call.outputs()?;
+    let mut scratch = call.scratch(Step::Forward)?;
+    cuda.synchronize()?;
+    let stream = CudaContext::new(cuda.info().ordinal)?.new_stream()?;
+    // SAFETY: as above.
+    let captured = unsafe { call.plan.on_stream(stream.cu_stream().cast())? };
+    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
+    let launched = captured.run(Forward { q, k, v, out: &mut out, lse: &mut lse }, &mut scratch);
+    let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    let graph = stream.end_capture(flags)?;
+    launched?;
+    // Of a call that writes nothing there is nothing to launch.
+    if let Some(graph) = graph {
+        graph.launch()?;
+        stream.synchronize()?;
+    }
+    Ok(vec![of("out", &out)?, of("lse", &lse)?])
 }
 
 /// What is wrong with an output.
@@ -96,9 +121,11 @@ fn refused(device: &Device) -> Result<(), Failed> {
         let host = case.qkv(&mut super::support::Random(3));
         let [q, k, v] = [host[0].to(device)?, host[1].to(device)?, host[2].to(device)?];
         let output = attention.forward(&q, &k, &v)?;
-        let mask = &output.mask;
+        let (mask, plan) = (&output.mask, attention.plan(Shapes::of(&q, &k)?)?);
+        let [q, k, v] = [&q, &k, &v];
         let like = |tensor: &Tensor| Tensor::uninit(device, tensor.dtype(), tensor.shape());
-        let scratch = |bytes| Tensor::uninit(device, DType::U8, &[bytes]);
+        let scratch = |step| Tensor::uninit(device, DType::U8, &[plan.scratch_bytes(step)?]);
+        let lists = &MaskLists { q: None, full_q: None, ..MaskLists::from(mask) };
         for fault in [Fault::Shape, Fault::DType, Fault::Place] {
             // The tensor of this name is spoilt, others are as they must be.
             let made = |name: &str, spoilt: &str, tensor: &Tensor| match name == spoilt {
@@ -114,33 +141,22 @@ fn refused(device: &Device) -> Result<(), Failed> {
                     Ok([made("out", name, &output.out)?, made("lse", name, &output.lse)?])
                 };
                 let [mut out, mut lse] = fresh()?;
-                let mut work = scratch(attention.scratch_bytes(&q, &k)?)?;
-                expect(name, attention.forward_in(&q, &k, &v, [&mut out, &mut lse], &mut work))?;
+                let forward = Forward { q, k, v, out: &mut out, lse: &mut lse };
+                expect(name, plan.run(forward, &mut scratch(Step::Forward)?))?;
                 let [mut out, mut lse] = fresh()?;
-                let mut work = scratch(attention.attend_scratch_bytes(&q, &k, mask.kv())?)?;
-                let lists = (mask.kv(), mask.full_kv());
-                expect(name, attention.attend_in([&q, &k, &v], lists, [&mut out, &mut lse], &mut work))?;
+                let attend = Attend { q, k, v, lists, out: &mut out, lse: &mut lse };
+                expect(name, plan.run(attend, &mut scratch(Step::Attend(lists))?))?;
             }
-            let by_query =
-                MaskLists { kv: mask.kv().clone(), full_kv: mask.full_kv().cloned(), q: None, full_q: None };
             for name in ["dq", "dk", "dv"] {
                 let mut gradients = Gradients {
-                    dq: made("dq", name, &q)?,
-                    dk: made("dk", name, &k)?,
-                    dv: made("dv", name, &v)?,
+                    dq: made("dq", name, q)?,
+                    dk: made("dk", name, k)?,
+                    dv: made("dv", name, v)?,
                 };
-                let mut work = scratch(attention.backward_scratch_bytes(&q, &k, &by_query)?)?;
-                let (out, lse) = (&output.out, &output.lse);
-                let upstream = (out, None);
-                let called = attention.backward_in(
-                    [&q, &k, &v],
-                    [out, lse],
-                    upstream,
-                    &by_query,
-                    &mut gradients,
-                    &mut work,
-                );
-                expect(name, called)?;
+                let (out, lse, d_out, d_lse) = (&output.out, &output.lse, &output.out, None);
+                let gradients = &mut gradients;
+                let backward = Backward { q, k, v, out, lse, d_out, d_lse, lists, gradients };
+                expect(name, plan.run(backward, &mut scratch(Step::Backward(lists))?))?;
             }
             let (full_kv, full_q) = (mask.full_kv().expect("of a mask function"), mask.full_q());
             let full_q = full_q.expect("of a mask function");
@@ -166,8 +182,8 @@ fn refused(device: &Device) -> Result<(), Failed> {
                     q: Some(index(["q_counts", "q_indices"], mask.q())?),
                     full_q: Some(index(["full_q_counts", "full_q_indices"], full_q)?),
                 };
-                let mut work = scratch(attention.scratch_bytes(&q, &k)?)?;
-                expect(name, attention.mask_in(&q, &k, &mut lists, &mut work))?;
+                let mut work = scratch(Step::Select { by_key: true })?;
+                expect(name, plan.run(Select { q, k, lists: &mut lists }, &mut work))?;
             }
         }
     }

@@ -4,7 +4,9 @@
 
 use super::{Case, Random, block_means};
 use std::error::Error;
-use tilewright::attention::{AttentionBuilder, MaskLists};
+use tilewright::attention::{
+    Attend, AttentionBuilder, Backward, Forward, Inputs, MaskLists, Plan, Select, Shapes, Step,
+};
 use tilewright::reference::{attention_backward_f64, attention_f64, largest_difference, relative_error};
 use tilewright::{
     Attention, BlockIndex, BlockMask, BlockSize, DType, Device, Gradients, HeadDim, MaskMod, Output,
@@ -114,6 +116,8 @@ pub struct Call<'a> {
     pub rule: &'a Rule,
     pub device: &'a Device,
     pub attention: &'a Attention,
+    /// The attention's for tensors of the case's shapes.
+    pub plan: Plan,
     pub qkv: [Tensor; 3],
     pub d_out: Tensor,
     pub d_lse: Tensor,
@@ -162,11 +166,17 @@ pub const WAYS: &[Way] = &[
         let (out, lse) = call.attention.attend_with(q, k, v, &mask)?;
         of_output(&Output { out, lse, mask })
     }),
-    way("forward_into, twice", |call| {
-        let [q, k, v] = &call.qkv;
-        let mut workspace = call.attention.workspace(q, k, v)?;
-        call.attention.forward_into(q, k, v, &mut workspace)?;
-        of_output(call.attention.forward_into(q, k, v, &mut workspace)?)
+    way("a plan's forward", |call| of_output(&call.plan.forward(call.inputs())?)),
+    way("a plan's forward_into, twice", |call| {
+        let mut workspace = call.plan.workspace()?;
+        call.plan.forward_into(call.inputs(), &mut workspace)?;
+        of_output(call.plan.forward_into(call.inputs(), &mut workspace)?)
+    }),
+    way("plans made anew, into one workspace", |call| {
+        let plan = || call.attention.plan(call.plan.shapes());
+        let mut workspace = plan()?.workspace()?;
+        plan()?.forward_into(call.inputs(), &mut workspace)?;
+        of_output(plan()?.forward_into(call.inputs(), &mut workspace)?)
     }),
     way("with_parameters", |call| {
         let [q, k, v] = &call.qkv;
@@ -192,22 +202,22 @@ pub const WAYS: &[Way] = &[
         let output = Output { out, lse, mask };
         of_gradients(&call.attention.backward(q, k, v, &output, &call.d_out, Some(&call.d_lse))?)
     }),
-    in_callers_memory("forward_in", |call| {
-        let [q, k, v] = &call.qkv;
+    in_callers_memory("run(Forward)", |call| {
+        let Inputs { q, k, v } = call.inputs();
         let [mut out, mut lse] = call.outputs()?;
-        let mut scratch = call.scratch(call.attention.scratch_bytes(q, k)?)?;
-        call.attention.forward_in(q, k, v, [&mut out, &mut lse], &mut scratch)?;
+        let mut scratch = call.scratch(Step::Forward)?;
+        call.plan.run(Forward { q, k, v, out: &mut out, lse: &mut lse }, &mut scratch)?;
         Ok(vec![of("out", &out)?, of("lse", &lse)?])
     }),
-    in_callers_memory("mask_in, then attend_in", |call| {
-        let [q, k, v] = &call.qkv;
+    in_callers_memory("run(Select), then run(Attend)", |call| {
+        let Inputs { q, k, v } = call.inputs();
         let mut lists = call.lists(true)?;
-        let mut scratch = call.scratch(call.attention.scratch_bytes(q, k)?)?;
-        call.attention.mask_in(q, k, &mut lists, &mut scratch)?;
+        let mut scratch = call.scratch(Step::Select { by_key: true })?;
+        call.plan.run(Select { q, k, lists: &mut lists }, &mut scratch)?;
         let [mut out, mut lse] = call.outputs()?;
-        let of_lists = (&lists.kv, lists.full_kv.as_ref());
-        let mut scratch = call.scratch(call.attention.attend_scratch_bytes(q, k, of_lists.0)?)?;
-        call.attention.attend_in([q, k, v], of_lists, [&mut out, &mut lse], &mut scratch)?;
+        let mut scratch = call.scratch(Step::Attend(&lists))?;
+        let attend = Attend { q, k, v, lists: &lists, out: &mut out, lse: &mut lse };
+        call.plan.run(attend, &mut scratch)?;
         let mut found = of_lists_by_query(call, &lists)?;
         for (name, index) in [("q", lists.q.as_ref()), ("full_q", lists.full_q.as_ref())] {
             found.extend(index.map(|index| of_counts(name, index)).transpose()?);
@@ -215,27 +225,18 @@ pub const WAYS: &[Way] = &[
         found.extend([of("out", &out)?, of("lse", &lse)?]);
         Ok(found)
     }),
-    in_callers_memory("mask_in without lists by key", |call| {
-        let [q, k, _] = &call.qkv;
+    in_callers_memory("run(Select) without lists by key", |call| {
+        let Inputs { q, k, .. } = call.inputs();
         let mut lists = call.lists(false)?;
-        let mut scratch = call.scratch(call.attention.scratch_bytes(q, k)?)?;
-        call.attention.mask_in(q, k, &mut lists, &mut scratch)?;
+        let mut scratch = call.scratch(Step::Select { by_key: false })?;
+        call.plan.run(Select { q, k, lists: &mut lists }, &mut scratch)?;
         of_lists_by_query(call, &lists)
     }),
-    in_callers_memory("backward_in over lists by query", |call| {
-        let mask = &call.forward.mask;
-        let (kv, full_kv) = (mask.kv().clone(), mask.full_kv().cloned());
-        call.backward_in(&MaskLists { kv, full_kv, q: None, full_q: None })
+    in_callers_memory("run(Backward) over lists by query", |call| {
+        call.backward_in(&MaskLists { q: None, full_q: None, ..MaskLists::from(&call.forward.mask) })
     }),
-    in_callers_memory("backward_in over all lists", |call| {
-        let mask = &call.forward.mask;
-        let (kv, full_kv) = (mask.kv().clone(), mask.full_kv().cloned());
-        call.backward_in(&MaskLists {
-            kv,
-            full_kv,
-            q: Some(mask.q().clone()),
-            full_q: mask.full_q().cloned(),
-        })
+    in_callers_memory("run(Backward) over all lists", |call| {
+        call.backward_in(&MaskLists::from(&call.forward.mask))
     }),
 ];
 
@@ -341,20 +342,24 @@ impl<'a> Call<'a> {
                 return Err(format!("{name} has shape {found:?}, needed {shape:?}").into());
             }
         }
-        let qkv = [q, k, v];
-        let call =
-            Call { case, rule, device, attention, qkv, d_out: d_out_there, d_lse: d_lse_there, forward };
-        Ok((call, expected))
+        let plan = attention.plan(Shapes::of(&q, &k)?)?;
+        let (qkv, d_out, d_lse) = ([q, k, v], d_out_there, d_lse_there);
+        Ok((Call { case, rule, device, attention, plan, qkv, d_out, d_lse, forward }, expected))
+    }
+
+    pub fn inputs(&self) -> Inputs<'_> {
+        let [q, k, v] = &self.qkv;
+        Inputs { q, k, v }
     }
 
     /// `out` and `lse` that hold nothing of use.
-    fn outputs(&self) -> Result<[Tensor; 2], Failure> {
+    pub fn outputs(&self) -> Result<[Tensor; 2], Failure> {
         let out = self.case.out();
         Ok([self.poisoned(self.case.dtype, &out)?, self.poisoned(DType::F32, &out[..3])?])
     }
 
-    fn scratch(&self, bytes: usize) -> Result<Tensor, Failure> {
-        self.poisoned(DType::U8, &[bytes])
+    pub fn scratch(&self, step: Step<'_>) -> Result<Tensor, Failure> {
+        self.poisoned(DType::U8, &[self.plan.scratch_bytes(step)?])
     }
 
     fn poisoned(&self, dtype: DType, shape: &[usize]) -> Result<Tensor, Failure> {
@@ -386,13 +391,14 @@ impl<'a> Call<'a> {
     }
 
     fn backward_in(&self, lists: &MaskLists) -> Result<Found, Failure> {
-        let [q, k, v] = &self.qkv;
+        let Inputs { q, k, v } = self.inputs();
         let like = |tensor: &Tensor| self.poisoned(tensor.dtype(), tensor.shape());
         let mut gradients = Gradients { dq: like(q)?, dk: like(k)?, dv: like(v)? };
-        let mut scratch = self.scratch(self.attention.backward_scratch_bytes(q, k, lists)?)?;
+        let mut scratch = self.scratch(Step::Backward(lists))?;
         let Output { out, lse, .. } = &self.forward;
-        let upstream = (&self.d_out, Some(&self.d_lse));
-        self.attention.backward_in([q, k, v], [out, lse], upstream, lists, &mut gradients, &mut scratch)?;
+        let (d_out, d_lse) = (&self.d_out, Some(&self.d_lse));
+        let backward = Backward { q, k, v, out, lse, d_out, d_lse, lists, gradients: &mut gradients };
+        self.plan.run(backward, &mut scratch)?;
         of_gradients(&gradients)
     }
 }
@@ -405,7 +411,7 @@ fn of_gradients(gradients: &Gradients) -> Result<Found, Failure> {
     Ok(vec![of("dq", &gradients.dq)?, of("dk", &gradients.dk)?, of("dv", &gradients.dv)?])
 }
 
-fn of(name: &'static str, tensor: &Tensor) -> Result<(&'static str, Vec<usize>, Vec<u32>), Failure> {
+pub fn of(name: &'static str, tensor: &Tensor) -> Result<(&'static str, Vec<usize>, Vec<u32>), Failure> {
     let bits = tensor.to_f32_vec()?.into_iter().map(f32::to_bits).collect();
     Ok((name, tensor.shape().to_vec(), bits))
 }

@@ -9,6 +9,7 @@ use crate::codegen::lower::DeviceFunction;
 use crate::device::CudaDevice;
 use crate::kernels::{backward_kv, backward_q, mark, transpose};
 use crate::launch::{Lazy, Request, Tuned};
+use crate::operands::Upstream;
 use crate::tune::Bucket;
 use crate::{BlockIndex, DType, Error, Tensor};
 use std::sync::Arc;
@@ -43,16 +44,6 @@ struct KeyOrder {
     of_keys: Tensor,
     /// Counters of the kernel that makes it.
     finished: Tensor,
-}
-
-/// What a backward starts from.
-#[derive(Clone, Copy)]
-pub(in crate::attention) struct Upstream<'a> {
-    pub(in crate::attention) qkv: [&'a Tensor; 3],
-    pub(in crate::attention) out: &'a Tensor,
-    pub(in crate::attention) lse: &'a Tensor,
-    pub(in crate::attention) d_out: &'a Tensor,
-    pub(in crate::attention) d_lse: Option<&'a Tensor>,
 }
 
 /// Lists with the same of full blocks.
@@ -100,17 +91,17 @@ impl Backward {
             [by_query, by_key, mark, transpose].map(|kernel| kernel.on(cuda));
         Backward { by_query, by_key, mark, transpose }
     }
+
+    /// Whether every kernel is chosen for a call over these lists.
+    pub(super) fn knows(&self, lists: &MaskLists, bucket: Bucket) -> bool {
+        let Backward { by_query, by_key, mark, transpose } = self;
+        let known = |kernel: &Lazy| kernel.known().is_some_and(|kernel| kernel.knows(bucket));
+        let by_lists = has_lists_by_key(lists) || [mark, transpose].into_iter().all(known);
+        by_lists && [by_query, by_key].into_iter().all(known)
+    }
 }
 
 impl Pipeline {
-    /// Whether every kernel of the backward is chosen for these sizes. The lists by key do not count.
-    pub(in crate::attention) fn is_warm_for_backward(&self, rule: &Rule, sizes: &Sizes) -> bool {
-        let bucket = sizes.bucket(rule, None);
-        let Backward { by_query, by_key, .. } = &self.backward;
-        let knows = |kernel: &Lazy| kernel.known().is_some_and(|kernel| kernel.knows(bucket));
-        [by_query, by_key].into_iter().all(knows)
-    }
-
     /// Whether key blocks of uneven length are worth an order, which the declaration of the kernel by key says.
     fn orders_keys(&self, sizes: &Sizes) -> Result<bool, Error> {
         Ok(self.backward.by_key.get()?.is_worth("key_order", &sizes.dims()))
@@ -168,7 +159,7 @@ impl Pipeline {
         scratch: &mut BackwardScratch,
         gradients: &mut Gradients,
     ) -> Result<(), Error> {
-        let sizes = Sizes::of(rule, upstream.qkv[0], upstream.qkv[1]);
+        let sizes = Sizes::of(rule, upstream.q, upstream.k);
         let run = Run { pipeline: self, rule, sizes, bucket: sizes.bucket(rule, density), upstream };
         let done = run.all(&self.backward, lists, scratch, gradients);
         done.map_err(|error| advise_backward(error, rule, &sizes, density))
@@ -243,7 +234,7 @@ impl Run<'_> {
         dq: &mut Tensor,
         delta: &mut Tensor,
     ) -> Result<(), Error> {
-        let Upstream { qkv: [q, k, v], out, lse, d_out, d_lse } = self.upstream;
+        let Upstream { q, k, v, out, lse, d_out, d_lse } = self.upstream;
         let args = backward_q::Args {
             q,
             k,
@@ -272,7 +263,7 @@ impl Run<'_> {
         delta: &Tensor,
         [dk, dv]: [&mut Tensor; 2],
     ) -> Result<(), Error> {
-        let Upstream { qkv: [q, k, v], lse, d_out, .. } = self.upstream;
+        let Upstream { q, k, v, lse, d_out, .. } = self.upstream;
         let args = backward_kv::Args {
             q,
             k,

@@ -2,20 +2,21 @@
 //! Nothing goes to the host.
 
 mod backward;
+mod executor;
 mod ranking;
 mod selection;
 
-pub(super) use backward::Upstream;
-pub(super) use selection::{Ranked, Scratch};
+use selection::Scratch;
 
 use super::advice::advise;
 use super::memory::Memory;
+use super::work::Ranked;
 use super::{MaskLists, Rule, Sizes};
 use crate::codegen::lower::{DeviceFunction, FunctionKind};
 use crate::device::CudaDevice;
 use crate::kernels::{classify, forward, order};
 use crate::launch::{Function, FunctionArgs, Lazy, Request, Tuned};
-use crate::tune::Policy;
+use crate::tune::{Bucket, Policy};
 use crate::{BlockIndex, DType, DeviceFn, Error, Tensor};
 use backward::Backward;
 use selection::Selector;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 /// The kernels of the chain, each with its tuning space, and the functions' captures.
 #[derive(Clone)]
 pub(super) struct Pipeline {
+    device: CudaDevice,
     selector: Selector,
     /// For masks that come without an order of their rows.
     order: Lazy,
@@ -65,6 +67,7 @@ impl Pipeline {
         };
         let functions = Arc::new(FunctionArgs::new(cuda, forward.spec(), &[score_fn, mask_fn])?);
         Ok(Pipeline {
+            device: cuda.clone(),
             selector: Selector::new(cuda, rule, classify, mask_mod.as_ref(), &lazy),
             order: lazy(Request::new(&order::SOURCE)),
             forward,
@@ -73,20 +76,10 @@ impl Pipeline {
         })
     }
 
-    /// The stages in the order they run.
-    pub(super) fn stages(&self) -> impl Iterator<Item = &Tuned> {
-        self.selector.stages().chain(self.order.known()).chain([&self.forward]).chain(self.backward.stages())
-    }
-
-    /// The captures that launches read.
-    pub(super) fn functions(&self) -> Vec<Arc<FunctionArgs>> {
-        let classify = self.selector.classify.iter().map(|(_, functions)| functions.clone());
-        classify.chain([self.functions.clone()]).collect()
-    }
-
     /// The same chain on another stream of the same GPU.
-    pub(super) fn on(&self, cuda: &CudaDevice) -> Self {
+    fn on(&self, cuda: &CudaDevice) -> Self {
         Pipeline {
+            device: cuda.clone(),
             selector: self.selector.on(cuda),
             order: self.order.on(cuda),
             forward: self.forward.on(cuda),
@@ -105,43 +98,9 @@ impl Pipeline {
         self.selector.scratch(sizes, means, memory)
     }
 
-    /// Room for the lists of a mask; those by key block only where they are asked for.
-    pub(super) fn lists(
-        &self,
-        sizes: &Sizes,
-        by_key: bool,
-        memory: &mut Memory<'_>,
-    ) -> Result<MaskLists, Error> {
-        let &Sizes { batch, heads, q_blocks, kv_blocks, .. } = sizes;
-        let mut index = |wanted: bool, rows, width| -> Result<Option<BlockIndex>, Error> {
-            if !wanted {
-                return Ok(None);
-            }
-            let counts = memory.counts(&[batch, heads, rows])?;
-            Ok(Some(BlockIndex { counts, indices: memory.tensor(DType::I32, &[batch, heads, rows, width])? }))
-        };
-        let split = self.is_split();
-        let Some(kv) = index(true, q_blocks, kv_blocks)? else { unreachable!("it is wanted") };
-        Ok(MaskLists {
-            kv,
-            full_kv: index(split, q_blocks, kv_blocks)?,
-            q: index(by_key, kv_blocks, q_blocks)?,
-            full_q: index(by_key && split, kv_blocks, q_blocks)?,
-        })
-    }
-
-    /// Whether every kernel is chosen for these sizes. The index by key block does not count.
-    pub(super) fn is_warm(&self, rule: &Rule, sizes: &Sizes) -> bool {
-        let bucket = sizes.bucket(rule, None);
-        self.forward.knows(bucket) && self.selector.knows(sizes, bucket)
-    }
-
-    /// Whether the forward is chosen for these sizes.
-    pub(super) fn is_warm_for_lists(&self, rule: &Rule, sizes: &Sizes) -> bool {
-        let bucket = sizes.bucket(rule, None);
-        let ordered =
-            || !self.orders_rows(sizes) || self.order.known().is_some_and(|kernel| kernel.knows(bucket));
-        self.forward.knows(bucket) && ordered()
+    /// Whether the kernel that puts the rows of lists in order is chosen, where such an order pays.
+    fn knows_order(&self, sizes: &Sizes, bucket: Bucket) -> bool {
+        !self.orders_rows(sizes) || self.order.known().is_some_and(|kernel| kernel.knows(bucket))
     }
 
     /// Whether rows of uneven length are worth an order, which the forward's declaration says.
@@ -180,11 +139,6 @@ impl Pipeline {
         let launched = unsafe { kernel.launch_in(bucket, &args, None) };
         launched.map_err(|error| advise(error, rule, sizes, None))?;
         Ok(Some(row_order))
-    }
-
-    /// Whether blocks that the mask function keeps as a whole are listed apart.
-    pub(super) fn is_split(&self) -> bool {
-        self.selector.classify.is_some()
     }
 
     /// Fills `lists`. Launches only, once the kernels are chosen: nothing is allocated and nothing waits.

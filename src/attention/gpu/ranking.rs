@@ -47,10 +47,9 @@ impl Ranking {
         }
     }
 
-    /// In the order they run, whether `rank` takes the row or not.
-    pub(super) fn stages(&self) -> impl Iterator<Item = &Lazy> {
-        let rank = self.rank.iter().map(|(_, kernel)| kernel);
-        [&self.pool, &self.score].into_iter().chain(&self.score_partial).chain(rank)
+    /// Scores to memory.
+    pub(super) fn score_kernel(&self) -> &Lazy {
+        &self.score
     }
 
     /// What tensors want and block means do not.

@@ -3,6 +3,7 @@
 
 use super::ranking::{Partial, Ranking, rank_blocks};
 use crate::attention::memory::Memory;
+use crate::attention::work::Ranked;
 use crate::attention::{MaskLists, Rule, Sizes};
 use crate::codegen::lower::DeviceFunction;
 use crate::device::CudaDevice;
@@ -52,15 +53,6 @@ impl Scratch {
     }
 }
 
-/// What is ranked.
-#[derive(Clone, Copy)]
-pub(in crate::attention) enum Ranked<'a> {
-    /// The blocks of q and k.
-    Tensors(&'a Tensor, &'a Tensor),
-    /// Block means that the caller has made.
-    Means(&'a Tensor, &'a Tensor),
-}
-
 impl Selector {
     pub(super) fn new(
         cuda: &CudaDevice,
@@ -78,12 +70,14 @@ impl Selector {
         }
     }
 
-    /// The stages in the order they run, those that were ever wanted.
-    pub(super) fn stages(&self) -> impl Iterator<Item = &Tuned> {
+    /// The stages for such rows in the order they run, those that were ever wanted.
+    pub(super) fn stages(&self, sizes: &Sizes) -> impl Iterator<Item = &Tuned> {
         let classify = self.classify.iter().map(|(kernel, _)| kernel);
-        let ranking = self.ranking.iter().flat_map(Ranking::stages);
-        let rest = [&self.select, &self.transpose];
-        classify.chain(ranking.chain(rest).filter_map(Lazy::known))
+        let of_tensors = self.ranking.iter().flat_map(Ranking::of_tensors);
+        let rank = self.rank(sizes);
+        let to_memory = self.ranking.as_ref().map(Ranking::score_kernel).into_iter().chain([&self.select]);
+        let select = rank.into_iter().chain(to_memory.filter(move |_| rank.is_none()));
+        classify.chain(of_tensors.chain(select).chain([&self.transpose]).filter_map(Lazy::known))
     }
 
     pub(super) fn on(&self, cuda: &CudaDevice) -> Self {
@@ -101,12 +95,13 @@ impl Selector {
         self.ranking.as_ref()?.rank(sizes.kv_blocks)
     }
 
-    /// Whether the kernel that picks the blocks is chosen, and those before it, which block means of a caller's do without. The index
-    /// by key block does not count.
-    pub(super) fn knows(&self, sizes: &Sizes, bucket: Bucket) -> bool {
+    /// Whether the kernel that picks the blocks is chosen, and those before it, which block means of a caller's do without; `by_key`:
+    /// the one for the lists by key block too.
+    pub(super) fn knows(&self, sizes: &Sizes, bucket: Bucket, by_key: bool) -> bool {
         let known = |kernel: &Lazy| kernel.known().is_some_and(|kernel| kernel.knows(bucket));
         let mut before = self.ranking.iter().flat_map(Ranking::of_tensors);
-        known(self.rank(sizes).unwrap_or(&self.select)) && before.all(known)
+        let picks = known(self.rank(sizes).unwrap_or(&self.select));
+        picks && before.all(known) && (!by_key || known(&self.transpose))
     }
 
     /// Room for what the selection works in. Means that the caller has made need none.
@@ -156,12 +151,12 @@ impl Selector {
         }
         let call = Call { rule, sizes };
         let means = match (&self.ranking, ranked, &mut *means) {
-            (Some(ranking), Ranked::Tensors(q, k), Some(means)) => {
+            (Some(ranking), Ranked::Tensors { q, k }, Some(means)) => {
                 ranking.pool(&call, [q, k], means, finished.as_mut())?;
                 let [q, k] = means;
                 Some([&*q, &*k])
             }
-            (Some(_), Ranked::Means(q, k), _) => {
+            (Some(_), Ranked::Means { q_mean: q, k_mean: k }, _) => {
                 if let (Some(finished), Some(cuda)) = (&mut *finished, self.device.as_cuda()) {
                     finished.fill_words(cuda, 0)?;
                 }
@@ -171,7 +166,7 @@ impl Selector {
         };
         // Means that the caller has made are all there is to score.
         let partial = match (ranked, &self.classify, &*classes) {
-            (Ranked::Tensors(_, k), Some((_, functions)), Some(classes)) => {
+            (Ranked::Tensors { k, .. }, Some((_, functions)), Some(classes)) => {
                 Some(Partial { k, classes, functions })
             }
             _ => None,

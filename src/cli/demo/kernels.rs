@@ -7,12 +7,16 @@ use crate::cli::variants::{self, ArchReport, Job, VariantReport};
 use std::sync::Arc;
 use tilewright::codegen::{Arch, Generator, KernelSource, Value};
 use tilewright::kernels::{forward, pool, rank, transpose};
+use tilewright::launch::Kernel;
 use tilewright::toolchain::Toolchain;
 use tilewright::{Attention, BlockSize};
 
-/// A report for each kernel; without a toolchain nothing in it is compiled.
-pub fn reports(attention: &Attention, toolchain: Option<&Toolchain>) -> Result<Vec<VariantReport>, CliError> {
-    let loaded = attention.kernels();
+/// A report for each of the kernels that ran; without a toolchain nothing in it is compiled.
+pub fn reports(
+    attention: &Attention,
+    loaded: &[Kernel],
+    toolchain: Option<&Toolchain>,
+) -> Result<Vec<VariantReport>, CliError> {
     if loaded.is_empty() {
         let jobs = jobs(attention.blocks())?;
         return Ok(match toolchain {

@@ -16,6 +16,7 @@ use super::variants::VariantReport;
 use clap::Args;
 use measure::{LayerReport, OrderReport};
 use serde::Serialize;
+use tilewright::attention::Shapes;
 use tilewright::toolchain::ToolchainError;
 use tilewright::{Attention, Device};
 
@@ -112,7 +113,11 @@ pub fn run(args: &DemoArgs, offline: bool) -> Result<Report, CliError> {
         })?;
         files::write(output, PNG, &png)?;
     }
-    let kernels = kernels::reports(&attention, toolchain.as_ref())?;
+    let loaded = match layers.last() {
+        Some(layer) => attention.plan(Shapes::of(&layer.q, &layer.k)?)?.kernels(),
+        None => Vec::new(),
+    };
+    let kernels = kernels::reports(&attention, &loaded, toolchain.as_ref())?;
 
     let blocks: usize = reports.iter().map(|report| report.blocks).sum();
     let dropped = |of: fn(&LayerReport) -> &OrderReport| {

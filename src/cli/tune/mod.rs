@@ -12,7 +12,7 @@ use serde_json::json;
 use shape::Shape;
 use std::fmt::Write;
 use std::time::Instant;
-use tilewright::attention::MaskLists;
+use tilewright::attention::{Attend, Backward, Inputs, MaskLists, Plan, Shapes, Step};
 use tilewright::bundle::{Contents, export_to};
 use tilewright::cache::KernelCache;
 use tilewright::launch::Choice;
@@ -106,6 +106,7 @@ pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
             .policy(Policy::Tune)
             .build(&device)?;
         let [q, k, v] = inputs(&device, args.dtype, shape)?;
+        let plan = attention.plan(Shapes::of(&q, &k)?)?;
         let mask_of = |density| {
             synthetic_mask(&shape.workload(density), args.attention.block, args.spread)?.to(&device)
         };
@@ -114,6 +115,7 @@ pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
         attention.mask(&q, &k)?;
         // Noise has no structure to select by: what a rule keeps of it is no mask of a model.
         let (out, lse) = attention.attend_with(&q, &k, &v, &mask)?;
+        let timed = plan.for_mask(&mask);
         let mut output = Output { out, lse, mask };
         // A gradient as noisy as the rest: q is one.
         let d_out = args.backward.then_some(&q);
@@ -124,9 +126,9 @@ pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
         if let Some(asked) = selection.k().filter(|&asked| asked != density) {
             output.mask = mask_of(asked)?;
         }
-        over_lists(&device, &attention, [&q, &k, &v], &mut output, d_out)?;
+        over_lists(&device, &plan, Inputs { q: &q, k: &k, v: &v }, &mut output, d_out)?;
         let seconds = start.elapsed().as_secs_f64();
-        let choices = attention.choices();
+        let choices = choices(&[timed, plan]);
         let _ = writeln!(text, "\n{shape}: ready in {seconds:.2} s");
         for choice in &choices {
             let _ = writeln!(text, "  {}", choice.variant.name);
@@ -166,23 +168,35 @@ pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
 /// Calls over lists in a caller's memory, as PyTorch makes them: the kernels that complete such lists are wanted then.
 fn over_lists(
     device: &Device,
-    attention: &Attention,
-    qkv: [&Tensor; 3],
+    plan: &Plan,
+    Inputs { q, k, v }: Inputs<'_>,
     Output { out, lse, mask }: &mut Output,
     d_out: Option<&Tensor>,
 ) -> Result<(), CliError> {
-    let [q, k, v] = qkv;
-    let scratch = |bytes| Tensor::uninit(device, DType::U8, &[bytes]);
-    let lists = MaskLists { kv: mask.kv().clone(), full_kv: mask.full_kv().cloned(), q: None, full_q: None };
-    let mut work = scratch(attention.attend_scratch_bytes(q, k, &lists.kv)?)?;
-    attention.attend_in(qkv, (&lists.kv, lists.full_kv.as_ref()), [out, lse], &mut work)?;
+    let scratch = |step| Tensor::uninit(device, DType::U8, &[plan.scratch_bytes(step)?]);
+    let lists = &MaskLists { q: None, full_q: None, ..MaskLists::from(&*mask) };
+    let mut work = scratch(Step::Attend(lists))?;
+    plan.run(Attend { q, k, v, lists, out, lse }, &mut work)?;
     if let Some(d_out) = d_out {
         let like = |tensor: &Tensor| Tensor::uninit(device, tensor.dtype(), tensor.shape());
-        let mut gradients = Gradients { dq: like(q)?, dk: like(k)?, dv: like(v)? };
-        let mut work = scratch(attention.backward_scratch_bytes(q, k, &lists)?)?;
-        attention.backward_in(qkv, [out, lse], (d_out, None), &lists, &mut gradients, &mut work)?;
+        let gradients = &mut Gradients { dq: like(q)?, dk: like(k)?, dv: like(v)? };
+        let mut work = scratch(Step::Backward(lists))?;
+        plan.run(Backward { q, k, v, out, lse, d_out, d_lse: None, lists, gradients }, &mut work)?;
     }
     Ok(())
+}
+
+/// What the plans' kernels are, each once.
+fn choices(plans: &[Plan]) -> Vec<Choice> {
+    let mut all: Vec<Choice> = Vec::new();
+    for choice in plans.iter().flat_map(Plan::choices) {
+        let key = |choice: &Choice| choice.record.as_ref().map(|record| record.key().clone());
+        let same = |known: &Choice| known.variant.name == choice.variant.name && key(known) == key(&choice);
+        if !all.iter().any(same) {
+            all.push(choice);
+        }
+    }
+    all
 }
 
 fn explain(choice: &Choice) -> String {

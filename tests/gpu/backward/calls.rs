@@ -4,7 +4,7 @@ use super::{CASE, compare, holey_mask};
 use crate::Test;
 use crate::support::{Case, Random, blocks};
 use libtest_mimic::Failed;
-use tilewright::attention::MaskLists;
+use tilewright::attention::{Backward, MaskLists, Shapes, Step};
 use tilewright::reference::{attention_f64, relative_error};
 use tilewright::services::Policy;
 use tilewright::{
@@ -201,8 +201,9 @@ fn in_the_callers_memory(device: &Device) -> Result<(), Failed> {
     let [q, k, v] = [0, 1, 2].map(|i: usize| qkv[i].to(device));
     let (q, k, v, d_out_there) = (q?, k?, v?, d_out.to(device)?);
     let (out, lse) = attention.attend_with(&q, &k, &v, &on_gpu)?;
-    let lists = MaskLists { kv: on_gpu.kv().clone(), full_kv: None, q: None, full_q: None };
-    let bytes = attention.backward_scratch_bytes(&q, &k, &lists)?;
+    let lists = &MaskLists { kv: on_gpu.kv().clone(), full_kv: None, q: None, full_q: None };
+    let plan = attention.plan(Shapes::of(&q, &k)?)?;
+    let bytes = plan.scratch_bytes(Step::Backward(lists))?;
     let mut scratch = Tensor::uninit(device, DType::U8, &[bytes])?;
     let poisoned = |like: &Tensor| -> Result<Tensor, Failed> {
         let mut tensor = Tensor::uninit(device, like.dtype(), like.shape())?;
@@ -211,16 +212,11 @@ fn in_the_callers_memory(device: &Device) -> Result<(), Failed> {
     };
     let mut found = Gradients { dq: poisoned(&q)?, dk: poisoned(&k)?, dv: poisoned(&v)? };
     for _ in 0..2 {
-        attention.backward_in(
-            [&q, &k, &v],
-            [&out, &lse],
-            (&d_out_there, None),
-            &lists,
-            &mut found,
-            &mut scratch,
-        )?;
+        let (q, k, v, out, lse) = (&q, &k, &v, &out, &lse);
+        let (d_out, d_lse, gradients) = (&d_out_there, None, &mut found);
+        plan.run(Backward { q, k, v, out, lse, d_out, d_lse, lists, gradients }, &mut scratch)?;
     }
-    if !attention.is_warm_for_backward(&q, &k) {
+    if !plan.is_warm(Step::Backward(lists)) {
         return Err("the kernels are not chosen after a call".into());
     }
     let problem = (&qkv, &mask, attention.scale());

@@ -5,7 +5,7 @@ use crate::support::Random;
 use crate::{POLICY, Test};
 use libtest_mimic::Failed;
 use std::process::Command;
-use tilewright::attention::MaskLists;
+use tilewright::attention::{Attend, Backward, Forward, MaskLists, Select, Shapes, Step};
 use tilewright::cache::KernelCache;
 use tilewright::device::CudaDevice;
 use tilewright::services::Policy;
@@ -69,7 +69,8 @@ fn calls(device: &Device, case: &Case) -> Result<(), Failed> {
     let scratch = |bytes: usize| case.guarded(cuda, DType::U8, &[bytes.max(1)]);
 
     let attention = build()?;
-    if attention.is_warm(&q, &k) {
+    let plan = attention.plan(Shapes::of(&q, &k)?)?;
+    if plan.is_warm(Step::Forward) {
         return Err("warm before the first call".into());
     }
     let (q_blocks, kv_blocks) = (seq.div_ceil(128), seq.div_ceil(64));
@@ -85,8 +86,8 @@ fn calls(device: &Device, case: &Case) -> Result<(), Failed> {
         q: Some(index(&q_counts, &q_indices)),
         full_q: None,
     };
-    let mut work = scratch(attention.scratch_bytes(&q, &k)?)?;
-    attention.mask_in(&q, &k, &mut lists, &mut work.tensor)?;
+    let mut work = scratch(plan.scratch_bytes(Step::Select { by_key: true })?)?;
+    plan.run(Select { q: &q, k: &k, lists: &mut lists }, &mut work.tensor)?;
     let outputs = [
         ("kv_counts", &counts),
         ("kv_indices", &indices),
@@ -94,15 +95,16 @@ fn calls(device: &Device, case: &Case) -> Result<(), Failed> {
         ("q_indices", &q_indices),
         ("scratch", &work),
     ];
-    check(cuda, "mask_in", &outputs)?;
+    check(cuda, "run(Select)", &outputs)?;
 
     let mut out = case.guarded(cuda, dtype, &shape)?;
     let mut lse = case.guarded(cuda, DType::F32, &shape[..3])?;
-    let mut work = scratch(attention.attend_scratch_bytes(&q, &k, &lists.kv)?)?;
-    let pair = [&mut out.tensor, &mut lse.tensor];
-    attention.attend_in([&q, &k, &v], (&lists.kv, None), pair, &mut work.tensor)?;
-    check(cuda, "attend_in", &[("out", &out), ("lse", &lse), ("scratch", &work)])?;
-    if attention.choices().iter().all(|choice| choice.record.is_none()) {
+    let mut work = scratch(plan.scratch_bytes(Step::Attend(&lists))?)?;
+    let (of_out, of_lse) = (&mut out.tensor, &mut lse.tensor);
+    let attend = Attend { q: &q, k: &k, v: &v, lists: &lists, out: of_out, lse: of_lse };
+    plan.run(attend, &mut work.tensor)?;
+    check(cuda, "run(Attend)", &[("out", &out), ("lse", &lse), ("scratch", &work)])?;
+    if plan.choices().iter().all(|choice| choice.record.is_none()) {
         return Err("nothing was tuned".into());
     }
 
@@ -111,11 +113,22 @@ fn calls(device: &Device, case: &Case) -> Result<(), Failed> {
     let [dq, dk, dv] = [(); 3].map(|()| case.guarded(cuda, dtype, &shape));
     let (dq, dk, dv) = (dq?, dk?, dv?);
     let of = |gradient: &Guarded| gradient.tensor.clone();
-    let mut gradients = Gradients { dq: of(&dq), dk: of(&dk), dv: of(&dv) };
-    let mut work = scratch(attention.backward_scratch_bytes(&q, &k, &lists)?)?;
-    let forward = [&out.tensor, &lse.tensor];
-    attention.backward_in([&q, &k, &v], forward, (&d_out, None), &lists, &mut gradients, &mut work.tensor)?;
-    check(cuda, "backward_in", &[("dq", &dq), ("dk", &dk), ("dv", &dv), ("scratch", &work)])?;
+    let gradients = &mut Gradients { dq: of(&dq), dk: of(&dk), dv: of(&dv) };
+    let mut work = scratch(plan.scratch_bytes(Step::Backward(&lists))?)?;
+    let (of_out, of_lse) = (&out.tensor, &lse.tensor);
+    let backward = Backward {
+        q: &q,
+        k: &k,
+        v: &v,
+        out: of_out,
+        lse: of_lse,
+        d_out: &d_out,
+        d_lse: None,
+        lists: &lists,
+        gradients,
+    };
+    plan.run(backward, &mut work.tensor)?;
+    check(cuda, "run(Backward)", &[("dq", &dq), ("dk", &dk), ("dv", &dv), ("scratch", &work)])?;
 
     // Sizes that no call has had: everything is tuned anew.
     let half = [1, heads, seq / 4, d];
@@ -123,12 +136,14 @@ fn calls(device: &Device, case: &Case) -> Result<(), Failed> {
     let (q, k, v) = (q?, k?, v?);
     let mut out = case.guarded(cuda, dtype, &half)?;
     let mut lse = case.guarded(cuda, DType::F32, &half[..3])?;
-    let mut work = scratch(attention.scratch_bytes(&q, &k)?)?;
-    if attention.is_warm(&q, &k) {
+    let plan = attention.plan(Shapes::of(&q, &k)?)?;
+    let mut work = scratch(plan.scratch_bytes(Step::Forward)?)?;
+    if plan.is_warm(Step::Forward) || !plan.choices().is_empty() {
         return Err("warm before the first call of other sizes".into());
     }
-    attention.forward_in(&q, &k, &v, [&mut out.tensor, &mut lse.tensor], &mut work.tensor)?;
-    check(cuda, "forward_in", &[("out", &out), ("lse", &lse), ("scratch", &work)])?;
+    let forward = Forward { q: &q, k: &k, v: &v, out: &mut out.tensor, lse: &mut lse.tensor };
+    plan.run(forward, &mut work.tensor)?;
+    check(cuda, "run(Forward)", &[("out", &out), ("lse", &lse), ("scratch", &work)])?;
     let expected = attention.forward(&q, &k, &v)?;
     if out.tensor.to_f32_vec()? != expected.out.to_f32_vec()? {
         return Err("the tuned call's own result differs from the next".into());

@@ -6,6 +6,7 @@ use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaContext, CudaStream};
 use libtest_mimic::Failed;
 use std::sync::{Arc, mpsc};
+use tilewright::attention::{Forward, Shapes, Step};
 use tilewright::device::CudaDevice;
 use tilewright::{Attention, DType, Device, HeadDim, Tensor, top_k};
 
@@ -32,15 +33,17 @@ struct Memory {
 
 impl Memory {
     fn new(device: &Device, attention: &Attention, q: &Tensor, k: &Tensor) -> Result<Self, Failed> {
+        let bytes = attention.plan(Shapes::of(q, k)?)?.scratch_bytes(Step::Forward)?;
         Ok(Memory {
             out: Tensor::zeros_on(device, DType::F16, &SHAPE)?,
             lse: Tensor::zeros_on(device, DType::F32, &SHAPE[..3])?,
-            scratch: Tensor::zeros_on(device, DType::U8, &[attention.scratch_bytes(q, k)?])?,
+            scratch: Tensor::zeros_on(device, DType::U8, &[bytes])?,
         })
     }
 
     fn fill(&mut self, attention: &Attention, [q, k, v]: [&Tensor; 3]) -> Result<(), Failed> {
-        Ok(attention.forward_in(q, k, v, [&mut self.out, &mut self.lse], &mut self.scratch)?)
+        let forward = Forward { q, k, v, out: &mut self.out, lse: &mut self.lse };
+        Ok(attention.plan(Shapes::of(q, k)?)?.run(forward, &mut self.scratch)?)
     }
 }
 

@@ -10,7 +10,7 @@ use super::support::Random;
 use cudarc::driver::result::ctx::get_current;
 use guarded::{Guarded, Place};
 use libtest_mimic::Failed;
-use tilewright::attention::MaskLists;
+use tilewright::attention::{Attend, Backward, Forward, Inputs, MaskLists, Select, Shapes};
 use tilewright::codegen::KernelSource;
 use tilewright::device::CudaDevice;
 use tilewright::kernels::{order, score};
@@ -108,6 +108,7 @@ fn overlapping(device: &Device) -> Result<(), Failed> {
     let attention = attention(device)?;
     let [q, k, v] = inputs(device)?;
     let output = attention.forward(&q, &k, &v)?;
+    let (plan, [k, v]) = (attention.plan(Shapes::of(&q, &k)?)?, [&k, &v]);
     let rows = &SHAPE[..3];
     let buffer = cuda.zeroed(64 << 20)?;
     let ordinal = cuda.info().ordinal;
@@ -132,38 +133,34 @@ fn overlapping(device: &Device) -> Result<(), Failed> {
             let pair = [names[one], names[other]];
             let any = |of: &[&str]| pair.iter().any(|name| of.contains(name));
             let both = |of: &[&str]| pair.iter().all(|name| of.contains(name));
-            let found = attention.attend_in([&q, &k, &v], (&kv, None), [&mut out, &mut lse], &mut scratch);
-            expect(found, any(&["out", "lse", "scratch"]), &format!("attend_in, {pair:?}"))?;
-            let lists = MaskLists { kv: kv.clone(), full_kv: None, q: None, full_q: None };
+            let lists = MaskLists { kv, full_kv: None, q: None, full_q: None };
+            let attend = Attend { q: &q, k, v, lists: &lists, out: &mut out, lse: &mut lse };
+            let found = plan.run(attend, &mut scratch);
+            expect(found, any(&["out", "lse", "scratch"]), &format!("run(Attend), {pair:?}"))?;
             if both(&["q", "scratch", "kv_counts", "kv_indices"]) {
-                let mut lists = MaskLists { kv, full_kv: None, q: None, full_q: None };
-                let found = attention.mask_in(&q, &k, &mut lists, &mut scratch);
-                expect(found, true, &format!("mask_in, {pair:?}"))?;
+                let mut lists = MaskLists { kv: lists.kv.clone(), full_kv: None, q: None, full_q: None };
+                let found = plan.run(Select { q: &q, k, lists: &mut lists }, &mut scratch);
+                expect(found, true, &format!("run(Select), {pair:?}"))?;
             }
             if both(&["q", "out", "lse", "scratch"]) {
-                let found = attention.forward_in(&q, &k, &v, [&mut out, &mut lse], &mut scratch);
-                expect(found, true, &format!("forward_in, {pair:?}"))?;
+                let forward = Forward { q: &q, k, v, out: &mut out, lse: &mut lse };
+                let found = plan.run(forward, &mut scratch);
+                expect(found, true, &format!("run(Forward), {pair:?}"))?;
             }
             // Gradients where the forward's out was, which it reads.
             let d_out = at(8, DType::F16, &SHAPE)?;
             let [dk, dv] = [at(9, DType::F16, &SHAPE)?, at(10, DType::F16, &SHAPE)?];
-            let mut gradients = Gradients { dq: out.clone(), dk, dv };
-            let upstream = (&d_out, None);
-            let found = attention.backward_in(
-                [&q, &k, &v],
-                [&out, &lse],
-                upstream,
-                &lists,
-                &mut gradients,
-                &mut scratch,
-            );
-            expect(found, true, "backward_in over its own dq")?;
+            let gradients = &mut Gradients { dq: out.clone(), dk, dv };
+            let (q, out, lse, d_out, d_lse, lists) = (&q, &out, &lse, &d_out, None, &lists);
+            let backward = Backward { q, k, v, out, lse, d_out, d_lse, lists, gradients };
+            expect(plan.run(backward, &mut scratch), true, "run(Backward) over its own dq")?;
         }
     }
     // A result in a workspace is no input of the next call into it.
-    let mut workspace = attention.workspace(&q, &k, &v)?;
+    let mut workspace = plan.workspace()?;
     let again = workspace.output().out.clone();
-    expect(attention.forward_into(&q, &k, &again, &mut workspace).map(drop), true, "forward_into")
+    let inputs = Inputs { q: &q, k, v: &again };
+    expect(plan.forward_into(inputs, &mut workspace).map(drop), true, "forward_into")
 }
 
 fn expect(found: Result<(), Error>, aliased: bool, what: &str) -> Result<(), Failed> {
@@ -254,7 +251,9 @@ fn every_call(ordinal: usize, done: &mut dyn FnMut(&str)) -> Result<(), Failed> 
     done("build");
     let output = attention.forward(&q, &k, &v)?;
     done("forward");
-    attention.kernels()[0].blocks_per_sm()?;
+    let plan = attention.plan(Shapes::of(&q, &k)?)?;
+    done("plan");
+    plan.kernels()[0].blocks_per_sm()?;
     done("a kernel's blocks_per_sm");
     attention.attend_with(&q, &k, &v, &attention.mask(&q, &k)?)?;
     done("mask and attend_with");
@@ -262,13 +261,13 @@ fn every_call(ordinal: usize, done: &mut dyn FnMut(&str)) -> Result<(), Failed> 
     done("backward");
     output.mask.sparsity()?;
     done("sparsity");
-    let mut workspace = attention.workspace(&q, &k, &v)?;
+    let mut workspace = plan.workspace()?;
     done("workspace");
-    attention.forward_into(&q, &k, &v, &mut workspace)?;
+    plan.forward_into(Inputs { q: &q, k: &k, v: &v }, &mut workspace)?;
     done("forward_into");
     drop((workspace, output));
     done("a workspace's drop");
-    drop(attention);
+    drop((plan, attention));
     done("an attention's drop");
     let grid = TokenGrid::new([3, 10, 10])?;
     grid.regroup(&q)?;

@@ -1,0 +1,95 @@
+//! The lists of a block mask, in memory of the library's or of a caller's.
+
+use super::memory::Memory;
+use super::{Rule, Sizes};
+use crate::tensor::Named;
+use crate::{BlockIndex, BlockMask, DType, Error};
+
+/// The lists of a block mask in memory of the caller's: see [`BlockMask`](crate::BlockMask), whose names these are.
+#[derive(Debug)]
+pub struct MaskLists {
+    /// Key blocks of each query block, the mask function applying within them: counts i32 `[batch, heads, q_blocks]`,
+    /// indices i32 `[batch, heads, q_blocks, kv_blocks]`.
+    pub kv: BlockIndex,
+    /// Those the mask function keeps as a whole; where there is a mask function.
+    pub full_kv: Option<BlockIndex>,
+    /// The transpose of `kv`, counts `[batch, heads, kv_blocks]` and indices `[batch, heads, kv_blocks, q_blocks]`,
+    /// when it is wanted.
+    pub q: Option<BlockIndex>,
+    /// The transpose of `full_kv`.
+    pub full_q: Option<BlockIndex>,
+}
+
+impl From<&BlockMask> for MaskLists {
+    /// All lists of a mask, which they share the memory of.
+    fn from(mask: &BlockMask) -> Self {
+        MaskLists {
+            kv: mask.kv().clone(),
+            full_kv: mask.full_kv().cloned(),
+            q: Some(mask.q().clone()),
+            full_q: mask.full_q().cloned(),
+        }
+    }
+}
+
+impl MaskLists {
+    /// Room for the lists of a mask; those by key block only where they are asked for.
+    pub(super) fn make(
+        rule: &Rule,
+        sizes: &Sizes,
+        by_key: bool,
+        memory: &mut Memory<'_>,
+    ) -> Result<Self, Error> {
+        let &Sizes { batch, heads, q_blocks, kv_blocks, .. } = sizes;
+        let mut index = |rows, width| -> Result<BlockIndex, Error> {
+            let counts = memory.counts(&[batch, heads, rows])?;
+            Ok(BlockIndex { counts, indices: memory.tensor(DType::I32, &[batch, heads, rows, width])? })
+        };
+        let split = rule.is_split();
+        Ok(MaskLists {
+            kv: index(q_blocks, kv_blocks)?,
+            full_kv: split.then(|| index(q_blocks, kv_blocks)).transpose()?,
+            q: by_key.then(|| index(kv_blocks, q_blocks)).transpose()?,
+            full_q: (by_key && split).then(|| index(kv_blocks, q_blocks)).transpose()?,
+        })
+    }
+
+    /// The mask of lists with their transpose.
+    pub(super) fn into_mask(self, rule: &Rule, sizes: &Sizes) -> BlockMask {
+        let MaskLists { kv, full_kv, q, full_q } = self;
+        let Some(q) = q else { unreachable!("the library's own lists have their transpose") };
+        BlockMask::from_parts(rule.blocks, (sizes.seq_q, sizes.seq_kv), (kv, full_kv), (q, full_q))
+    }
+
+    /// The same lists: what the kernels write to these, the others show.
+    pub(super) fn share(&self) -> Self {
+        let MaskLists { kv, full_kv, q, full_q } = self;
+        MaskLists { kv: kv.clone(), full_kv: full_kv.clone(), q: q.clone(), full_q: full_q.clone() }
+    }
+
+    /// The lists by query that there are, by the names that the kernels have for them.
+    pub(super) fn by_query(&self) -> impl Iterator<Item = Named<'_>> {
+        let kv = named(["kv_counts", "kv_indices"], Some(&self.kv));
+        kv.chain(named(["full_kv_counts", "full_kv_indices"], self.full_kv.as_ref()))
+    }
+
+    /// All that there are.
+    pub(super) fn named(&self) -> impl Iterator<Item = Named<'_>> {
+        let by_key = named(["q_counts", "q_indices"], self.q.as_ref());
+        let full_by_key = named(["full_q_counts", "full_q_indices"], self.full_q.as_ref());
+        self.by_query().chain(by_key).chain(full_by_key)
+    }
+
+    /// All that there are, to be written.
+    pub(super) fn each(&mut self) -> impl Iterator<Item = &mut BlockIndex> {
+        let MaskLists { kv, full_kv, q, full_q } = self;
+        [Some(kv), full_kv.as_mut(), q.as_mut(), full_q.as_mut()].into_iter().flatten()
+    }
+}
+
+fn named<'a>(
+    [counts, indices]: [&'static str; 2],
+    index: Option<&'a BlockIndex>,
+) -> impl Iterator<Item = Named<'a>> {
+    index.into_iter().flat_map(move |index| [(counts, &index.counts), (indices, &index.indices)])
+}
