@@ -29,7 +29,9 @@ mod library;
 pub mod limits;
 pub mod lower;
 mod model;
-mod params;
+/// The struct that a kernel takes by value; public for launches of declarations that are read at run time alone.
+#[doc(hidden)]
+pub mod params;
 mod render;
 mod schedule;
 mod source;

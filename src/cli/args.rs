@@ -124,6 +124,11 @@ impl FromStr for ArchList {
     }
 }
 
+/// A list of values of a specialisation, which may be empty.
+pub fn spec(text: &str) -> Result<SpecList, String> {
+    if text.is_empty() { Ok(SpecList::default()) } else { text.parse() }
+}
+
 /// `D=128,T=bf16`.
 #[derive(Clone, Debug, Default)]
 pub struct SpecList(pub Vec<(String, Value)>);

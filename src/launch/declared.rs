@@ -1,6 +1,7 @@
 //! What a declaration says of its tensors, and the tensors that a launch gives for them.
 
 use super::Dim;
+use crate::tune::Bucket;
 use crate::codegen::dsl::{Access, Tolerance};
 use crate::{DType, Tensor};
 
@@ -48,6 +49,12 @@ impl<'a> TensorArg<'a> {
     pub fn tensor(&self) -> &'a Tensor {
         self.tensor
     }
+}
+
+/// The sizes for which a launch of these tensors is tuned.
+pub fn bucket(args: &[TensorArg<'_>]) -> Bucket {
+    let sizes: Vec<i64> = extents(args).into_iter().map(|(_, extent)| extent).collect();
+    Bucket::of_extents(&sizes)
 }
 
 /// The extents of a launch's dimensions, by name: what its tensors say, the first that does not repeat an extent of 1.

@@ -192,6 +192,16 @@ pub enum BindError {
         /// What is in the way.
         reason: String,
     },
+    /// An argument by a name that the declaration does not have, or without one that it has: arguments that are given by name alone.
+    #[error("kernel `{kernel}`: {found}; {known}")]
+    Names {
+        /// The kernel.
+        kernel: &'static str,
+        /// What is wrong with the names.
+        found: String,
+        /// The names that there are.
+        known: String,
+    },
     /// Captures of other functions than the kernel was built with.
     #[error(
         "kernel `{kernel}`: the function arguments are of other functions: make them from this kernel's spec"

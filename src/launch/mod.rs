@@ -17,9 +17,11 @@
 //! ```
 
 mod bind;
+mod bound;
 mod boxed;
 mod choose;
 mod declared;
+mod dynamic;
 mod error;
 mod functions;
 mod kernel;
@@ -35,10 +37,18 @@ mod tuned;
 pub use crate::codegen::dsl::{Access, Tolerance};
 /// What bindings are made of: public for the generated code alone.
 #[doc(hidden)]
-pub use bind::{Binder, Bound, BoundTensor, Dim};
+pub use bind::Binder;
+#[doc(hidden)]
+pub use bound::{Bound, BoundTensor, Dim};
 #[doc(hidden)]
 pub use boxed::BoxedTensor;
+/// The sizes of a launch as records know them; public for the tests alone.
+#[doc(hidden)]
+pub use declared::bucket;
 pub use declared::{TensorArg, TensorDecl};
+/// Kernels whose declarations are read at run time; public for the command and the tests alone.
+#[doc(hidden)]
+pub use dynamic::{DynamicArgs, DynamicKernel, DynamicTensor};
 pub use error::BindError;
 pub use functions::{Function, FunctionArgs};
 pub use kernel::Kernel;
