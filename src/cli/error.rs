@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use tilewright::bundle::BundleError;
 use tilewright::cache::CacheError;
 use tilewright::device::DeviceError;
+use tilewright::launch::BindError;
 use tilewright::output::{printable, shown};
 use tilewright::tensor::TensorError;
 use tilewright::toolchain::ToolchainError;
@@ -83,6 +84,7 @@ impl CliError {
             CliError::Toolchain(_) | CliError::Library(tilewright::Error::Toolchain(_)) => "toolchain",
             CliError::Cache(_) | CliError::Library(tilewright::Error::Cache(_)) => "cache",
             CliError::Device(_) | CliError::Library(tilewright::Error::Device(_)) => "device",
+            CliError::Library(tilewright::Error::Bind(BindError::Names { .. })) => "arguments",
             CliError::Library(_) => "library",
             CliError::TensorFile(_) | CliError::NoTokenGrid { .. } | CliError::NoElements { .. } => "input",
             CliError::Write { .. }

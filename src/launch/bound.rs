@@ -22,7 +22,7 @@ impl Dim {
     }
 
     /// Whether an extent of 1 is repeated.
-    pub(super) const fn is_broadcast(&self) -> bool {
+    pub(crate) const fn is_broadcast(&self) -> bool {
         self.broadcast
     }
 

@@ -1,16 +1,13 @@
 //! Kernels that a program meets when it runs: their declarations are read then, and their arguments go by name. What the generated bindings
 //! say of a declaration as Rust is evaluated here, by the same [`Binder`] and with the same errors.
 
-#[cfg(test)]
-mod tests;
-
 use super::bind::no_value;
 use super::declared::bucket;
 use super::{BindError, Binder, Bound, Dim, FunctionArgs, Kernel, Request, TensorArg, TensorDecl, Tuned};
 use crate::codegen::dsl::{self, Arg, ArgKind, ElementType, Expr, ScalarType};
 use crate::codegen::params::{FieldKind, ParamsLayout};
 use crate::codegen::{Candidate, Family, Generator, KernelSource, KernelSpec};
-use crate::{Error, Tensor};
+use crate::{Error, Tensor, codegen};
 use smallvec::SmallVec;
 use std::fmt;
 
@@ -158,7 +155,7 @@ impl DynamicKernel {
     ///
     /// # Errors
     /// As [`Generator::new`].
-    pub fn new(source: KernelSource) -> Result<Self, Error> {
+    pub fn new(source: KernelSource) -> Result<Self, codegen::Error> {
         let kernel: &'static dsl::Kernel = Box::leak(Box::new(Generator::new(&source)?.kernel().clone()));
         let tensors: Vec<_> = kernel.args.iter().filter_map(DynamicTensor::of).collect();
         let scalar = |arg: &'static Arg| match arg.kind {
@@ -228,6 +225,18 @@ impl DynamicKernel {
         Ok(values.dims.into_vec())
     }
 
+    /// The error of a name, with those that there are.
+    pub(crate) fn names(
+        &self,
+        found: String,
+        what: &str,
+        known: impl Iterator<Item = &'static str>,
+    ) -> BindError {
+        let known: Vec<&str> = known.collect();
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        BindError::Names { kernel: &self.kernel().name, found, known: format!("{what}: {known}") }
+    }
+
     /// A request for a spec of it.
     pub fn request(&self, spec: &KernelSpec) -> Request {
         let request = Request::new(&self.declared.source);
@@ -290,7 +299,7 @@ impl DynamicArgs {
     ) -> Result<Self, BindError> {
         let declared = kernel.declared;
         let all = || declared.tensors.iter().map(|tensor| tensor.decl.name);
-        let wrong = |found| names(kernel, found, "tensors", all());
+        let wrong = |found| kernel.names(found, "its tensors", all());
         let mut placed: Vec<Option<Tensor>> = declared.tensors.iter().map(|_| None).collect();
         for (name, tensor) in tensors {
             let at = all().position(|known| *known == name);
@@ -431,7 +440,7 @@ impl DynamicArgs {
 
 /// The bytes of every scalar of the declaration.
 fn scalar_bytes(kernel: DynamicKernel, given: &[(String, f64)]) -> Result<Vec<[u8; 4]>, BindError> {
-    let wrong = |found| names(kernel, found, "scalars", kernel.scalars());
+    let wrong = |found| kernel.names(found, "its scalars", kernel.scalars());
     if let Some((name, _)) = given.iter().find(|(name, _)| !kernel.scalars().any(|known| known == name)) {
         return Err(wrong(format!("there is no scalar `{name}`")));
     }
@@ -450,16 +459,4 @@ fn scalar_bytes(kernel: DynamicKernel, given: &[(String, f64)]) -> Result<Vec<[u
         }
     };
     kernel.declared.scalars.iter().map(bytes).collect()
-}
-
-/// An error of names, with those that there are.
-fn names(
-    kernel: DynamicKernel,
-    found: String,
-    what: &str,
-    known: impl Iterator<Item = &'static str>,
-) -> BindError {
-    let known: Vec<&str> = known.collect();
-    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-    BindError::Names { kernel: &kernel.kernel().name, found, known: format!("its {what}: {known}") }
 }
