@@ -8,7 +8,8 @@ use std::sync::Arc;
 use tilewright::TensorError;
 use tilewright::codegen::{Arch, Candidate, Family, Generator, KernelSource, Value};
 use tilewright::kernels::{forward, order, pool, select, transpose};
-use tilewright::launch::{BindError, Binder, Bound, Dim, DynamicArgs, KernelArgs};
+use tilewright::launch::{BindError, Binder, Bound, Dim, DynamicArgs, KernelArgs, Request};
+use tilewright::tune::spec_fingerprint;
 use tilewright::{DType, Device, Error, Tensor};
 
 /// The preferred candidate of a spec.
@@ -553,6 +554,32 @@ fn optional_outputs_may_be_absent() {
     assert_eq!(bound.grid, [1, 2, 1]);
     assert_eq!((bound.params.classes, bound.params.full_kv_counts), (0, 0));
     assert_eq!((bound.params.top_k, bound.params.top_p), (0.5, 0.0));
+}
+
+/// What a record is kept under is made of the kernel, its spec and the sizes: of a folder's kernel the same as of the bindings.
+#[test]
+fn a_record_is_found_by_bindings_and_by_name() {
+    for &source in tilewright::kernels::ALL {
+        let (by_bindings, read) = (Generator::new(source).unwrap(), dynamic::source(&source.name));
+        let by_name = Generator::new(&read).unwrap();
+        let specs = by_bindings.every_spec();
+        assert!(!specs.is_empty());
+        for spec in specs {
+            let values: Vec<_> = spec.values().iter().map(|(name, value)| (name.as_str(), *value)).collect();
+            let same = by_name.spec(&values).unwrap();
+            assert_eq!(spec_fingerprint(&read, &same), spec_fingerprint(source, &spec));
+            let request = dynamic::kernel(&source.name).request(&same);
+            let expected = spec.values().iter().fold(Request::new(source), |request, (name, value)| {
+                request.value(name.clone().leak(), *value)
+            });
+            assert_eq!(format!("{request:?}"), format!("{expected:?}"));
+        }
+        // What a record holds are fingerprints of sources.
+        let fingerprints = |generator: &Generator| -> Vec<String> {
+            generator.shipped().unwrap().into_iter().map(|variant| variant.fingerprint).collect()
+        };
+        assert_eq!(fingerprints(&by_name), fingerprints(&by_bindings));
+    }
 }
 
 /// Arguments by name are all of the declaration's, each once.

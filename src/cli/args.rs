@@ -132,8 +132,10 @@ impl FromStr for ExtentList {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let extent = |text: &str| text.parse().ok().filter(|extent| (1..=i64::from(i32::MAX)).contains(extent));
-        pairs(text, extent, "NAME=EXTENT with an extent from 1 to 2147483647, such as rows=4096").map(ExtentList)
+        let extent =
+            |text: &str| text.parse().ok().filter(|extent| (1..=i64::from(i32::MAX)).contains(extent));
+        pairs(text, extent, "NAME=EXTENT with an extent from 1 to 2147483647, such as rows=4096")
+            .map(ExtentList)
     }
 }
 

@@ -56,6 +56,11 @@ pub enum CliError {
     NothingToTune,
     #[error("there is no kernel `{found}`: there are {known}")]
     NoKernel { found: String, known: String },
+    #[error(
+        "cannot read the kernels of {}: {source}; `--templates` names a folder with a folder for each kernel",
+        shown(path)
+    )]
+    NoTemplates { path: PathBuf, source: std::io::Error },
     #[error("cannot make a folder for the bundle's kernels: {0}; set TMPDIR to a place you may write to")]
     TemporaryFolder(std::io::Error),
     #[error("there is no candidate {found}: {arch} has {count}, numbered from 0")]
@@ -86,7 +91,10 @@ impl CliError {
             CliError::Device(_) | CliError::Library(tilewright::Error::Device(_)) => "device",
             CliError::Library(tilewright::Error::Bind(BindError::Names { .. })) => "arguments",
             CliError::Library(_) => "library",
-            CliError::TensorFile(_) | CliError::NoTokenGrid { .. } | CliError::NoElements { .. } => "input",
+            CliError::TensorFile(_)
+            | CliError::NoTokenGrid { .. }
+            | CliError::NoElements { .. }
+            | CliError::NoTemplates { .. } => "input",
             CliError::Write { .. }
             | CliError::Bundle(BundleError::Write { .. })
             | CliError::Stdout(_)

@@ -18,7 +18,13 @@ impl Kernels {
     /// Those of a folder, or the shipped ones.
     pub fn of(templates: Option<&Path>) -> Result<Self, CliError> {
         let sources = match templates {
-            Some(folder) => KernelSource::read_all(folder)?.into_iter().map(Cow::Owned).collect(),
+            Some(folder) => {
+                let read = KernelSource::read_all(folder).map_err(|error| match error {
+                    Error::Io { path, source, .. } => CliError::NoTemplates { path, source },
+                    other => other.into(),
+                })?;
+                read.into_iter().map(Cow::Owned).collect()
+            }
             None => kernels::ALL.iter().copied().map(Cow::Borrowed).collect(),
         };
         Ok(Kernels { folder: templates.map(Path::to_owned), sources })

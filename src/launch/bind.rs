@@ -280,7 +280,7 @@ impl Binder {
         values: &[(&str, i64)],
         value: impl FnOnce() -> Option<i64>,
     ) -> Result<i64, BindError> {
-        value().ok_or_else(|| no_value(self.kernel, expression, values))
+        value().ok_or_else(|| BindError::no_value(self.kernel, expression, values))
     }
 
     /// `a / b` rounded up, as declarations mean it.
@@ -302,11 +302,8 @@ impl Binder {
     ) -> Result<(), BindError> {
         match holds() {
             Some(true) => Ok(()),
-            Some(false) => {
-                let advice = if advice.is_empty() { String::new() } else { format!(": {advice}") };
-                Err(BindError::Require { kernel: self.kernel, condition, values: listed(values), advice })
-            }
-            None => Err(no_value(self.kernel, condition, values)),
+            Some(false) => Err(BindError::unmet(self.kernel, condition, values, advice)),
+            None => Err(BindError::no_value(self.kernel, condition, values)),
         }
     }
 
@@ -386,16 +383,4 @@ impl Binder {
             on: self.on,
         })
     }
-}
-
-/// The error of an expression that has no value.
-pub(super) fn no_value(kernel: &'static str, expression: &'static str, values: &[(&str, i64)]) -> BindError {
-    let values = if values.is_empty() { String::new() } else { format!(" with {}", listed(values)) };
-    BindError::Arithmetic { kernel, expression, values }
-}
-
-/// `a = 1, b = 2`
-fn listed(values: &[(&str, i64)]) -> String {
-    let values: Vec<String> = values.iter().map(|(name, value)| format!("{name} = {value}")).collect();
-    values.join(", ")
 }

@@ -1,8 +1,8 @@
 //! What a declaration says of its tensors, and the tensors that a launch gives for them.
 
 use super::Dim;
-use crate::tune::Bucket;
 use crate::codegen::dsl::{Access, Tolerance};
+use crate::tune::Bucket;
 use crate::{DType, Tensor};
 
 /// A tensor argument as its kernel declares it; generated.

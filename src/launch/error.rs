@@ -221,3 +221,28 @@ pub enum BindError {
         found: String,
     },
 }
+
+impl BindError {
+    /// The error of a requirement that does not hold.
+    pub(super) fn unmet(
+        kernel: &'static str,
+        condition: &'static str,
+        values: &[(&str, i64)],
+        advice: &str,
+    ) -> Self {
+        let advice = if advice.is_empty() { String::new() } else { format!(": {advice}") };
+        BindError::Require { kernel, condition, values: listed(values), advice }
+    }
+
+    /// The error of an expression that has no value.
+    pub(super) fn no_value(kernel: &'static str, expression: &'static str, values: &[(&str, i64)]) -> Self {
+        let values = if values.is_empty() { String::new() } else { format!(" with {}", listed(values)) };
+        BindError::Arithmetic { kernel, expression, values }
+    }
+}
+
+/// `a = 1, b = 2`
+fn listed(values: &[(&str, i64)]) -> String {
+    let values: Vec<String> = values.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+    values.join(", ")
+}

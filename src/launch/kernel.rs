@@ -167,9 +167,7 @@ impl Kernel {
             }
         }
         // SAFETY: the implementation of `KernelArgs` answers for what `bind` returns, the caller for the rest.
-        unsafe {
-            self.launch_bound(A::KERNEL, |candidate| args.bind(candidate), bytes::<A>, functions)
-        }
+        unsafe { self.launch_bound(A::KERNEL, |candidate| args.bind(candidate), bytes::<A>, functions) }
     }
 
     /// The same of arguments that `bind` checks, whose struct has these bytes.

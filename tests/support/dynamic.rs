@@ -5,16 +5,19 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{LazyLock, Mutex};
 use tilewright::codegen::{Candidate, KernelSource};
-use tilewright::launch::{BindError, Bound, DynamicArgs, DynamicKernel, KernelArgs};
+use tilewright::launch::{BindError, Bound, DynamicArgs, DynamicKernel, KernelArgs, bucket};
+
+/// The files of a shipped kernel as its folder has them.
+pub fn source(name: &str) -> KernelSource {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("templates");
+    KernelSource::read(&folder, name).unwrap()
+}
 
 /// A shipped kernel, read from its folder once.
 pub fn kernel(name: &str) -> DynamicKernel {
     static READ: LazyLock<Mutex<HashMap<String, DynamicKernel>>> = LazyLock::new(Mutex::default);
     let mut read = READ.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let new = || {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("templates");
-        DynamicKernel::new(KernelSource::read(&folder, name).unwrap()).unwrap()
-    };
+    let new = || DynamicKernel::new(source(name)).unwrap();
     *read.entry(name.to_owned()).or_insert_with(new)
 }
 
@@ -26,14 +29,17 @@ pub fn by_name<A: KernelArgs>(kernel: DynamicKernel, args: &A, scalars: &[(&str,
     DynamicArgs::new(kernel, tensors, &scalars).unwrap()
 }
 
-/// Binds arguments of a shipped kernel by its bindings, and by its declaration as it is read now: both say the same.
+/// Binds arguments of a shipped kernel by its bindings, and by its declaration as it is read now: both say the same, and
+/// a record that one of them leaves is for sizes that the other looks it up for.
 pub fn bind<A: KernelArgs>(
     args: &A,
     scalars: &[(&str, f64)],
     candidate: &Candidate,
 ) -> Result<Bound<A::Params>, BindError> {
     let bound = args.bind(candidate);
-    let read = by_name(kernel(A::KERNEL), args, scalars).bind(candidate);
+    let by_name = by_name(kernel(A::KERNEL), args, scalars);
+    assert_eq!(bucket(&by_name.tensors()), bucket(&args.tensors()));
+    let read = by_name.bind(candidate);
     match (&bound, read) {
         (Ok(bound), Ok(read)) => {
             // SAFETY: `KernelArgs` says that `Params` has no padding.

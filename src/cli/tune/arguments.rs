@@ -5,7 +5,7 @@ use crate::cli::error::CliError;
 use crate::cli::tensor_file::{RawTensor, TensorFile};
 use tilewright::codegen::KernelSpec;
 use tilewright::launch::{Access, BindError, Dim, DynamicArgs, DynamicKernel, DynamicTensor};
-use tilewright::tensor::element_count;
+use tilewright::tensor::{element_count, host_count};
 use tilewright::{DType, Device, Error, Tensor};
 
 /// What a launch is given.
@@ -28,6 +28,16 @@ struct Planned<'a> {
 /// The option that says extents, in the place of an argument that does.
 const DIMS: &str = "--dims";
 
+/// What an error calls the dimensions whose extents have to be said.
+const SAID: &str = "its dimensions";
+
+impl Planned<'_> {
+    /// Whether the kernel reads what it is filled with.
+    fn is_noise(&self) -> bool {
+        self.values.is_none() && matches!(self.tensor.decl.access, Access::Read | Access::InOut)
+    }
+}
+
 impl<'a> Arguments<'a> {
     /// Looks whether what is given is what the declaration asks for. Nothing is made yet.
     pub fn plan(
@@ -45,7 +55,8 @@ impl<'a> Arguments<'a> {
         let extents = extents.map_err(bound)?;
         for planned in tensors.iter_mut().filter(|planned| planned.values.is_none()) {
             planned.shape = shape(kernel, planned.tensor, &extents).map_err(bound)?;
-            element_count(&planned.shape, planned.dtype)?;
+            let count = if planned.is_noise() { host_count } else { element_count };
+            count(&planned.shape, planned.dtype)?;
         }
         let extents = extents.into_iter().filter(|(dim, _)| has(&tensors, dim)).collect();
         Ok(Arguments { kernel, tensors, scalars, extents })
@@ -59,11 +70,12 @@ impl<'a> Arguments<'a> {
     /// The arguments on a device.
     pub fn make(&self, device: &Device) -> Result<DynamicArgs, CliError> {
         let mut noise = Noise::default();
-        let mut make = |Planned { tensor, dtype, shape, values }: &Planned<'_>| -> Result<_, Error> {
-            let made = match (values, tensor.decl.access) {
-                (Some(values), _) => Tensor::from_bytes(*dtype, values.bytes, shape)?.to(device)?,
-                (None, Access::Read | Access::InOut) => noise.tensor(*dtype, shape)?.to(device)?,
-                (None, _) => Tensor::zeros_on(device, *dtype, shape)?,
+        let mut make = |planned: &Planned<'_>| -> Result<_, Error> {
+            let Planned { tensor, dtype, shape, values } = planned;
+            let made = match values {
+                Some(values) => Tensor::from_bytes(*dtype, values.bytes, shape)?.to(device)?,
+                None if planned.is_noise() => noise.tensor(*dtype, shape)?.to(device)?,
+                None => Tensor::zeros_on(device, *dtype, shape)?,
             };
             Ok((tensor.decl.name.to_owned(), made))
         };
@@ -132,7 +144,11 @@ struct Extents {
 
 impl Extents {
     /// Those of the file's tensors, and what `--dims` says of the others.
-    fn of(kernel: DynamicKernel, tensors: &[Planned<'_>], given: &[(String, i64)]) -> Result<Self, BindError> {
+    fn of(
+        kernel: DynamicKernel,
+        tensors: &[Planned<'_>],
+        given: &[(String, i64)],
+    ) -> Result<Self, BindError> {
         let mut extents = Extents { known: Vec::new(), from: Vec::new() };
         let free = kernel.free_dims();
         let (mut needed, mut repeated) = (Vec::new(), Vec::new());
@@ -152,12 +168,17 @@ impl Extents {
         let of_launch = || free.iter().copied().filter(|dim| has(tensors, dim));
         for (at, (name, extent)) in given.iter().enumerate() {
             let Some(dim) = of_launch().find(|dim| dim == name) else {
-                let found = format!("there is no extent `{name}` to give with `{DIMS}`");
-                return Err(kernel.names(found, "the dimensions that its tensors say", of_launch()));
+                let found = match kernel.kernel().dims().contains(&name.as_str()) {
+                    true if free.contains(&name.as_str()) => "is of no tensor that is given",
+                    true => "is computed from others",
+                    false => "is no dimension",
+                };
+                let found = format!("`{name}` in `{DIMS}` {found}");
+                return Err(kernel.names(found, SAID, of_launch()));
             };
             if given[..at].iter().any(|(known, _)| known == name) {
-                let found = format!("`{DIMS}` gives `{name}` twice");
-                return Err(kernel.names(found, "the dimensions that its tensors say", of_launch()));
+                let found = format!("`{name}` is twice in `{DIMS}`");
+                return Err(kernel.names(found, SAID, of_launch()));
             }
             extents.add(kernel, dim, *extent, DIMS)?;
         }
@@ -170,8 +191,8 @@ impl Extents {
         }
         if !missing.is_empty() {
             let missing: Vec<String> = missing.iter().map(|dim| format!("`{dim}`")).collect();
-            let found = format!("no extent is given for {}", missing.join(", "));
-            return Err(kernel.names(found, &format!("what `{DIMS}` or `--inputs` has to say"), of_launch()));
+            let found = format!("`{DIMS}` has no extent of {}", missing.join(", "));
+            return Err(kernel.names(found, SAID, of_launch()));
         }
         // A dimension that every tensor repeats has an extent of 1.
         repeated.retain(|dim| !is_known(dim));

@@ -86,7 +86,8 @@ pub fn run(folder: &Path, args: &TuneArgs) -> Result<Report, CliError> {
     let values = spec.values().iter().map(|(name, value)| (name.as_str(), value.to_string())).collect();
     let extents = arguments.extents();
     let dims = listed(extents.iter().map(|&(dim, extent)| (dim, extent.to_string())).collect());
-    let mut text = format!("{device}, {} {}\n\n{dims}: ready in {seconds:.2} s\n", source.name, listed(values));
+    let mut text =
+        format!("{device}, {} {}\n\n{dims}: ready in {seconds:.2} s\n", source.name, listed(values));
     let choice = tuned.choice();
     if let Some(choice) = &choice {
         let _ = writeln!(text, "  {}", choice.variant.name);
