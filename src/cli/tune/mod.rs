@@ -43,8 +43,6 @@ pub struct TuneArgs {
     dtype: DType,
     #[command(flatten)]
     attention: AttentionArgs,
-    #[command(flatten)]
-    own: OwnArgs,
     /// The share of blocks that the mask to time on keeps; of a rule with top-k, its share when not given, else 0.05.
     #[arg(long, value_name = "SHARE", value_parser = share, allow_hyphen_values = true)]
     density: Option<f64>,
@@ -65,6 +63,8 @@ pub struct TuneArgs {
     /// standard output.
     #[arg(long, value_name = "FILE")]
     pub export: Option<Destination>,
+    #[command(flatten)]
+    own: OwnArgs,
 }
 
 fn dtype(text: &str) -> Result<DType, String> {

@@ -78,6 +78,8 @@ pub fn run(folder: &Path, args: &TuneArgs) -> Result<Report, CliError> {
     let start = Instant::now();
     // SAFETY: the tensors are the declaration's, and the body is the user's own program, which they ask to run.
     unsafe { launched.launch_tuned(&tuned)? };
+    // A launch that fails says so when it is waited for.
+    cuda.synchronize()?;
     let seconds = start.elapsed().as_secs_f64();
 
     let listed = |pairs: Vec<(&str, String)>| {
