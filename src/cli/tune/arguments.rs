@@ -5,6 +5,7 @@ use crate::cli::error::CliError;
 use crate::cli::tensor_file::{RawTensor, TensorFile};
 use tilewright::codegen::KernelSpec;
 use tilewright::launch::{Access, BindError, Dim, DynamicArgs, DynamicKernel, DynamicTensor};
+use tilewright::output::printable;
 use tilewright::tensor::{element_count, host_count};
 use tilewright::{DType, Device, Error, Tensor};
 
@@ -93,7 +94,7 @@ fn taken<'a>(
     let mut all = Vec::new();
     for tensor in kernel.tensors() {
         let at = given.iter().position(|(name, _)| name == tensor.decl.name);
-        let values = at.map(|at| given.swap_remove(at).1);
+        let values = at.map(|at| given.remove(at).1);
         if tensor.optional && values.is_none() {
             continue;
         }
@@ -120,6 +121,7 @@ fn taken<'a>(
     match given.first() {
         Some((name, _)) => {
             let tensors = kernel.tensors().iter().map(|tensor| tensor.decl.name);
+            let name = printable(name);
             let found = format!("`--inputs` has a tensor `{name}` that is none of its arguments");
             Err(kernel.names(found, "its tensors", tensors))
         }
