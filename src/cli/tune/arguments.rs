@@ -244,3 +244,89 @@ fn shape(
     };
     dims_of(tensor).map(extent).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::tensor_file::serialize;
+    use std::collections::BTreeMap;
+    use tilewright::codegen::{Generator, KernelSource};
+
+    const DECLARATION: &str = "kernel! {
+        fn mix(
+            x: Tensor<T, [rows, width]>,
+            order: Tensor<i32, [rows]>,
+            sums: inout Tensor<f32, [rows | 1, width]>,
+            seen: Option<Tensor<u8, [rows]>>,
+            y: out Tensor<T, [tiles, width]>,
+            done: counters Tensor<i32, [tiles]>,
+            gain: f32,
+        )
+        specialize { T: [bf16, f32], TILE: [32, 64] }
+        let tiles = ceil_div(rows, TILE);
+        body sm80 { launch { grid = [tiles, 1, 1], threads = TILE } }
+    }";
+
+    /// What is made of a call, by name: shapes, dtypes and values.
+    fn made(dims: &[(&str, i64)], file: Option<&TensorFile>) -> BTreeMap<String, Tensor> {
+        let files = vec![("mix/sm80.cu".into(), "".into())];
+        let source = KernelSource {
+            name: "mix".into(),
+            declaration: DECLARATION.into(),
+            files: files.into(),
+            has_check: false,
+        };
+        let kernel = DynamicKernel::new(source.clone()).unwrap();
+        let generator = Generator::new(&source).unwrap();
+        let spec = generator.spec(&[("T", DType::Bf16.into()), ("TILE", 64.into())]).unwrap();
+        let dims: Vec<_> = dims.iter().map(|&(name, extent)| (name.to_owned(), extent)).collect();
+        let scalars = vec![("gain".to_owned(), 0.5)];
+        let arguments = Arguments::plan(kernel, &spec, &dims, scalars, file).unwrap();
+        let args = arguments.make(&Device::Cpu).unwrap();
+        args.tensors().iter().map(|arg| (arg.decl().name.to_owned(), arg.tensor().clone())).collect()
+    }
+
+    #[test]
+    fn tensors_are_made_as_the_declaration_has_them() {
+        let made = made(&[("width", 8), ("rows", 100)], None);
+        let shapes: Vec<_> =
+            made.iter().map(|(name, made)| (name.as_str(), made.dtype(), made.shape())).collect();
+        let (bf16, f32, i32) = (DType::Bf16, DType::F32, DType::I32);
+        let expected: [(_, _, &[usize]); 5] = [
+            ("done", i32, &[2]),
+            ("order", i32, &[100]),
+            ("sums", f32, &[100, 8]),
+            ("x", bf16, &[100, 8]),
+            ("y", bf16, &[2, 8]),
+        ];
+        assert_eq!(shapes, expected);
+        // Real numbers that are read are noise, and no two tensors the same; what is counted or only written is 0.
+        for name in ["x", "sums"] {
+            let values = made[name].to_f32_vec().unwrap();
+            let variance = values.iter().map(|x| x * x).sum::<f32>() / values.len() as f32;
+            assert!((0.8..1.2).contains(&variance), "{name}: {variance}");
+        }
+        assert_ne!(made["x"].to_f32_vec().unwrap()[..8], made["sums"].to_f32_vec().unwrap()[..8]);
+        assert!(made["y"].to_f32_vec().unwrap().iter().all(|&y| y == 0.0));
+        for name in ["done", "order"] {
+            assert!(made[name].to_vec::<i32>().unwrap().iter().all(|&number| number == 0), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_file_s_tensors_are_taken_as_they_are() {
+        let ints: Vec<u8> = (0..3).rev().flat_map(i32::to_le_bytes).collect();
+        let tensors = [
+            ("order", safetensors::Dtype::I32, vec![3], ints),
+            ("seen", safetensors::Dtype::U8, vec![3], vec![7, 8, 9]),
+            ("sums", safetensors::Dtype::F32, vec![1, 2], vec![0; 8]),
+        ];
+        let bytes = serialize(&tensors, &BTreeMap::new()).unwrap();
+        let file = TensorFile::embedded("inputs", bytes.leak()).unwrap();
+        let made = made(&[], Some(&file));
+        assert_eq!(made["order"].to_vec::<i32>().unwrap(), [2, 1, 0]);
+        assert_eq!(made["seen"].to_vec::<u8>().unwrap(), [7, 8, 9]);
+        assert_eq!((made["sums"].shape(), made["sums"].to_f32_vec().unwrap()), (&[1, 2][..], vec![0.0; 2]));
+        assert_eq!((made["x"].shape(), made["y"].shape()), (&[3, 2][..], &[1, 2][..]));
+    }
+}

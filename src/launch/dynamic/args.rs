@@ -70,7 +70,7 @@ impl DynamicArgs {
     /// Checks every argument against the declaration and the candidate's specialisation, as bindings do.
     ///
     /// # Errors
-    /// Those of [`KernelArgs::bind`](super::KernelArgs::bind).
+    /// Those of [`KernelArgs::bind`](crate::launch::KernelArgs::bind).
     pub fn bind(&self, candidate: &Candidate) -> Result<Bound<Vec<u8>>, BindError> {
         let declared = self.kernel.declared;
         let kernel = declared.kernel;
