@@ -135,8 +135,8 @@ impl Binder {
         Ok(BoundTensor { pointer, strides })
     }
 
-    /// Checks a tensor of any number of dimensions, whose dtype and alignment are given. Its address, 0 where it is absent; `strides`
-    /// has a place for each of its dimensions but the last.
+    /// Checks a tensor of any number of dimensions, whose dtype and alignment are given. Its address, 0 where it is
+    /// absent; `strides` has a place for each of its dimensions but the last.
     pub(super) fn tensor_of(
         &mut self,
         arg: &'static str,

@@ -192,7 +192,8 @@ pub enum BindError {
         /// What is in the way.
         reason: String,
     },
-    /// An argument by a name that the declaration does not have, or without one that it has: arguments that are given by name alone.
+    /// An argument by a name that the declaration does not have, or without one that it has: arguments that are given
+    /// by name alone.
     #[error("kernel `{kernel}`: {found}; {known}")]
     Names {
         /// The kernel.

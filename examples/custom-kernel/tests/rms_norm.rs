@@ -74,8 +74,8 @@ fn tensor(shape: &[usize], address: u64) -> Tensor {
     unsafe { Tensor::from_device_pointer(0, address, DType::Bf16, shape, &strides) }.unwrap()
 }
 
-/// What `tilewright tune --templates kernels` leaves in the cache is what a launch of the bindings looks for: its record is of the same
-/// kernel and spec, the same sizes, and schedules of the same sources.
+/// What `tilewright tune --templates kernels` leaves in the cache is what a launch of the bindings looks for: its
+/// record is of the same kernel and spec, the same sizes, and schedules of the same sources.
 fn the_command_and_the_bindings_share_records() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
     let read = KernelSource::read_all(&folder).unwrap().remove(0);

@@ -1,5 +1,5 @@
-//! `tune`: time the schedules for some shapes, or of a kernel of the user's own, now, so that no later process has to, and explain the
-//! choice.
+//! `tune`: time the schedules for some shapes, or of a kernel of the user's own, now, so that no later process has
+//! to, and explain the choice.
 
 mod arguments;
 mod noise;
@@ -28,8 +28,9 @@ use tilewright::{Attention, DType, Device, Gradients, Output, Tensor};
 
 #[derive(Args)]
 pub struct TuneArgs {
-    /// What to tune for, several with commas: HEADSxTOKENSxHEAD_DIM, in full [BATCHx]HEADS[/KV_HEADS]xTOKENS[:KEYS]xHEAD_DIM.
-    /// Without it the sizes of Wan 2.1 at 480p and 720p and of CogVideoX.
+    /// What to tune for, several with commas: HEADSxTOKENSxHEAD_DIM, in full
+    /// [BATCHx]HEADS[/KV_HEADS]xTOKENS[:KEYS]xHEAD_DIM. Without it the sizes of Wan 2.1 at 480p and 720p and of
+    /// CogVideoX.
     #[arg(
         long,
         value_delimiter = ',',
@@ -55,8 +56,8 @@ pub struct TuneArgs {
     /// Print every candidate: schedule, registers, shared memory, time, or why it was rejected.
     #[arg(long)]
     explain: bool,
-    /// Draw the times of the candidates into an SVG file: those of the kernel of `--templates`, else the forward's, of several
-    /// shapes the last one's. `-` is standard output.
+    /// Draw the times of the candidates into an SVG file: those of the kernel of `--templates`, else the forward's,
+    /// of several shapes the last one's. `-` is standard output.
     #[arg(long, value_name = "FILE")]
     pub plot: Option<Destination>,
     /// Write the cache's kernels and tuning records of this GPU's architecture to a bundle, for other machines. `-` is

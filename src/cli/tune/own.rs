@@ -21,9 +21,10 @@ use tilewright::tune::Policy;
 #[derive(Args)]
 #[command(next_help_heading = "A kernel of your own")]
 pub struct OwnArgs {
-    /// Tune a kernel of this folder, each a folder with kernel.rs and its bodies, on tensors made as its declaration has them:
-    /// noise for real numbers that are read, zeros for integers and counters. Its schedules are checked against the first; a
-    /// check.rs is Rust of your crate and is not asked. Functions are left out. The crate's launches of these extents find the record.
+    /// Tune a kernel of this folder, each a folder with kernel.rs and its bodies, on tensors made as its declaration
+    /// has them: noise for real numbers that are read, zeros for integers and counters. Its schedules are checked
+    /// against the first; a check.rs is Rust of your crate and is not asked. Functions are left out. The crate's
+    /// launches of these extents find the record.
     #[arg(
         long,
         value_name = "DIR",
@@ -51,8 +52,8 @@ pub struct OwnArgs {
     /// The scalars: `epsilon=1e-6`.
     #[arg(long, value_name = "NAME=NUMBER,…", allow_hyphen_values = true, requires = "templates")]
     scalars: Option<ScalarList>,
-    /// A safetensors file with values for some of the tensors, by their names; its shapes say extents. Optional tensors are
-    /// given where they are in it. `-` is standard input.
+    /// A safetensors file with values for some of the tensors, by their names; its shapes say extents. Optional
+    /// tensors are given where they are in it. `-` is standard input.
     #[arg(long, value_name = "FILE", requires = "templates")]
     inputs: Option<Source>,
 }

@@ -9,7 +9,8 @@ use crate::launch::{BindError, Binder, Bound, FunctionArgs, Kernel, TensorArg, T
 use crate::{Error, Tensor};
 use smallvec::SmallVec;
 
-/// The arguments of a launch, by name. Tensors are shared, not copied: what the kernel writes is seen by every clone of them.
+/// The arguments of a launch, by name. Tensors are shared, not copied: what the kernel writes is seen by every clone
+/// of them.
 #[derive(Debug)]
 pub struct DynamicArgs {
     kernel: DynamicKernel,
@@ -23,8 +24,8 @@ impl DynamicArgs {
     /// The arguments of these names. A scalar of type `f32` is rounded to it.
     ///
     /// # Errors
-    /// [`BindError::Names`] for a name that the declaration does not have or that is given twice, for what is missing, and for a number
-    /// that is none of the scalar's.
+    /// [`BindError::Names`] for a name that the declaration does not have or that is given twice, for what is
+    /// missing, and for a number that is none of the scalar's.
     pub fn new(
         kernel: DynamicKernel,
         tensors: Vec<(String, Tensor)>,
@@ -148,13 +149,13 @@ impl DynamicArgs {
     /// As for [`Kernel::launch`].
     pub unsafe fn launch(&self, kernel: &Kernel, functions: Option<&FunctionArgs>) -> Result<(), Error> {
         let bind = |candidate: &Candidate| self.bind(candidate);
-        // SAFETY: `bind` says what the generated one says, by the layout that the CUDA struct is written from: all bytes of the struct,
-        // with addresses of tensors that `self` holds. The caller answers for the body.
+        // SAFETY: `bind` says what the generated one says, by the layout that the CUDA struct is written from: all
+        // bytes of the struct, with addresses of tensors that `self` holds. The caller answers for the body.
         unsafe { kernel.launch_bound(&self.kernel.kernel().name, bind, |params| params, functions) }
     }
 
-    /// As [`Tuned::launch`], without device functions: their slots are empty. Schedules are checked against the first alone, for a
-    /// `check.rs` is Rust of the crate that the kernel belongs to.
+    /// As [`Tuned::launch`], without device functions: their slots are empty. Schedules are checked against the first
+    /// alone, for a `check.rs` is Rust of the crate that the kernel belongs to.
     ///
     /// # Errors
     /// As [`Tuned::launch`].

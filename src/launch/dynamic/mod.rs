@@ -1,5 +1,6 @@
-//! Kernels that a program meets when it runs: their declarations are read then, and their arguments go by name. What the generated bindings
-//! say of a declaration as Rust is evaluated here, by the same [`Binder`](super::Binder) and with the same errors.
+//! Kernels that a program meets when it runs: their declarations are read then, and their arguments go by name. What
+//! the generated bindings say of a declaration as Rust is evaluated here, by the same [`Binder`](super::Binder) and
+//! with the same errors.
 
 mod args;
 mod rule;
@@ -13,8 +14,8 @@ use crate::codegen::{Error, Family, Generator, KernelSource, KernelSpec};
 use rule::{Rule, Values};
 use std::fmt;
 
-/// A kernel whose declaration was read at run time. What is made of it stays for the life of the process, as kernels that are loaded
-/// do: errors and records name parts of it.
+/// A kernel whose declaration was read at run time. What is made of it stays for the life of the process, as kernels
+/// that are loaded do: errors and records name parts of it.
 #[derive(Clone, Copy)]
 pub struct DynamicKernel {
     declared: &'static Declared,
@@ -167,11 +168,12 @@ impl DynamicKernel {
         &self.declared.free
     }
 
-    /// The extents of all dimensions: those given, which are of [`free_dims`](Self::free_dims), and those that the declaration computes of
-    /// them. What is not given counts as 0, as where only absent arguments have it.
+    /// The extents of all dimensions: those given, which are of [`free_dims`](Self::free_dims), and those that the
+    /// declaration computes of them. What is not given counts as 0, as where only absent arguments have it.
     ///
     /// # Errors
-    /// [`BindError::Arithmetic`] where an expression has no value, [`BindError::Require`] where they do not go with the declaration.
+    /// [`BindError::Arithmetic`] where an expression has no value, [`BindError::Require`] where they do not go with
+    /// the declaration.
     pub fn extents(
         &self,
         spec: &KernelSpec,
