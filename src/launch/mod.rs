@@ -17,6 +17,7 @@
 //! ```
 
 mod bind;
+mod bound;
 mod boxed;
 mod choose;
 mod declared;
@@ -35,7 +36,9 @@ mod tuned;
 pub use crate::codegen::dsl::{Access, Tolerance};
 /// What bindings are made of: public for the generated code alone.
 #[doc(hidden)]
-pub use bind::{Binder, Bound, BoundTensor, Dim};
+pub use bind::{Binder, Dim};
+#[doc(hidden)]
+pub use bound::{Bound, BoundTensor};
 #[doc(hidden)]
 pub use boxed::BoxedTensor;
 pub use declared::{TensorArg, TensorDecl};
