@@ -4,9 +4,8 @@ mod tensors;
 
 use crate::constants::Constants;
 use crate::dsl::names;
-use crate::dsl::{Access, Arg, ArgKind, ElementType, Expr, Kernel, ScalarType};
+use crate::dsl::{Access, Arg, ArgKind, ElementType, Expr, FieldKind, Kernel, ParamsLayout, ScalarType};
 use crate::limits;
-use crate::params::{FieldKind, ParamsLayout};
 use proc_macro2::{Literal, TokenStream};
 use quote::{format_ident, quote};
 use tensors::{dim_of, element_text, has_tensors, shape_text, tensors_module};

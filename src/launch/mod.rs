@@ -34,13 +34,13 @@ mod trial;
 mod tuned;
 
 pub use crate::codegen::dsl::{Access, Tolerance};
+#[doc(hidden)]
+pub use crate::device::BoxedTensor;
 /// What bindings are made of: public for the generated code alone.
 #[doc(hidden)]
 pub use bind::{Binder, Dim};
 #[doc(hidden)]
 pub use bound::{Bound, BoundTensor};
-#[doc(hidden)]
-pub use boxed::BoxedTensor;
 pub use declared::{TensorArg, TensorDecl};
 pub use error::BindError;
 pub use functions::{Function, FunctionArgs};
