@@ -65,7 +65,7 @@ mod trust;
 pub mod tune;
 mod user_code;
 
-pub use attention::{Attention, AttentionBuilder, Gradients, Output};
+pub use attention::{Attention, AttentionBuilder, Output};
 pub use device::Device;
 pub use dynamic::{DynamicMaskMod, DynamicScoreMod, FunctionError};
 pub use error::{Error, ErrorKind};
@@ -74,6 +74,7 @@ pub use grid::{GridError, TokenGrid, TokenGridBuilder};
 pub use head_dim::{HeadDim, HeadDimError};
 pub use interrupt::Interrupt;
 pub use mask::{BlockIndex, BlockMask, BlockSize, DenseMap, MaskError, SeqLens};
+pub use operands::Gradients;
 pub use select::{SelectError, Selection, top_k, top_p};
 pub use tensor::{Element, Tensor, TensorError};
 /// The generator, for kernels of one's own.
