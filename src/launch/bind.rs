@@ -1,5 +1,6 @@
 //! The checks between tensors and a kernel's `Params`. Generated bindings call them; nobody else needs to.
 
+use super::bound::{Blocks, Bound, BoundTensor};
 use super::{BindError, BoxedTensor};
 use crate::codegen::{Candidate, Family};
 use crate::tensor::{Region, place_name};
@@ -29,38 +30,6 @@ impl Dim {
         Dim { name, broadcast: true }
     }
 }
-
-/// A tensor argument as `Params` holds it: an address and `S` strides in elements.
-#[derive(Debug, Clone, Copy)]
-pub struct BoundTensor<const S: usize> {
-    /// The device address; 0 when the argument is absent.
-    pub pointer: u64,
-    /// Strides of all dimensions but the last; 0 where an extent of 1 is repeated.
-    pub strides: [i64; S],
-}
-
-/// Arguments that passed the checks.
-#[derive(Debug, Clone)]
-pub struct Bound<P> {
-    /// What the kernel takes by value.
-    pub params: P,
-    /// Tensors that the copy engine reads, in the order of the kernel's `TensorMaps`.
-    pub tensor_maps: SmallVec<[BoxedTensor; 4]>,
-    /// Blocks along x, y, z.
-    pub grid: [u32; 3],
-    /// There are more blocks along y or z than CUDA launches: the launch is that of
-    /// [`Variant::folded`](crate::codegen::Variant::folded), with a grid of `[y · z, x, 1]`.
-    pub folded: bool,
-    /// The grid counts tiles of work, which as many blocks as run at once take in turn.
-    pub persistent: bool,
-    /// The blocks take them from a counter, which the kernel wants as its last parameter.
-    pub queue: bool,
-    /// The first tensor argument and the number of the GPU that all of them are on; absent without tensors.
-    pub on: Option<(&'static str, usize)>,
-}
-
-/// CUDA's limit on the blocks of a grid along y, and along z.
-const MOST_ALONG_Y_AND_Z: i64 = 65_535;
 
 /// An extent with the argument that set it.
 #[derive(Debug)]
@@ -402,27 +371,15 @@ impl Binder {
     /// # Errors
     /// [`BindError::Aliased`] when a tensor that is written overlaps another, [`BindError::Grid`] when the grid is over CUDA's
     /// limits, also with y and z folded into x.
-    pub fn finish<P>(self, params: P, [x, y, z]: [i64; 3]) -> Result<Bound<P>, BindError> {
+    pub fn finish<P>(self, params: P, grid: [i64; 3]) -> Result<Bound<P>, BindError> {
         self.expect_apart()?;
-        let most = i64::from(i32::MAX);
-        let product = |a: i64, b: i64| a.checked_mul(b).unwrap_or(i64::MAX);
-        let folded = !self.persistent && (y > MOST_ALONG_Y_AND_Z || z > MOST_ALONG_Y_AND_Z);
-        let grid = if folded { [product(y, z), x, 1] } else { [x, y, z] };
-        let fits = match self.persistent {
-            // Tiles are counted in 32 bits. A block's next tile is that of its own number plus the grid's: that must fit too.
-            true => product(product(x, y), z) <= most - MOST_ALONG_Y_AND_Z,
-            false => grid[1] <= MOST_ALONG_Y_AND_Z && grid[2] <= MOST_ALONG_Y_AND_Z,
-        };
-        let in_words = grid.map(u32::try_from);
-        let ([Ok(grid_x), Ok(grid_y), Ok(grid_z)], true) =
-            (in_words, fits && grid.iter().all(|side| *side <= most))
-        else {
-            return Err(BindError::Grid { kernel: self.kernel, grid: [x, y, z] });
+        let Some(Blocks { grid, folded }) = Blocks::of(grid, self.persistent) else {
+            return Err(BindError::Grid { kernel: self.kernel, grid });
         };
         Ok(Bound {
             params,
             tensor_maps: self.tensor_maps,
-            grid: [grid_x, grid_y, grid_z],
+            grid,
             folded,
             persistent: self.persistent,
             queue: self.queue,

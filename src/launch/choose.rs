@@ -181,7 +181,7 @@ impl Tuned {
         if let (true, Some(error)) = (kernels.is_empty(), refused) {
             return Err(error);
         }
-        let contenders = kernels.iter().map(Contender::of_kernel).collect();
+        let contenders = kernels.iter().map(contender).collect();
         // With nothing new to race, the incumbent stays.
         let result = match incumbent.is_some() && kernels.len() < 2 {
             true => None,
@@ -292,4 +292,10 @@ fn write(cache: Option<&KernelCache>, record: &TuneRecord) {
     if let Err(error) = cache.write_record(&key.device.folder_name(), &key.file_name(), &record.to_json()) {
         tracing::warn!(%error, "the tuning record is not kept: the next process tunes again");
     }
+}
+
+/// A loaded kernel as a record has it.
+fn contender(kernel: &Kernel) -> Contender {
+    let blocks_per_sm = kernel.blocks_per_sm().ok();
+    Contender::of_loaded(kernel.variant(), kernel.report(), kernel.compile_time(), blocks_per_sm)
 }

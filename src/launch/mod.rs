@@ -17,6 +17,7 @@
 //! ```
 
 mod bind;
+mod bound;
 mod boxed;
 mod choose;
 mod declared;
@@ -33,11 +34,13 @@ mod trial;
 mod tuned;
 
 pub use crate::codegen::dsl::{Access, Tolerance};
+#[doc(hidden)]
+pub use crate::device::BoxedTensor;
 /// What bindings are made of: public for the generated code alone.
 #[doc(hidden)]
-pub use bind::{Binder, Bound, BoundTensor, Dim};
+pub use bind::{Binder, Dim};
 #[doc(hidden)]
-pub use boxed::BoxedTensor;
+pub use bound::{Bound, BoundTensor};
 pub use declared::{TensorArg, TensorDecl};
 pub use error::BindError;
 pub use functions::{Function, FunctionArgs};
