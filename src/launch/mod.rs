@@ -21,6 +21,7 @@ mod bound;
 mod boxed;
 mod choose;
 mod declared;
+mod dynamic;
 mod error;
 mod functions;
 mod kernel;
@@ -38,10 +39,16 @@ pub use crate::codegen::dsl::{Access, Tolerance};
 pub use crate::device::BoxedTensor;
 /// What bindings are made of: public for the generated code alone.
 #[doc(hidden)]
-pub use bind::{Binder, Dim};
+pub use bind::Binder;
 #[doc(hidden)]
-pub use bound::{Bound, BoundTensor};
+pub use bound::{Bound, BoundTensor, Dim};
+/// The sizes of a launch as records know them; public for the tests alone.
+#[doc(hidden)]
+pub use declared::bucket;
 pub use declared::{TensorArg, TensorDecl};
+/// Kernels whose declarations are read at run time; public for the command and the tests alone.
+#[doc(hidden)]
+pub use dynamic::{DynamicArgs, DynamicKernel, DynamicTensor};
 pub use error::BindError;
 pub use functions::{Function, FunctionArgs};
 pub use kernel::Kernel;
