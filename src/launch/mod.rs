@@ -64,6 +64,7 @@ use crate::codegen::Candidate;
 /// # Safety
 /// [`bind`](Self::bind) returns what the kernel `KERNEL` of `DECLARATION` expects: addresses of tensors that the arguments borrow, with
 /// extents and strides that stay inside them, and those that it writes overlap no other. `Params` has no padding and the layout of the kernel's own struct.
+/// [`tensors`](Self::tensors) says of nothing that it is written but of what the arguments borrow to write: the tuner writes it too.
 pub unsafe trait KernelArgs {
     /// The kernel's name.
     const KERNEL: &'static str;
