@@ -4,13 +4,13 @@ mod kind;
 
 pub use kind::ErrorKind;
 
-use crate::attention::HeadDimError;
 use crate::cache::CacheError;
 use crate::codegen::lower::CaptureError;
 use crate::compile::CompileError;
 use crate::device::DeviceError;
 use crate::dynamic::FunctionError;
 use crate::grid::GridError;
+use crate::head_dim::HeadDimError;
 use crate::launch::BindError;
 use crate::mask::MaskError;
 use crate::select::SelectError;

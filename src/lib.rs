@@ -39,6 +39,7 @@ mod dynamic;
 mod error;
 mod function;
 mod grid;
+mod head_dim;
 // Generated; formatted by the generator.
 /// The bindings of the shipped kernels, whose arguments change with the kernels: public for the tests and benchmarks alone.
 #[doc(hidden)]
@@ -64,14 +65,16 @@ mod trust;
 pub mod tune;
 mod user_code;
 
-pub use attention::{Attention, AttentionBuilder, Gradients, HeadDim, HeadDimError, Output};
+pub use attention::{Attention, AttentionBuilder, Output};
 pub use device::Device;
 pub use dynamic::{DynamicMaskMod, DynamicScoreMod, FunctionError};
 pub use error::{Error, ErrorKind};
 pub use function::{CaptureValue, DeviceFn, MaskMod, ScoreMod};
 pub use grid::{GridError, TokenGrid, TokenGridBuilder};
+pub use head_dim::{HeadDim, HeadDimError};
 pub use interrupt::Interrupt;
 pub use mask::{BlockIndex, BlockMask, BlockSize, DenseMap, MaskError, SeqLens};
+pub use operands::Gradients;
 pub use select::{SelectError, Selection, top_k, top_p};
 pub use tensor::{Element, Tensor, TensorError};
 /// The generator, for kernels of one's own.
@@ -82,3 +85,11 @@ pub use tilewright_macros::{mask_mod, score_mod};
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 mod readme {}
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/plans.md")]
+mod plans {}
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/training.md")]
+mod training {}

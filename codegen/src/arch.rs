@@ -1,6 +1,6 @@
 //! GPU architectures, what they allow a kernel to use, and the families of them that share a body: tables, a row each.
 
-use crate::Error;
+use crate::error::Error;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;

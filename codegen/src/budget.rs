@@ -2,9 +2,11 @@
 
 use crate::arch::{Arch, Limits};
 use crate::dsl::{Body, EvalError, Expr, Kernel};
+use crate::dtype::DType;
+use crate::error::Error;
 use crate::schedule::Schedule;
-use crate::spec::{KernelSpec, Value};
-use crate::{DType, Error};
+use crate::spec::KernelSpec;
+use crate::value::Value;
 use serde::Serialize;
 use std::fmt;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! Writing generated files: a user's bindings at build time, and this repository's `generated/`.
 
-use crate::Error;
 use crate::bindings::Paths;
 use crate::constants::{self, Constants};
+use crate::error::Error;
 use crate::generator::Generator;
 use crate::library;
 use crate::source::{CHECK, KernelSource};
@@ -198,14 +198,14 @@ struct ManifestEntry {
     kernel: String,
     spec: serde_json::Map<String, serde_json::Value>,
     schedule: serde_json::Map<String, serde_json::Value>,
-    family: crate::Family,
-    budget: crate::Budget,
+    family: crate::arch::Family,
+    budget: crate::budget::Budget,
 }
 
 impl ManifestEntry {
     fn of(variant: &Variant) -> Self {
         let candidate = &variant.candidate;
-        let json = |value: &crate::Value| serde_json::to_value(value).expect("a value is plain data");
+        let json = |value: &crate::value::Value| serde_json::to_value(value).expect("a value is plain data");
         ManifestEntry {
             name: variant.name.clone(),
             fingerprint: variant.fingerprint.clone(),

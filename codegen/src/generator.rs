@@ -1,13 +1,14 @@
 //! One kernel, from its files to candidates and sources.
 
-use crate::Error;
 use crate::arch::{Arch, Limits};
 use crate::budget::{self, Candidate, Candidates};
 use crate::dsl::{Kernel, SpecParam};
+use crate::error::Error;
 use crate::model::{self, Machine};
 use crate::render::Renderer;
 use crate::source::KernelSource;
-use crate::spec::{KernelSpec, Value};
+use crate::spec::KernelSpec;
+use crate::value::Value;
 use crate::variant::Variant;
 use std::fmt;
 use std::sync::Arc;

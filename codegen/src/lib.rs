@@ -29,13 +29,11 @@ mod library;
 pub mod limits;
 pub mod lower;
 mod model;
-/// The struct that a kernel takes by value; public for launches of declarations that are read at run time alone.
-#[doc(hidden)]
-pub mod params;
 mod render;
 mod schedule;
 mod source;
 mod spec;
+mod value;
 mod variant;
 
 pub use arch::{Arch, Family, Limits};
@@ -50,5 +48,6 @@ pub use generator::Generator;
 pub use model::Machine;
 pub use schedule::Schedule;
 pub use source::KernelSource;
-pub use spec::{KernelSpec, Value};
+pub use spec::KernelSpec;
+pub use value::Value;
 pub use variant::Variant;

@@ -1,6 +1,7 @@
 //! A kernel's folder: its declaration and bodies.
 
-use crate::{Error, library};
+use crate::error::Error;
+use crate::library;
 use std::borrow::Cow;
 use std::path::Path;
 

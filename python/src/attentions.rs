@@ -1,9 +1,9 @@
 //! The attentions built so far: kernels are chosen once for a kind of tensors, whatever the selection and scale.
 
-use crate::call::apart;
 use crate::error::to_python;
 use crate::registry;
 use crate::services::services;
+use crate::work::apart;
 use pyo3::prelude::*;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};

@@ -1,9 +1,10 @@
 //! The gradients of a call, over tensors of PyTorch or numpy.
 
-use crate::call::{Inputs, Options, apart, interruptible, unpanicked};
+use crate::call::{Inputs, Options};
 use crate::make;
 use crate::ops::{self, Lists};
 use crate::view::View;
+use crate::work::{apart, interruptible, unpanicked};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use tilewright::attention::{Backward, Step};

@@ -1,7 +1,7 @@
 //! Score and mask functions: the checked form of what `tilewright.functions` translates from Python.
 
 use crate::error::to_python;
-use crate::registry;
+use crate::{attentions, registry};
 use pyo3::exceptions::{PyMemoryError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
@@ -64,6 +64,7 @@ impl Drop for Shared {
         // Its own entry cannot be upgraded any more; an equal function may have been made meanwhile.
         lock().retain(|held| held.strong_count() > 0);
         registry::forget(self.number);
+        attentions::forget_function(self.number);
     }
 }
 

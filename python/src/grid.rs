@@ -1,9 +1,9 @@
 //! Token grids: the order of a video's tokens, and the kernel that moves rows.
 
-use crate::call::apart;
 use crate::services::services;
 use crate::torch::Torch;
 use crate::view::{Kind, View};
+use crate::work::apart;
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use std::collections::BTreeMap;

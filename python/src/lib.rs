@@ -14,6 +14,7 @@ mod registry;
 mod services;
 mod torch;
 mod view;
+mod work;
 
 use pyo3::prelude::*;
 

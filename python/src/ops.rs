@@ -1,8 +1,9 @@
 //! The three calls, over tensors of PyTorch or numpy.
 
-use crate::call::{Inputs, Options, apart, interruptible, unpanicked};
+use crate::call::{Inputs, Options};
 use crate::make;
 use crate::view::{Kind, View};
+use crate::work::{apart, interruptible, unpanicked};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyList;

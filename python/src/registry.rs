@@ -2,7 +2,6 @@
 //!
 //! 0 stands for no function, [`CAUSAL`] for the one that is built in.
 
-use crate::attentions;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::collections::HashMap;
@@ -58,11 +57,10 @@ pub(crate) fn register(function: Function, digest: u64) -> u64 {
     number
 }
 
-/// Drops a function and the attentions that call it.
+/// Drops a function. [`attentions::forget_function`](crate::attentions::forget_function) drops those that call it.
 pub(crate) fn forget(number: u64) {
     let function = registry(&mut lock()).functions.remove(&number);
     drop(function);
-    attentions::forget_function(number);
 }
 
 /// The score function of a number.

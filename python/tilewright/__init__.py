@@ -61,6 +61,13 @@ if TYPE_CHECKING or _has_torch():
 # entries that are no text are passed over.
 _native.set_package_folders([folder for folder in sys.path if isinstance(folder, str) and folder])
 
+
+def _register() -> None:
+    from . import ops  # noqa: F401  (importing registers)
+
+
+_torch.register = _register
+
 # Operators exist before anything is compiled or exported; without PyTorch, or before it, the first call registers them. A
 # PyTorch that is too old is an error of the first call with its tensors: arrays work all the same.
 if sys.modules.get("torch") is not None:

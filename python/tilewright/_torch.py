@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from typing import Any
+from typing import Any, Callable
 
 from . import _native
 from ._native import Error
@@ -14,6 +14,9 @@ from ._native import Error
 OLDEST = (2, 6)
 
 _bound: Any = None
+
+#: Registers the operators. The package says how: they stand above this module.
+register: Callable[[], None]
 
 
 def torch_of(value: object) -> Any:
@@ -72,7 +75,6 @@ def bind() -> Any:
             f"PyTorch {torch.__version__} is too old, needed 2.6 or newer: `pip install --upgrade torch`"
         )
     _native.bind_torch(torch)
-    from . import ops  # noqa: F401  (importing registers)
-
+    register()
     _bound = torch
     return torch

@@ -24,7 +24,6 @@ mod check;
 mod debug;
 mod executor;
 mod gpu;
-mod head_dim;
 mod lists;
 mod means;
 mod memory;
@@ -33,9 +32,9 @@ mod sizes;
 mod work;
 mod workspace;
 
+pub use crate::head_dim::{HeadDim, HeadDimError};
 pub use crate::operands::Gradients;
 pub use builder::AttentionBuilder;
-pub use head_dim::{HeadDim, HeadDimError};
 pub use lists::MaskLists;
 pub use plan::Plan;
 pub use sizes::Shapes;

@@ -5,7 +5,8 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::files::{self, Fault, io_error};
+use super::error::io_error;
+use super::files::{self, Fault};
 use super::key::{CubinKey, digest, file_name};
 use super::meta::{self, Meta};
 use super::{CacheError, private};

@@ -130,3 +130,8 @@ impl CacheError {
         matches!(self, CacheError::Owner { .. } | CacheError::Writable { .. })
     }
 }
+
+/// Turns a system's error into a typed one.
+pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> CacheError {
+    move |source| CacheError::Io { action, path: path.to_path_buf(), source }
+}

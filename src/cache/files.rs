@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::error::io_error;
 use super::{CacheError, private};
 use crate::trust::{self, Part};
 
@@ -39,11 +40,6 @@ impl std::fmt::Display for Fault {
             Self::Broken(why) => f.write_str(why),
         }
     }
-}
-
-/// Turns a system's error into a typed one.
-pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CacheError {
-    move |source| CacheError::Io { action, path: path.to_path_buf(), source }
 }
 
 /// Opens a file of the cache: no link, no device, and no waiting for a pipe's other end.

@@ -133,7 +133,7 @@ impl KernelCache {
     /// cache that stores nothing.
     pub fn at(root: &Path) -> Result<Self, CacheError> {
         private::folder(root, true)?;
-        let root = root.canonicalize().map_err(files::io_error("look at", root))?;
+        let root = root.canonicalize().map_err(error::io_error("look at", root))?;
         entry::prepare(&root.join(V1))?;
         let (lock_timeout, limit) = (settings::lock_timeout(), settings::limit());
         let cache =

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use super::CacheError;
-use super::files::io_error;
+use super::error::io_error;
 use crate::trust::{self, Exposure, Part};
 
 /// Creates a folder that only this user may write to, or checks that an existing one is theirs or root's, and for nobody else to

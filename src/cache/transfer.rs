@@ -4,7 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
 
-use super::files::{self, Fault, io_error};
+use super::error::io_error;
+use super::files::{self, Fault};
 use super::key::file_name;
 use super::{CacheError, CubinKey, KernelCache, RecordId, entry, meta, private, sealed};
 use crate::compile::Cubin;

@@ -9,8 +9,18 @@ use tilewright::launch::BindError;
 use tilewright::toolchain::ToolchainError;
 use tilewright::tune::Call;
 
+impl CliError {
+    /// What people are told: the error, and what to type about it.
+    pub fn told(&self) -> String {
+        match advice(self) {
+            Some(advice) => format!("{self}\n{advice}"),
+            None => self.to_string(),
+        }
+    }
+}
+
 /// A sentence with the command line that helps, where there is one.
-pub fn advice(error: &CliError) -> Option<String> {
+fn advice(error: &CliError) -> Option<String> {
     match error {
         CliError::Layer { source, .. } => advice(source),
         CliError::Library(error) => of_library(error),

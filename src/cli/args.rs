@@ -19,8 +19,15 @@ pub struct AttentionArgs {
     /// Keep the best key blocks until they hold this probability mass; the union with top-k. Without either rule: 0.2.
     #[arg(long, value_name = "MASS", value_parser = |text: &str| share(text, top_p), allow_hyphen_values = true)]
     top_p: Option<f64>,
-    /// The sparse block, queries by keys: 128x64, 128x128, 64x64 or 64x128.
-    #[arg(long, value_name = "QxKV", default_value = "128x64", value_parser = block_size, allow_hyphen_values = true)]
+    // The help names the sizes there are.
+    #[arg(
+        long,
+        value_name = "QxKV",
+        default_value = "128x64",
+        value_parser = block_size,
+        allow_hyphen_values = true,
+        help = block_help()
+    )]
     pub block: BlockSize,
     /// Where to run: `cpu`, `cuda:0`, or `best` for the first GPU that can be used, else the CPU.
     #[arg(long, default_value = "best", allow_hyphen_values = true)]
@@ -51,6 +58,11 @@ fn share(text: &str, rule: impl Fn(f64) -> Selection) -> Result<f64, String> {
     let share = text.parse().map_err(|error: ParseFloatError| error.to_string())?;
     rule(share).validate().map_err(|error| error.to_string())?;
     Ok(share)
+}
+
+fn block_help() -> String {
+    let sizes = BlockSize::ALL.map(|size| format!("{}x{}", size.q(), size.kv()));
+    format!("The sparse block, queries by keys: {}", sizes.join(", "))
 }
 
 fn block_size(text: &str) -> Result<BlockSize, String> {

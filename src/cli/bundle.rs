@@ -3,8 +3,9 @@
 use super::args::ArchList;
 use super::cache::bytes;
 use super::error::CliError;
-use super::files::{Destination, Source};
+use super::files::Destination;
 use super::report::Report;
+use super::source::Source;
 use clap::Args;
 use serde_json::{Value, json};
 use std::fmt::Write;

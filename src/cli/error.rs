@@ -1,6 +1,5 @@
 //! What the command can fail with.
 
-use super::advice::advice;
 use super::tensor_file::TensorFileError;
 use std::path::PathBuf;
 use tilewright::bundle::BundleError;
@@ -74,14 +73,6 @@ impl From<TensorError> for CliError {
 }
 
 impl CliError {
-    /// What people are told: the error, and what to type about it.
-    pub fn told(&self) -> String {
-        match advice(self) {
-            Some(advice) => format!("{self}\n{advice}"),
-            None => self.to_string(),
-        }
-    }
-
     /// What kind of failure it is, in one word for programs.
     pub fn kind(&self) -> &'static str {
         match self {

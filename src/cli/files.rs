@@ -1,4 +1,4 @@
-//! Files that the user names: `-` is standard input or standard output.
+//! Files to write that the user names: `-` is standard output.
 
 use super::error::CliError;
 use std::ffi::OsString;
@@ -10,10 +10,6 @@ use tilewright::output::Output;
 /// A place to write to.
 #[derive(Clone, Debug)]
 pub struct Destination(PathBuf);
-
-/// A file to read.
-#[derive(Clone, Debug)]
-pub struct Source(PathBuf);
 
 /// Whether the process was started with a standard output that is closed.
 static CLOSED: AtomicBool = AtomicBool::new(false);
@@ -34,12 +30,6 @@ pub fn look_at_standard_output() {
 impl From<OsString> for Destination {
     fn from(name: OsString) -> Self {
         Destination(name.into())
-    }
-}
-
-impl From<OsString> for Source {
-    fn from(name: OsString) -> Self {
-        Source(name.into())
     }
 }
 
@@ -72,18 +62,6 @@ impl Destination {
     }
 
     /// The place as it was named.
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Source {
-    /// Whether it is standard input.
-    pub fn is_standard(&self) -> bool {
-        self.0 == Path::new("-")
-    }
-
-    /// The file as it was named.
     pub fn path(&self) -> &Path {
         &self.0
     }

@@ -16,6 +16,7 @@ mod nvrtc;
 mod progress;
 mod report;
 mod run;
+mod source;
 mod table;
 mod templates;
 mod tensor_file;

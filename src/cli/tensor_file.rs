@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use tilewright::DType;
 use tilewright::output::{printable, shown};
 
-use super::files::Source;
+use super::source::Source;
 
 /// What can be wrong with a file of tensors.
 #[derive(Debug, thiserror::Error)]

@@ -55,7 +55,12 @@ pub(super) fn start() -> Result<((i32, i32), usize), DeviceError> {
     expect_own_process()?;
     let version = driver_version()?;
     if version < OLDEST_DRIVER {
-        return Err(DeviceError::driver_too_old(version));
+        return Err(DeviceError::DriverTooOld {
+            found: version,
+            needed: OLDEST_DRIVER,
+            what: "Tilewright".to_string(),
+            hint: "Install a newer driver, or use the CPU.",
+        });
     }
     match result::init() {
         Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE => return Err(DeviceError::NoGpu),

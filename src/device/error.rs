@@ -5,8 +5,6 @@ use std::ffi::CStr;
 use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;
 
-use super::driver::OLDEST_DRIVER;
-
 /// Why a device cannot be used, or what became of work given to it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -169,16 +167,6 @@ impl DeviceError {
             name: text(error.error_name()).unwrap_or_else(|| format!("{:?}", error.0)),
             meaning: text(error.error_string()).unwrap_or_else(|| "unknown error".to_string()),
             hint: hint(error.0),
-        }
-    }
-
-    /// The driver's library knows no version that Tilewright can work with.
-    pub(super) fn driver_too_old(found: (i32, i32)) -> Self {
-        Self::DriverTooOld {
-            found,
-            needed: OLDEST_DRIVER,
-            what: "Tilewright".to_string(),
-            hint: "Install a newer driver, or use the CPU.",
         }
     }
 }

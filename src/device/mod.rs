@@ -34,6 +34,8 @@ pub use driver::{OLDEST_DRIVER, driver_version, expect_own_process};
 pub use error::DeviceError;
 pub(crate) use event::Event;
 pub use kernel::LoadedKernel;
+#[doc(hidden)]
+pub use tensor_map::BoxedTensor;
 pub(crate) use tensor_map::TensorMap;
 
 /// Where kernels run. Cloning is cheap: clones are the same device.

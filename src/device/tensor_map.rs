@@ -1,8 +1,22 @@
-//! What the copy engine knows of a tensor.
+//! What the copy engine (TMA) knows of a tensor, which it reads in boxes.
 
 use crate::DType;
-use crate::launch::BoxedTensor;
 use cudarc::driver::sys::{self, CUtensorMapDataType_enum as Element, CUtensorMapSwizzle_enum as Swizzle};
+use smallvec::SmallVec;
+
+/// A tensor with the box of one copy, checked against what the copy engine can do (CUDA driver API,
+/// `cuTensorMapEncodeTiled`). Sizes are listed from the last dimension to the first, as the driver wants them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BoxedTensor {
+    pub(crate) arg: &'static str,
+    pub(crate) pointer: u64,
+    pub(crate) dtype: DType,
+    pub(crate) extents: SmallVec<[u64; 5]>,
+    /// In bytes, of all dimensions but the last of the tensor, whose elements lie side by side.
+    pub(crate) strides: SmallVec<[u64; 5]>,
+    /// Elements of a box along each dimension.
+    pub(crate) sides: SmallVec<[u32; 5]>,
+}
 
 /// A kernel's `TensorMap`: 128 bytes that only the driver and the copy engine read.
 #[derive(Clone, Copy)]

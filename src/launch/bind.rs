@@ -1,13 +1,11 @@
 //! The checks between tensors and a kernel's `Params`. Generated bindings call them; nobody else needs to.
 
-use super::{BindError, Bound, BoundTensor, BoxedTensor, Dim};
+use super::bound::{Blocks, Bound, BoundTensor, Dim};
+use super::{BindError, BoxedTensor};
 use crate::codegen::{Candidate, Family};
 use crate::tensor::{Region, place_name};
 use crate::{DType, Tensor};
 use smallvec::SmallVec;
-
-/// CUDA's limit on the blocks of a grid along y, and along z.
-const MOST_ALONG_Y_AND_Z: i64 = 65_535;
 
 /// An extent with the argument that set it.
 #[derive(Debug)]
@@ -356,27 +354,15 @@ impl Binder {
     /// # Errors
     /// [`BindError::Aliased`] when a tensor that is written overlaps another, [`BindError::Grid`] when the grid is over CUDA's
     /// limits, also with y and z folded into x.
-    pub fn finish<P>(self, params: P, [x, y, z]: [i64; 3]) -> Result<Bound<P>, BindError> {
+    pub fn finish<P>(self, params: P, grid: [i64; 3]) -> Result<Bound<P>, BindError> {
         self.expect_apart()?;
-        let most = i64::from(i32::MAX);
-        let product = |a: i64, b: i64| a.checked_mul(b).unwrap_or(i64::MAX);
-        let folded = !self.persistent && (y > MOST_ALONG_Y_AND_Z || z > MOST_ALONG_Y_AND_Z);
-        let grid = if folded { [product(y, z), x, 1] } else { [x, y, z] };
-        let fits = match self.persistent {
-            // Tiles are counted in 32 bits. A block's next tile is that of its own number plus the grid's: that must fit too.
-            true => product(product(x, y), z) <= most - MOST_ALONG_Y_AND_Z,
-            false => grid[1] <= MOST_ALONG_Y_AND_Z && grid[2] <= MOST_ALONG_Y_AND_Z,
-        };
-        let in_words = grid.map(u32::try_from);
-        let ([Ok(grid_x), Ok(grid_y), Ok(grid_z)], true) =
-            (in_words, fits && grid.iter().all(|side| *side <= most))
-        else {
-            return Err(BindError::Grid { kernel: self.kernel, grid: [x, y, z] });
+        let Some(Blocks { grid, folded }) = Blocks::of(grid, self.persistent) else {
+            return Err(BindError::Grid { kernel: self.kernel, grid });
         };
         Ok(Bound {
             params,
             tensor_maps: self.tensor_maps,
-            grid: [grid_x, grid_y, grid_z],
+            grid,
             folded,
             persistent: self.persistent,
             queue: self.queue,

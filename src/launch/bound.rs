@@ -1,4 +1,4 @@
-//! What bindings are made of: dimensions as declared, and arguments that passed the checks.
+//! What bindings are made of: dimensions as declared, and what the checks hand over to a launch.
 
 use super::BoxedTensor;
 use smallvec::SmallVec;
@@ -59,4 +59,34 @@ pub struct Bound<P> {
     pub queue: bool,
     /// The first tensor argument and the number of the GPU that all of them are on; absent without tensors.
     pub on: Option<(&'static str, usize)>,
+}
+
+/// CUDA's limit on the blocks of a grid along y, and along z.
+const MOST_ALONG_Y_AND_Z: i64 = 65_535;
+
+/// The blocks that a launch starts for a grid of the declaration's.
+pub(super) struct Blocks {
+    pub(super) grid: [u32; 3],
+    /// See [`Bound::folded`].
+    pub(super) folded: bool,
+}
+
+impl Blocks {
+    /// `None` when the grid is over CUDA's limits, also with y and z folded into x.
+    pub(super) fn of([x, y, z]: [i64; 3], persistent: bool) -> Option<Self> {
+        let most = i64::from(i32::MAX);
+        let product = |a: i64, b: i64| a.checked_mul(b).unwrap_or(i64::MAX);
+        let folded = !persistent && (y > MOST_ALONG_Y_AND_Z || z > MOST_ALONG_Y_AND_Z);
+        let grid = if folded { [product(y, z), x, 1] } else { [x, y, z] };
+        let fits = match persistent {
+            // Tiles are counted in 32 bits. A block's next tile is that of its own number plus the grid's: that must fit too.
+            true => product(product(x, y), z) <= most - MOST_ALONG_Y_AND_Z,
+            false => grid[1] <= MOST_ALONG_Y_AND_Z && grid[2] <= MOST_ALONG_Y_AND_Z,
+        };
+        let in_words = grid.map(u32::try_from);
+        match (in_words, fits && grid.iter().all(|side| *side <= most)) {
+            ([Ok(x), Ok(y), Ok(z)], true) => Some(Blocks { grid: [x, y, z], folded }),
+            _ => None,
+        }
+    }
 }

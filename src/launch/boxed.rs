@@ -1,21 +1,8 @@
-//! A tensor as the copy engine (TMA) reads it: in boxes.
+//! What the copy engine (TMA) can read of a tensor.
 
-use crate::{DType, Tensor};
+use crate::Tensor;
+use crate::device::BoxedTensor;
 use smallvec::SmallVec;
-
-/// A tensor with the box of one copy, checked against what the copy engine can do (CUDA driver API,
-/// `cuTensorMapEncodeTiled`). Sizes are listed from the last dimension to the first, as the driver wants them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BoxedTensor {
-    pub(crate) arg: &'static str,
-    pub(crate) pointer: u64,
-    pub(crate) dtype: DType,
-    pub(crate) extents: SmallVec<[u64; 5]>,
-    /// In bytes, of all dimensions but the last of the tensor, whose elements lie side by side.
-    pub(crate) strides: SmallVec<[u64; 5]>,
-    /// Elements of a box along each dimension.
-    pub(crate) sides: SmallVec<[u32; 5]>,
-}
 
 impl BoxedTensor {
     /// A tensor on a GPU of which boxes of `[rows, columns]` of the last two dimensions are read; the reason when they

@@ -53,10 +53,16 @@ impl Tuned {
         if ranked.len() == 1 || !store.has_nvrtc() {
             return self.first_valid(ranked);
         }
-        let results = Results::of(&self.device, call.tensors)?;
+        let results = match Results::of(&self.device, call.tensors) {
+            Err(Error::Device(error)) if error.is_out_of_memory() => {
+                tracing::warn!(kernel = self.shared.name, %error, "not tuned: no room for a copy of what it changes in place");
+                return self.first_valid(ranked);
+            }
+            results => results?,
+        };
         let tuned = self.tune(store, key, ranked, call, &results);
         // The caller's tensors are as they were before, whatever came of it.
-        results.reset(None)?;
+        results.put_back()?;
         tuned
     }
 
@@ -172,7 +178,7 @@ impl Tuned {
         // some candidates take them, the others are left out of the record: they may be the best for other tensors.
         let mut refused = None;
         for kernel in std::mem::take(&mut kernels) {
-            results.reset(None)?;
+            results.put_back()?;
             match (call.launch)(&kernel) {
                 Err(error @ Error::Bind(_)) => refused = Some(error),
                 _ => kernels.push(kernel),
@@ -181,7 +187,7 @@ impl Tuned {
         if let (true, Some(error)) = (kernels.is_empty(), refused) {
             return Err(error);
         }
-        let contenders = kernels.iter().map(Contender::of_kernel).collect();
+        let contenders = kernels.iter().map(contender).collect();
         // With nothing new to race, the incumbent stays.
         let result = match incumbent.is_some() && kernels.len() < 2 {
             true => None,
@@ -292,4 +298,10 @@ fn write(cache: Option<&KernelCache>, record: &TuneRecord) {
     if let Err(error) = cache.write_record(&key.device.folder_name(), &key.file_name(), &record.to_json()) {
         tracing::warn!(%error, "the tuning record is not kept: the next process tunes again");
     }
+}
+
+/// A loaded kernel as a record has it.
+fn contender(kernel: &Kernel) -> Contender {
+    let blocks_per_sm = kernel.blocks_per_sm().ok();
+    Contender::of_loaded(kernel.variant(), kernel.report(), kernel.compile_time(), blocks_per_sm)
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::find::{OLDEST_NVRTC, Refusal};
+use super::refusal::{OLDEST_NVRTC, Refusal};
 use crate::trust::{self, Distrust};
 
 /// The headers that rendered sources include.

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use libloading::Library;
 
-use super::find::{OLDEST_NVRTC, Refusal};
 use super::layout::Located;
+use super::refusal::{OLDEST_NVRTC, Refusal};
 
 /// `nvrtcProgram`.
 pub(crate) type Program = *mut c_void;

@@ -22,6 +22,7 @@ mod find;
 mod install;
 mod layout;
 mod load;
+mod refusal;
 #[cfg(test)]
 mod tests;
 
@@ -31,9 +32,10 @@ use std::sync::Arc;
 pub use crate::trust::Exposure;
 pub(crate) use environment::{CUDA_VARIABLES, variables};
 pub use environment::{DATA_VARIABLE, Environment, NVRTC_VARIABLE};
-pub use find::{OLDEST_NVRTC, Outcome, Refusal, Searched, Source};
+pub use find::{Outcome, Searched, Source};
 pub use install::install;
 pub(crate) use load::{Nvrtc, Program};
+pub use refusal::{OLDEST_NVRTC, Refusal};
 
 /// A loaded NVRTC with its headers. Cloning is cheap, and clones may compile in parallel.
 #[derive(Clone, Debug)]

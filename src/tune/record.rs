@@ -2,9 +2,10 @@
 
 use super::{Entry, Finish, RaceResult, TuneKey};
 use crate::codegen::{Schedule, Variant};
-use crate::launch::Kernel;
+use crate::compile::PtxasReport;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
+use std::time::Duration;
 
 /// The form of the file. A record of another form counts as absent.
 pub(crate) const SCHEMA: u32 = 1;
@@ -40,13 +41,18 @@ impl Contender {
         }
     }
 
-    /// A loaded kernel.
-    pub(crate) fn of_kernel(kernel: &Kernel) -> Self {
-        let mut contender = Contender::of_variant(kernel.variant());
-        contender.registers = Some(kernel.report().registers);
-        contender.smem_bytes += u64::from(kernel.report().static_smem_bytes);
-        contender.blocks_per_sm = kernel.blocks_per_sm().ok();
-        contender.compile_ms = Some(thousandths(kernel.compile_time().as_secs_f64() * 1e3));
+    /// A variant that is loaded, with what ptxas and the driver say of it.
+    pub(crate) fn of_loaded(
+        variant: &Variant,
+        report: &PtxasReport,
+        compile_time: Duration,
+        blocks_per_sm: Option<u32>,
+    ) -> Self {
+        let mut contender = Contender::of_variant(variant);
+        contender.registers = Some(report.registers);
+        contender.smem_bytes += u64::from(report.static_smem_bytes);
+        contender.blocks_per_sm = blocks_per_sm;
+        contender.compile_ms = Some(thousandths(compile_time.as_secs_f64() * 1e3));
         contender
     }
 }

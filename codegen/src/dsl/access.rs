@@ -1,6 +1,5 @@
 //! What a kernel does with a tensor, and how far two schedules may differ in what they leave there.
 
-use super::parse::unsigned_attr;
 use syn::parse::ParseStream;
 use syn::{Attribute, Ident, Result, Token};
 
@@ -89,5 +88,18 @@ impl Tolerance {
             },
             number => Ok(Tolerance::Close(bound(&number)?)),
         }
+    }
+}
+
+/// A number as it is written.
+fn unsigned_attr(expr: &syn::Expr) -> Option<f64> {
+    match expr {
+        syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Float(float), .. }) if float.suffix().is_empty() => {
+            float.base10_parse().ok()
+        }
+        syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Int(int), .. }) if int.suffix().is_empty() => {
+            int.base10_parse().ok()
+        }
+        _ => None,
     }
 }

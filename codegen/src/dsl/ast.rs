@@ -2,8 +2,9 @@
 
 use super::{Access, Expr, Tolerance};
 use crate::arch::{Arch, Family};
+use crate::dtype::DType;
 use crate::lower::FunctionKind;
-use crate::{DType, Value};
+use crate::value::Value;
 use std::collections::HashSet;
 
 /// A kernel: its arguments, what it is specialised over and how each architecture family runs it.

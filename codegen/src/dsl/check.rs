@@ -1,9 +1,9 @@
 //! What a declaration must satisfy beyond its grammar.
 
+use super::params::ParamsLayout;
 use super::spans::{Role, Spans};
 use super::{ArgKind, Body, ElementType, Expr, Kernel, SpecValues};
 use crate::arch::{Arch, Family};
-use crate::params::ParamsLayout;
 use std::collections::HashSet;
 use syn::{Error, Result};
 

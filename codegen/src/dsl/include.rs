@@ -1,9 +1,8 @@
 //! `include "lib/rows.rs";`: sections that several declarations share.
 
-use super::parse::parse_section;
-use super::spans::Spans;
-use super::{Kernel, parse_file::the_macro};
-use crate::{Error, library, limits};
+use super::one_macro::{MAX_BYTES, the_macro};
+use crate::error::Error;
+use crate::{library, limits};
 use proc_macro2::Span;
 use std::borrow::Cow;
 use syn::parse::ParseStream;
@@ -36,8 +35,8 @@ impl<'a> Included<'a> {
         Included { files, texts: Vec::new() }
     }
 
-    /// Reads `"path";` and the sections of that file.
-    pub(super) fn parse(&mut self, input: ParseStream, kernel: &mut Kernel, spans: &mut Spans) -> Result<()> {
+    /// Reads `"path";` and gives the sections of that file, to be parsed.
+    pub(super) fn sections(&mut self, input: ParseStream) -> Result<syn::Macro> {
         let literal: LitStr = input.parse()?;
         input.parse::<Token![;]>()?;
         let (path, at) = (literal.value(), literal.span());
@@ -53,7 +52,7 @@ impl<'a> Included<'a> {
             return Err(syn::Error::new(at, message));
         };
         self.texts.push(Text { path: path.clone(), text, file: None, at, own: own.is_some() });
-        let tokens = limits::tokens(text, super::parse_file::MAX_BYTES).map_err(|error| {
+        let tokens = limits::tokens(text, MAX_BYTES).map_err(|error| {
             let file = error.span().file();
             if file == Span::call_site().file() {
                 return syn::Error::new(at, format!("{path}: {error}"));
@@ -64,15 +63,8 @@ impl<'a> Included<'a> {
         if let Some(first) = tokens.clone().into_iter().next() {
             self.is_in(first.span().file());
         }
-        let Some(sections) = the_macro(tokens, "shared", &path)? else {
-            return Err(syn::Error::new(at, format!("no `shared! {{ … }}` in `{path}`: write one")));
-        };
-        sections.parse_body_with(|input: ParseStream| {
-            while !input.is_empty() {
-                parse_section(input, kernel, spans, None)?;
-            }
-            Ok(())
-        })
+        the_macro(tokens, "shared", &path)?
+            .ok_or_else(|| syn::Error::new(at, format!("no `shared! {{ … }}` in `{path}`: write one")))
     }
 
     /// Notes what the positions in the last text say of their file.

@@ -61,6 +61,8 @@ mod cuda;
 mod expr;
 mod include;
 pub(crate) mod names;
+mod one_macro;
+mod params;
 mod parse;
 mod parse_body;
 mod parse_file;
@@ -74,3 +76,4 @@ pub use ast::{
     Require, ScalarType, SpecParam, SpecValues, TensorMap, TuneOn, TuneParam, Worth,
 };
 pub use expr::{EvalError, Expr, ceil_div};
+pub use params::{Field, FieldKind, ParamsLayout};

@@ -2,18 +2,18 @@
 
 use super::include::Included;
 use super::parse_body::parse_body;
-use super::parse_values::{parse_constant, parse_shipped, parse_spec_param};
+use super::parse_values::{parse_braced_list, parse_constant, parse_shipped, parse_spec_param};
 use super::spans::{Role, Spans};
 use super::{
     Access, Arg, ArgKind, Derived, DimRef, ElementType, FunctionSlot, Kernel, Require, ScalarType, Tolerance,
 };
-use crate::DType;
+use crate::dtype::DType;
 use crate::lower::FunctionKind;
 use proc_macro2::Span;
 use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
 use syn::spanned::Spanned as _;
-use syn::{Ident, LitInt, LitStr, Result, Token, braced, bracketed, parenthesized};
+use syn::{Ident, LitInt, LitStr, Result, Token, bracketed, parenthesized};
 
 mod kw {
     syn::custom_keyword!(include);
@@ -88,7 +88,12 @@ pub(super) fn parse_section(
             let message = "a shared declaration includes no other: let the kernel include both";
             return Err(syn::Error::new(keyword.span, message));
         };
-        included.parse(input, kernel, spans)?;
+        included.sections(input)?.parse_body_with(|input: ParseStream| {
+            while !input.is_empty() {
+                parse_section(input, kernel, spans, None)?;
+            }
+            Ok(())
+        })?;
     } else if next.peek(Token![const]) {
         input.parse::<Token![const]>()?;
         parse_constant(input, kernel, spans)?;
@@ -128,23 +133,6 @@ pub(super) fn parse_section(
         return Err(next.error());
     }
     Ok(())
-}
-
-pub(super) fn parse_braced_list<T>(
-    input: ParseStream,
-    spans: &mut Spans,
-    item: fn(ParseStream, &mut Spans) -> Result<T>,
-) -> Result<Vec<T>> {
-    let content;
-    braced!(content in input);
-    let mut items = Vec::new();
-    while !content.is_empty() {
-        items.push(item(&content, spans)?);
-        if !content.is_empty() {
-            content.parse::<Token![,]>()?;
-        }
-    }
-    Ok(items)
 }
 
 fn parse_arg(input: ParseStream, spans: &mut Spans) -> Result<Arg> {
@@ -244,19 +232,6 @@ fn parse_align(attr: &syn::Attribute) -> Result<usize> {
         let message = "an alignment is a power of two up to 256, in bytes: write `#[align(16)]`";
         syn::Error::new_spanned(bytes, message)
     })
-}
-
-/// A number as it is written.
-pub(super) fn unsigned_attr(expr: &syn::Expr) -> Option<f64> {
-    match expr {
-        syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Float(float), .. }) if float.suffix().is_empty() => {
-            float.base10_parse().ok()
-        }
-        syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Int(int), .. }) if int.suffix().is_empty() => {
-            int.base10_parse().ok()
-        }
-        _ => None,
-    }
 }
 
 /// The most dimensions of a tensor.

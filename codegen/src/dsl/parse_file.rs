@@ -1,10 +1,13 @@
 //! From the text of a `kernel.rs` to a checked [`Kernel`].
 
 use super::include::{Files, Included};
+use super::one_macro::{MAX_BYTES, the_macro};
 use super::parse::parse_kernel;
 use super::{Kernel, check};
-use crate::{Error, KernelSource, limits};
-use proc_macro2::{Span, TokenStream};
+use crate::error::Error;
+use crate::limits;
+use crate::source::KernelSource;
+use proc_macro2::Span;
 use syn::Result;
 use syn::parse::ParseStream;
 
@@ -35,9 +38,6 @@ fn parse_and_check(file: &str, text: &str, files: Files<'_>) -> std::result::Res
     limits::apart(parse).unwrap_or_else(|| limits::with_room(parse))
 }
 
-/// Most of a declaration is its documentation.
-pub(super) const MAX_BYTES: usize = 256 << 10;
-
 fn parse_file(text: &str, included: &mut Included<'_>) -> Result<Kernel> {
     let tokens = limits::tokens(text, MAX_BYTES)?;
     let Some(kernel) = the_macro(tokens, "kernel", "a kernel.rs")? else {
@@ -48,28 +48,4 @@ fn parse_file(text: &str, included: &mut Included<'_>) -> Result<Kernel> {
     kernel.declaration = included.hash(text);
     kernel.includes = included.paths();
     Ok(kernel)
-}
-
-/// The one `name! { … }` of a file, which is all that it holds.
-pub(super) fn the_macro(tokens: TokenStream, name: &str, file: &str) -> Result<Option<syn::Macro>> {
-    let mut found = None;
-    for item in syn::parse2::<syn::File>(tokens)?.items {
-        match item {
-            syn::Item::Macro(item) if item.mac.path.is_ident(name) => {
-                if found.is_some() {
-                    let message = match name {
-                        "kernel" => "a second kernel: give it a folder of its own",
-                        _ => "a second one in a file: join the two",
-                    };
-                    return Err(syn::Error::new_spanned(&item.mac.path, message));
-                }
-                found = Some(item.mac);
-            }
-            other => {
-                let message = format!("{file} holds one `{name}! {{ … }}` and nothing else");
-                return Err(syn::Error::new_spanned(other, message));
-            }
-        }
-    }
-    Ok(found)
 }

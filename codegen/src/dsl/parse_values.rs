@@ -1,11 +1,11 @@
-//! From the tokens of constants, `specialize` and `ship` to their values.
+//! From the tokens of constants, `specialize` and `ship` to their values, and lists in braces.
 
 use super::spans::{Role, Spans};
 use super::{Constant, Kernel, SpecParam, SpecValues};
-use crate::DType;
+use crate::dtype::DType;
 use syn::parse::ParseStream;
 use syn::punctuated::Punctuated;
-use syn::{Ident, LitInt, Result, Token, bracketed};
+use syn::{Ident, LitInt, Result, Token, braced, bracketed};
 
 /// The most constants, those that are included among them.
 const MOST_CONSTANTS: usize = 256;
@@ -152,4 +152,22 @@ pub(super) fn parse_ints(input: ParseStream, spans: &Spans) -> Result<Vec<i64>> 
         return Err(syn::Error::new_spanned(range, message));
     }
     Ok((start..=end).collect())
+}
+
+/// `{ item, item }`
+pub(super) fn parse_braced_list<T>(
+    input: ParseStream,
+    spans: &mut Spans,
+    item: fn(ParseStream, &mut Spans) -> Result<T>,
+) -> Result<Vec<T>> {
+    let content;
+    braced!(content in input);
+    let mut items = Vec::new();
+    while !content.is_empty() {
+        items.push(item(&content, spans)?);
+        if !content.is_empty() {
+            content.parse::<Token![,]>()?;
+        }
+    }
+    Ok(items)
 }

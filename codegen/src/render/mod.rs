@@ -4,12 +4,13 @@ mod lines;
 
 use crate::budget::Candidate;
 use crate::dsl::{ElementType, Kernel, ScalarType};
+use crate::dsl::{FieldKind, ParamsLayout};
+use crate::error::Error;
 use crate::library;
 use crate::lower::{self, DeviceFunction, FunctionKind};
-use crate::params::{FieldKind, ParamsLayout};
-use crate::spec::Value;
+use crate::source::KernelSource;
+use crate::value::Value;
 use crate::variant::Variant;
-use crate::{Error, source::KernelSource};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use tera::{Context, Delimiters, Tera};

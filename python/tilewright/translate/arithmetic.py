@@ -9,15 +9,13 @@ from __future__ import annotations
 import ast
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Callable, NoReturn
+from typing import Callable, NoReturn
 
 from .values import (
     AND, BIT_AND, BIT_OR, BIT_XOR, BOOL, CAST, COMPARISON, F32, I32, I32_MAX, IF, OR, PRODUCT, SUM, UNARY,
     Static, Sym, choice, float_literal, int_literal, method, shown, wrap,
 )  # fmt: skip
-
-if TYPE_CHECKING:
-    from .walk import Walk
+from .walker import Walker
 
 _SYMBOLS: dict[type, tuple[str, int]] = {
     ast.Add: ("+", SUM),
@@ -43,7 +41,7 @@ _LONGEST_CHAIN = 16
 class Arithmetic:
     """Operators for the walk, which knows where errors are and where `let`s go."""
 
-    def __init__(self, walk: "Walk") -> None:
+    def __init__(self, walk: Walker) -> None:
         self.walk = walk
 
     # Conversions

@@ -8,14 +8,12 @@ import functools
 import math
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable
+from typing import Any, Callable
 
 from . import formulas, operations as op, signatures as takes
 from .arrays import is_array, is_tensor
 from .values import BOOL, F32, I32
-
-if TYPE_CHECKING:
-    from .walk import Walk
+from .walker import Walker
 
 SUPPORTED = (
     "abs, min, max, int, float, bool, len; of torch, math and numpy exp, exp2, log, log2, log10, log1p, expm1, sqrt, rsqrt, "
@@ -35,7 +33,7 @@ class Operation:
     # What `math` and Python's own functions give: no tensor.
     weak: bool = False
 
-    def __call__(self, walk: "Walk", node: ast.AST, args: list, kwargs: dict) -> Any:
+    def __call__(self, walk: Walker, node: ast.AST, args: list, kwargs: dict) -> Any:
         values = takes.bind(walk, node, self.name, self.declared, args, kwargs)
         result = self.compute(walk, node, *values)
         return walk.weakened(result) if self.weak else result

@@ -10,10 +10,9 @@ from __future__ import annotations
 import ast
 import functools
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Callable
+from typing import Any, Callable
 
-if TYPE_CHECKING:
-    from .walk import Walk
+from .walker import Walker
 
 
 def formula(text: str, *, nonneg: bool = False) -> Callable[..., Any]:
@@ -24,7 +23,7 @@ def formula(text: str, *, nonneg: bool = False) -> Callable[..., Any]:
         lines = "\n".join(f"    {line.strip()}" for line in text.strip().splitlines())
         return ast.parse(f"def formula(x, y):\n{lines}").body[0].body
 
-    def handler(walk: "Walk", node: ast.AST, *values: Any) -> Any:
+    def handler(walk: Walker, node: ast.AST, *values: Any) -> Any:
         floats = [walk.named(walk.do.to_f32(walk.symbol(value, node)), name) for value, name in zip(values, "xy")]
         result = walk.symbol(walk.formula(body(), dict(zip("xy", floats)), node), node)
         return replace(result, nonneg=nonneg, weak=False)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import ast
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .values import F32, Static, Sym, bool_literal, int_literal
-
-if TYPE_CHECKING:
-    from .walk import Walk
+from .walker import Walker
 
 # What is compared one by one.
 MOST_ITEMS = 256
 
 
-def contains(walk: "Walk", node: ast.AST, left: Any, right: Any) -> Any:
+def contains(walk: Walker, node: ast.AST, left: Any, right: Any) -> Any:
     """Whether a tuple, a list or a range holds a value of the GPU; a Python bool."""
     if isinstance(right, Static) and isinstance(right.obj, range) and not isinstance(left, Static):
         return walk.weakened(_in_range(walk, node, walk.symbol(left, node), right))
@@ -28,7 +26,7 @@ def contains(walk: "Walk", node: ast.AST, left: Any, right: Any) -> Any:
     return walk.weakened(walk.do.all_of(equal, "||") if equal else bool_literal(False))
 
 
-def _too_long(walk: "Walk", node: ast.AST, length: int) -> None:
+def _too_long(walk: Walker, node: ast.AST, length: int) -> None:
     reason = (
         f"`in` compares with each of {length} items, at most {MOST_ITEMS}: capture a tensor of bools, as in "
         "`allowed = torch.zeros(n, dtype=torch.bool); allowed[ids] = True`, and write `allowed[q]`"
@@ -36,7 +34,7 @@ def _too_long(walk: "Walk", node: ast.AST, length: int) -> None:
     walk.fail(node, reason)
 
 
-def _in_range(walk: "Walk", node: ast.AST, value: Sym, known: Static) -> Sym:
+def _in_range(walk: Walker, node: ast.AST, value: Sym, known: Static) -> Sym:
     """Between its ends, and on a step: no comparison with each."""
     numbers = known.obj
     if not numbers:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import ast
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Callable
+from typing import Any, Callable
 
 from .arrays import is_array, is_tensor, scalar
 from .formulas import GELU_TANH
 from .values import (
     BOOL, F32, I32, I32_MAX, IF, PRODUCT, ElementType, Static, Sym, Tup, another, choice, float_literal, method, shown,
 )  # fmt: skip
-
-if TYPE_CHECKING:
-    from .walk import Walk
+from .walker import Walker
 
 Handler = Callable[..., Any]
 
@@ -30,7 +28,7 @@ def f32(name: str, *, nonneg: bool = False) -> Handler:
 def operator(op: type[ast.operator], *, floats: bool = False) -> Handler:
     """A binary operator by its name; ``floats`` converts both sides first."""
 
-    def handler(walk: "Walk", node: ast.AST, left: Any, right: Any) -> Any:
+    def handler(walk: Walker, node: ast.AST, left: Any, right: Any) -> Any:
         if floats:
             left, right = (walk.do.to_f32(walk.symbol(side, node)) for side in (left, right))
         return walk.binary(op(), left, right, node)
@@ -46,7 +44,7 @@ def comparison(op: type[ast.cmpop]) -> Handler:
 def logical(symbol: str) -> Handler:
     """``&&``, ``||`` or ``!=`` of whether numbers are 0."""
 
-    def handler(walk: "Walk", node: ast.AST, left: Any, right: Any) -> Sym:
+    def handler(walk: Walker, node: ast.AST, left: Any, right: Any) -> Sym:
         values = [walk.do.to_bool(walk.symbol(side, node)) for side in (left, right)]
         if symbol == "!=":
             return walk.do.compare(ast.NotEq(), *values, node)
@@ -60,12 +58,12 @@ def unary(op: type[ast.unaryop]) -> Handler:
     return lambda walk, node, x: walk.do.unary(op(), walk.symbol(x, node), node)
 
 
-def logical_not(walk: "Walk", node: ast.AST, x: Any) -> Sym:
+def logical_not(walk: Walker, node: ast.AST, x: Any) -> Sym:
     """``torch.logical_not``, a bool of torch, not of Python."""
     return replace(walk.do.unary(ast.Not(), walk.symbol(x, node), node), weak=False)
 
 
-def extreme(walk: "Walk", name: str, left: Sym, right: Sym) -> Sym:
+def extreme(walk: Walker, name: str, left: Sym, right: Sym) -> Sym:
     """The smaller or larger of two numbers; a number rather than NaN."""
     left, right = walk.do.unify(left, right)
     if left.ty == BOOL:
@@ -86,7 +84,7 @@ def pair(name: str) -> Handler:
 def extreme_of_tensors(name: str) -> Handler:
     """``torch.max(a, b)``, which is another function with a number as its second argument."""
 
-    def handler(walk: "Walk", node: ast.AST, left: Any, right: Any) -> Sym:
+    def handler(walk: Walker, node: ast.AST, left: Any, right: Any) -> Sym:
         if isinstance(right, Static) and not is_array(right.obj):
             walk.fail(node, f"a number is a dimension here: write `torch.{name}imum`, or `clamp`, to compare with it")
         return pair(name)(walk, node, left, right)
@@ -97,7 +95,7 @@ def extreme_of_tensors(name: str) -> Handler:
 def extreme_of(name: str) -> Handler:
     """Python's ``min`` and ``max``."""
 
-    def handler(walk: "Walk", node: ast.AST, *values: Any) -> Sym:
+    def handler(walk: Walker, node: ast.AST, *values: Any) -> Sym:
         if len(values) == 1:
             values = tuple(walk.items(values[0], node))
         if len(values) < 2:
@@ -122,7 +120,7 @@ def extreme_of(name: str) -> Handler:
     return handler
 
 
-def clamp(walk: "Walk", node: ast.AST, x: Any, low: Any, high: Any, low_: Any = None, high_: Any = None) -> Sym:
+def clamp(walk: Walker, node: ast.AST, x: Any, low: Any, high: Any, low_: Any = None, high_: Any = None) -> Sym:
     """``torch.clamp``, and ``numpy.clip`` with its two pairs of names."""
     result, bounds = walk.symbol(x, node), []
     for name, bound in (("max", low or low_), ("min", high or high_)):
@@ -135,18 +133,18 @@ def clamp(walk: "Walk", node: ast.AST, x: Any, low: Any, high: Any, low_: Any = 
     return another(result, weak=False)
 
 
-def where(walk: "Walk", node: ast.AST, condition: Any, yes: Any, no: Any) -> Sym:
+def where(walk: Walker, node: ast.AST, condition: Any, yes: Any, no: Any) -> Sym:
     """``torch.where`` of single numbers."""
     chosen = walk.do.select(walk.symbol(condition, node), walk.symbol(yes, node), walk.symbol(no, node))
     return another(chosen, weak=False)
 
 
-def where_method(walk: "Walk", node: ast.AST, x: Any, condition: Any, other: Any) -> Sym:
+def where_method(walk: Walker, node: ast.AST, x: Any, condition: Any, other: Any) -> Sym:
     """``x.where(condition, other)``."""
     return where(walk, node, condition, x, other)
 
 
-def absolute(walk: "Walk", node: ast.AST, x: Any) -> Sym:
+def absolute(walk: Walker, node: ast.AST, x: Any) -> Sym:
     """``abs``; of a bool as of 0 and 1."""
     x = walk.symbol(x, node)
     if x.ty == BOOL:
@@ -158,7 +156,7 @@ def absolute(walk: "Walk", node: ast.AST, x: Any) -> Sym:
 def rounding(name: str, *, whole: bool) -> Handler:
     """``floor`` and ``ceil``: of integers themselves. ``whole``: the result is an integer, as in ``math``."""
 
-    def handler(walk: "Walk", node: ast.AST, x: Any) -> Sym:
+    def handler(walk: Walker, node: ast.AST, x: Any) -> Sym:
         x = walk.symbol(x, node)
         if x.ty != F32:
             return another(walk.do.to_i32(x), weak=whole)
@@ -168,7 +166,7 @@ def rounding(name: str, *, whole: bool) -> Handler:
     return handler
 
 
-def trunc(walk: "Walk", node: ast.AST, x: Any) -> Sym:
+def trunc(walk: Walker, node: ast.AST, x: Any) -> Sym:
     """Towards 0."""
     x = walk.symbol(x, node)
     if x.ty != F32:
@@ -177,7 +175,7 @@ def trunc(walk: "Walk", node: ast.AST, x: Any) -> Sym:
     return choice(Sym(BOOL, f"{x.text} < 0.0"), walk.do.call("ceil", x), walk.do.call("floor", x))
 
 
-def sign(walk: "Walk", node: ast.AST, x: Any) -> Sym:
+def sign(walk: Walker, node: ast.AST, x: Any) -> Sym:
     """-1, 0 or 1; 0 of NaN, as in torch."""
     x = walk.symbol(x, node)
     if x.ty == BOOL:
@@ -188,14 +186,14 @@ def sign(walk: "Walk", node: ast.AST, x: Any) -> Sym:
     return Sym(x.ty, f"if {x.text} > {zero} {{ {one} }} else if {x.text} < {zero} {{ -{one} }} else {{ {last} }}", IF)
 
 
-def np_sign(walk: "Walk", node: ast.AST, x: Any) -> Sym:
+def np_sign(walk: Walker, node: ast.AST, x: Any) -> Sym:
     """numpy's sign of NaN is NaN."""
     x = walk.named(walk.symbol(x, node), "x")
     signed = sign(walk, node, x)
     return signed if x.ty != F32 else choice(Sym(BOOL, f"{x.text} != {x.text}"), x, signed)
 
 
-def square(walk: "Walk", node: ast.AST, x: Any) -> Sym:
+def square(walk: Walker, node: ast.AST, x: Any) -> Sym:
     """``x * x``, of integers as an integer."""
     x = walk.symbol(x, node)
     x = walk.named(walk.do.to_i32(x) if x.ty == BOOL else x, "x")
@@ -203,7 +201,7 @@ def square(walk: "Walk", node: ast.AST, x: Any) -> Sym:
     return replace(result, nonneg=x.ty == F32 or result.most <= I32_MAX)
 
 
-def relu(walk: "Walk", node: ast.AST, x: Any) -> Sym:
+def relu(walk: Walker, node: ast.AST, x: Any) -> Sym:
     """The larger of x and 0; its derivative at 0 is 0, as torch's."""
     x = walk.symbol(x, node)
     if x.ty != F32:
@@ -212,12 +210,12 @@ def relu(walk: "Walk", node: ast.AST, x: Any) -> Sym:
     return replace(choice(Sym(BOOL, f"{x.text} <= 0.0"), float_literal(0.0), x), nonneg=True)
 
 
-def power(walk: "Walk", node: ast.AST, base: Any, exponent: Any) -> Any:
+def power(walk: Walker, node: ast.AST, base: Any, exponent: Any) -> Any:
     """``base ** exponent``."""
     return walk.power(base, exponent, node)
 
 
-def float_power(walk: "Walk", node: ast.AST, base: Any, exponent: Any) -> Any:
+def float_power(walk: Walker, node: ast.AST, base: Any, exponent: Any) -> Any:
     """``math.pow`` and ``torch.float_power``: a float, of integers too."""
     if not isinstance(base, Static):
         return walk.power(walk.do.to_f32(base), exponent, node)
@@ -226,7 +224,7 @@ def float_power(walk: "Walk", node: ast.AST, base: Any, exponent: Any) -> Any:
     return walk.power(base, exponent, node)
 
 
-def fmod(walk: "Walk", node: ast.AST, left: Any, right: Any) -> Sym:
+def fmod(walk: Walker, node: ast.AST, left: Any, right: Any) -> Sym:
     """C's remainder, with the sign of ``left``."""
     left, right = walk.do.unify(walk.symbol(left, node), walk.symbol(right, node))
     if left.ty == BOOL:
@@ -234,7 +232,7 @@ def fmod(walk: "Walk", node: ast.AST, left: Any, right: Any) -> Sym:
     return walk.do.infix(left, right, "%", PRODUCT, left.ty, left.nonneg)
 
 
-def float_fmod(walk: "Walk", node: ast.AST, left: Any, right: Any) -> Sym:
+def float_fmod(walk: Walker, node: ast.AST, left: Any, right: Any) -> Sym:
     """``math.fmod``: a float, of integers too."""
     return fmod(walk, node, *(walk.do.to_f32(walk.symbol(side, node)) for side in (left, right)))
 
@@ -242,7 +240,7 @@ def float_fmod(walk: "Walk", node: ast.AST, left: Any, right: Any) -> Sym:
 def cast(ty: str, *, weak: bool = False) -> Handler:
     """``int(x)``, ``x.float()``."""
 
-    def handler(walk: "Walk", node: ast.AST, x: Any) -> Sym:
+    def handler(walk: Walker, node: ast.AST, x: Any) -> Sym:
         x = walk.symbol(x, node)
         result = walk.do.convert(x, ty)
         changed = result is not x or result.narrow or weak != x.weak
@@ -251,12 +249,12 @@ def cast(ty: str, *, weak: bool = False) -> Handler:
     return handler
 
 
-def number_of(walk: "Walk", node: ast.AST, x: Any) -> Sym:
+def number_of(walk: Walker, node: ast.AST, x: Any) -> Sym:
     """``x.item()``: the number, as Python's."""
     return another(walk.symbol(x, node), weak=True)
 
 
-def math_log(walk: "Walk", node: ast.AST, x: Any, base: Any) -> Any:
+def math_log(walk: Walker, node: ast.AST, x: Any, base: Any) -> Any:
     """``math.log`` with or without a base."""
     result = walk.do.call("ln", walk.symbol(x, node))
     if base is None:
@@ -264,7 +262,7 @@ def math_log(walk: "Walk", node: ast.AST, x: Any, base: Any) -> Any:
     return walk.do.of_floats(ast.Div, result, walk.do.call("ln", walk.symbol(base, node)), node)
 
 
-def filled(walk: "Walk", node: ast.AST, value: Any, dtype: Any, default: str) -> Any:
+def filled(walk: Walker, node: ast.AST, value: Any, dtype: Any, default: str) -> Any:
     """A constant of a dtype: ``b.new_ones((), dtype=torch.bool)``."""
     ty = element_type(walk, node, dtype) if dtype is not None and not _is_none(dtype) else default
     if isinstance(value, Static) and value.literal and isinstance(scalar(value.obj), (bool, int, float)):
@@ -277,7 +275,7 @@ def filled(walk: "Walk", node: ast.AST, value: Any, dtype: Any, default: str) ->
     return another(walk.do.convert(walk.symbol(value, node), ty), weak=False)
 
 
-def element_type(walk: "Walk", node: ast.AST, dtype: Any) -> str:
+def element_type(walk: Walker, node: ast.AST, dtype: Any) -> str:
     """What a dtype is on the GPU."""
     if isinstance(dtype, ElementType):
         return dtype.ty
@@ -296,7 +294,7 @@ def _is_none(value: Any) -> bool:
     return isinstance(value, Static) and value.obj is None
 
 
-def _type_of(walk: "Walk", node: ast.AST, x: Any) -> str:
+def _type_of(walk: Walker, node: ast.AST, x: Any) -> str:
     return walk.symbol(x, node).ty
 
 
@@ -305,7 +303,7 @@ def all_like(value: Any) -> Handler:
     return lambda walk, node, x, dtype, shape=None: filled(walk, node, Static.of(value), dtype, _type_of(walk, node, x))
 
 
-def full_like(walk: "Walk", node: ast.AST, x: Any, value: Any, dtype: Any, shape: Any = None) -> Any:
+def full_like(walk: Walker, node: ast.AST, x: Any, value: Any, dtype: Any, shape: Any = None) -> Any:
     """``torch.full_like(x, value)``."""
     return filled(walk, node, value, dtype, _type_of(walk, node, x))
 
@@ -315,7 +313,7 @@ def new(value: Any) -> Handler:
     return lambda walk, node, x, size, dtype: new_full(walk, node, x, size, Static.of(value), dtype)
 
 
-def new_full(walk: "Walk", node: ast.AST, x: Any, size: Any, value: Any, dtype: Any) -> Any:
+def new_full(walk: Walker, node: ast.AST, x: Any, size: Any, value: Any, dtype: Any) -> Any:
     """``x.new_full((), value)``."""
     empty = isinstance(size, Static) and isinstance(size.obj, (tuple, list)) and not size.obj
     if not empty and not (isinstance(size, Tup) and not size.items):
@@ -323,7 +321,7 @@ def new_full(walk: "Walk", node: ast.AST, x: Any, size: Any, value: Any, dtype: 
     return filled(walk, node, value, dtype, _type_of(walk, node, x))
 
 
-def to(walk: "Walk", node: ast.AST, x: Sym, *targets: Any) -> Any:
+def to(walk: Walker, node: ast.AST, x: Sym, *targets: Any) -> Any:
     """``x.to(torch.float32)``, ``x.to(other)``, ``x.type_as(other)``, ``x.to("cuda", torch.int32)``."""
     ty = None
     for target in targets:
@@ -336,7 +334,7 @@ def to(walk: "Walk", node: ast.AST, x: Sym, *targets: Any) -> Any:
     return x if ty is None else cast(ty)(walk, node, x)
 
 
-def astype(walk: "Walk", node: ast.AST, x: Sym, dtype: Any) -> Any:
+def astype(walk: Walker, node: ast.AST, x: Sym, dtype: Any) -> Any:
     """``x.astype(numpy.float32)``, ``x.type(torch.float32)``."""
     return cast(element_type(walk, node, dtype))(walk, node, x)
 
@@ -348,17 +346,17 @@ def _is_place(target: Any) -> bool:
     return isinstance(target.obj, (str, bool)) or type(target.obj).__name__ == "device"
 
 
-def same(walk: "Walk", node: ast.AST, x: Sym) -> Sym:
+def same(walk: Walker, node: ast.AST, x: Sym) -> Sym:
     """``x.contiguous()``: the tensor itself."""
     return x
 
 
-def copied(walk: "Walk", node: ast.AST, x: Sym) -> Sym:
+def copied(walk: Walker, node: ast.AST, x: Sym) -> Sym:
     """``x.clone()``: another tensor of the same value."""
     return another(x)
 
 
-def detach(walk: "Walk", node: ast.AST, x: Sym) -> Sym:
+def detach(walk: Walker, node: ast.AST, x: Sym) -> Sym:
     """``x.detach()``, where that changes no derivative."""
     if x.ty == F32 and walk.kind == "score_mod":
         reason = "`.detach()` of a float is not supported, for its derivative would have to be left out: leave `.detach()` out"
@@ -366,7 +364,7 @@ def detach(walk: "Walk", node: ast.AST, x: Sym) -> Sym:
     return x
 
 
-def gelu(walk: "Walk", node: ast.AST, x: Any, approximate: Any) -> Any:
+def gelu(walk: Walker, node: ast.AST, x: Any, approximate: Any) -> Any:
     """``gelu(x, approximate="tanh")``."""
     if not isinstance(approximate, Static) or approximate.obj != "tanh":
         walk.fail(node, "`gelu` is supported with `approximate=\"tanh\"`: the GPU has no error function")

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import ast
 import inspect
-from typing import TYPE_CHECKING, Any, Callable
+from typing import Any, Callable
 
 from .values import Static, shown
-
-if TYPE_CHECKING:
-    from .walk import Walk
+from .walker import Walker
 
 # Parameters that say where or how a result is kept, not what it is.
 _IGNORED = {"device", "layout", "pin_memory", "memory_format", "requires_grad", "non_blocking", "copy", "order", "subok", "casting"}
@@ -93,7 +91,7 @@ def builtin_pow(base, exp, mod=None): ...
 def several(*args, key=None, default=None): ...
 
 
-def bind(walk: "Walk", node: ast.AST, name: str, declared: Callable, args: list, kwargs: dict) -> list[Any]:
+def bind(walk: Walker, node: ast.AST, name: str, declared: Callable, args: list, kwargs: dict) -> list[Any]:
     """The arguments of a call in the order of the declared parameters, None for those left out.
 
     Fails where Python would, and for an argument that is not honoured.

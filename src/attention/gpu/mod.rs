@@ -3,6 +3,7 @@
 
 mod backward;
 mod executor;
+mod parts;
 mod ranking;
 mod selection;
 

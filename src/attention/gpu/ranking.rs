@@ -1,6 +1,6 @@
 //! The kernels that rank key blocks: means, scores, and the choice among them.
 
-use super::selection::{Call, Parts, parts_of};
+use super::parts::{Call, Parts, parts_of};
 use crate::attention::Rule;
 use crate::codegen::lower::DeviceFunction;
 use crate::device::CudaDevice;

@@ -1,6 +1,7 @@
 //! From q and k to lists of key blocks: pool → rank, or for long rows pool → score → select; transpose after. With a mask function
 //! classify before, and score_partial for the blocks that it keeps in part.
 
+use super::parts::{Call, Parts, parts_of};
 use super::ranking::{Partial, Ranking, rank_blocks};
 use crate::attention::memory::Memory;
 use crate::attention::work::Ranked;
@@ -261,34 +262,4 @@ pub(super) fn transpose_bits(
     };
     // SAFETY: the bits are those of blocks that exist, and `mark` has set `finished` to 0; all work is on one stream.
     unsafe { kernel.launch_in(bucket, &args, None) }
-}
-
-/// What every kernel of a call goes by.
-pub(super) struct Call<'a> {
-    pub(super) rule: &'a Rule,
-    pub(super) sizes: &'a Sizes,
-}
-
-impl Call<'_> {
-    /// What the tuner goes by: what is selected is on the GPU, and its density is not known here.
-    pub(super) fn bucket(&self) -> Bucket {
-        self.sizes.bucket(self.rule, None)
-    }
-}
-
-/// What the selecting kernels read beside the scores, and write.
-pub(super) struct Parts<'a> {
-    pub(super) classes: Option<&'a Tensor>,
-    pub(super) keep: &'a mut Tensor,
-    pub(super) full_keep: &'a mut Option<Tensor>,
-    /// The order of the rows, and the heads' counters.
-    pub(super) order: Option<(&'a mut Tensor, &'a mut Tensor)>,
-    pub(super) lists: &'a mut MaskLists,
-}
-
-pub(super) fn parts_of(index: &mut Option<BlockIndex>) -> (Option<&mut Tensor>, Option<&mut Tensor>) {
-    match index {
-        Some(BlockIndex { counts, indices }) => (Some(counts), Some(indices)),
-        None => (None, None),
-    }
 }

@@ -2,7 +2,7 @@
 //! program, so that it shows the same wherever it is installed; and files of the user's like them.
 
 use crate::cli::error::CliError;
-use crate::cli::files::Source;
+use crate::cli::source::Source;
 use crate::cli::tensor_file::TensorFile;
 use std::path::PathBuf;
 use tilewright::output::printable;

@@ -7,11 +7,12 @@ mod text;
 
 use super::args::AttentionArgs;
 use super::error::CliError;
-use super::files::{self, Destination, Source};
+use super::files::{self, Destination};
 use super::mask_image::{self, ImageError};
 use super::nvrtc;
 use super::progress::note;
 use super::report::Report;
+use super::source::Source;
 use super::variants::VariantReport;
 use clap::Args;
 use measure::{LayerReport, OrderReport};

@@ -4,10 +4,11 @@ mod layout;
 
 use super::args::{AttentionArgs, describe};
 use super::error::CliError;
-use super::files::{self, Destination, Source, write_error};
+use super::files::{self, Destination, write_error};
 use super::nvrtc;
 use super::progress;
 use super::report::Report;
+use super::source::Source;
 use super::table::milliseconds;
 use super::tensor_file::{RawTensor, TensorFile, serialize};
 use clap::Args;

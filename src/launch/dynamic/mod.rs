@@ -8,8 +8,7 @@ mod rule;
 pub use args::DynamicArgs;
 
 use super::{BindError, Dim, Request, TensorDecl};
-use crate::codegen::dsl::{self, Arg, ArgKind, ElementType, ScalarType};
-use crate::codegen::params::{self, FieldKind, ParamsLayout};
+use crate::codegen::dsl::{self, Arg, ArgKind, ElementType, FieldKind, ParamsLayout, ScalarType};
 use crate::codegen::{Error, Family, Generator, KernelSource, KernelSpec};
 use rule::{Rule, Values};
 use std::fmt;
@@ -240,7 +239,7 @@ fn fields(
 ) -> Vec<Field> {
     let tensor = |name: &str| tensors.iter().position(|tensor| tensor.decl.name == name);
     let dims = kernel.dims();
-    let value = |field: &params::Field| match &field.kind {
+    let value = |field: &dsl::Field| match &field.kind {
         FieldKind::Pointer { .. } => tensor(&field.name).map(FieldValue::Pointer),
         FieldKind::Strides(_) => tensor(field.name.strip_suffix("_stride")?).map(FieldValue::Strides),
         FieldKind::Dim => dims.iter().find(|dim| **dim == field.name).map(|dim| FieldValue::Dim(dim)),

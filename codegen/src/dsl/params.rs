@@ -1,6 +1,6 @@
 //! The layout of a kernel's `Params`, the one struct it takes by value. Rust and CUDA are both written from it.
 
-use crate::dsl::{ArgKind, ElementType, Kernel, ScalarType};
+use super::{ArgKind, ElementType, Kernel, ScalarType};
 
 /// One member.
 #[derive(Debug, Clone, PartialEq, Eq)]
