@@ -181,7 +181,10 @@ impl Tuned {
             results.put_back()?;
             match (call.launch)(&kernel) {
                 Err(error @ Error::Bind(_)) => refused = Some(error),
-                _ => kernels.push(kernel),
+                _ => {
+                    results.set_bound();
+                    kernels.push(kernel);
+                }
             }
         }
         if let (true, Some(error)) = (kernels.is_empty(), refused) {

@@ -5,6 +5,7 @@ use crate::codegen::dsl::{Access, Tolerance};
 use crate::device::CudaDevice;
 use crate::tensor::{Element, Saved};
 use crate::{DType, Error, Tensor};
+use std::cell::Cell;
 
 /// The bits of every element of every result.
 pub(super) type Bits = Vec<Vec<u32>>;
@@ -15,6 +16,8 @@ pub(super) struct Results<'a> {
     written: Vec<TensorArg<'a>>,
     /// What is changed in place, as it was before.
     saved: Vec<(&'a Tensor, Saved)>,
+    /// Whether a candidate has taken the tensors. Until then they may be what a launch refuses, and share their memory.
+    is_bound: Cell<bool>,
 }
 
 impl<'a> Results<'a> {
@@ -29,7 +32,13 @@ impl<'a> Results<'a> {
         let written: Vec<_> = written.collect();
         let in_place = written.iter().filter(|arg| arg.decl.access == Access::InOut);
         let saved = in_place.map(|arg| Ok((arg.tensor, arg.tensor.save(device)?)));
-        Ok(Results { device, saved: saved.collect::<Result<_, Error>>()?, written })
+        let saved = saved.collect::<Result<_, Error>>()?;
+        Ok(Results { device, saved, written, is_bound: Cell::new(false) })
+    }
+
+    /// Notes that a candidate has taken the tensors.
+    pub(super) fn set_bound(&self) {
+        self.is_bound.set(true);
     }
 
     /// Puts back what is changed in place.
@@ -40,7 +49,7 @@ impl<'a> Results<'a> {
     /// Makes everything as it was before the launch, whatever a candidate has left: counters are 0 then.
     pub(super) fn put_back(&self) -> Result<(), Error> {
         self.restore()?;
-        self.fill(&[Access::Counters], 0)
+        if self.is_bound.get() { self.fill(&[Access::Counters], 0) } else { Ok(()) }
     }
 
     /// The same, with every byte of what is only written set to `poison`.
