@@ -2,7 +2,7 @@
 
 use crate::arch::{Arch, Limits};
 use crate::budget::{self, Candidate, Candidates};
-use crate::dsl::{Kernel, SpecParam};
+use crate::dsl::{Arg, ArgKind, Kernel, SpecParam, Tolerance};
 use crate::error::Error;
 use crate::model::{self, Machine};
 use crate::render::Renderer;
@@ -42,6 +42,16 @@ impl Generator {
             if !source.files.iter().any(|(known, _)| *known == path) {
                 return fail(format!("`body {}` is declared but {path} is missing: write it", body.family));
             }
+        }
+        let is_any = |arg: &&Arg| matches!(arg.kind, ArgKind::Tensor { tolerance: Tolerance::Any, .. });
+        if let (false, Some(arg)) = (source.has_check, kernel.args.iter().find(is_any))
+            && has_schedules(&kernel)
+        {
+            return fail(format!(
+                "schedules may differ in `{}` as they like (`#[tolerance(any)]`), and the folder has no check.rs that would tell right \
+                 results from wrong ones: write it, or give the tensor a bound",
+                arg.name
+            ));
         }
         let renderer = Renderer::new(source)?;
         Ok(Generator { kernel, renderer })
@@ -180,4 +190,11 @@ impl Generator {
         }
         Ok(variants)
     }
+}
+
+/// Whether there is anything to choose among: several bodies, or several values of a `tune` parameter.
+fn has_schedules(kernel: &Kernel) -> bool {
+    let mut params =
+        kernel.bodies.iter().flat_map(|body| body.tune_on.iter().flat_map(|on| &on.tune).chain(&body.tune));
+    kernel.bodies.len() > 1 || params.any(|param| param.values.len() > 1)
 }

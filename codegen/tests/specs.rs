@@ -303,3 +303,21 @@ fn folders_that_cannot_be_read_are_named() {
     let error = message(KernelSource::read(folder.path(), "scale"));
     assert!(error.starts_with(&format!("reading {}: ", kernel.join("kernel.rs").display())), "{error}");
 }
+
+/// Where schedules may differ as they like, something has to tell right results from wrong ones.
+#[test]
+fn results_that_may_be_anything_have_a_check() {
+    let any = DECLARATION.replace("y: out Tensor", "#[tolerance(any)] y: out Tensor");
+    let mut source = source(&any, BODY);
+    assert_eq!(
+        message(Generator::new(&source)),
+        "kernel `scale`: schedules may differ in `y` as they like (`#[tolerance(any)]`), and the folder has no check.rs that would tell \
+         right results from wrong ones: write it, or give the tensor a bound"
+    );
+    // Of one schedule there is nothing to choose.
+    source.declaration = any.replace("WARPS: [4, 8]", "WARPS: [4]").into();
+    assert!(Generator::new(&source).is_ok());
+    source.declaration = any.into();
+    source.has_check = true;
+    assert!(Generator::new(&source).is_ok());
+}

@@ -28,7 +28,7 @@ impl Tuned {
         }
         let all = fingerprints(ranked);
         let key = self.key(bucket);
-        let record = read(store.cache(), &key);
+        let record = self.record(store, &key, ranked, call)?;
         if let Plan::Use { winner } = plan(record.as_ref(), &all)
             && let Some(kernel) = self.load(store, ranked[winner])?
         {
@@ -64,6 +64,44 @@ impl Tuned {
         // The caller's tensors are as they were before, whatever came of it.
         results.put_back()?;
         tuned
+    }
+
+    /// The record of a key. One that was made where the kernel's check.rs could not be asked counts once its winner has passed; while a graph
+    /// is captured nothing can be asked.
+    fn record(
+        &self,
+        store: Store<'_>,
+        key: &TuneKey,
+        ranked: &[&Variant],
+        call: &Call<'_>,
+    ) -> Result<Option<TuneRecord>, Error> {
+        let record = read(store.cache(), key);
+        let (Some(mut record), Some(check)) = (record.clone(), call.check) else { return Ok(record) };
+        if record.is_checked() {
+            return Ok(Some(record));
+        }
+        if self.device.is_capturing()? {
+            return Ok(None);
+        }
+        let all = fingerprints(ranked);
+        let best = record.best_of(&all).map(|best| best.candidate.fingerprint.clone());
+        let place = best.and_then(|best| all.iter().position(|known| **known == best));
+        let winner = place.map(|place| self.load(store, ranked[place])).transpose()?.flatten();
+        match winner.map(|kernel| check(&kernel)) {
+            Some(Ok(Ok(()))) => {
+                record.set_checked(true);
+                write(store.cache(), &record);
+                Ok(Some(record))
+            }
+            refused => {
+                tracing::warn!(
+                    kernel = self.shared.name,
+                    ?refused,
+                    "the record's winner does not pass its check"
+                );
+                Ok(None)
+            }
+        }
     }
 
     /// The first candidate that compiles without spills. Without NVRTC, the first that the program or a bundle brought.
@@ -142,7 +180,7 @@ impl Tuned {
         });
         let all = fingerprints(ranked);
         // Whoever held the lock may have done it.
-        let record = read(store.cache(), &key);
+        let record = self.record(store, &key, ranked, call)?;
         let (places, incumbent) = match plan(record.as_ref(), &all) {
             Plan::Use { winner } => match self.load(store, ranked[winner])? {
                 Some(kernel) => {
@@ -206,7 +244,7 @@ impl Tuned {
             }
         };
         drop(lock);
-        let record = match (record, incumbent, &result) {
+        let mut record = match (record, incumbent, &result) {
             (Some(mut record), Some(_), result) => {
                 record.merge(contenders, rejected, result.as_ref());
                 record
@@ -221,6 +259,9 @@ impl Tuned {
                 });
             }
         };
+        if call.check.is_none() {
+            record.set_checked(false);
+        }
         write(store.cache(), &record);
         let winner = record.best_of(&all).map(|timing| timing.candidate.fingerprint.clone());
         self.remember(Some(record));

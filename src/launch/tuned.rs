@@ -42,6 +42,8 @@ pub(super) struct Shared {
     /// Every candidate that fits, in the declaration's order.
     variants: Vec<Variant>,
     pruned: Vec<Rejection>,
+    /// Whether the kernel's folder has a check.rs.
+    pub(super) has_check: bool,
     pub(super) policy: Policy,
     chosen: RwLock<Vec<Chosen>>,
     /// The records this process has read or made.
@@ -119,6 +121,7 @@ impl Tuned {
             generator,
             variants,
             pruned: candidates.rejected,
+            has_check: request.source().has_check,
             policy,
             chosen: RwLock::default(),
             records: Mutex::default(),
@@ -196,7 +199,7 @@ impl Tuned {
         let launch = |kernel: &Kernel| unsafe { kernel.launch(args, functions) };
         let check =
             |kernel: &Kernel| args.check(&Probe::new(Device::Cuda(self.device.clone()), kernel, functions));
-        self.run(bucket, &|| args.tensors(), &launch, &check)
+        self.run(bucket, &|| args.tensors(), &launch, Some(&check))
     }
 
     pub(super) fn run<'a>(
@@ -204,7 +207,7 @@ impl Tuned {
         bucket: Bucket,
         tensors: &dyn Fn() -> Vec<TensorArg<'a>>,
         launch: &dyn Fn(&Kernel) -> Result<(), Error>,
-        check: &dyn Fn(&Kernel) -> Verdict,
+        check: Option<&dyn Fn(&Kernel) -> Verdict>,
     ) -> Result<(), Error> {
         let kernel = match self.chosen(bucket) {
             Some(kernel) => kernel,
@@ -346,7 +349,7 @@ mod tests {
                 unsafe { kernel.launch(&args, None) }
             };
             let check = |kernel: &Kernel| args.check(&Probe::new(device.clone(), kernel, None));
-            tuned.run(bucket, &|| args.tensors(), &launch, &check).unwrap();
+            tuned.run(bucket, &|| args.tensors(), &launch, Some(&check)).unwrap();
             tuned.chosen(bucket).unwrap().variant().name.clone()
         };
         let tuned = new();

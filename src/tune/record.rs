@@ -102,6 +102,9 @@ pub struct TuneRecord {
     key: TuneKey,
     winner: String,
     candidates: Vec<Timing>,
+    /// Whether the kernel's check.rs, where it has one, was asked.
+    #[serde(skip_serializing_if = "is_true")]
+    checked: bool,
 }
 
 /// A record as read, unchecked.
@@ -112,6 +115,16 @@ struct Raw {
     key: TuneKey,
     winner: String,
     candidates: Vec<Timing>,
+    #[serde(default = "yes")]
+    checked: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_true(flag: &bool) -> bool {
+    *flag
 }
 
 /// Why a record cannot be used.
@@ -178,7 +191,7 @@ impl TuneRecord {
         });
         let candidates = timed.chain(rejected.into_iter().map(rejection)).collect();
         let winner = race.winner().name.clone();
-        TuneRecord { schema: SCHEMA, key, winner, candidates }.checked()
+        TuneRecord { schema: SCHEMA, key, winner, candidates, checked: true }.consistent()
     }
 
     /// Adds candidates found missing by `plan`. `race` was over them and the incumbent; it is `None` when all of
@@ -274,6 +287,16 @@ impl TuneRecord {
         self.candidates.iter().find(|timing| timing.candidate.fingerprint == fingerprint)
     }
 
+    /// Whether the kernel's check.rs was asked about the candidates, or there is none. It cannot be where a kernel is tuned from its folder
+    /// alone: a launch that can ask it does so before it goes by the record.
+    pub fn is_checked(&self) -> bool {
+        self.checked
+    }
+
+    pub(crate) fn set_checked(&mut self, checked: bool) {
+        self.checked = checked;
+    }
+
     /// What the record holds for.
     pub fn key(&self) -> &TuneKey {
         &self.key
@@ -304,8 +327,8 @@ impl TuneRecord {
         if schema != SCHEMA {
             return Err(RecordError::Schema { found: schema });
         }
-        let Raw { schema, key: found, winner, candidates } = serde_json::from_slice(json)?;
-        let record = TuneRecord { schema, key: found, winner, candidates }.checked()?;
+        let Raw { schema, key: found, winner, candidates, checked } = serde_json::from_slice(json)?;
+        let record = TuneRecord { schema, key: found, winner, candidates, checked }.consistent()?;
         if record.key != *key {
             let text = |key: &TuneKey| format!("{} on {}, {}", key.spec, key.device, key.bucket);
             return Err(RecordError::Key { found: text(&record.key), needed: text(key) });
@@ -320,7 +343,7 @@ impl TuneRecord {
             .ok()
     }
 
-    fn checked(self) -> Result<Self, RecordError> {
+    fn consistent(self) -> Result<Self, RecordError> {
         if self.schema != SCHEMA {
             return Err(RecordError::Schema { found: self.schema });
         }
@@ -346,8 +369,8 @@ impl TuneRecord {
 impl TryFrom<Raw> for TuneRecord {
     type Error = RecordError;
 
-    fn try_from(Raw { schema, key, winner, candidates }: Raw) -> Result<Self, RecordError> {
-        TuneRecord { schema, key, winner, candidates }.checked()
+    fn try_from(Raw { schema, key, winner, candidates, checked }: Raw) -> Result<Self, RecordError> {
+        TuneRecord { schema, key, winner, candidates, checked }.consistent()
     }
 }
 

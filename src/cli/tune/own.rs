@@ -95,7 +95,7 @@ pub fn run(folder: &Path, args: &TuneArgs) -> Result<Report, CliError> {
     if let Some(choice) = &choice {
         let _ = writeln!(text, "  {}", choice.variant.name);
         if source.has_check {
-            text += "  its check.rs was not asked: the schedules were checked against the first\n";
+            text += "  its check.rs was not asked: the schedules were checked against the first, and the crate's first launch asks it about the winner\n";
         }
         if args.explain {
             text += &explain(choice);

@@ -5,7 +5,7 @@ use super::{DynamicKernel, Field, FieldValue};
 use crate::codegen::Candidate;
 use crate::codegen::dsl::ScalarType;
 use crate::launch::declared::bucket;
-use crate::launch::{BindError, Binder, Bound, FunctionArgs, Kernel, TensorArg, TensorDecl, Tuned};
+use crate::launch::{BindError, Binder, Bound, FunctionArgs, Kernel, TensorArg, TensorDecl, Tuned, Verdict};
 use crate::{Error, Tensor};
 use smallvec::SmallVec;
 
@@ -155,7 +155,8 @@ impl DynamicArgs {
     }
 
     /// As [`Tuned::launch`], without device functions: their slots are empty. Schedules are checked against the first
-    /// alone, for a `check.rs` is Rust of the crate that the kernel belongs to.
+    /// alone, for a `check.rs` is Rust of the crate that the kernel belongs to: it is asked about the winner when the
+    /// crate first launches by the record.
     ///
     /// # Errors
     /// As [`Tuned::launch`].
@@ -168,7 +169,9 @@ impl DynamicArgs {
         let functions = functions.transpose()?;
         // SAFETY: the caller's.
         let launch = |kernel: &Kernel| unsafe { self.launch(kernel, functions.as_ref()) };
-        tuned.run(bucket(&self.tensors()), &|| self.tensors(), &launch, &|_| Ok(Ok(())))
+        let nothing_to_ask: &dyn Fn(&Kernel) -> Verdict = &|_| Ok(Ok(()));
+        let check = (!tuned.shared.has_check).then_some(nothing_to_ask);
+        tuned.run(bucket(&self.tensors()), &|| self.tensors(), &launch, check)
     }
 }
 

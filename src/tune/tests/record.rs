@@ -122,3 +122,15 @@ fn whatever_is_wrong_with_a_file_it_counts_as_absent() {
     }
     assert!(TuneRecord::usable(text.as_bytes(), &tune_key()).is_some());
 }
+
+/// A record says where its kernel's check.rs was not asked; those that were written before say nothing, and were.
+#[test]
+fn a_record_says_whether_its_candidates_were_checked() {
+    let mut record = record(&[("a", 100.0), ("b", 120.0)]);
+    assert!(record.is_checked());
+    assert!(!String::from_utf8(record.to_json()).unwrap().contains("checked"));
+    record.set_checked(false);
+    let read = TuneRecord::parse(&record.to_json(), &tune_key()).unwrap();
+    assert!(!read.is_checked());
+    assert_eq!(read, record);
+}
