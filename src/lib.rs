@@ -85,3 +85,11 @@ pub use tilewright_macros::{mask_mod, score_mod};
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 mod readme {}
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/plans.md")]
+mod plans {}
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/training.md")]
+mod training {}

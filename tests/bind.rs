@@ -1,10 +1,15 @@
-//! The checks between tensors and a kernel's parameters. No GPU is touched: the tensors have addresses that nobody reads.
+//! The checks between tensors and a kernel's parameters, by the bindings and by declarations that are read at run time. No GPU is touched:
+//! the tensors have addresses that nobody reads.
+
+#[path = "support/dynamic.rs"]
+mod dynamic;
 
 use std::sync::Arc;
 use tilewright::TensorError;
 use tilewright::codegen::{Arch, Candidate, Family, Generator, KernelSource, Value};
 use tilewright::kernels::{forward, order, pool, select, transpose};
-use tilewright::launch::{BindError, Binder, Bound, Dim, KernelArgs};
+use tilewright::launch::{BindError, Binder, Bound, Dim, DynamicArgs, KernelArgs, Request};
+use tilewright::tune::spec_fingerprint;
 use tilewright::{DType, Device, Error, Tensor};
 
 /// The preferred candidate of a spec.
@@ -90,7 +95,7 @@ impl Forward {
             lse: &mut self.lse,
             scale: 0.125,
         };
-        args.bind(candidate)
+        dynamic::bind(&args, &[("scale", 0.125)], candidate)
     }
 }
 
@@ -213,7 +218,8 @@ fn what_the_declaration_requires_is_checked() {
     let [mut q_mean, mut k_mean] =
         [0x2000_0000, 0x3000_0000].map(|address| dense(address, DType::F32, &[1, 1, 1, 20]));
     let (q_mean, k_mean) = (&mut q_mean, &mut k_mean);
-    let error = pool::Args { q: &x, k: &x, q_mean, k_mean, finished: None }.bind(&pool_64()).expect_err("20");
+    let args = pool::Args { q: &x, k: &x, q_mean, k_mean, finished: None };
+    let error = dynamic::bind(&args, &[], &pool_64()).expect_err("20");
     assert!(matches!(error, BindError::Require { condition: "head_dim % 8 == 0", .. }), "{error}");
 }
 
@@ -234,7 +240,7 @@ fn a_grid_over_cuda_s_limits_is_refused() {
             key_order: None,
             finished: None,
         };
-        args.bind(&candidate).map(|bound| (bound.grid, bound.folded))
+        dynamic::bind(&args, &[], &candidate).map(|bound| (bound.grid, bound.folded))
     };
     assert_eq!(bind(1, 65535), Ok(([1, 65535, 1], false)));
     assert_eq!(bind(65535, 1), Ok(([1, 1, 65535], false)));
@@ -269,7 +275,7 @@ fn a_candidate_of_another_declaration_is_refused() {
     let bind = |source: &KernelSource| {
         let [counts, mut row_order] = [0x1000_0000, 0x2000_0000].map(|at| dense(at, DType::I32, &[1, 2, 3]));
         let args = order::Args { counts: &counts, full_counts: None, row_order: &mut row_order, longest: -1 };
-        args.bind(&candidate(source, &[])).map(drop)
+        dynamic::bind(&args, &[("longest", -1.0)], &candidate(source, &[])).map(drop)
     };
     assert_eq!(bind(&order::SOURCE), Ok(()));
     assert_eq!(
@@ -543,10 +549,70 @@ fn optional_outputs_may_be_absent() {
         top_k: 0.5,
         top_p: 0.0,
     };
-    let bound = args.bind(&candidate(&select::SOURCE, &[])).unwrap();
+    let scalars = [("top_k", 0.5), ("top_p", 0.0)];
+    let bound = dynamic::bind(&args, &scalars, &candidate(&select::SOURCE, &[])).unwrap();
     assert_eq!(bound.grid, [1, 2, 1]);
     assert_eq!((bound.params.classes, bound.params.full_kv_counts), (0, 0));
     assert_eq!((bound.params.top_k, bound.params.top_p), (0.5, 0.0));
+}
+
+/// What a record is kept under is made of the kernel, its spec and the sizes: of a folder's kernel the same as of the bindings.
+#[test]
+fn a_record_is_found_by_bindings_and_by_name() {
+    for &source in tilewright::kernels::ALL {
+        let (by_bindings, read) = (Generator::new(source).unwrap(), dynamic::source(&source.name));
+        let by_name = Generator::new(&read).unwrap();
+        let specs = by_bindings.every_spec();
+        assert!(!specs.is_empty());
+        for spec in specs {
+            let values: Vec<_> = spec.values().iter().map(|(name, value)| (name.as_str(), *value)).collect();
+            let same = by_name.spec(&values).unwrap();
+            assert_eq!(spec_fingerprint(&read, &same), spec_fingerprint(source, &spec));
+            let request = dynamic::kernel(&source.name).request(&same);
+            let expected = spec.values().iter().fold(Request::new(source), |request, (name, value)| {
+                request.value(name.clone().leak(), *value)
+            });
+            assert_eq!(format!("{request:?}"), format!("{expected:?}"));
+        }
+        // What a record holds are fingerprints of sources.
+        let fingerprints = |generator: &Generator| -> Vec<String> {
+            generator.shipped().unwrap().into_iter().map(|variant| variant.fingerprint).collect()
+        };
+        assert_eq!(fingerprints(&by_name), fingerprints(&by_bindings));
+    }
+}
+
+/// Arguments by name are all of the declaration's, each once.
+#[test]
+fn names_that_are_none_are_refused_with_those_that_there_are() {
+    let kernel = dynamic::kernel("order");
+    let tensor = |name: &str| (name.to_owned(), dense(0x1000_0000, DType::I32, &[1, 2, 3]));
+    let new = |tensors: &[&str], scalars: &[(&str, f64)]| {
+        let scalars: Vec<_> = scalars.iter().map(|&(name, value)| (name.to_owned(), value)).collect();
+        DynamicArgs::new(kernel, tensors.iter().map(|name| tensor(name)).collect(), &scalars).map(drop)
+    };
+    let (both, longest) = (["row_order", "counts"], ("longest", 7.0));
+    assert_eq!(new(&both, &[longest]), Ok(()));
+    let whole = "needed a whole number of 32 bits";
+    type Given<'a> = (&'a [&'a str], &'a [(&'a str, f64)], String);
+    let mistakes: [Given; 8] = [
+        (&["row_order"], &[longest], "the tensor `counts` is not given".into()),
+        (&["counts", "rows", "row_order"], &[longest], "there is no tensor `rows`".into()),
+        (&["counts", "row_order", "counts"], &[longest], "the tensor `counts` is given twice".into()),
+        (&both, &[], "the scalar `longest` is not given".into()),
+        (&both, &[longest, ("scale", 1.0)], "there is no scalar `scale`".into()),
+        (&both, &[longest, longest], "the scalar `longest` is given twice".into()),
+        (&both, &[("longest", 0.5)], format!("the scalar `longest` is 0.5, {whole}")),
+        (&both, &[("longest", 2147483648.0)], format!("the scalar `longest` is 2147483648, {whole}")),
+    ];
+    for (tensors, scalars, found) in mistakes {
+        let known = match found.contains("tensor") {
+            true => "its tensors: counts, full_counts, row_order",
+            false => "its scalars: longest",
+        };
+        let error = new(tensors, scalars).expect_err(&found).to_string();
+        assert_eq!(error, format!("kernel `order`: {found}; {known}"));
+    }
 }
 
 #[test]

@@ -20,3 +20,5 @@ mod generator;
 mod outputs;
 #[path = "cli/run.rs"]
 mod run;
+#[path = "cli/templates.rs"]
+mod templates;

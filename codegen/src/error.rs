@@ -98,7 +98,7 @@ impl fmt::Debug for Error {
 
 impl Error {
     /// The error with its file seen from where `folder`, which holds the kernels, is seen from.
-    pub(crate) fn within(self, folder: &Path) -> Self {
+    pub fn within(self, folder: &Path) -> Self {
         let place = |file: &str| folder.join(file).to_string_lossy().into_owned();
         match self {
             Error::Declaration { file, line, column, message } => {

@@ -71,6 +71,7 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("a negative tolerance", "y: out Tensor", "#[tolerance(-0.1)] y: out Tensor"),
     ("a tolerance in words", "y: out Tensor", "#[tolerance(some)] y: out Tensor"),
     ("a share of something else", "y: out Tensor", "#[tolerance(rows = 0.1)] y: out Tensor"),
+    ("a tolerance without one", "y: out Tensor", "#[tolerance] y: out Tensor"),
     ("two tolerances", "y: out Tensor", "#[tolerance(0.1)] #[tolerance(any)] y: out Tensor"),
     ("a tolerance of several numbers", "y: out Tensor", "#[tolerance(0.1, 0.2)] y: out Tensor"),
     // Names.

@@ -130,6 +130,7 @@ impl Plan {
         let written = work.written(rule, &self.sizes);
         written.iter().try_for_each(|written| written.check(device))?;
         written.iter().try_for_each(|written| check_dense(written.what, written.tensor))?;
+        scratch.expect_place("scratch", device)?;
         let written = written.iter().map(|written| (written.what, written.tensor));
         expect_apart(written.chain([("scratch", scratch)]), work.read())
     }

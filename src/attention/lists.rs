@@ -2,8 +2,10 @@
 
 use super::memory::Memory;
 use super::{Rule, Sizes};
+use crate::kernels::{rank::tensors as rows, transpose::tensors as columns};
+use crate::launch::TensorDecl;
 use crate::tensor::Named;
-use crate::{BlockIndex, BlockMask, DType, Error};
+use crate::{BlockIndex, BlockMask, Error};
 
 /// The lists of a block mask in memory of the caller's: see [`BlockMask`](crate::BlockMask), whose names these are.
 #[derive(Debug)]
@@ -40,17 +42,15 @@ impl MaskLists {
         by_key: bool,
         memory: &mut Memory<'_>,
     ) -> Result<Self, Error> {
-        let &Sizes { batch, heads, q_blocks, kv_blocks, .. } = sizes;
-        let mut index = |rows, width| -> Result<BlockIndex, Error> {
-            let counts = memory.counts(&[batch, heads, rows])?;
-            Ok(BlockIndex { counts, indices: memory.tensor(DType::I32, &[batch, heads, rows, width])? })
-        };
         let split = rule.is_split();
+        let kv = memory.index([&rows::KV_COUNTS, &rows::KV_INDICES], sizes)?;
+        let mut wanted =
+            |is: bool, decls: [&TensorDecl; 2]| is.then(|| memory.index(decls, sizes)).transpose();
         Ok(MaskLists {
-            kv: index(q_blocks, kv_blocks)?,
-            full_kv: split.then(|| index(q_blocks, kv_blocks)).transpose()?,
-            q: by_key.then(|| index(kv_blocks, q_blocks)).transpose()?,
-            full_q: (by_key && split).then(|| index(kv_blocks, q_blocks)).transpose()?,
+            full_kv: wanted(split, [&rows::FULL_KV_COUNTS, &rows::FULL_KV_INDICES])?,
+            q: wanted(by_key, [&columns::Q_COUNTS, &columns::Q_INDICES])?,
+            full_q: wanted(by_key && split, [&columns::FULL_Q_COUNTS, &columns::FULL_Q_INDICES])?,
+            kv,
         })
     }
 

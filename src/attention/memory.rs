@@ -1,7 +1,9 @@
 //! Where the tensors of a call are made.
 
+use super::Sizes;
+use crate::launch::TensorDecl;
 use crate::tensor::Arena;
-use crate::{DType, Device, Error, Tensor};
+use crate::{BlockIndex, DType, Device, Error, Tensor};
 
 /// Where tensors of a call are made.
 pub(super) enum Memory<'a> {
@@ -33,10 +35,28 @@ impl Memory<'_> {
         }
     }
 
-    pub(super) fn counts(&mut self, shape: &[usize]) -> Result<Tensor, Error> {
-        match self {
-            Memory::Device { device, fill: Fill::Empty } => Tensor::zeros_on(device, DType::I32, shape),
-            _ => self.tensor(DType::I32, shape),
-        }
+    /// Room for an argument of a kernel, in a call of these sizes.
+    pub(super) fn argument(&mut self, decl: &TensorDecl, sizes: &Sizes) -> Result<Tensor, Error> {
+        self.tensor(element_type(decl), &sizes.shape(decl))
     }
+
+    /// Room for the lists that a kernel writes to these arguments, counts and indices.
+    pub(super) fn index(
+        &mut self,
+        [counts, indices]: [&TensorDecl; 2],
+        sizes: &Sizes,
+    ) -> Result<BlockIndex, Error> {
+        let counts = match self {
+            Memory::Device { device, fill: Fill::Empty } => {
+                Tensor::zeros_on(device, element_type(counts), &sizes.shape(counts))?
+            }
+            _ => self.argument(counts, sizes)?,
+        };
+        Ok(BlockIndex { counts, indices: self.argument(indices, sizes)? })
+    }
+}
+
+/// Of an argument that no spec gives another one: what passes between kernels is f32 or integers, whatever q is.
+fn element_type(decl: &TensorDecl) -> DType {
+    decl.dtype.unwrap_or_else(|| unreachable!("`{}` has the dtype of the call's tensors", decl.name))
 }

@@ -107,7 +107,8 @@ impl Plan {
     }
 
     /// Whether the kernels of a step are chosen: a call only launches then, and neither compiles nor tunes. Always on
-    /// the CPU, and where there is nothing to attend to.
+    /// the CPU, and where there is nothing to attend to. [`forward`](Self::forward) and
+    /// [`forward_into`](Self::forward_into) are [`Step::Forward`] and a [`Step::Select`] by key too.
     pub fn is_warm(&self, step: Step<'_>) -> bool {
         self.executor().is_warm(&self.call(), step)
     }
@@ -183,7 +184,7 @@ impl Plan {
     /// # Errors
     /// [`Error::NotOnGpu`] for an attention on the CPU; [`Error::Plan`] for tensors of other shapes;
     /// [`Error::Scratch`], [`Error::ScratchInUse`], [`Error::Gaps`], [`Error::Aliased`]; [`Error::Tensor`] for what is
-    /// written of another shape, dtype or device, over nothing too; [`Error::Lists`] for lists to write of the wrong
+    /// written of another shape, dtype or device, or scratch on another, over nothing too; [`Error::Lists`] for lists to write of the wrong
     /// kind. Of lists that are read [`Error::Bind`] for a wrong shape or dtype, and [`Error::Mask`] or
     /// [`Error::Tensor`] where there is nothing to launch over them. Otherwise as [`Attention::forward`] and
     /// [`Attention::backward`].

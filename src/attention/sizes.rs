@@ -1,6 +1,7 @@
 //! The sizes of a call, in tokens and in blocks.
 
 use super::Rule;
+use crate::launch::TensorDecl;
 use crate::operands::Shape;
 use crate::tune::{Bucket, Workload};
 use crate::{Error, Tensor};
@@ -96,9 +97,10 @@ impl Sizes {
         Bucket::of(&Workload { batch, heads, seq_q, seq_kv, density: density.unwrap_or(asked) })
     }
 
-    /// The dimensions that the chain's declarations name.
-    pub(super) fn dims(&self) -> [(&'static str, usize); 8] {
+    /// The dimensions that the chain's declarations name, but for those of lists of other widths.
+    pub(super) fn dims(&self) -> [(&'static str, usize); 9] {
         [
+            ("head_dim", self.head_dim),
             ("batch", self.batch),
             ("heads", self.heads),
             ("kv_heads", self.kv_heads),
@@ -108,5 +110,56 @@ impl Sizes {
             ("kv_blocks", self.kv_blocks),
             ("words", self.kv_blocks.div_ceil(32)),
         ]
+    }
+
+    /// The shape of a kernel's argument in a call of these sizes, by its declaration.
+    pub(super) fn shape(&self, decl: &TensorDecl) -> Vec<usize> {
+        let dims = self.dims();
+        let extent = |wanted| dims.iter().find(|(name, _)| *name == wanted).map(|(_, extent)| *extent);
+        decl.shape(|dim| extent(dim).unwrap_or_else(|| unreachable!("no size of a call is `{dim}`")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::{backward_q, classify, pool, rank, score_partial, select, transpose};
+    use crate::{Attention, BlockSize, DType, Device, HeadDim};
+
+    /// Every argument that a call makes room for, in sizes that differ from each other.
+    #[test]
+    fn arguments_have_the_shapes_of_a_call() {
+        let builder = Attention::builder(HeadDim::new(72).unwrap(), DType::Bf16).blocks(BlockSize::default());
+        let rule = builder.build(&Device::cpu()).unwrap().rule;
+        let sizes = Sizes::new(&rule, Shapes { batch: 2, heads: 6, kv_heads: 3, seq_q: 1000, seq_kv: 2900 });
+        let (q_blocks, kv_blocks, words) = (8, 46, 2);
+        use {rank::tensors as rows, transpose::tensors as columns};
+        for (decl, shape) in [
+            (&pool::tensors::Q_MEAN, &[2, 6, q_blocks, 72][..]),
+            (&pool::tensors::K_MEAN, &[2, 3, kv_blocks, 72]),
+            (&select::tensors::LOGITS, &[2, 6, q_blocks, kv_blocks]),
+            (&score_partial::tensors::LOGITS, &[2, 6, q_blocks, kv_blocks]),
+            (&classify::tensors::CLASSES, &[2, 6, q_blocks, kv_blocks]),
+            (&select::tensors::KEEP, &[2, 6, q_blocks, words]),
+            (&select::tensors::FULL_KEEP, &[2, 6, q_blocks, words]),
+            (&select::tensors::ROW_ORDER, &[2, 6, q_blocks]),
+            (&select::tensors::FINISHED, &[2, 6]),
+            (&rows::KV_COUNTS, &[2, 6, q_blocks]),
+            (&rows::KV_INDICES, &[2, 6, q_blocks, kv_blocks]),
+            (&rows::FULL_KV_COUNTS, &[2, 6, q_blocks]),
+            (&rows::FULL_KV_INDICES, &[2, 6, q_blocks, kv_blocks]),
+            (&columns::Q_COUNTS, &[2, 6, kv_blocks]),
+            (&columns::Q_INDICES, &[2, 6, kv_blocks, q_blocks]),
+            (&columns::FULL_Q_COUNTS, &[2, 6, kv_blocks]),
+            (&columns::FULL_Q_INDICES, &[2, 6, kv_blocks, q_blocks]),
+            (&columns::KEEP, &[2, 6, q_blocks, words]),
+            (&columns::FULL_KEEP, &[2, 6, q_blocks, words]),
+            (&columns::KEY_ORDER, &[2, 6, kv_blocks]),
+            (&columns::FINISHED, &[2, 6]),
+            (&backward_q::tensors::DELTA, &[2, 6, 1000]),
+        ] {
+            assert_eq!(sizes.shape(decl), shape, "{}", decl.name);
+            assert!(decl.dtype.is_some(), "{}", decl.name);
+        }
     }
 }

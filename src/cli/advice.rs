@@ -5,6 +5,7 @@ use std::fmt::Write;
 use tilewright::Error;
 use tilewright::bundle::{BundleError, Refusal};
 use tilewright::compile::CompileError;
+use tilewright::launch::BindError;
 use tilewright::toolchain::ToolchainError;
 use tilewright::tune::Call;
 
@@ -35,6 +36,10 @@ fn of_library(error: &Error) -> Option<String> {
             Some(format!("`{}` makes such a call.", tune_command(call)?))
         }
         Error::Toolchain(error) => of_toolchain(error),
+        Error::Bind(BindError::Names { .. }) => Some(
+            "`--dims` has the extents, `--scalars` the scalars, `--inputs` tensors: `tilewright tune --help` explains them."
+                .to_owned(),
+        ),
         Error::Compile(CompileError::UnsupportedArch { is_newer: true, .. }) => {
             Some(format!("{INSTALL} a newer one."))
         }

@@ -136,6 +136,47 @@ impl FromStr for ArchList {
     }
 }
 
+/// `rows=4096,width=128`: extents by the names of dimensions.
+#[derive(Clone, Debug, Default)]
+pub struct ExtentList(pub Vec<(String, i64)>);
+
+impl FromStr for ExtentList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let extent =
+            |text: &str| text.parse().ok().filter(|extent| (1..=i64::from(i32::MAX)).contains(extent));
+        pairs(text, extent, "NAME=EXTENT with an extent from 1 to 2147483647, such as rows=4096")
+            .map(ExtentList)
+    }
+}
+
+/// `epsilon=1e-6,causal=1`: numbers by the names of scalars.
+#[derive(Clone, Debug, Default)]
+pub struct ScalarList(pub Vec<(String, f64)>);
+
+impl FromStr for ScalarList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        pairs(text, |text| text.parse().ok(), "NAME=NUMBER, such as epsilon=1e-6").map(ScalarList)
+    }
+}
+
+/// Values by name, with commas between.
+fn pairs<V>(text: &str, read: impl Fn(&str) -> Option<V>, usage: &str) -> Result<Vec<(String, V)>, String> {
+    let pair = |pair: &str| {
+        let (name, value) = pair.split_once('=')?;
+        Some((name.trim().to_owned(), read(value.trim())?))
+    };
+    text.split(',').map(|text| pair(text).ok_or_else(|| format!("`{text}`: write {usage}"))).collect()
+}
+
+/// A list of values of a specialisation, which may be empty.
+pub fn spec(text: &str) -> Result<SpecList, String> {
+    if text.is_empty() { Ok(SpecList::default()) } else { text.parse() }
+}
+
 /// `D=128,T=bf16`.
 #[derive(Clone, Debug, Default)]
 pub struct SpecList(pub Vec<(String, Value)>);
@@ -144,14 +185,10 @@ impl FromStr for SpecList {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let pair = |pair: &str| {
-            let (name, value) = pair.split_once('=')?;
-            let dtype = DType::from_name(value.trim()).map(Value::DType);
-            let value = dtype.or_else(|| value.trim().parse().ok().map(Value::Int))?;
-            Some((name.trim().to_owned(), value))
+        let value = |text: &str| {
+            let dtype = DType::from_name(text).map(Value::DType);
+            dtype.or_else(|| text.parse().ok().map(Value::Int))
         };
-        let read =
-            |text| pair(text).ok_or_else(|| format!("`{text}`: write NAME=VALUE, such as D=128 or T=bf16"));
-        text.split(',').map(read).collect::<Result<_, _>>().map(SpecList)
+        pairs(text, value, "NAME=VALUE, such as D=128 or T=bf16").map(SpecList)
     }
 }

@@ -1,4 +1,4 @@
-//! `compile`: the shipped variants on the architectures asked for.
+//! `compile`: the shipped variants, or those of a folder of kernels, on the architectures asked for.
 
 use super::args::ArchList;
 use super::bundle::{exported, exported_json};
@@ -6,16 +6,17 @@ use super::error::CliError;
 use super::files::Destination;
 use super::nvrtc;
 use super::report::Report;
+use super::templates::Kernels;
 use super::{table, variants};
 use clap::Args;
 use serde_json::json;
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::time::Instant;
 use tilewright::bundle::{Contents, ExportReport, export_to};
 use tilewright::cache::{CacheError, CubinKey, KernelCache};
-use tilewright::codegen::{KernelSource, Variant};
+use tilewright::codegen::Variant;
 use tilewright::compile::{Cubin, OPTIONS};
-use tilewright::kernels;
 use tilewright::output::{Output, shown};
 
 #[derive(Args)]
@@ -23,6 +24,9 @@ pub struct CompileArgs {
     /// Architectures with commas between, such as `sm_80,sm_90a`, or `all` that the shipped kernels are checked on.
     #[arg(long, default_value = "all", allow_hyphen_values = true)]
     arch: ArchList,
+    /// Compile the kernels of this folder, each a folder with kernel.rs and its bodies, instead of the shipped ones.
+    #[arg(long, value_name = "DIR")]
+    templates: Option<PathBuf>,
     /// Only this kernel.
     #[arg(long, value_name = "NAME")]
     kernel: Option<String>,
@@ -32,25 +36,19 @@ pub struct CompileArgs {
     pub bundle: Option<Destination>,
 }
 
-/// The shipped kernel of that name.
-pub fn kernel(name: &str) -> Result<&'static KernelSource, CliError> {
-    kernels::ALL.iter().copied().find(|source| source.name == name).ok_or_else(|| {
-        let known: Vec<&str> = kernels::ALL.iter().map(|source| source.name.as_ref()).collect();
-        CliError::NoKernel { found: name.to_owned(), known: known.join(", ") }
-    })
-}
-
 pub fn run(args: &CompileArgs, offline: bool) -> Result<Report, CliError> {
+    let kernels = Kernels::of(args.templates.as_deref())?;
     let sources = match &args.kernel {
-        Some(name) => vec![kernel(name)?],
-        None => kernels::ALL.to_vec(),
+        Some(name) => vec![kernels.named(name)?],
+        None => kernels.all().collect(),
     };
-    let output = args.bundle.as_ref().map(|file| file.open("--bundle")).transpose()?;
-    let toolchain = nvrtc::find_or_install(offline)?;
+    // What is wrong with a declaration is said before NVRTC is fetched.
     let mut jobs = Vec::new();
     for source in sources {
-        jobs.extend(variants::shipped(source, &args.arch.0)?);
+        jobs.extend(kernels.placed(variants::shipped(source, &args.arch.0))?);
     }
+    let output = args.bundle.as_ref().map(|file| file.open("--bundle")).transpose()?;
+    let toolchain = nvrtc::find_or_install(offline)?;
     let start = Instant::now();
     let mut cubins = Vec::new();
     let reports = variants::compile_with(&toolchain, &jobs, |variant, cubin| {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use tilewright::bundle::BundleError;
 use tilewright::cache::CacheError;
 use tilewright::device::DeviceError;
+use tilewright::launch::BindError;
 use tilewright::output::{printable, shown};
 use tilewright::tensor::TensorError;
 use tilewright::toolchain::ToolchainError;
@@ -54,6 +55,11 @@ pub enum CliError {
     NothingToTune,
     #[error("there is no kernel `{found}`: there are {known}")]
     NoKernel { found: String, known: String },
+    #[error(
+        "cannot read the kernels of {}: {source}; `--templates` names a folder with a folder for each kernel",
+        shown(path)
+    )]
+    NoTemplates { path: PathBuf, source: std::io::Error },
     #[error("cannot make a folder for the bundle's kernels: {0}; set TMPDIR to a place you may write to")]
     TemporaryFolder(std::io::Error),
     #[error("there is no candidate {found}: {arch} has {count}, numbered from 0")]
@@ -74,8 +80,12 @@ impl CliError {
             CliError::Toolchain(_) | CliError::Library(tilewright::Error::Toolchain(_)) => "toolchain",
             CliError::Cache(_) | CliError::Library(tilewright::Error::Cache(_)) => "cache",
             CliError::Device(_) | CliError::Library(tilewright::Error::Device(_)) => "device",
+            CliError::Library(tilewright::Error::Bind(BindError::Names { .. })) => "arguments",
             CliError::Library(_) => "library",
-            CliError::TensorFile(_) | CliError::NoTokenGrid { .. } | CliError::NoElements { .. } => "input",
+            CliError::TensorFile(_)
+            | CliError::NoTokenGrid { .. }
+            | CliError::NoElements { .. }
+            | CliError::NoTemplates { .. } => "input",
             CliError::Write { .. }
             | CliError::Bundle(BundleError::Write { .. })
             | CliError::Stdout(_)

@@ -1,32 +1,34 @@
 //! `inspect`: the kernels there are; one kernel's candidates; one candidate's source, budget and ptxas report.
 
 use super::args::SpecList;
-use super::compile::kernel;
 use super::error::CliError;
 use super::progress;
 use super::report::Report;
 use super::table::{number, table};
+use super::templates::{Kernels, specialised};
 use super::variants::{self, Job};
 use clap::Args;
 use serde_json::{Value, json};
 use std::fmt::Write;
-use std::sync::Arc;
+use std::path::PathBuf;
 use tilewright::codegen::dsl::{SpecParam, SpecValues};
 use tilewright::codegen::{Arch, Candidates, Generator, KernelSource, KernelSpec};
-use tilewright::kernels;
 use tilewright::toolchain::Toolchain;
 
 #[derive(Args)]
 pub struct InspectArgs {
     /// The kernel; without one, the kernels there are.
     kernel: Option<String>,
+    /// Show the kernels of this folder, each a folder with kernel.rs and its bodies, instead of the shipped ones.
+    #[arg(long, value_name = "DIR")]
+    templates: Option<PathBuf>,
     /// What to specialise: `D=128,T=bf16`. What is not given is as in the first shipped variant.
     #[arg(
         long,
         value_name = "NAME=VALUE,…",
         default_value = "",
         hide_default_value = true,
-        value_parser = spec,
+        value_parser = super::args::spec,
         allow_hyphen_values = true,
         requires = "kernel"
     )]
@@ -42,26 +44,23 @@ pub struct InspectArgs {
     source: bool,
 }
 
-fn spec(text: &str) -> Result<SpecList, String> {
-    if text.is_empty() { Ok(SpecList::default()) } else { text.parse() }
-}
-
 pub fn run(args: &InspectArgs) -> Result<Report, CliError> {
+    let kernels = Kernels::of(args.templates.as_deref())?;
     match &args.kernel {
-        Some(name) => one(kernel(name)?, args),
-        None => list(),
+        Some(name) => one(&kernels, kernels.named(name)?, args),
+        None => list(&kernels),
     }
 }
 
-fn list() -> Result<Report, CliError> {
+fn list(kernels: &Kernels) -> Result<Report, CliError> {
     let mut table = table(&["kernel", "specialised over", "bodies", "shipped", "what it does"]);
     let mut json = Vec::new();
-    for source in kernels::ALL {
-        let generator = Generator::new(source)?;
+    for source in kernels.all() {
+        let generator = kernels.placed(Generator::new(source))?;
         let kernel = generator.kernel();
         let params: Vec<String> = kernel.specialize.iter().map(parameter).collect();
         let bodies: Vec<String> = kernel.bodies.iter().map(|body| body.family.to_string()).collect();
-        let shipped = generator.shipped()?;
+        let shipped = kernels.placed(generator.shipped())?;
         let summary = first_sentence(&kernel.doc);
         table.add_row([
             kernel.name.clone(),
@@ -104,15 +103,15 @@ fn parameter(param: &SpecParam) -> String {
     format!("{}: {}", param.name, values.join(" "))
 }
 
-fn one(source: &KernelSource, args: &InspectArgs) -> Result<Report, CliError> {
-    let generator = Generator::new(source)?;
+fn one(kernels: &Kernels, source: &KernelSource, args: &InspectArgs) -> Result<Report, CliError> {
+    let generator = kernels.placed(Generator::new(source))?;
     let spec = specialised(&generator, &args.spec)?;
     let candidates = generator.candidates(&spec, args.arch)?;
     let Some(candidate) = candidates.accepted.get(args.candidate) else {
         let (found, count) = (args.candidate, candidates.accepted.len());
         return Err(CliError::NoCandidate { found, count, arch: args.arch.to_string() });
     };
-    let variant = generator.render(candidate)?;
+    let variant = kernels.placed(generator.render(candidate))?;
     let preferred = if args.candidate == 0 { vec![args.arch] } else { Vec::new() };
     let job = Job { variant, archs: vec![args.arch], preferred };
     // A look at a kernel must not start a download.
@@ -166,21 +165,6 @@ fn one(source: &KernelSource, args: &InspectArgs) -> Result<Report, CliError> {
     Ok(Report::new(text, &json).with_outcome(ok))
 }
 
-/// The first shipped spec, with the values given in their places.
-fn specialised(generator: &Generator, given: &SpecList) -> Result<Arc<KernelSpec>, CliError> {
-    let first = generator.shipped_specs()?.into_iter().next();
-    let mut values: Vec<(&str, _)> = given.0.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-    if let Some(spec) = &first {
-        for (name, value) in spec.values() {
-            // A default follows the values given.
-            if !spec.is_default(name) && !values.iter().any(|(known, _)| known == name) {
-                values.push((name, *value));
-            }
-        }
-    }
-    Ok(Arc::new(generator.spec(&values)?))
-}
-
 fn describe(spec: &KernelSpec, candidates: &Candidates, args: &InspectArgs) -> String {
     let values: Vec<String> = spec.values().iter().map(|(name, value)| format!("{name}={value}")).collect();
     let limits = args.arch.limits();
@@ -216,6 +200,7 @@ fn describe(spec: &KernelSpec, candidates: &Candidates, args: &InspectArgs) -> S
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tilewright::kernels;
 
     #[test]
     fn a_sentence_ends_at_a_dot_that_ends_one() {

@@ -18,6 +18,7 @@ mod report;
 mod run;
 mod source;
 mod table;
+mod templates;
 mod tensor_file;
 mod toolchain;
 mod tune;
@@ -57,11 +58,11 @@ enum Command {
     Run(run::RunArgs),
     /// Generate bindings, sources and a manifest from a folder of kernels.
     Emit(emit::EmitArgs),
-    /// Compile the shipped kernels and report registers, spills and shared memory.
+    /// Compile the shipped kernels, or those of a folder, and report registers, spills and shared memory.
     Compile(compile::CompileArgs),
     /// Show the kernels there are, or one kernel's candidates, source and ptxas report.
     Inspect(inspect::InspectArgs),
-    /// Time the schedules of some shapes on this GPU, keep the fastest, and explain the choice.
+    /// Time the schedules of some shapes, or of a kernel of your own, on this GPU, keep the fastest, and explain the choice.
     Tune(tune::TuneArgs),
     /// List, verify, prune or clear the cache of compiled kernels.
     #[command(subcommand)]

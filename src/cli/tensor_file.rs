@@ -16,7 +16,7 @@ use super::source::Source;
 pub enum TensorFileError {
     #[error("cannot read {}: {source}; check the path", shown(path))]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{} is no safetensors file: {}; save q, k and v with safetensors", shown(path), printable(why))]
+    #[error("{} is no safetensors file: {}; save the tensors with safetensors", shown(path), printable(why))]
     NotSafetensors { path: PathBuf, why: String },
     #[error("{} is cut short: it has {found} bytes of {needed}; copy or download it again", shown(path))]
     CutShort { path: PathBuf, found: u64, needed: u64 },
@@ -26,8 +26,8 @@ pub enum TensorFileError {
         printable(found)
     )]
     Missing { path: PathBuf, name: String, found: String },
-    #[error("`{name}` in {} has dtype {found}, needed f16 or bf16: convert it first", shown(path))]
-    DType { path: PathBuf, name: String, found: String },
+    #[error("`{}` in {} has dtype {found}, needed {needed}: convert it first", printable(name), shown(path))]
+    DType { path: PathBuf, name: String, found: String, needed: &'static str },
 }
 
 /// A file in memory whose header has been checked.
@@ -83,13 +83,41 @@ impl TensorFile {
             let found = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
             return Err(TensorFileError::Missing { path: path(), name: name.to_owned(), found });
         };
+        self.raw(name, &view, &[DType::F16, DType::Bf16], "f16 or bf16")
+    }
+
+    /// Every tensor by its name, in the order of the names.
+    pub fn all(&self) -> Result<Vec<(String, RawTensor<'_>)>, TensorFileError> {
+        let file = self.parsed()?;
+        let needed = "f16, bf16, f32, i32 or u8";
+        let raw = |(name, view): (String, _)| {
+            let tensor = self.raw(&name, &view, &DType::ALL, needed)?;
+            Ok((name, tensor))
+        };
+        let mut all = file.tensors().into_iter().map(raw).collect::<Result<Vec<_>, _>>()?;
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(all)
+    }
+
+    fn raw<'a>(
+        &'a self,
+        name: &str,
+        view: &TensorView<'a>,
+        taken: &[DType],
+        needed: &'static str,
+    ) -> Result<RawTensor<'a>, TensorFileError> {
         let dtype = match view.dtype() {
-            safetensors::Dtype::F16 => DType::F16,
-            safetensors::Dtype::BF16 => DType::Bf16,
-            other => {
-                let found = format!("{other:?}").to_lowercase();
-                return Err(TensorFileError::DType { path: path(), name: name.to_owned(), found });
-            }
+            safetensors::Dtype::F16 => Some(DType::F16),
+            safetensors::Dtype::BF16 => Some(DType::Bf16),
+            safetensors::Dtype::F32 => Some(DType::F32),
+            safetensors::Dtype::I32 => Some(DType::I32),
+            safetensors::Dtype::U8 => Some(DType::U8),
+            _ => None,
+        };
+        let Some(dtype) = dtype.filter(|dtype| taken.contains(dtype)) else {
+            let found = format!("{:?}", view.dtype()).to_lowercase();
+            let (path, name) = (self.path.clone(), name.to_owned());
+            return Err(TensorFileError::DType { path, name, found, needed });
         };
         Ok(RawTensor { dtype, shape: view.shape().to_vec(), bytes: view.data() })
     }

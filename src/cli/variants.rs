@@ -1,11 +1,10 @@
 //! Variants compiled for some architectures: what `compile` and `demo` show.
 
-use super::error::CliError;
 use super::progress;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::time::Duration;
-use tilewright::codegen::{Arch, Budget, Generator, KernelSource, Variant};
+use tilewright::codegen::{Arch, Budget, Error, Generator, KernelSource, Variant};
 use tilewright::compile::{CompileJob, Cubin, PtxasReport, compile_all};
 use tilewright::toolchain::Toolchain;
 
@@ -99,8 +98,8 @@ pub struct Job {
     pub preferred: Vec<Arch>,
 }
 
-/// The shipped variants of a kernel with those of `archs` whose limits they keep.
-pub fn shipped(source: &KernelSource, archs: &[Arch]) -> Result<Vec<Job>, CliError> {
+/// The shipped variants of a kernel, which are those that its `ship` names, with those of `archs` whose limits they keep.
+pub fn shipped(source: &KernelSource, archs: &[Arch]) -> Result<Vec<Job>, Error> {
     let generator = Generator::new(source)?;
     let mut jobs = Vec::new();
     for variant in generator.shipped()? {

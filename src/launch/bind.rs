@@ -1,35 +1,11 @@
 //! The checks between tensors and a kernel's `Params`. Generated bindings call them; nobody else needs to.
 
-use super::bound::{Blocks, Bound, BoundTensor};
+use super::bound::{Blocks, Bound, BoundTensor, Dim};
 use super::{BindError, BoxedTensor};
 use crate::codegen::{Candidate, Family};
 use crate::tensor::{Region, place_name};
 use crate::{DType, Tensor};
 use smallvec::SmallVec;
-
-/// A dimension as a tensor argument declares it.
-#[derive(Debug, Clone, Copy)]
-pub struct Dim {
-    name: &'static str,
-    broadcast: bool,
-}
-
-impl Dim {
-    /// `name`: the extent is the dimension's.
-    pub const fn exact(name: &'static str) -> Self {
-        Dim { name, broadcast: false }
-    }
-
-    /// Its name.
-    pub const fn name(&self) -> &'static str {
-        self.name
-    }
-
-    /// `name | 1`: an extent of 1 is repeated.
-    pub const fn broadcast(name: &'static str) -> Self {
-        Dim { name, broadcast: true }
-    }
-}
 
 /// An extent with the argument that set it.
 #[derive(Debug)]
@@ -147,26 +123,42 @@ impl Binder {
         &mut self,
         arg: &'static str,
         tensor: Option<&Tensor>,
-        (dtype, align): (DType, usize),
+        elements: (DType, usize),
         dims: [Dim; N],
         written: bool,
     ) -> Result<BoundTensor<S>, BindError> {
         const { assert!(S + 1 == N, "a stride for every dimension but the last") };
-        let kernel = self.kernel;
+        let mut strides = [0; S];
+        let pointer = self.tensor_of(arg, tensor, elements, &dims, written, &mut strides)?;
+        Ok(BoundTensor { pointer, strides })
+    }
+
+    /// Checks a tensor of any number of dimensions, whose dtype and alignment are given. Its address, 0 where it is
+    /// absent; `strides` has a place for each of its dimensions but the last.
+    pub(super) fn tensor_of(
+        &mut self,
+        arg: &'static str,
+        tensor: Option<&Tensor>,
+        (dtype, align): (DType, usize),
+        dims: &[Dim],
+        written: bool,
+        strides: &mut [i64],
+    ) -> Result<u64, BindError> {
+        let (kernel, last) = (self.kernel, strides.len());
         let Some(tensor) = tensor else {
-            return Ok(BoundTensor { pointer: 0, strides: [0; S] });
+            return Ok(0);
         };
         if tensor.dtype() != dtype {
             return Err(BindError::DType { kernel, arg, found: tensor.dtype(), needed: dtype });
         }
-        if tensor.shape().len() != N {
-            let dims = dims.map(|dim| dim.name).join(", ");
+        if tensor.shape().len() != dims.len() {
+            let dims = dims.iter().map(Dim::name).collect::<Vec<_>>().join(", ");
             return Err(BindError::Rank { kernel, arg, shape: tensor.shape().to_vec(), dims });
         }
         let pointer = self.place(arg, tensor)?;
         let align = align.max(dtype.size());
-        if tensor.strides()[N - 1] != 1 && tensor.shape()[N - 1] != 1 {
-            return Err(BindError::UnitStride { kernel, arg, found: tensor.strides()[N - 1] });
+        if tensor.strides()[last] != 1 && tensor.shape()[last] != 1 {
+            return Err(BindError::UnitStride { kernel, arg, found: tensor.strides()[last] });
         }
         let misaligned = |what, found: u64| {
             (!found.is_multiple_of(align as u64)).then_some(BindError::Alignment {
@@ -180,23 +172,22 @@ impl Binder {
         if let Some(error) = misaligned("the address", pointer) {
             return Err(error);
         }
-        let mut strides = [0; S];
         for (axis, dim) in dims.iter().enumerate() {
             let (extent, stride) = (tensor.shape()[axis], tensor.strides()[axis]);
             let Some(value) = i32::try_from(extent).ok().filter(|&extent| extent > 0) else {
-                return Err(BindError::Extent { kernel, dim: dim.name, arg, found: extent });
+                return Err(BindError::Extent { kernel, dim: dim.name(), arg, found: extent });
             };
-            let repeated = dim.broadcast && value == 1;
+            let repeated = dim.is_broadcast() && value == 1;
             if repeated {
-                self.repeated.push(dim.name);
+                self.repeated.push(dim.name());
             } else {
-                self.bind(dim.name, value.into(), arg)?;
+                self.bind(dim.name(), value.into(), arg)?;
             }
             if written && extent > 1 && stride == 0 {
-                return Err(BindError::Repeated { kernel, arg, dim: dim.name, extent });
+                return Err(BindError::Repeated { kernel, arg, dim: dim.name(), extent });
             }
             // A stride along an extent of 1 is never taken, whatever it says.
-            if axis < S && extent > 1 {
+            if axis < last && extent > 1 {
                 if let Some(error) = misaligned("a stride", (stride * dtype.size()) as u64) {
                     return Err(error);
                 }
@@ -204,7 +195,7 @@ impl Binder {
             }
         }
         self.reached.extend(Region::of(tensor).map(|region| Reach { arg, region, written }));
-        Ok(BoundTensor { pointer, strides })
+        Ok(pointer)
     }
 
     /// Tensors share their memory when they are cloned, so that `&mut` alone does not say that nobody else reads it.
@@ -287,7 +278,7 @@ impl Binder {
         values: &[(&str, i64)],
         value: impl FnOnce() -> Option<i64>,
     ) -> Result<i64, BindError> {
-        value().ok_or_else(|| self.no_value(expression, values))
+        value().ok_or_else(|| BindError::no_value(self.kernel, expression, values))
     }
 
     /// `a / b` rounded up, as declarations mean it.
@@ -309,17 +300,9 @@ impl Binder {
     ) -> Result<(), BindError> {
         match holds() {
             Some(true) => Ok(()),
-            Some(false) => {
-                let advice = if advice.is_empty() { String::new() } else { format!(": {advice}") };
-                Err(BindError::Require { kernel: self.kernel, condition, values: listed(values), advice })
-            }
-            None => Err(self.no_value(condition, values)),
+            Some(false) => Err(BindError::unmet(self.kernel, condition, values, advice)),
+            None => Err(BindError::no_value(self.kernel, condition, values)),
         }
-    }
-
-    fn no_value(&self, expression: &'static str, values: &[(&str, i64)]) -> BindError {
-        let values = if values.is_empty() { String::new() } else { format!(" with {}", listed(values)) };
-        BindError::Arithmetic { kernel: self.kernel, expression, values }
     }
 
     /// The error for a candidate of a family the kernel has no body for.
@@ -386,10 +369,4 @@ impl Binder {
             on: self.on,
         })
     }
-}
-
-/// `a = 1, b = 2`
-fn listed(values: &[(&str, i64)]) -> String {
-    let values: Vec<String> = values.iter().map(|(name, value)| format!("{name} = {value}")).collect();
-    values.join(", ")
 }

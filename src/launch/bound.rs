@@ -1,7 +1,36 @@
-//! What the checks hand over to a launch: a kernel's `Params`, and the blocks of its grid.
+//! What bindings are made of: dimensions as declared, and what the checks hand over to a launch.
 
 use super::BoxedTensor;
 use smallvec::SmallVec;
+
+/// A dimension as a tensor argument declares it.
+#[derive(Debug, Clone, Copy)]
+pub struct Dim {
+    name: &'static str,
+    broadcast: bool,
+}
+
+impl Dim {
+    /// `name`: the extent is the dimension's.
+    pub const fn exact(name: &'static str) -> Self {
+        Dim { name, broadcast: false }
+    }
+
+    /// Its name.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Whether an extent of 1 is repeated.
+    pub(crate) const fn is_broadcast(&self) -> bool {
+        self.broadcast
+    }
+
+    /// `name | 1`: an extent of 1 is repeated.
+    pub const fn broadcast(name: &'static str) -> Self {
+        Dim { name, broadcast: true }
+    }
+}
 
 /// A tensor argument as `Params` holds it: an address and `S` strides in elements.
 #[derive(Debug, Clone, Copy)]

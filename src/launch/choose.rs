@@ -53,10 +53,16 @@ impl Tuned {
         if ranked.len() == 1 || !store.has_nvrtc() {
             return self.first_valid(ranked);
         }
-        let results = Results::of(&self.device, call.tensors)?;
+        let results = match Results::of(&self.device, call.tensors) {
+            Err(Error::Device(error)) if error.is_out_of_memory() => {
+                tracing::warn!(kernel = self.shared.name, %error, "not tuned: no room for a copy of what it changes in place");
+                return self.first_valid(ranked);
+            }
+            results => results?,
+        };
         let tuned = self.tune(store, key, ranked, call, &results);
         // The caller's tensors are as they were before, whatever came of it.
-        results.reset(None)?;
+        results.put_back()?;
         tuned
     }
 
@@ -172,10 +178,13 @@ impl Tuned {
         // some candidates take them, the others are left out of the record: they may be the best for other tensors.
         let mut refused = None;
         for kernel in std::mem::take(&mut kernels) {
-            results.reset(None)?;
+            results.put_back()?;
             match (call.launch)(&kernel) {
                 Err(error @ Error::Bind(_)) => refused = Some(error),
-                _ => kernels.push(kernel),
+                _ => {
+                    results.set_bound();
+                    kernels.push(kernel);
+                }
             }
         }
         if let (true, Some(error)) = (kernels.is_empty(), refused) {

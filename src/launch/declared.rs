@@ -2,6 +2,7 @@
 
 use super::Dim;
 use crate::codegen::dsl::{Access, Tolerance};
+use crate::tune::Bucket;
 use crate::{DType, Tensor};
 
 /// A tensor argument as its kernel declares it; generated.
@@ -48,6 +49,12 @@ impl<'a> TensorArg<'a> {
     pub fn tensor(&self) -> &'a Tensor {
         self.tensor
     }
+}
+
+/// The sizes for which a launch of these tensors is tuned.
+pub fn bucket(args: &[TensorArg<'_>]) -> Bucket {
+    let sizes: Vec<i64> = extents(args).into_iter().map(|(_, extent)| extent).collect();
+    Bucket::of_extents(&sizes)
 }
 
 /// The extents of a launch's dimensions, by name: what its tensors say, the first that does not repeat an extent of 1.

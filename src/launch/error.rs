@@ -192,6 +192,17 @@ pub enum BindError {
         /// What is in the way.
         reason: String,
     },
+    /// An argument by a name that the declaration does not have, or without one that it has: arguments that are given
+    /// by name alone.
+    #[error("kernel `{kernel}`: {found}; {known}")]
+    Names {
+        /// The kernel.
+        kernel: &'static str,
+        /// What is wrong with the names.
+        found: String,
+        /// The names that there are.
+        known: String,
+    },
     /// Captures of other functions than the kernel was built with.
     #[error(
         "kernel `{kernel}`: the function arguments are of other functions: make them from this kernel's spec"
@@ -210,4 +221,29 @@ pub enum BindError {
         /// What the candidate is of, or lacks.
         found: String,
     },
+}
+
+impl BindError {
+    /// The error of a requirement that does not hold.
+    pub(super) fn unmet(
+        kernel: &'static str,
+        condition: &'static str,
+        values: &[(&str, i64)],
+        advice: &str,
+    ) -> Self {
+        let advice = if advice.is_empty() { String::new() } else { format!(": {advice}") };
+        BindError::Require { kernel, condition, values: listed(values), advice }
+    }
+
+    /// The error of an expression that has no value.
+    pub(super) fn no_value(kernel: &'static str, expression: &'static str, values: &[(&str, i64)]) -> Self {
+        let values = if values.is_empty() { String::new() } else { format!(" with {}", listed(values)) };
+        BindError::Arithmetic { kernel, expression, values }
+    }
+}
+
+/// `a = 1, b = 2`
+fn listed(values: &[(&str, i64)]) -> String {
+    let values: Vec<String> = values.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+    values.join(", ")
 }

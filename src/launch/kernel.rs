@@ -2,9 +2,9 @@
 
 use super::functions::functions_hash;
 use super::store::Store;
-use super::{BindError, BoxedTensor, FunctionArgs, KernelArgs};
+use super::{BindError, Bound, BoxedTensor, FunctionArgs, KernelArgs};
 use crate::Error;
-use crate::codegen::Variant;
+use crate::codegen::{Candidate, Variant};
 use crate::compile::{Cubin, PtxasReport};
 use crate::device::{CudaDevice, LoadedKernel, TensorMap};
 use crate::tensor::place_name;
@@ -159,32 +159,49 @@ impl Kernel {
         args: &A,
         functions: Option<&FunctionArgs>,
     ) -> Result<(), Error> {
+        fn bytes<A: KernelArgs>(params: &A::Params) -> &[u8] {
+            // SAFETY: `Params` is a `repr(C)` struct of plain numbers whose size and offsets are asserted; what would be padding is
+            // a member of its own, so every byte of it is defined.
+            unsafe {
+                std::slice::from_raw_parts(std::ptr::from_ref(params).cast::<u8>(), size_of::<A::Params>())
+            }
+        }
+        // SAFETY: the implementation of `KernelArgs` answers for what `bind` returns, the caller for the rest.
+        unsafe { self.launch_bound(A::KERNEL, |candidate| args.bind(candidate), bytes::<A>, functions) }
+    }
+
+    /// The same of arguments that `bind` checks, whose struct has these bytes.
+    ///
+    /// # Safety
+    /// As for [`launch`](Self::launch); `bind` and the bytes are as [`KernelArgs`] asks for.
+    pub(super) unsafe fn launch_bound<P>(
+        &self,
+        kernel: &'static str,
+        bind: impl FnOnce(&Candidate) -> Result<Bound<P>, BindError>,
+        bytes: impl FnOnce(&P) -> &[u8],
+        functions: Option<&FunctionArgs>,
+    ) -> Result<(), Error> {
         let Compiled { variant, loaded, .. } = &*self.compiled;
         let device = &self.device;
         let _current = device.enter()?;
-        let bound = args.bind(&variant.candidate)?;
+        let bound = bind(&variant.candidate)?;
         if functions.is_some_and(|functions| *functions.hash() != self.compiled.functions) {
-            return Err(BindError::Functions { kernel: A::KERNEL }.into());
+            return Err(BindError::Functions { kernel }.into());
         }
         let here = device.info().ordinal;
         if let Some((arg, ordinal)) = bound.on.filter(|(_, ordinal)| *ordinal != here) {
             let (found, needed) = (place_name(Some(ordinal)), place_name(Some(here)));
-            return Err(BindError::Place { kernel: A::KERNEL, arg, found, needed }.into());
+            return Err(BindError::Place { kernel, arg, found, needed }.into());
         }
         if let Some(ordinal) = functions.and_then(|functions| functions.elsewhere(device)) {
             let (found, needed) = (place_name(Some(ordinal)), place_name(Some(here)));
             let arg = "the captures of its functions";
-            return Err(BindError::Place { kernel: A::KERNEL, arg, found, needed }.into());
+            return Err(BindError::Place { kernel, arg, found, needed }.into());
         }
         let budget = &variant.candidate.budget;
-        // SAFETY: `Params` is a `repr(C)` struct of plain numbers whose size and offsets are asserted; what would be padding is a
-        // member of its own, so every byte of it is defined.
-        let params = unsafe {
-            std::slice::from_raw_parts((&raw const bound.params).cast::<u8>(), size_of::<A::Params>())
-        };
-        let maps = self.compiled.maps(A::KERNEL, &bound.tensor_maps)?;
+        let maps = self.compiled.maps(kernel, &bound.tensor_maps)?;
         let queue = if bound.queue { device.tile_queue()?.to_ne_bytes() } else { [0; 8] };
-        let mut all: SmallVec<[&[u8]; 4]> = SmallVec::from_slice(&[params]);
+        let mut all: SmallVec<[&[u8]; 4]> = SmallVec::from_slice(&[bytes(&bound.params)]);
         all.extend(functions.map(FunctionArgs::bytes));
         if !maps.is_empty() {
             all.push(TensorMap::bytes(&maps));

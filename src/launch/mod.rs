@@ -21,6 +21,7 @@ mod bound;
 mod boxed;
 mod choose;
 mod declared;
+mod dynamic;
 mod error;
 mod functions;
 mod kernel;
@@ -38,10 +39,16 @@ pub use crate::codegen::dsl::{Access, Tolerance};
 pub use crate::device::BoxedTensor;
 /// What bindings are made of: public for the generated code alone.
 #[doc(hidden)]
-pub use bind::{Binder, Dim};
+pub use bind::Binder;
 #[doc(hidden)]
-pub use bound::{Bound, BoundTensor};
+pub use bound::{Bound, BoundTensor, Dim};
+/// The sizes of a launch as records know them; public for the tests alone.
+#[doc(hidden)]
+pub use declared::bucket;
 pub use declared::{TensorArg, TensorDecl};
+/// Kernels whose declarations are read at run time; public for the command and the tests alone.
+#[doc(hidden)]
+pub use dynamic::{DynamicArgs, DynamicKernel, DynamicTensor};
 pub use error::BindError;
 pub use functions::{Function, FunctionArgs};
 pub use kernel::Kernel;
@@ -57,6 +64,7 @@ use crate::codegen::Candidate;
 /// # Safety
 /// [`bind`](Self::bind) returns what the kernel `KERNEL` of `DECLARATION` expects: addresses of tensors that the arguments borrow, with
 /// extents and strides that stay inside them, and those that it writes overlap no other. `Params` has no padding and the layout of the kernel's own struct.
+/// [`tensors`](Self::tensors) says of nothing that it is written but of what the arguments borrow to write: the tuner writes it too.
 pub unsafe trait KernelArgs {
     /// The kernel's name.
     const KERNEL: &'static str;

@@ -5,6 +5,7 @@ use crate::codegen::dsl::{Access, Tolerance};
 use crate::device::CudaDevice;
 use crate::tensor::{Element, Saved};
 use crate::{DType, Error, Tensor};
+use std::cell::Cell;
 
 /// The bits of every element of every result.
 pub(super) type Bits = Vec<Vec<u32>>;
@@ -15,6 +16,8 @@ pub(super) struct Results<'a> {
     written: Vec<TensorArg<'a>>,
     /// What is changed in place, as it was before.
     saved: Vec<(&'a Tensor, Saved)>,
+    /// Whether a candidate has taken the tensors. Until then they may be what a launch refuses, and share their memory.
+    is_bound: Cell<bool>,
 }
 
 impl<'a> Results<'a> {
@@ -23,32 +26,48 @@ impl<'a> Results<'a> {
     /// # Errors
     /// A device error.
     pub(super) fn of(device: &'a CudaDevice, args: &[TensorArg<'a>]) -> Result<Self, Error> {
-        let written: Vec<_> = args.iter().copied().filter(|arg| arg.decl.access.writes()).collect();
+        // A launch refuses tensors that are elsewhere, and work on their own GPU may be under way.
+        let is_here = |arg: &TensorArg<'_>| arg.tensor.ordinal() == Some(device.info().ordinal);
+        let written = args.iter().copied().filter(|arg| arg.decl.access.writes() && is_here(arg));
+        let written: Vec<_> = written.collect();
         let in_place = written.iter().filter(|arg| arg.decl.access == Access::InOut);
         let saved = in_place.map(|arg| Ok((arg.tensor, arg.tensor.save(device)?)));
-        Ok(Results { device, saved: saved.collect::<Result<_, Error>>()?, written })
+        let saved = saved.collect::<Result<_, Error>>()?;
+        Ok(Results { device, saved, written, is_bound: Cell::new(false) })
     }
 
-    /// Makes everything as it was before the launch; what is only written holds `poison`, where there is one.
-    pub(super) fn reset(&self, poison: Option<u8>) -> Result<(), Error> {
-        for (tensor, saved) in &self.saved {
-            saved.restore(tensor, self.device)?;
-        }
-        for arg in &self.written {
-            match (arg.decl.access, poison) {
-                (Access::Out | Access::Scratch, Some(poison)) => arg.tensor.set_bytes(self.device, poison)?,
-                (Access::Counters, Some(_)) => arg.tensor.set_bytes(self.device, 0)?,
-                _ => {}
-            }
-        }
-        Ok(())
+    /// Notes that a candidate has taken the tensors.
+    pub(super) fn set_bound(&self) {
+        self.is_bound.set(true);
+    }
+
+    /// Puts back what is changed in place.
+    pub(super) fn restore(&self) -> Result<(), Error> {
+        self.saved.iter().try_for_each(|(tensor, saved)| saved.restore(tensor, self.device))
+    }
+
+    /// Makes everything as it was before the launch, whatever a candidate has left: counters are 0 then.
+    pub(super) fn put_back(&self) -> Result<(), Error> {
+        self.restore()?;
+        if self.is_bound.get() { self.fill(&[Access::Counters], 0) } else { Ok(()) }
+    }
+
+    /// The same, with every byte of what is only written set to `poison`.
+    pub(super) fn poison(&self, poison: u8) -> Result<(), Error> {
+        self.put_back()?;
+        self.fill(&[Access::Out, Access::Scratch], poison)
+    }
+
+    fn fill(&self, accesses: &[Access], byte: u8) -> Result<(), Error> {
+        let mut filled = self.written.iter().filter(|arg| accesses.contains(&arg.decl.access));
+        filled.try_for_each(|arg| arg.tensor.set_bytes(self.device, byte))
     }
 
     fn results(&self) -> impl Iterator<Item = &TensorArg<'a>> {
-        self.written.iter().filter(|arg| arg.decl.access.is_result())
+        self.written.iter().filter(|arg| is_looked_at(arg.decl))
     }
 
-    /// The bits of every element of every result.
+    /// The bits of every element of every result that is looked at.
     pub(super) fn read(&self) -> Result<Bits, Error> {
         self.results().map(|arg| bits(arg.tensor)).collect()
     }
@@ -96,6 +115,16 @@ impl<'a> Results<'a> {
     pub(super) fn agree(&self, found: &[Vec<u32>], first: &[Vec<u32>]) -> Result<(), String> {
         let mut all = self.results().zip(found).zip(first);
         all.try_for_each(|((arg, found), first)| agrees(arg.decl, arg.tensor.dtype(), found, first))
+    }
+}
+
+/// Whether a tensor is read on the host after a launch. What is changed in place and may be anything is not: there is nothing to compare, and
+/// no poison in it; and it may be larger than the host's memory, as the scores of a long sequence are.
+fn is_looked_at(decl: &TensorDecl) -> bool {
+    match decl.access {
+        Access::Out => true,
+        Access::InOut => decl.tolerance != Tolerance::Any,
+        _ => false,
     }
 }
 
@@ -203,6 +232,22 @@ mod tests {
             refused.starts_with("its `out` is off by 7.8e-4") && refused.contains("bound 1e-5"),
             "{refused}"
         );
+    }
+
+    /// The scores that `select` overwrites stay on the GPU; everything else that a shipped kernel gives is compared or searched for poison.
+    #[test]
+    fn what_may_be_anything_is_not_fetched() {
+        use crate::kernels::{pool, rank, score_partial, select};
+        for (decl, looked_at) in [
+            (&select::tensors::LOGITS, false),
+            (&score_partial::tensors::LOGITS, true),
+            (&select::tensors::ROW_ORDER, true),
+            (&rank::tensors::FINISHED, false),
+            (&pool::tensors::FINISHED, true),
+            (&pool::tensors::Q, false),
+        ] {
+            assert_eq!(is_looked_at(decl), looked_at, "{}", decl.name);
+        }
     }
 
     #[test]

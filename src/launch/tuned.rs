@@ -1,6 +1,6 @@
 //! The kernel for the sizes at hand: from the tuning record, else timed on the call's own tensors, else the model's pick.
 
-use super::declared::extents;
+use super::declared::{bucket, extents};
 use super::trial::Call;
 use super::{BindError, FunctionArgs, Kernel, KernelArgs, Probe, Request, TensorArg, Verdict};
 use crate::Error;
@@ -98,9 +98,8 @@ impl Tuned {
         args: &A,
         functions: Option<&FunctionArgs>,
     ) -> Result<(), Error> {
-        let sizes: Vec<i64> = extents(&args.tensors()).into_iter().map(|(_, extent)| extent).collect();
         // SAFETY: the caller's.
-        unsafe { self.launch_in(Bucket::of_extents(&sizes), args, functions) }
+        unsafe { self.launch_in(bucket(&args.tensors()), args, functions) }
     }
 
     /// As [`new`](Self::new), with a policy of one's own.
@@ -200,7 +199,7 @@ impl Tuned {
         self.run(bucket, &|| args.tensors(), &launch, &check)
     }
 
-    fn run<'a>(
+    pub(super) fn run<'a>(
         &self,
         bucket: Bucket,
         tensors: &dyn Fn() -> Vec<TensorArg<'a>>,

@@ -13,8 +13,8 @@ pub trait Bench {
     /// The fingerprint of candidate `i`, which the record knows it by.
     fn name(&self, i: usize) -> &str;
 
-    /// Runs candidate `i` once and checks its outputs: against the first candidate's, and against the oracle where
-    /// that is affordable.
+    /// Runs candidate `i` once and checks its outputs: against the first candidate's, and against what the
+    /// kernel's `check.rs` computes.
     ///
     /// # Errors
     /// Why it must not win, as a sentence for people.

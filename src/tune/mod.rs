@@ -45,6 +45,8 @@ pub use race::{Entry, Finish, RaceError, RaceResult, RaceSettings, race};
 #[cfg(feature = "bundle")]
 pub(crate) use record::SCHEMA;
 pub use record::{Contender, Outcome, RecordError, Timing, TuneRecord};
-pub(crate) use spec::spec_fingerprint;
+/// What a record calls a kernel and what it computes; public for the tests alone.
+#[doc(hidden)]
+pub use spec::spec_fingerprint;
 #[doc(hidden)]
 pub use synthetic::synthetic_mask;

@@ -10,7 +10,7 @@ pub(super) const HEX: usize = 32;
 ///
 /// What captures hold is no part of it: it is a launch's, and does not change the code. Nor are the shared headers:
 /// they change the fingerprints of the variants, which a record goes by.
-pub(crate) fn spec_fingerprint(source: &KernelSource, spec: &KernelSpec) -> String {
+pub fn spec_fingerprint(source: &KernelSource, spec: &KernelSpec) -> String {
     let mut hasher = Fields::new("tilewright spec 1");
     hasher.add(spec.kernel());
     hasher.add(spec.values().len());

@@ -76,6 +76,7 @@ fn failures_are_json_where_it_is_asked_for() {
     let empty = dir.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
     let empty = empty.to_str().unwrap();
+    let own = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/custom-kernel/kernels");
     for (arguments, status, kind, says) in [
         (&["run", "--input", &nowhere, "--output", "x"][..], 1, "input", "check the path"),
         (&["run", "--input", &input, "--output", &below], 1, "output", "cannot write"),
@@ -88,6 +89,10 @@ fn failures_are_json_where_it_is_asked_for() {
         (&["toolchain", "install", "--offline"], 1, "arguments", "--offline"),
         (&["tune", "--device", "cpu"], 1, "arguments", "nothing to tune"),
         (&["tune", "--plot", "x", "--export", "x"], 1, "arguments", "two outputs would go to x"),
+        (&["inspect", "--templates", &nowhere], 1, "input", "cannot read the kernels of"),
+        (&["compile", "--templates", empty], 1, "codegen", "holds no kernel"),
+        (&["tune", "--templates", own, "--kernel", "rms_norm"], 1, "arguments", "its scalars: epsilon"),
+        (&["tune", "--templates", own], 2, "usage", "--kernel <NAME>"),
         (&["inspect", "--candidate", "0"], 2, "usage", "<KERNEL>"),
         (&["inspect", "--source"], 2, "usage", "<KERNEL>"),
         (&["inspect", "--spec", "D=64"], 2, "usage", "<KERNEL>"),

@@ -78,13 +78,15 @@ impl Tolerance {
                 )
             })
         };
-        match attr.parse_args::<syn::Expr>()? {
+        let forms = "a tolerance is one of `#[tolerance(1e-2)]`, `#[tolerance(share = 0.01)]` and `#[tolerance(any)]`";
+        let argument = attr.parse_args().map_err(|error| syn::Error::new(error.span(), forms))?;
+        match argument {
             syn::Expr::Path(path) if path.path.is_ident("any") => Ok(Tolerance::Any),
             syn::Expr::Assign(assign) => match &*assign.left {
                 syn::Expr::Path(path) if path.path.is_ident("share") => {
                     Ok(Tolerance::Share(bound(&assign.right)?))
                 }
-                other => Err(syn::Error::new_spanned(other, "a tolerance is a number, `share = …` or `any`")),
+                other => Err(syn::Error::new_spanned(other, forms)),
             },
             number => Ok(Tolerance::Close(bound(&number)?)),
         }

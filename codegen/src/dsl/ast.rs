@@ -304,7 +304,7 @@ impl Kernel {
     }
 
     /// The others: a launch meets them.
-    pub(crate) fn launch_requires(&self) -> impl Iterator<Item = &Require> {
+    pub fn launch_requires(&self) -> impl Iterator<Item = &Require> {
         self.requires.iter().filter(|require| !self.is_of_specs(require))
     }
 

@@ -76,4 +76,4 @@ pub use ast::{
     Require, ScalarType, SpecParam, SpecValues, TensorMap, TuneOn, TuneParam, Worth,
 };
 pub use expr::{EvalError, Expr, ceil_div};
-pub(crate) use params::{FieldKind, ParamsLayout};
+pub use params::{Field, FieldKind, ParamsLayout};

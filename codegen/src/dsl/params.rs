@@ -4,16 +4,25 @@ use super::{ArgKind, ElementType, Kernel, ScalarType};
 
 /// One member.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Field {
-    pub(crate) name: String,
-    pub(crate) kind: FieldKind,
-    pub(crate) offset: usize,
+pub struct Field {
+    /// Its name: that of the argument or the dimension, or `<tensor>_stride`.
+    pub name: String,
+    /// What it is.
+    pub kind: FieldKind,
+    /// Bytes from the beginning of the struct.
+    pub offset: usize,
 }
 
+/// What a member is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum FieldKind {
+pub enum FieldKind {
     /// A device pointer.
-    Pointer { element: ElementType, mutable: bool },
+    Pointer {
+        /// What it points to.
+        element: ElementType,
+        /// Whether the kernel writes there.
+        mutable: bool,
+    },
     /// Strides of all dimensions but the last, in elements, 64 bits each.
     Strides(usize),
     /// A dimension, 32 bits.
@@ -26,13 +35,16 @@ pub(crate) enum FieldKind {
 
 /// All members in order. Everything of 8 bytes comes first, so that there is no padding inside.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ParamsLayout {
-    pub(crate) fields: Vec<Field>,
-    pub(crate) size: usize,
+pub struct ParamsLayout {
+    /// The members.
+    pub fields: Vec<Field>,
+    /// Bytes of the struct.
+    pub size: usize,
 }
 
 impl ParamsLayout {
-    pub(crate) fn of(kernel: &Kernel) -> Self {
+    /// The layout for a declaration.
+    pub fn of(kernel: &Kernel) -> Self {
         let mut fields = Vec::new();
         let mut offset = 0;
         let mut push = |name: String, kind: FieldKind| {

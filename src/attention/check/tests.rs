@@ -308,6 +308,18 @@ fn what_is_written_has_no_gaps() {
 }
 
 #[test]
+fn scratch_is_where_the_attention_runs() {
+    let (plan, all) = call();
+    // SAFETY: nothing looks at the elements.
+    let elsewhere = unsafe { Tensor::from_device_pointer(1, 4096, DType::U8, &[64], &[1]) }.unwrap();
+    for (kind, _, _, check) in KINDS {
+        let moved = Tensors::from_iter(all.clone().into_iter().chain([("scratch", elsewhere.clone())]));
+        let error = check(&plan, &moved).expect_err(kind).to_string();
+        assert!(error.starts_with("scratch") && error.contains("cuda:1"), "{kind}: {error}");
+    }
+}
+
+#[test]
 fn lists_are_of_the_attentions_kind() {
     let (plan, all) = call();
     let unmasked =

@@ -8,10 +8,10 @@ use crate::attention::{Gradients, MaskLists, Rule, Sizes};
 use crate::codegen::lower::DeviceFunction;
 use crate::device::CudaDevice;
 use crate::kernels::{backward_kv, backward_q, mark, transpose};
-use crate::launch::{Lazy, Request, Tuned};
+use crate::launch::{Lazy, Request, TensorDecl, Tuned};
 use crate::operands::Upstream;
 use crate::tune::Bucket;
-use crate::{BlockIndex, DType, Error, Tensor};
+use crate::{BlockIndex, Error, Tensor};
 use std::sync::Arc;
 
 /// The kernels, each with its tuning space.
@@ -114,35 +114,34 @@ impl Pipeline {
         lists: &MaskLists,
         memory: &mut Memory<'_>,
     ) -> Result<BackwardScratch, Error> {
-        let delta = memory.tensor(DType::F32, &[sizes.batch, sizes.heads, sizes.seq_q])?;
+        let delta = memory.argument(&backward_q::tensors::DELTA, sizes)?;
         if has_lists_by_key(lists) {
             return Ok(BackwardScratch { delta, transposed: None });
         }
-        let mut one = |of: &BlockIndex| -> Result<(Tensor, BlockIndex), Error> {
-            // One mask for all heads and batches stays one.
-            let &[batch, heads, ..] = of.indices.shape() else {
+        use transpose::tensors as by_key;
+        // One mask for all heads and batches stays one.
+        let of = |index: &BlockIndex| {
+            let &[batch, heads, ..] = index.indices.shape() else {
                 unreachable!("the shapes of lists were looked at");
             };
-            let (rows, columns) = (sizes.q_blocks, sizes.kv_blocks);
-            let keep = memory.tensor(DType::I32, &[batch, heads, rows, columns.div_ceil(32)])?;
-            let counts = memory.counts(&[batch, heads, columns])?;
-            Ok((
-                keep,
-                BlockIndex { counts, indices: memory.tensor(DType::I32, &[batch, heads, columns, rows])? },
-            ))
+            Sizes { batch, heads, ..*sizes }
         };
-        let (keep, q) = one(&lists.kv)?;
-        let (full_keep, full_q) = lists.full_kv.as_ref().map(one).transpose()?.unzip();
-        let &[batch, heads, columns] = q.counts.shape() else {
-            unreachable!("made above");
+        let mut one = |lists: &Sizes, keep, by_key: [&TensorDecl; 2]| -> Result<_, Error> {
+            Ok((memory.argument(keep, lists)?, memory.index(by_key, lists)?))
         };
+        let listed = of(&lists.kv);
+        let (keep, q) = one(&listed, &by_key::KEEP, [&by_key::Q_COUNTS, &by_key::Q_INDICES])?;
+        let full = lists.full_kv.as_ref().map(|full| {
+            one(&of(full), &by_key::FULL_KEEP, [&by_key::FULL_Q_COUNTS, &by_key::FULL_Q_INDICES])
+        });
+        let (full_keep, full_q) = full.transpose()?.unzip();
         // A key head that several lists name would want the order of their sum.
-        let one_list = heads == 1 || heads == sizes.kv_heads;
+        let one_list = listed.heads == 1 || listed.heads == sizes.kv_heads;
         let order = (one_list && self.orders_keys(sizes)?)
             .then(|| -> Result<_, Error> {
                 Ok(KeyOrder {
-                    of_keys: memory.tensor(DType::I32, &[batch, heads, columns])?,
-                    finished: memory.tensor(DType::I32, &[batch, heads])?,
+                    of_keys: memory.argument(&by_key::KEY_ORDER, &listed)?,
+                    finished: memory.argument(&by_key::FINISHED, &listed)?,
                 })
             })
             .transpose()?;

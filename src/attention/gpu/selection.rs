@@ -8,10 +8,10 @@ use crate::attention::work::Ranked;
 use crate::attention::{MaskLists, Rule, Sizes};
 use crate::codegen::lower::DeviceFunction;
 use crate::device::CudaDevice;
-use crate::kernels::{classify, select, transpose};
-use crate::launch::{FunctionArgs, Lazy, Request, Tuned};
+use crate::kernels::{classify, pool, score_partial, select, transpose};
+use crate::launch::{FunctionArgs, Lazy, Request, TensorDecl, Tuned};
 use crate::tune::Bucket;
-use crate::{BlockIndex, DType, Device, Error, Tensor};
+use crate::{BlockIndex, Device, Error, Tensor};
 use std::sync::Arc;
 
 /// The kernels that select blocks.
@@ -112,24 +112,24 @@ impl Selector {
         of_tensors: bool,
         memory: &mut Memory<'_>,
     ) -> Result<Scratch, Error> {
-        let &Sizes { batch, heads, kv_heads, q_blocks, kv_blocks, head_dim, .. } = sizes;
-        let map = [batch, heads, q_blocks, kv_blocks];
-        let words = [batch, heads, q_blocks, kv_blocks.div_ceil(32)];
-        let mut optional =
-            |wanted: bool, dtype, shape: &[usize]| wanted.then(|| memory.tensor(dtype, shape)).transpose();
-        let (ranked, split) = (self.ranking.is_some(), self.classify.is_some());
+        use select::tensors as of_select;
+        let (ranked, split, fits) =
+            (self.ranking.is_some(), self.classify.is_some(), self.rank(sizes).is_some());
         let means = of_tensors && ranked;
-        let of_q = optional(means, DType::F32, &[batch, heads, q_blocks, head_dim])?;
-        let of_k = optional(means, DType::F32, &[batch, kv_heads, kv_blocks, head_dim])?;
+        let mut room = |wanted: bool, argument: &TensorDecl| {
+            wanted.then(|| memory.argument(argument, sizes)).transpose()
+        };
+        let q_mean = room(means, &pool::tensors::Q_MEAN)?;
+        let k_mean = room(means, &pool::tensors::K_MEAN)?;
         Ok(Scratch {
-            means: of_q.zip(of_k).map(|(q, k)| [q, k]),
-            logits: optional(self.rank(sizes).is_none(), DType::F32, &map)?,
-            partial_logits: optional(split && means && self.rank(sizes).is_some(), DType::F32, &map)?,
-            classes: optional(split, DType::U8, &map)?,
-            full_keep: optional(split, DType::I32, &words)?,
-            row_order: optional(ranked, DType::I32, &[batch, heads, q_blocks])?,
-            finished: optional(ranked, DType::I32, &[batch, heads])?,
-            keep: memory.tensor(DType::I32, &words)?,
+            means: q_mean.zip(k_mean).map(|(q, k)| [q, k]),
+            logits: room(!fits, &of_select::LOGITS)?,
+            partial_logits: room(split && means && fits, &score_partial::tensors::LOGITS)?,
+            classes: room(split, &classify::tensors::CLASSES)?,
+            full_keep: room(split, &of_select::FULL_KEEP)?,
+            row_order: room(ranked, &of_select::ROW_ORDER)?,
+            finished: room(ranked, &of_select::FINISHED)?,
+            keep: memory.argument(&of_select::KEEP, sizes)?,
         })
     }
 

@@ -1,5 +1,9 @@
-//! `tune`: time the schedules for some shapes now, so that no later process has to, and explain the choice.
+//! `tune`: time the schedules for some shapes, or of a kernel of the user's own, now, so that no later process has
+//! to, and explain the choice.
 
+mod arguments;
+mod noise;
+mod own;
 mod shape;
 
 use super::args::{AttentionArgs, describe};
@@ -8,7 +12,9 @@ use super::error::CliError;
 use super::files::{self, Destination};
 use super::report::Report;
 use clap::Args;
-use serde_json::json;
+use noise::Noise;
+use own::OwnArgs;
+use serde_json::{Value, json};
 use shape::Shape;
 use std::fmt::Write;
 use std::time::Instant;
@@ -16,14 +22,15 @@ use tilewright::attention::{Attend, Backward, Inputs, MaskLists, Plan, Shapes, S
 use tilewright::bundle::{Contents, export_to};
 use tilewright::cache::KernelCache;
 use tilewright::launch::Choice;
-use tilewright::output::shown;
+use tilewright::output::{Output as File, shown};
 use tilewright::tune::{Policy, synthetic_mask};
 use tilewright::{Attention, DType, Device, Gradients, Output, Tensor};
 
 #[derive(Args)]
 pub struct TuneArgs {
-    /// What to tune for, several with commas: HEADSxTOKENSxHEAD_DIM, in full [BATCHx]HEADS[/KV_HEADS]xTOKENS[:KEYS]xHEAD_DIM.
-    /// Without it the sizes of Wan 2.1 at 480p and 720p and of CogVideoX.
+    /// What to tune for, several with commas: HEADSxTOKENSxHEAD_DIM, in full
+    /// [BATCHx]HEADS[/KV_HEADS]xTOKENS[:KEYS]xHEAD_DIM. Without it the sizes of Wan 2.1 at 480p and 720p and of
+    /// CogVideoX.
     #[arg(
         long,
         value_delimiter = ',',
@@ -49,13 +56,16 @@ pub struct TuneArgs {
     /// Print every candidate: schedule, registers, shared memory, time, or why it was rejected.
     #[arg(long)]
     explain: bool,
-    /// Draw the times of the forward's candidates into an SVG file; of several shapes, the last one's. `-` is standard output.
+    /// Draw the times of the candidates into an SVG file: those of the kernel of `--templates`, else the forward's,
+    /// of several shapes the last one's. `-` is standard output.
     #[arg(long, value_name = "FILE")]
     pub plot: Option<Destination>,
     /// Write the cache's kernels and tuning records of this GPU's architecture to a bundle, for other machines. `-` is
     /// standard output.
     #[arg(long, value_name = "FILE")]
     pub export: Option<Destination>,
+    #[command(flatten)]
+    own: OwnArgs,
 }
 
 fn dtype(text: &str) -> Result<DType, String> {
@@ -82,10 +92,10 @@ fn number(text: &str) -> Option<f64> {
 const PLOT: &str = "--plot";
 
 pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
-    let device = args.attention.device.open()?;
-    if !device.is_cuda() {
-        return Err(CliError::NothingToTune);
+    if let Some(folder) = &args.own.templates {
+        return own::run(folder, args);
     }
+    let device = args.gpu()?;
     let selection = args.attention.selection();
     let density = args.density.or(selection.k()).unwrap_or(0.05);
     let mut text = format!(
@@ -95,8 +105,7 @@ pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
         describe(&selection),
         100.0 * density
     );
-    let picture = args.plot.as_ref().map(|file| file.open(PLOT)).transpose()?;
-    let bundle = args.export.as_ref().map(|file| file.open("--export")).transpose()?;
+    let files = Files::open(args)?;
     let (mut shapes, mut drawing) = (Vec::new(), None);
     for shape in &args.shapes {
         let attention = Attention::builder(shape.head_dim, args.dtype)
@@ -105,7 +114,9 @@ pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
             .select(selection)
             .policy(Policy::Tune)
             .build(&device)?;
-        let [q, k, v] = inputs(&device, args.dtype, shape)?;
+        let mut noise = Noise::default();
+        let mut input = |dims: [usize; 4]| noise.tensor(args.dtype, &dims)?.to(&device);
+        let (q, k, v) = (input(shape.q())?, input(shape.k())?, input(shape.v())?);
         let plan = attention.plan(Shapes::of(&q, &k)?)?;
         let mask_of = |density| {
             synthetic_mask(&shape.workload(density), args.attention.block, args.spread)?.to(&device)
@@ -148,21 +159,54 @@ pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
             "kernels": choices.iter().map(to_json).collect::<Vec<_>>(),
         }));
     }
-    match (picture, drawing) {
-        (Some(picture), Some(drawing)) => files::write(picture, PLOT, drawing.as_bytes())?,
-        (Some(picture), None) => {
-            text += &format!("\n{} was not written: no candidates were timed\n", shown(picture.path()));
+    let json = json!({ "device": device.to_string(), "shapes": shapes });
+    files.finish(&device, text, json, drawing)
+}
+
+impl TuneArgs {
+    /// The GPU to tune on.
+    fn gpu(&self) -> Result<Device, CliError> {
+        let device = self.attention.device.open()?;
+        if device.is_cuda() { Ok(device) } else { Err(CliError::NothingToTune) }
+    }
+}
+
+/// What is written beside the cache, opened before there is anything to write.
+struct Files {
+    picture: Option<File>,
+    bundle: Option<File>,
+}
+
+impl Files {
+    fn open(args: &TuneArgs) -> Result<Self, CliError> {
+        let picture = args.plot.as_ref().map(|file| file.open(PLOT)).transpose()?;
+        let bundle = args.export.as_ref().map(|file| file.open("--export")).transpose()?;
+        Ok(Files { picture, bundle })
+    }
+
+    /// Writes them, and the report on it.
+    fn finish(
+        self,
+        device: &Device,
+        mut text: String,
+        mut json: Value,
+        drawing: Option<String>,
+    ) -> Result<Report, CliError> {
+        match (self.picture, drawing) {
+            (Some(picture), Some(drawing)) => files::write(picture, PLOT, drawing.as_bytes())?,
+            (Some(picture), None) => {
+                text += &format!("\n{} was not written: no candidates were timed\n", shown(picture.path()));
+            }
+            (None, _) => {}
         }
-        (None, _) => {}
+        if let Some(bundle) = self.bundle {
+            let arch = device.arch().unwrap_or_default();
+            let report = export_to(&KernelCache::open()?, &Contents::Archs(&[&arch]), bundle)?;
+            text += &format!("\n{}", exported(&report));
+            json["bundle"] = exported_json(&report);
+        }
+        Ok(Report::new(text, &json))
     }
-    let mut json = json!({ "device": device.to_string(), "shapes": shapes });
-    if let Some(bundle) = bundle {
-        let arch = device.arch().unwrap_or_default();
-        let report = export_to(&KernelCache::open()?, &Contents::Archs(&[&arch]), bundle)?;
-        text += &format!("\n{}", exported(&report));
-        json["bundle"] = exported_json(&report);
-    }
-    Ok(Report::new(text, &json))
 }
 
 /// Calls over lists in a caller's memory, as PyTorch makes them: the kernels that complete such lists are wanted then.
@@ -222,31 +266,4 @@ fn to_json(choice: &Choice) -> serde_json::Value {
 fn plot(choices: &[Choice]) -> Option<String> {
     let choice = choices.iter().find(|choice| choice.variant.candidate.spec.kernel() == "forward")?;
     Some(choice.record.as_ref()?.plot(&choice.pruned))
-}
-
-/// Noise: zeros would run faster than anything real.
-fn inputs(device: &Device, dtype: DType, shape: &Shape) -> Result<[Tensor; 3], CliError> {
-    let mut state = 0x2545_F491_4F6C_DD1Du64;
-    let mut next = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        // Evenly spread with variance 1.
-        ((state >> 40) as f32 / (1 << 23) as f32 - 1.0) * 3f32.sqrt()
-    };
-    let mut tensor = |dims: [usize; 4]| -> Result<Tensor, CliError> {
-        let count = dims.iter().product();
-        let tensor = match dtype {
-            DType::F16 => {
-                let values: Vec<_> = (0..count).map(|_| half::f16::from_f32(next())).collect();
-                Tensor::from_slice(&values, &dims)?
-            }
-            _ => {
-                let values: Vec<_> = (0..count).map(|_| half::bf16::from_f32(next())).collect();
-                Tensor::from_slice(&values, &dims)?
-            }
-        };
-        Ok(tensor.to(device)?)
-    };
-    Ok([tensor(shape.q())?, tensor(shape.k())?, tensor(shape.v())?])
 }
