@@ -41,7 +41,7 @@
 //! # What is said once
 //!
 //! `const BINS = 1024;` is a number of the declaration, of the CUDA source and of the bindings. `include "lib/rows.rs";` reads
-//! sections that several declarations share from `shared! { … }` in another file: [`Kernel::of`] finds it among the files of a
+//! sections that several declarations share from `shared! { … }` in another file: [`Kernel::of`](crate::dsl::Kernel::of) finds it among the files of a
 //! [`KernelSource`](crate::KernelSource) or in the tile library.
 //!
 //! # Device functions
