@@ -20,6 +20,7 @@ mod bind;
 mod bound;
 mod boxed;
 mod choose;
+mod compare;
 mod declared;
 mod dynamic;
 mod error;

@@ -1,14 +1,12 @@
 //! What a launch writes, by its declaration: poisoned before a candidate runs, put back where it is changed in place, compared after.
 
+use super::compare::Held;
 use super::{TensorArg, TensorDecl};
 use crate::codegen::dsl::{Access, Tolerance};
 use crate::device::CudaDevice;
-use crate::tensor::{Element, Saved};
-use crate::{DType, Error, Tensor};
+use crate::tensor::Saved;
+use crate::{Error, Tensor};
 use std::cell::Cell;
-
-/// The bits of every element of every result.
-pub(super) type Bits = Vec<Vec<u32>>;
 
 /// The tensors that a launch writes.
 pub(super) struct Results<'a> {
@@ -67,18 +65,15 @@ impl<'a> Results<'a> {
         self.written.iter().filter(|arg| is_looked_at(arg.decl))
     }
 
-    /// The bits of every element of every result that is looked at.
-    pub(super) fn read(&self) -> Result<Bits, Error> {
-        self.results().map(|arg| bits(arg.tensor)).collect()
+    /// The elements of every result that is looked at.
+    pub(super) fn read(&self) -> Result<Vec<Held>, Error> {
+        self.results().map(|arg| Held::of(arg.tensor)).collect()
     }
 
     /// Of each result that is to be written whole, the places whose bytes are all `poison`.
-    pub(super) fn holding(&self, found: &[Vec<u32>], poison: u8) -> Vec<Vec<usize>> {
-        let places = |(arg, found): (&TensorArg<'_>, &Vec<u32>)| match arg.decl.access {
-            Access::Out => {
-                let poison = poisoned(poison, arg.tensor.dtype());
-                (0..found.len()).filter(|&i| found[i] == poison).collect()
-            }
+    pub(super) fn holding(&self, found: &[Held], poison: u8) -> Vec<Vec<usize>> {
+        let places = |(arg, found): (&TensorArg<'_>, &Held)| match arg.decl.access {
+            Access::Out => found.places_of(poison),
             _ => Vec::new(),
         };
         self.results().zip(found).map(places).collect()
@@ -89,12 +84,11 @@ impl<'a> Results<'a> {
     pub(super) fn unwritten(
         &self,
         doubtful: &[Vec<usize>],
-        again: &[Vec<u32>],
+        again: &[Held],
         poison: u8,
     ) -> Result<(), String> {
         for ((arg, places), found) in self.results().zip(doubtful).zip(again) {
-            let poison = poisoned(poison, arg.tensor.dtype());
-            if let Some(place) = places.iter().find(|&&place| found[place] == poison) {
+            if let Some(place) = places.iter().find(|&&place| found.is(place, poison)) {
                 return Err(format!("it leaves element {place} of `{}` unwritten", arg.decl.name));
             }
         }
@@ -104,7 +98,7 @@ impl<'a> Results<'a> {
     /// Whether every counter is 0.
     pub(super) fn counters_are_zero(&self) -> Result<Result<(), String>, Error> {
         for arg in self.written.iter().filter(|arg| arg.decl.access == Access::Counters) {
-            if bits(arg.tensor)?.iter().any(|&count| count != 0) {
+            if !Held::of(arg.tensor)?.is_zero() {
                 return Ok(Err(format!("it does not leave its counters `{}` at 0", arg.decl.name)));
             }
         }
@@ -112,9 +106,9 @@ impl<'a> Results<'a> {
     }
 
     /// Whether each result is that of the first candidate, within its tolerance.
-    pub(super) fn agree(&self, found: &[Vec<u32>], first: &[Vec<u32>]) -> Result<(), String> {
+    pub(super) fn agree(&self, found: &[Held], first: &[Held]) -> Result<(), String> {
         let mut all = self.results().zip(found).zip(first);
-        all.try_for_each(|((arg, found), first)| agrees(arg.decl, arg.tensor.dtype(), found, first))
+        all.try_for_each(|((arg, found), first)| agrees(arg.decl, found, first))
     }
 }
 
@@ -129,12 +123,12 @@ fn is_looked_at(decl: &TensorDecl) -> bool {
 }
 
 /// Whether a result is within the tolerance of its declaration.
-fn agrees(decl: &TensorDecl, dtype: DType, found: &[u32], first: &[u32]) -> Result<(), String> {
+fn agrees(decl: &TensorDecl, found: &Held, first: &Held) -> Result<(), String> {
     let (distance, bound) = match decl.tolerance {
         Tolerance::Any => return Ok(()),
-        Tolerance::Close(bound) => (relative_distance(found, first, dtype), bound),
-        Tolerance::Share(bound) => (different_share(found, first), bound),
-        Tolerance::Exact => (different_share(found, first), 0.0),
+        Tolerance::Close(bound) => (found.relative_distance(first), bound),
+        Tolerance::Share(bound) => (found.different_share(first), bound),
+        Tolerance::Exact => (found.different_share(first), 0.0),
     };
     // Written so that a NaN fails.
     if distance <= bound {
@@ -146,56 +140,6 @@ fn agrees(decl: &TensorDecl, dtype: DType, found: &[u32], first: &[u32]) -> Resu
     ))
 }
 
-/// The bits of every element.
-fn bits(tensor: &Tensor) -> Result<Vec<u32>, Error> {
-    fn of<E: Element>(tensor: &Tensor, bits: impl Fn(E) -> u32) -> Result<Vec<u32>, Error> {
-        Ok(tensor.to_vec::<E>()?.into_iter().map(bits).collect())
-    }
-    match tensor.dtype() {
-        DType::F16 => of(tensor, |x: half::f16| x.to_bits().into()),
-        DType::Bf16 => of(tensor, |x: half::bf16| x.to_bits().into()),
-        DType::I32 => of(tensor, i32::cast_unsigned),
-        DType::U8 => of(tensor, |x: u8| x.into()),
-        _ => of(tensor, f32::to_bits),
-    }
-}
-
-/// The bits of an element whose bytes are all `poison`.
-fn poisoned(poison: u8, dtype: DType) -> u32 {
-    u32::from_ne_bytes([poison; 4]) >> (32 - 8 * dtype.size())
-}
-
-/// The number that bits are.
-fn number(bits: u32, dtype: DType) -> f64 {
-    match dtype {
-        DType::F16 => half::f16::from_bits(bits as u16).to_f64(),
-        DType::Bf16 => half::bf16::from_bits(bits as u16).to_f64(),
-        DType::F32 => f32::from_bits(bits).into(),
-        DType::I32 => bits.cast_signed().into(),
-        _ => bits.into(),
-    }
-}
-
-/// ‖a − b‖ / ‖b‖ over the elements that are numbers in both; elements that are not must be alike.
-fn relative_distance(a: &[u32], b: &[u32], dtype: DType) -> f64 {
-    let (mut apart, mut norm) = (0f64, 0f64);
-    for (&a, &b) in a.iter().zip(b) {
-        let (a, b) = (number(a, dtype), number(b, dtype));
-        if a.is_finite() && b.is_finite() {
-            apart += (a - b).powi(2);
-            norm += b.powi(2);
-        } else if a != b && !(a.is_nan() && b.is_nan()) {
-            return f64::NAN;
-        }
-    }
-    if apart == 0.0 { 0.0 } else { (apart / norm).sqrt() }
-}
-
-fn different_share(a: &[u32], b: &[u32]) -> f64 {
-    let different = a.iter().zip(b).filter(|(a, b)| a != b).count();
-    different as f64 / a.len().max(1) as f64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,16 +149,16 @@ mod tests {
     }
 
     /// Of 1, 1, … and of one element that is `last`.
-    fn halves(last: f32) -> Vec<u32> {
-        let mut bits = vec![u32::from(half::bf16::ONE.to_bits()); 99];
-        bits.push(half::bf16::from_f32(last).to_bits().into());
-        bits
+    fn halves(last: f32) -> Held {
+        let mut elements = vec![half::bf16::ONE; 99];
+        elements.push(half::bf16::from_f32(last));
+        Held::of(&Tensor::from_slice(&elements, &[100]).unwrap()).unwrap()
     }
 
     #[test]
     fn each_result_goes_by_its_own_tolerance() {
         let (first, near, far) = (halves(1.0), halves(1.0078125), halves(f32::NAN));
-        let agrees = |tolerance, found: &[u32]| agrees(&decl(tolerance), DType::Bf16, found, &first);
+        let agrees = |tolerance, found: &Held| agrees(&decl(tolerance), found, &first);
         for (tolerance, of_near, of_far) in [
             (Tolerance::Exact, false, false),
             (Tolerance::Close(1e-2), true, false),
@@ -234,7 +178,8 @@ mod tests {
         );
     }
 
-    /// The scores that `select` overwrites and those of which `score_partial` writes a few stay on the GPU; everything else that a shipped kernel gives is compared or searched for poison.
+    /// The scores that `select` overwrites and those of which `score_partial` writes a few stay on the GPU; everything else that a
+    /// shipped kernel gives is compared or searched for poison.
     #[test]
     fn what_may_be_anything_is_not_fetched() {
         use crate::kernels::{pool, rank, score_partial, select};
@@ -248,19 +193,5 @@ mod tests {
         ] {
             assert_eq!(is_looked_at(decl), looked_at, "{}", decl.name);
         }
-    }
-
-    #[test]
-    fn poison_and_numbers_are_read_by_their_dtype() {
-        for (dtype, poison, one) in [
-            (DType::F32, 0xA5A5_A5A5, 1f32.to_bits()),
-            (DType::I32, 0xA5A5_A5A5, 1),
-            (DType::Bf16, 0xA5A5, half::bf16::ONE.to_bits().into()),
-            (DType::F16, 0xA5A5, half::f16::ONE.to_bits().into()),
-            (DType::U8, 0xA5, 1),
-        ] {
-            assert_eq!((poisoned(0xA5, dtype), number(one, dtype)), (poison, 1.0), "{dtype}");
-        }
-        assert_eq!(number(-7i32 as u32, DType::I32), -7.0);
     }
 }

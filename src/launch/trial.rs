@@ -1,6 +1,7 @@
 //! Candidates on the GPU as the tuner sees them: checked on the call's own tensors, timed by CUDA events.
 
-use super::results::{Bits, Results};
+use super::compare::Held;
+use super::results::Results;
 use super::{Kernel, TensorArg, Verdict};
 use crate::Error;
 use crate::device::{CudaDevice, DeviceError};
@@ -22,7 +23,7 @@ pub(super) struct Trial<'a> {
     kernels: &'a [Kernel],
     call: &'a Call<'a>,
     results: &'a Results<'a>,
-    first: Option<Bits>,
+    first: Option<Vec<Held>>,
     /// Why no candidate can be checked.
     unchecked: Option<Error>,
 }
@@ -44,7 +45,7 @@ impl<'a> Trial<'a> {
 
     /// Launches a candidate over results whose bytes are all `poison`: what it does not write must not look right because the
     /// one before wrote it.
-    fn launch_over(&self, poison: u8, i: usize) -> Result<Bits, Error> {
+    fn launch_over(&self, poison: u8, i: usize) -> Result<Vec<Held>, Error> {
         self.results.poison(poison)?;
         (self.call.launch)(&self.kernels[i])?;
         self.device.synchronize()?;
@@ -52,7 +53,7 @@ impl<'a> Trial<'a> {
     }
 
     /// What a candidate writes, and what is wrong with it whatever it should be.
-    fn results_of(&self, i: usize) -> Result<(Bits, Sound), Error> {
+    fn results_of(&self, i: usize) -> Result<(Vec<Held>, Sound), Error> {
         let results = self.results;
         let found = self.launch_over(NOTHING, i)?;
         let counters = results.counters_are_zero()?;
