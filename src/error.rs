@@ -14,6 +14,7 @@ use crate::head_dim::HeadDimError;
 use crate::launch::BindError;
 use crate::mask::MaskError;
 use crate::select::SelectError;
+use crate::tail::TailError;
 use crate::tensor::TensorError;
 use crate::toolchain::ToolchainError;
 use crate::tune::{Call, PolicyError};
@@ -100,6 +101,9 @@ pub enum Error {
         /// The architecture.
         arch: String,
     },
+    /// A tail that cannot be used as asked.
+    #[error(transparent)]
+    Tail(#[from] TailError),
     /// A factor of the scores that is no number.
     #[error("the scale is {found}, needed a finite number; without one it is 1 / sqrt(head_dim)")]
     Scale {

@@ -59,6 +59,7 @@ pub mod reference;
 mod room;
 mod select;
 pub mod services;
+pub mod tail;
 mod tensor;
 pub mod toolchain;
 mod trust;
@@ -76,6 +77,7 @@ pub use interrupt::Interrupt;
 pub use mask::{BlockIndex, BlockMask, BlockSize, DenseMap, MaskError, SeqLens};
 pub use operands::Gradients;
 pub use select::{SelectError, Selection, top_k, top_p};
+pub use tail::{Tail, TailError};
 pub use tensor::{Element, Tensor, TensorError};
 /// The generator, for kernels of one's own.
 pub use tilewright_codegen as codegen;

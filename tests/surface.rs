@@ -140,6 +140,8 @@ fn types() -> Vec<&'static str> {
         SelectError,
         Selection,
         SeqLens,
+        Tail,
+        TailError,
         Tensor,
         TensorError,
         TokenGrid,

@@ -3,8 +3,10 @@
 use super::call::{Functions, Lists, MASK_MOD, SCORE_MOD};
 use super::gemm::{Matrix, product};
 use super::softmax::RowState;
+use super::tail::{At, Tails};
 use crate::mask::{BlockMask, BlockSize};
 use crate::operands::{Rows, Shape, half_dtype_error};
+use crate::tail::Tail;
 use crate::tensor::{Half, host_count};
 use crate::user_code::UserCode;
 use crate::{DType, Error, MaskMod, ScoreMod, Tensor, parallel};
@@ -38,14 +40,40 @@ pub fn attend(
     score_mod: Option<&dyn ScoreMod>,
     mask_mod: Option<&dyn MaskMod>,
 ) -> Result<(Tensor, Tensor), Error> {
+    attend_all([q, k, v], mask, scale, Functions { score_mod, mask_mod }, Tail::None)
+}
+
+/// [`attend`] with a [tail](crate::tail) for the blocks that `mask` drops. Where none is dropped, the result is the same to the bit.
+///
+/// # Errors
+/// As [`attend`]; [`Error::Tail`] for a mask that does not say what it drops, or a run of keys that is no number of blocks.
+pub fn attend_with_tail(
+    [q, k, v]: [&Tensor; 3],
+    mask: &BlockMask,
+    scale: f32,
+    mask_mod: Option<&dyn MaskMod>,
+    tail: Tail,
+) -> Result<(Tensor, Tensor), Error> {
+    attend_all([q, k, v], mask, scale, Functions { score_mod: None, mask_mod }, tail)
+}
+
+fn attend_all(
+    [q, k, v]: [&Tensor; 3],
+    mask: &BlockMask,
+    scale: f32,
+    functions: Functions,
+    tail: Tail,
+) -> Result<(Tensor, Tensor), Error> {
     let shape = Shape::of(q, k, Some(v))?;
     mask.check_fits(shape.batch, shape.heads, shape.seq_q, shape.seq_kv)?;
-    let functions = Functions { score_mod, mask_mod };
-    match q.dtype() {
-        DType::F16 => run::<f16>([q, k, v], &shape, mask, scale, functions),
-        DType::Bf16 => run::<bf16>([q, k, v], &shape, mask, scale, functions),
-        _ => Err(half_dtype_error("q", q)),
-    }
+    let run = match q.dtype() {
+        DType::F16 => run::<f16>,
+        DType::Bf16 => run::<bf16>,
+        _ => return Err(half_dtype_error("q", q)),
+    };
+    let masked = functions.mask_mod.is_some();
+    let tails = Tails::new([q, k, v], &shape, mask, (scale, masked), tail)?;
+    run([q, k, v], &shape, mask, scale, functions, tails)
 }
 
 fn run<T: Half>(
@@ -54,6 +82,7 @@ fn run<T: Half>(
     mask: &BlockMask,
     scale: f32,
     functions: Functions,
+    tails: Option<Tails>,
 ) -> Result<(Tensor, Tensor), Error> {
     let &Shape { batch, heads, kv_heads, seq_q, seq_kv, d, value_d } = shape;
     // Inputs may repeat what little they hold: results do not.
@@ -67,6 +96,7 @@ fn run<T: Half>(
         q: Rows::<T>::of(q)?,
         scale,
         functions,
+        tails,
         code: functions.code(),
     };
     if !out.is_empty() && seq_kv > 0 {
@@ -100,6 +130,7 @@ struct Call<'a, T> {
     q: Rows<'a, T>,
     scale: f32,
     functions: Functions<'a>,
+    tails: Option<Tails>,
     code: UserCode<'a>,
 }
 
@@ -194,6 +225,9 @@ impl<T: Half> Call<'_, T> {
                 }
             }
             product(1.0, Matrix::rows(scores, columns), v, 1.0, acc);
+        }
+        if let Some(tails) = &self.tails {
+            tails.absorb(At { b: task.b, h: task.h, q_block: task.block }, q, states, acc);
         }
         for ((acc, state), lse) in acc.chunks_exact_mut(value_d).zip(states).zip(task.lse) {
             let (factor, row_lse) = state.finish();

@@ -5,13 +5,16 @@
 //! result is the same to the bit for any number of threads.
 
 use super::call::{Functions, Lists, MASK_MOD, SCORE_MOD};
+use super::delta::delta;
 use super::gemm::{Matrix, product};
 use super::softmax::weights;
+use super::tail::{At, OfBlock, Queries, Tails};
 use crate::mask::{BlockMask, BlockSize};
 use crate::operands::{Gradients, Rows, Shape, Upstream, half_dtype_error};
+use crate::tail::Tail;
 use crate::tensor::{Half, host_count};
 use crate::user_code::UserCode;
-use crate::{DType, Error, MaskMod, ScoreMod, Tensor, parallel};
+use crate::{DType, Error, MaskMod, ScoreMod, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::f32::consts::LOG2_E;
@@ -35,16 +38,45 @@ pub fn backward(
     score_mod: Option<&dyn ScoreMod>,
     mask_mod: Option<&dyn MaskMod>,
 ) -> Result<Gradients, Error> {
+    backward_all(upstream, mask, scale, Functions { score_mod, mask_mod }, Tail::None)
+}
+
+/// [`backward`] of what [`attend_with_tail`](super::attend_with_tail()) made of the same arguments.
+///
+/// Weights, `out` and `lse` are those of the whole softmax, so that the gradients by kept keys are as without a tail. A mean gives each of
+/// the rows that it is made of their part of its own gradient; which blocks are dropped is taken as given.
+///
+/// # Errors
+/// As [`attend_with_tail`](super::attend_with_tail()).
+pub fn backward_with_tail(
+    upstream: Upstream<'_>,
+    mask: &BlockMask,
+    scale: f32,
+    mask_mod: Option<&dyn MaskMod>,
+    tail: Tail,
+) -> Result<Gradients, Error> {
+    backward_all(upstream, mask, scale, Functions { score_mod: None, mask_mod }, tail)
+}
+
+fn backward_all(
+    upstream: Upstream<'_>,
+    mask: &BlockMask,
+    scale: f32,
+    functions: Functions,
+    tail: Tail,
+) -> Result<Gradients, Error> {
     let Upstream { q, k, v, .. } = upstream;
     let shape = Shape::of(q, k, Some(v))?;
     upstream.check(&shape)?;
     mask.check_fits(shape.batch, shape.heads, shape.seq_q, shape.seq_kv)?;
-    let functions = Functions { score_mod, mask_mod };
-    match q.dtype() {
-        DType::F16 => run::<f16>(&upstream, shape, mask, scale, functions),
-        DType::Bf16 => run::<bf16>(&upstream, shape, mask, scale, functions),
-        _ => Err(half_dtype_error("q", q)),
-    }
+    let run = match q.dtype() {
+        DType::F16 => run::<f16>,
+        DType::Bf16 => run::<bf16>,
+        _ => return Err(half_dtype_error("q", q)),
+    };
+    let masked = functions.mask_mod.is_some();
+    let tails = Tails::new([q, k, v], &shape, mask, (scale, masked), tail)?;
+    run(&upstream, shape, mask, scale, functions, tails)
 }
 
 fn run<T: Half>(
@@ -53,6 +85,7 @@ fn run<T: Half>(
     mask: &BlockMask,
     scale: f32,
     functions: Functions,
+    tails: Option<Tails>,
 ) -> Result<Gradients, Error> {
     let Shape { batch, heads, kv_heads, seq_q, seq_kv, d, value_d } = shape;
     let zeros = |dims: [usize; 4]| Ok::<_, Error>(vec![T::narrow(0.0); host_count(&dims, T::DTYPE)?]);
@@ -71,36 +104,17 @@ fn run<T: Half>(
             delta: delta::<T>(tensors, &shape)?,
             scale,
             functions,
+            tails,
             code: functions.code(),
         };
-        call.by_query(&Lists::of(mask.kv(), mask.full_kv())?, &mut dq)?;
-        call.by_key(&Lists::of(mask.q(), mask.full_q())?, &mut dk, &mut dv)?;
+        let of_blocks = call.by_query(&Lists::of(mask.kv(), mask.full_kv())?, &mut dq)?;
+        call.by_key(&Lists::of(mask.q(), mask.full_q())?, &of_blocks, &mut dk, &mut dv)?;
     }
     Ok(Gradients {
         dq: Tensor::from_slice(&dq, &[batch, heads, seq_q, d])?,
         dk: Tensor::from_slice(&dk, &keys(d))?,
         dv: Tensor::from_slice(&dv, &keys(value_d))?,
     })
-}
-
-/// `rowsum(d_out · out) - d_lse` of every query.
-fn delta<T: Half>(tensors: &Upstream<'_>, shape: &Shape) -> Result<Vec<f32>, Error> {
-    let mut delta = match tensors.d_lse {
-        Some(d_lse) => d_lse.to_vec()?,
-        None => vec![0.0; host_count(&[shape.batch, shape.heads, shape.seq_q], DType::F32)?],
-    };
-    let (out, d_out) = (Rows::<T>::of(tensors.out)?, Rows::<T>::of(tensors.d_out)?);
-    let tiles = || (vec![0.0; shape.value_d], vec![0.0; shape.value_d]);
-    parallel::run(|| {
-        delta.par_chunks_mut(shape.seq_q).enumerate().for_each_init(tiles, |(a, b), (head, delta)| {
-            for (row, delta) in delta.iter_mut().enumerate() {
-                out.widen(head, row, a);
-                d_out.widen(head, row, b);
-                *delta = a.iter().zip(&*b).map(|(x, y)| x * y).sum::<f32>() - *delta;
-            }
-        });
-    });
-    Ok(delta)
 }
 
 /// What all tasks of one call share.
@@ -116,6 +130,7 @@ struct Call<'a, T> {
     delta: Vec<f32>,
     scale: f32,
     functions: Functions<'a>,
+    tails: Option<Tails>,
     code: UserCode<'a>,
 }
 
@@ -161,17 +176,17 @@ impl<T: Half> Call<'_, T> {
         }
     }
 
-    fn by_query(&self, lists: &Lists, dq: &mut [T]) -> Result<(), Error> {
+    /// dq; and of each block of queries, head by head, what the tail's gradients by key want of it.
+    fn by_query(&self, lists: &Lists, dq: &mut [T]) -> Result<Vec<Option<OfBlock>>, Error> {
         let Shape { heads, seq_q, d, .. } = self.shape;
-        let tasks: Vec<(usize, usize, &mut [T])> = dq
-            .chunks_mut(seq_q * d)
-            .enumerate()
-            .flat_map(|(head, dq)| {
-                let blocks = dq.chunks_mut(self.blocks.q() * d).enumerate();
-                blocks.map(move |(block, dq)| (head, block, dq))
-            })
-            .collect();
-        self.for_each(tasks, |scratch, (head, q_block, dq)| {
+        let places = dq.chunks_mut(seq_q * d).enumerate().flat_map(|(head, dq)| {
+            let blocks = dq.chunks_mut(self.blocks.q() * d).enumerate();
+            blocks.map(move |(block, dq)| (head, block, dq))
+        });
+        let places: Vec<(usize, usize, &mut [T])> = places.collect();
+        let mut of_blocks: Vec<Option<OfBlock>> = places.iter().map(|_| None).collect();
+        let tasks = places.into_iter().zip(&mut of_blocks).collect();
+        self.for_each(tasks, |scratch, ((head, q_block, dq), of_block): (_, &mut Option<OfBlock>)| {
             let (b, h) = (head / heads, head % heads);
             scratch.sums[0][..dq.len()].fill(0.0);
             self.load_queries(scratch, b, h, q_block);
@@ -182,11 +197,23 @@ impl<T: Half> Call<'_, T> {
                 let k = Matrix::rows(&scratch.k[..columns * d], d);
                 product(self.scale, ds, k, 1.0, &mut scratch.sums[0][..rows * d]);
             }
+            if let Some(tails) = &self.tails {
+                let (queries, sums) = self.queries(scratch, head, q_block);
+                let [to, _] = sums;
+                *of_block = tails.by_query(At { b, h, q_block }, queries, &mut to[..dq.len()]);
+            }
             T::narrow_slice(&scratch.sums[0][..dq.len()], dq);
-        })
+        })?;
+        Ok(of_blocks)
     }
 
-    fn by_key(&self, lists: &Lists, dk: &mut [T], dv: &mut [T]) -> Result<(), Error> {
+    fn by_key(
+        &self,
+        lists: &Lists,
+        of_blocks: &[Option<OfBlock>],
+        dk: &mut [T],
+        dv: &mut [T],
+    ) -> Result<(), Error> {
         let Shape { kv_heads, seq_kv, d, value_d, .. } = self.shape;
         let tasks: Vec<(usize, usize, &mut [T], &mut [T])> = dk
             .chunks_mut(seq_kv * d)
@@ -218,9 +245,38 @@ impl<T: Half> Call<'_, T> {
                     }
                 }
             }
+            if let Some(tails) = &self.tails {
+                let q_blocks = self.shape.seq_q.div_ceil(self.blocks.q());
+                for h in unit % kv_heads * group..(unit % kv_heads + 1) * group {
+                    for q_block in 0..q_blocks {
+                        self.load_queries(scratch, b, h, q_block);
+                        let head = b * self.shape.heads + h;
+                        let (queries, [to_k, to_v]) = self.queries(scratch, head, q_block);
+                        let to = [&mut to_k[..dk.len()], &mut to_v[..dv.len()]];
+                        let of_block = of_blocks[head * q_blocks + q_block].as_ref();
+                        tails.by_key(At { b, h, q_block }, kv_block, queries, of_block, to);
+                    }
+                }
+            }
             T::narrow_slice(&scratch.sums[0][..dk.len()], dk);
             T::narrow_slice(&scratch.sums[1][..dv.len()], dv);
         })
+    }
+
+    /// The loaded queries, and what is summed.
+    fn queries<'a>(
+        &'a self,
+        scratch: &'a mut Scratch,
+        head: usize,
+        q_block: usize,
+    ) -> (Queries<'a>, &'a mut [Vec<f32>; 2]) {
+        let Shape { seq_q, d, value_d, .. } = self.shape;
+        let first = q_block * self.blocks.q();
+        let rows = self.blocks.q().min(seq_q - first);
+        let of_rows = head * seq_q + first..head * seq_q + first + rows;
+        let Scratch { q, d_out, sums, .. } = scratch;
+        let (lse, delta) = (&self.lse[of_rows.clone()], &self.delta[of_rows]);
+        (Queries { q: &q[..rows * d], d_out: &d_out[..rows * value_d], lse, delta }, sums)
     }
 
     /// Tasks differ in length under top-p: one at a time keeps the threads busy to the end.

@@ -6,16 +6,18 @@
 mod attend;
 mod backward;
 mod call;
+mod delta;
 mod gemm;
 mod partial;
 mod pool;
 mod score;
 mod select;
 mod softmax;
+mod tail;
 
 pub use crate::operands::Upstream;
-pub use attend::attend;
-pub use backward::backward;
+pub use attend::{attend, attend_with_tail};
+pub use backward::{backward, backward_with_tail};
 pub(crate) use partial::{Head, PartialScores};
 pub(crate) use score::logits;
 pub use select::select_row;

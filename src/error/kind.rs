@@ -57,6 +57,7 @@ impl Error {
             | Error::HeadDim(_)
             | Error::Bind(_)
             | Error::Policy(_)
+            | Error::Tail(_)
             | Error::Scale { .. }
             | Error::Aliased { .. }
             | Error::SharedRows

@@ -15,6 +15,7 @@
 mod block_size;
 mod build;
 mod classify;
+mod dropped;
 mod error;
 mod lists;
 mod seq_lens;
@@ -86,6 +87,8 @@ pub struct BlockMask {
     /// The query blocks of each head by falling number of key blocks, i32 `[batch|1, heads|1, q_blocks]`, where that is known and
     /// matters.
     row_order: Option<Tensor>,
+    /// A bit a block: whether a [tail](crate::tail) stands for it. Absent where the mask does not say.
+    dropped: Option<Tensor>,
 }
 
 /// A block mask as one class per block.
@@ -114,7 +117,18 @@ impl BlockMask {
         (kv, full_kv): (BlockIndex, Option<BlockIndex>),
         (q, full_q): (BlockIndex, Option<BlockIndex>),
     ) -> Self {
-        BlockMask { blocks, seq_q, seq_kv, kv, full_kv, q, full_q, density: None, row_order: None }
+        BlockMask {
+            blocks,
+            seq_q,
+            seq_kv,
+            kv,
+            full_kv,
+            q,
+            full_q,
+            density: None,
+            row_order: None,
+            dropped: None,
+        }
     }
 
     /// The share of blocks kept, 0 to 1, where it is known without asking the GPU: of masks made on the host.
@@ -307,6 +321,7 @@ impl BlockMask {
             q: self.q.to(device)?,
             full_q: to(&self.full_q)?,
             row_order: self.row_order.as_ref().map(|order| order.to(device)).transpose()?,
+            dropped: self.dropped.as_ref().map(|dropped| dropped.to(device)).transpose()?,
             ..*self
         })
     }

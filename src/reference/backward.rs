@@ -108,7 +108,7 @@ fn one_query(
     dq
 }
 
-fn sized(tensor: &Tensor, needed: usize) -> Result<Vec<f64>, Error> {
+pub(super) fn sized(tensor: &Tensor, needed: usize) -> Result<Vec<f64>, Error> {
     let found = tensor.elements();
     if found != needed {
         return Err(TensorError::Length { found, needed, shape: tensor.shape().to_vec() }.into());

@@ -4,8 +4,10 @@
 //! of an executor and nothing else.
 
 mod backward;
+mod tail;
 
 pub use backward::{ReferenceGradients, attention_backward_f64};
+pub use tail::{attention_with_tail_backward_f64, attention_with_tail_f64};
 
 use crate::mask::{BlockMask, BlockSize, DenseMap, EMPTY, PARTIAL};
 use crate::tensor::TensorError;
@@ -43,25 +45,30 @@ pub fn attention_f64(
     let problem = Problem::new([q, k, v], mask, scale, score_mod, mask_mod)?;
     let one_query = |query: usize| -> (Vec<f64>, f64) {
         let attended = problem.attended(query);
-        let d = problem.value_d;
-        let mut out = vec![0.0; d];
-        let max = attended.iter().map(|at| at.score).fold(f64::NEG_INFINITY, f64::max);
-        if max == f64::NEG_INFINITY && !attended.iter().any(|at| at.score.is_nan()) {
-            return (out, f64::NEG_INFINITY);
-        }
-        let mut sum = 0.0;
-        for at in &attended {
-            let weight = (at.score - max).exp();
-            sum += weight;
-            out.iter_mut().zip(row(&problem.v, at.key, d)).for_each(|(out, v)| *out += weight * v);
-        }
-        out.iter_mut().for_each(|out| *out /= sum);
-        (out, max + sum.ln())
+        let keys = attended.iter().map(|at| (at.score, row(&problem.v, at.key, problem.value_d)));
+        softmax(&keys.collect::<Vec<_>>(), problem.value_d)
     };
     let rows: Vec<(Vec<f64>, f64)> =
         parallel::run(|| (0..problem.queries()).into_par_iter().map(one_query).collect());
     let lse = rows.iter().map(|row| row.1).collect();
     Ok(Reference { out: rows.into_iter().flat_map(|row| row.0).collect(), lse })
+}
+
+/// The mean of values by the softmax of their scores, and the logarithm of the sum of exponentials.
+fn softmax(terms: &[(f64, &[f64])], d: usize) -> (Vec<f64>, f64) {
+    let mut out = vec![0.0; d];
+    let max = terms.iter().map(|term| term.0).fold(f64::NEG_INFINITY, f64::max);
+    if max == f64::NEG_INFINITY && !terms.iter().any(|term| term.0.is_nan()) {
+        return (out, f64::NEG_INFINITY);
+    }
+    let mut sum = 0.0;
+    for (score, value) in terms {
+        let weight = (score - max).exp();
+        sum += weight;
+        out.iter_mut().zip(*value).for_each(|(out, v)| *out += weight * v);
+    }
+    out.iter_mut().for_each(|out| *out /= sum);
+    (out, max + sum.ln())
 }
 
 /// The inputs, widened, and who attends to whom.
@@ -155,12 +162,22 @@ impl<'a> Problem<'a> {
         [head / self.heads, head % self.heads, i].map(|x| x as i32)
     }
 
+    /// The first row of k of a query's key head.
+    fn first_key(&self, query: usize) -> usize {
+        let [b, h, _] = self.place(query).map(|x| x as usize);
+        (b * self.kv_heads + h * self.kv_heads / self.heads) * self.seq_kv
+    }
+
+    /// The row of the mask that a query's block is.
+    fn map_row(&self, query: usize) -> usize {
+        let [b, h, i] = self.place(query).map(|x| x as usize);
+        let [batch, heads, q_blocks, _] = self.map.shape;
+        ((b % batch) * heads + h % heads) * q_blocks + i / self.blocks.q()
+    }
+
     fn attended(&self, query: usize) -> Vec<Attended> {
         let [bi, hi, qi] = self.place(query);
-        let [b, h, i] = [bi, hi, qi].map(|x| x as usize);
-        let kv_start = (b * self.kv_heads + h * self.kv_heads / self.heads) * self.seq_kv;
-        let [map_batch, map_heads, q_blocks, kv_blocks] = self.map.shape;
-        let map_row = ((b % map_batch) * map_heads + h % map_heads) * q_blocks + i / self.blocks.q();
+        let (kv_start, map_row, kv_blocks) = (self.first_key(query), self.map_row(query), self.map.shape[3]);
         let mut attended = Vec::new();
         for j in 0..self.seq_kv {
             let class = self.map.classes[map_row * kv_blocks + j / self.blocks.kv()];
