@@ -5,13 +5,13 @@ use super::results::Results;
 use super::store::Store;
 use super::trial::{Call, Trial};
 use super::{Kernel, Tuned};
-use crate::Error;
 use crate::cache::KernelCache;
 use crate::codegen::Variant;
 use crate::services::{FirstUse, Services};
 use crate::tune::{
     Bucket, Contender, DeviceLock, Plan, Policy, Progress, RaceSettings, TuneKey, TuneRecord, plan, race,
 };
+use crate::{Error, ErrorKind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 impl Tuned {
@@ -53,17 +53,19 @@ impl Tuned {
         if ranked.len() == 1 || !store.has_nvrtc() {
             return self.first_valid(ranked);
         }
-        let results = match Results::of(&self.device, call.tensors) {
-            Err(Error::Device(error)) if error.is_out_of_memory() => {
-                tracing::warn!(kernel = self.shared.name, %error, "not tuned: no room for a copy of what it changes in place");
-                return self.first_valid(ranked);
+        let tuned = Results::of(&self.device, call.tensors).and_then(|results| {
+            let tuned = self.tune(store, key, ranked, call, &results);
+            // The caller's tensors are as they were before, whatever came of it.
+            results.put_back()?;
+            tuned
+        });
+        match tuned {
+            Err(error) if error.kind() == ErrorKind::OutOfMemory => {
+                tracing::warn!(kernel = self.shared.name, %error, "not tuned: no room to keep and compare what it writes");
+                self.first_valid(ranked)
             }
-            results => results?,
-        };
-        let tuned = self.tune(store, key, ranked, call, &results);
-        // The caller's tensors are as they were before, whatever came of it.
-        results.put_back()?;
-        tuned
+            tuned => tuned,
+        }
     }
 
     /// The record of a key. One that was made where the kernel's check.rs could not be asked counts once its winner has passed; while a graph

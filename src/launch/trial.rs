@@ -3,9 +3,9 @@
 use super::compare::Held;
 use super::results::Results;
 use super::{Kernel, TensorArg, Verdict};
-use crate::Error;
 use crate::device::{CudaDevice, DeviceError};
 use crate::tune::Bench;
+use crate::{Error, ErrorKind};
 
 /// The call that a kernel is chosen for.
 pub(super) struct Call<'a> {
@@ -67,21 +67,24 @@ impl<'a> Trial<'a> {
         Ok((found, counters.and(unwritten)))
     }
 
+    /// Why a candidate failed; or why none can be checked, which is kept.
+    fn failed(&mut self, error: Error) -> String {
+        let reason = error.to_string();
+        if is_the_calls(&error) {
+            self.unchecked = Some(error);
+        }
+        reason
+    }
+
     fn checked(&mut self, i: usize) -> Result<(), String> {
         if let Some(error) = &self.unchecked {
             return Err(error.to_string());
         }
         match self.call.check.map_or(Ok(Ok(())), |check| check(&self.kernels[i])) {
             Ok(verdict) => verdict?,
-            // A panic of the user's own function is the user's to know, and a call that is to end says nothing of any candidate.
-            Err(error @ (Error::DeviceFunction { .. } | Error::Interrupted)) => {
-                let reason = error.to_string();
-                self.unchecked = Some(error);
-                return Err(reason);
-            }
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err(self.failed(error)),
         }
-        let (found, sound) = self.results_of(i).map_err(|error| error.to_string())?;
+        let (found, sound) = self.results_of(i).map_err(|error| self.failed(error))?;
         sound?;
         match &self.first {
             Some(first) => self.results.agree(&found, first),
@@ -91,6 +94,13 @@ impl<'a> Trial<'a> {
             }
         }
     }
+}
+
+/// Whether an error says nothing of any candidate: a panic of the user's own function is the user's to know, a call may be to end, and
+/// memory may lack that there will be another time.
+fn is_the_calls(error: &Error) -> bool {
+    matches!(error, Error::DeviceFunction { .. })
+        || matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::OutOfMemory)
 }
 
 /// What is wrong with a candidate's results, whatever they should be.
@@ -134,6 +144,30 @@ impl Bench for Trial<'_> {
         match failure {
             Some(error) => Err(error.to_string()),
             None => Ok(1e3 * f64::from(ms.map_err(|error| error.to_string())?) / f64::from(launches)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::BindError;
+    use crate::tensor::TensorError;
+    use crate::{DType, MaskError};
+
+    /// What would be there in a record for good is what a candidate did.
+    #[test]
+    fn a_lack_of_memory_is_no_candidates_fault() {
+        let panicked = || Error::DeviceFunction { name: "softcap".into(), message: "out of bounds".into() };
+        for (error, is) in [
+            (Error::Interrupted, true),
+            (panicked(), true),
+            (TensorError::TooLarge { shape: vec![1 << 60], dtype: DType::F32 }.into(), true),
+            (MaskError::TooLarge { shape: [1 << 60; 4] }.into(), true),
+            (DeviceError::NoGpu.into(), false),
+            (BindError::Grid { kernel: "pool".into(), grid: [0; 3] }.into(), false),
+        ] {
+            assert_eq!(is_the_calls(&error), is, "{error}");
         }
     }
 }
