@@ -66,10 +66,7 @@ impl BlockMask {
 }
 
 /// A bit for each block of a map of this shape.
-pub(super) fn bits_of(
-    map: &[bool],
-    [batch, heads, q_blocks, kv_blocks]: [usize; 4],
-) -> Result<Tensor, Error> {
+fn bits_of(map: &[bool], [batch, heads, q_blocks, kv_blocks]: [usize; 4]) -> Result<Tensor, Error> {
     let words = |row: &[bool]| -> Vec<i32> {
         let word = |bits: &[bool]| {
             bits.iter().enumerate().fold(0u32, |word, (at, &bit)| word | u32::from(bit) << at) as i32

@@ -13,6 +13,7 @@
 // 5. Where a launch of the winner fails, `TuneRecord::demote`.
 mod bench;
 mod call;
+mod contender;
 mod explain;
 mod key;
 mod lock;
@@ -33,6 +34,7 @@ pub(crate) use crate::services::{Policy, PolicyError, Progress};
 #[doc(hidden)]
 pub use bench::Bench;
 pub use call::Call;
+pub use contender::Contender;
 pub use explain::Row;
 /// Sizes and masks to tune for; public for the tests and benchmarks alone.
 #[doc(hidden)]
@@ -44,7 +46,7 @@ pub(crate) use plan::{Plan, plan};
 pub use race::{Entry, Finish, RaceError, RaceResult, RaceSettings, race};
 #[cfg(feature = "bundle")]
 pub(crate) use record::SCHEMA;
-pub use record::{Contender, Outcome, RecordError, Timing, TuneRecord};
+pub use record::{Outcome, RecordError, Timing, TuneRecord};
 /// What a record calls a kernel and what it computes; public for the tests alone.
 #[doc(hidden)]
 pub use spec::spec_fingerprint;
