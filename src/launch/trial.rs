@@ -165,7 +165,7 @@ mod tests {
             (TensorError::TooLarge { shape: vec![1 << 60], dtype: DType::F32 }.into(), true),
             (MaskError::TooLarge { shape: [1 << 60; 4] }.into(), true),
             (DeviceError::NoGpu.into(), false),
-            (BindError::Grid { kernel: "pool".into(), grid: [0; 3] }.into(), false),
+            (BindError::Grid { kernel: "pool", grid: [0; 3] }.into(), false),
         ] {
             assert_eq!(is_the_calls(&error), is, "{error}");
         }
