@@ -30,7 +30,7 @@ impl Generator {
     ///
     /// # Errors
     /// [`Error::Declaration`] or [`Error::Template`] with the place of the mistake; [`Error::Spec`] when the folder and
-    /// the kernel have different names, or a body has no template.
+    /// the kernel have different names, a body has no template, or a template no body.
     pub fn new(source: &KernelSource) -> Result<Self, Error> {
         let kernel = Kernel::of(source)?;
         let fail = |message: String| Err(Error::Spec { kernel: kernel.name.clone(), message });
@@ -41,6 +41,17 @@ impl Generator {
             let path = format!("{}/{}.cu", kernel.name, body.family);
             if !source.files.iter().any(|(known, _)| *known == path) {
                 return fail(format!("`body {}` is declared but {path} is missing: write it", body.family));
+            }
+        }
+        let folder = format!("{}/", kernel.name);
+        for (path, _) in source.files.iter() {
+            let Some(stem) = path.strip_prefix(&folder).and_then(|file| file.strip_suffix(".cu")) else {
+                continue;
+            };
+            if !kernel.bodies.iter().any(|body| body.family.name() == stem) {
+                return fail(format!(
+                    "{path} is no body that is declared: declare `body {stem}`, or name a header `.cuh`"
+                ));
             }
         }
         let is_any = |arg: &&Arg| matches!(arg.kind, ArgKind::Tensor { tolerance: Tolerance::Any, .. });

@@ -104,16 +104,20 @@ fn bindings_compute_what_expressions_mean() {
                 Err(_) if place == "boxed" && expression.contains(['a', 'b']) => continue,
                 Err(error) => panic!("{expression}: {error}"),
             };
-            let body = |family: &str| (format!("{name}/{family}.cu").into(), "".into());
+            let bodies: Vec<String> =
+                kernel.bodies.iter().map(|body| format!("{}.cu", body.family)).collect();
+            let files: Vec<_> =
+                bodies.iter().map(|body| (format!("{name}/{body}").into(), "".into())).collect();
             let source = KernelSource {
                 name: name.clone().into(),
                 declaration: declaration.clone().into(),
-                files: vec![body("sm80"), body("sm90")].into(),
+                files: files.into(),
                 has_check: false,
             };
             std::fs::create_dir(path(&name)).unwrap();
-            for (file, text) in [("kernel.rs", &*declaration), ("sm80.cu", ""), ("sm90.cu", "")] {
-                std::fs::write(path(&name).join(file), text).unwrap();
+            std::fs::write(path(&name).join("kernel.rs"), &declaration).unwrap();
+            for body in &bodies {
+                std::fs::write(path(&name).join(body), "").unwrap();
             }
             let text = bindings(&source).unwrap();
             std::fs::write(path(&format!("{name}.rs")), text).unwrap();

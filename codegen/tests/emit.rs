@@ -228,3 +228,77 @@ fn build_script() {
         std::process::exit(1);
     }
 }
+
+/// What cannot be read is named, with what to do about it; what is of another kind is neither waited for nor read without end.
+#[cfg(unix)]
+#[test]
+fn files_that_are_no_texts_are_refused() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+    let spoilt = |spoil: &dyn Fn(&Path)| {
+        let folder = tempfile::tempdir().unwrap();
+        write_kernel(folder.path());
+        spoil(folder.path());
+        let error = generated(folder.path()).map(|_| ()).unwrap_err().to_string();
+        error.replace(&format!("{}/", folder.path().display()), "")
+    };
+    let no_name = |start: &str, end: &str| {
+        OsStr::from_bytes(&[start.as_bytes(), b"\xff", end.as_bytes()].concat()).to_owned()
+    };
+    let no_file = "what has this name is no file: put a text there, or rename it";
+    assert_eq!(
+        spoilt(&|folder| {
+            fs::remove_file(folder.join("scale/sm80.cu")).unwrap();
+            fs::create_dir(folder.join("scale/sm80.cu")).unwrap();
+        }),
+        format!("reading scale/sm80.cu: {no_file}")
+    );
+    assert_eq!(
+        spoilt(&|folder| {
+            let made = Command::new("mkfifo").arg(folder.join("scale/pipe.cuh")).status().unwrap();
+            assert!(made.success());
+        }),
+        format!("reading scale/pipe.cuh: {no_file}")
+    );
+    assert_eq!(
+        spoilt(&|folder| std::os::unix::fs::symlink("/dev/zero", folder.join("scale/zero.cuh")).unwrap()),
+        format!("reading scale/zero.cuh: {no_file}")
+    );
+    assert_eq!(
+        spoilt(&|folder| fs::write(folder.join("scale/long.cuh"), vec![b' '; (4 << 20) + 1]).unwrap()),
+        "reading scale/long.cuh: the file has more than 4194304 bytes: split it"
+    );
+    assert_eq!(
+        spoilt(&|folder| fs::write(folder.join("scale/sm80.cu"), b"int a;\xff").unwrap()),
+        "reading scale/sm80.cu: its text is not UTF-8 from byte 6 on: save it as UTF-8"
+    );
+    for name in [no_name("scale/x", ".cuh"), no_name("scale", "")] {
+        let error = spoilt(&|folder| {
+            let path = folder.join(&name);
+            if path.extension().is_some() {
+                fs::write(path, "").unwrap()
+            } else {
+                fs::create_dir(path).unwrap()
+            }
+        });
+        let expected = format!("reading {}: its name is not UTF-8: rename it", name.to_string_lossy());
+        assert_eq!(error, expected);
+    }
+    // A name that no file of a kernel has is the author's.
+    let folder = tempfile::tempdir().unwrap();
+    write_kernel(folder.path());
+    fs::write(folder.path().join(no_name("scale/notes", ".txt")), "").unwrap();
+    assert!(generated(folder.path()).is_ok());
+}
+
+/// A body that the declaration does not name would be left out without a word.
+#[test]
+fn a_body_that_is_not_declared_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    write_kernel(folder.path());
+    fs::write(folder.path().join("scale/sm90.cu"), BODY).unwrap();
+    assert_eq!(
+        generated(folder.path()).unwrap_err().to_string(),
+        "kernel `scale`: scale/sm90.cu is no body that is declared: declare `body sm90`, or name a header `.cuh`"
+    );
+}

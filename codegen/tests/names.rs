@@ -8,7 +8,7 @@ use library::{LIBRARY, rustc};
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use tilewright_codegen::dsl::Kernel;
-use tilewright_codegen::{Error, generated};
+use tilewright_codegen::{Error, Family, generated};
 
 const RUST: &str = "abstract as async auto await become box break const continue crate default do dyn else enum extern false \
     final fn for gen if impl in let loop macro macro_rules match mod move mut override priv pub raw ref return safe self Self \
@@ -134,8 +134,12 @@ fn every_name_is_refused_or_compiles() {
         let kernel_folder = templates.join(kernel);
         std::fs::create_dir_all(&kernel_folder).unwrap();
         std::fs::write(kernel_folder.join("kernel.rs"), declaration).unwrap();
-        for body in ["sm80.cu", "sm90.cu"] {
-            std::fs::write(kernel_folder.join(body), "").unwrap();
+        for family in Family::ALL
+            .map(Family::name)
+            .into_iter()
+            .filter(|family| declaration.contains(&format!("body {family}")))
+        {
+            std::fs::write(kernel_folder.join(format!("{family}.cu")), "").unwrap();
         }
         kernels += 1;
     };

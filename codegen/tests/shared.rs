@@ -116,7 +116,7 @@ const MISTAKES: &[(&str, &str, &str, &str)] = &[
         "a misspelt section",
         "ship {",
         "shipped {",
-        "lib/rows.rs:7:5: expected one of: `include`, `const`, `specialize`, `ship`, `functions`, `let`, `require`, `body` \
+        "lib/rows.rs:7:5: `shipped` is no section of a declaration: expected one of: `include`, `const`, `specialize`, `ship`, `functions`, `let`, `require`, `body` \
          (included at scale/kernel.rs:10:13)",
     ),
     (

@@ -88,6 +88,7 @@ impl Tolerance {
                 }
                 other => Err(syn::Error::new_spanned(other, forms)),
             },
+            word @ syn::Expr::Path(_) => Err(syn::Error::new_spanned(word, forms)),
             number => Ok(Tolerance::Close(bound(&number)?)),
         }
     }

@@ -151,14 +151,13 @@ impl Check<'_> {
                 let message = format!("`ship` names `{}`, which `specialize` does not", shipped.name);
                 return Err(Error::new(self.spans.of_shipped(&shipped.name), message));
             };
-            let within = match (&shipped.values, &param.values) {
-                (SpecValues::DTypes(some), SpecValues::DTypes(all)) => some.iter().all(|v| all.contains(v)),
-                (SpecValues::Ints(some), SpecValues::Ints(all)) => some.iter().all(|v| all.contains(v)),
-                _ => false,
-            };
-            if !within {
-                let message =
-                    format!("`ship` gives `{}` values that `specialize` does not have", shipped.name);
+            let all = param.values.all();
+            if let Some(unknown) = shipped.values.all().into_iter().find(|value| !all.contains(value)) {
+                let message = format!(
+                    "`ship` gives `{}` the value {unknown}, which `specialize` does not have: use some of {}",
+                    shipped.name,
+                    param.values.list()
+                );
                 return Err(Error::new(self.spans.of_shipped(&shipped.name), message));
             }
         }
@@ -331,7 +330,7 @@ impl Check<'_> {
         let Some(name) = unknown else { return Ok(()) };
         let allowed = scope.concat().join(", ");
         let allowed = if allowed.is_empty() { "numbers alone".to_owned() } else { allowed };
-        let message = format!("`{name}` is not known in {role}: it can use {allowed}");
+        let message = self.spans.unknown(name, role, &allowed);
         Err(Error::new(self.spans.of_name(name, expr, role, body), message))
     }
 

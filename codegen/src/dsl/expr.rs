@@ -275,7 +275,11 @@ impl Expr {
         };
         match expr {
             syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Int(int), .. }) => {
-                Ok(Expr::Int(int.base10_parse()?))
+                let value = int.base10_parse().ok().filter(|_| int.suffix().is_empty());
+                value.map(Expr::Int).ok_or_else(|| {
+                    let message = format!("{int} is no number here: write one of 64 bits, without a suffix");
+                    syn::Error::new(int.span(), message)
+                })
             }
             syn::Expr::Path(path) => match path.path.get_ident() {
                 Some(ident) => Ok(Expr::Name(ident.to_string())),

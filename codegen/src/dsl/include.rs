@@ -37,7 +37,11 @@ impl<'a> Included<'a> {
 
     /// Reads `"path";` and gives the sections of that file, to be parsed.
     pub(super) fn sections(&mut self, input: ParseStream) -> Result<syn::Macro> {
-        let literal: LitStr = input.parse()?;
+        let literal: LitStr = input.parse().map_err(|error| {
+            let message =
+                "a shared declaration is included by its path in quotes: `include \"lib/rows.rs\";`";
+            syn::Error::new(error.span(), message)
+        })?;
         input.parse::<Token![;]>()?;
         let (path, at) = (literal.value(), literal.span());
         if self.texts.iter().any(|known| known.path == path) {

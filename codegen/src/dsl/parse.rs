@@ -9,7 +9,7 @@ use super::{
 };
 use crate::dtype::DType;
 use crate::lower::FunctionKind;
-use proc_macro2::Span;
+use proc_macro2::{Span, TokenTree};
 use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
 use syn::spanned::Spanned as _;
@@ -116,7 +116,9 @@ pub(super) fn parse_section(
         input.parse::<kw::require>()?;
         let condition = spans.expr(input, Role::Requirement)?;
         let message = if input.parse::<Option<Token![,]>>()?.is_some() {
-            input.parse::<LitStr>()?.value()
+            let text =
+                "after the condition comes what to do about it, in quotes: `require rows > 1, \"add rows\";`";
+            input.parse::<LitStr>().map_err(|error| syn::Error::new(error.span(), text))?.value()
         } else {
             String::new()
         };
@@ -130,9 +132,23 @@ pub(super) fn parse_section(
         }
         kernel.bodies.push(parse_body(input, spans)?);
     } else {
-        return Err(next.error());
+        return Err(unknown_word(input, "section of a declaration", &next.error()));
     }
     Ok(())
+}
+
+/// The error for a word where one of several is needed: what stands there, and `expected`, which lists them.
+pub(super) fn unknown_word(input: ParseStream, what: &str, expected: &syn::Error) -> syn::Error {
+    match input.cursor().token_tree() {
+        Some((found, _)) => {
+            let found = match &found {
+                TokenTree::Group(_) => "what is in brackets here".to_owned(),
+                word => format!("`{word}`"),
+            };
+            syn::Error::new(expected.span(), format!("{found} is no {what}: {expected}"))
+        }
+        None => expected.clone(),
+    }
 }
 
 fn parse_arg(input: ParseStream, spans: &mut Spans) -> Result<Arg> {

@@ -1,5 +1,6 @@
 //! From the tokens of a `body` to [`Body`].
 
+use super::parse::unknown_word;
 use super::parse_values::{parse_braced_list, parse_ints};
 use super::spans::{Role, Spans};
 use super::{Body, Constraint, Expr, Launch, TensorMap, TuneOn, TuneParam, Worth};
@@ -67,7 +68,7 @@ pub(super) fn parse_body(input: ParseStream, spans: &mut Spans) -> Result<Body> 
             let keyword = content.parse::<kw::launch>()?;
             once(&mut launch, parse_launch(&content, spans)?, keyword.span, "`launch`")?;
         } else {
-            return Err(next.error());
+            return Err(unknown_word(&content, "section of a body", &next.error()));
         }
     }
     let Some(launch) = launch else {

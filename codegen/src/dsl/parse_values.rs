@@ -26,8 +26,7 @@ pub(super) fn parse_constant(input: ParseStream, kernel: &mut Kernel, spans: &mu
         let at = input.span();
         let value = spans.expr(input, Role::Constant)?;
         if let Some(unknown) = value.names().first() {
-            let message =
-                format!("`{unknown}` is not known in {}: it can use {}", Role::Constant, spans.constants());
+            let message = spans.unknown(unknown, Role::Constant, &spans.constants());
             return Err(syn::Error::new(spans.of_name(unknown, &value, Role::Constant, 0), message));
         }
         let fail = |message: String| syn::Error::new(at, message);
@@ -107,10 +106,13 @@ pub(super) fn parse_ints(input: ParseStream, spans: &Spans) -> Result<Vec<i64>> 
         return spans.list(&name);
     }
     let value = |literal: &LitInt| {
-        let parsed = literal.base10_parse::<i32>().ok().filter(|value| *value >= 0);
+        let parsed =
+            literal.base10_parse::<i32>().ok().filter(|value| *value >= 0 && literal.suffix().is_empty());
         parsed.map(i64::from).ok_or_else(|| {
-            let message =
-                format!("{literal} is no value of a parameter: it has 32 bits, from 0 to {}", i32::MAX);
+            let message = format!(
+                "{literal} is no value of a parameter: write one from 0 to {}, without a suffix",
+                i32::MAX
+            );
             syn::Error::new(literal.span(), message)
         })
     };

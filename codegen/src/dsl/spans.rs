@@ -139,6 +139,16 @@ impl Spans {
         }
     }
 
+    /// What is wrong with a name that an expression cannot use.
+    pub(super) fn unknown(&self, name: &str, role: Role, allowed: &str) -> String {
+        match self.lists.iter().any(|(known, _)| known == name) {
+            true => format!(
+                "`{name}` is a list, which `specialize`, `ship` and `tune` take as values: {role} can use {allowed}"
+            ),
+            false => format!("`{name}` is not known in {role}: it can use {allowed}"),
+        }
+    }
+
     /// Notes a name, which becomes one in Rust and in CUDA.
     pub(super) fn name(&mut self, ident: &Ident) -> Result<String> {
         names::check(ident)?;
