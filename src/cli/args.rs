@@ -159,7 +159,13 @@ impl FromStr for ScalarList {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        pairs(text, |text| text.parse().ok(), "NAME=NUMBER, such as epsilon=1e-6").map(ScalarList)
+        // `inf` is a number where somebody writes it; `1e999` is one that nothing can hold.
+        let number = |text: &str| {
+            let value: f64 = text.parse().ok()?;
+            let is_too_large = value.is_infinite() && text.contains(|letter: char| letter.is_ascii_digit());
+            (!is_too_large).then_some(value)
+        };
+        pairs(text, number, "NAME=NUMBER, such as epsilon=1e-6").map(ScalarList)
     }
 }
 

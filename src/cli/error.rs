@@ -60,6 +60,8 @@ pub enum CliError {
         shown(path)
     )]
     NoTemplates { path: PathBuf, source: std::io::Error },
+    #[error("cannot read {}, a file of the kernels that `--templates` names: {source}", shown(path))]
+    KernelFile { path: PathBuf, source: std::io::Error },
     #[error("cannot make a folder for the bundle's kernels: {0}; set TMPDIR to a place you may write to")]
     TemporaryFolder(std::io::Error),
     #[error("there is no candidate {found}: {arch} has {count}, numbered from 0")]
@@ -85,7 +87,8 @@ impl CliError {
             CliError::TensorFile(_)
             | CliError::NoTokenGrid { .. }
             | CliError::NoElements { .. }
-            | CliError::NoTemplates { .. } => "input",
+            | CliError::NoTemplates { .. }
+            | CliError::KernelFile { .. } => "input",
             CliError::Write { .. }
             | CliError::Bundle(BundleError::Write { .. })
             | CliError::Stdout(_)

@@ -20,7 +20,10 @@ impl Kernels {
         let sources = match templates {
             Some(folder) => {
                 let read = KernelSource::read_all(folder).map_err(|error| match error {
-                    Error::Io { path, source, .. } => CliError::NoTemplates { path, source },
+                    Error::Io { path, source, .. } if path == folder => {
+                        CliError::NoTemplates { path, source }
+                    }
+                    Error::Io { path, source, .. } => CliError::KernelFile { path, source },
                     other => other.into(),
                 })?;
                 read.into_iter().map(Cow::Owned).collect()

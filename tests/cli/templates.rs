@@ -143,6 +143,15 @@ fn folders_that_hold_no_kernels_say_what_is_wrong() {
         &|folder| fs::write(folder.join("blend/sm80.cu"), "<% if D %>\n").unwrap(),
         &["template FOLDER/blend/sm80.cu", "--> FOLDER/blend/sm80.cu:"],
     );
+    // Files of a kernel: the folder itself is right.
+    spoilt(
+        &|folder| fs::write(folder.join("blend/sm80.cu"), b"\xff").unwrap(),
+        &["cannot read FOLDER/blend/sm80.cu, a file of the kernels", "its text is not UTF-8 from byte 0 on"],
+    );
+    spoilt(
+        &|folder| std::os::unix::fs::symlink("/dev/zero", folder.join("lib/zero.cuh")).unwrap(),
+        &["cannot read FOLDER/lib/zero.cuh, a file of the kernels", "is no file"],
+    );
     for command in [&["inspect"][..], &["compile"], &["tune", "--device", "cpu", "--kernel", "blend"]] {
         let nowhere: PathBuf = nowhere.clone();
         let nowhere = nowhere.to_str().unwrap();
@@ -202,6 +211,10 @@ fn arguments_that_are_none_are_refused_with_those_that_there_are() {
         ("--scalars gain=1", "the scalar `steps` is not given; its scalars: gain, steps"),
         ("--scalars gain=1,step=3", "there is no scalar `step`; its scalars: gain, steps"),
         ("--scalars gain=1,steps=0.5", "the scalar `steps` is 0.5, needed a whole number of 32 bits"),
+        (
+            "--scalars gain=-1e39,steps=3",
+            "the scalar `gain` is -1e39, needed a number from -3.4028235e38 to 3.4028235e38",
+        ),
         ("--scalars gain=1,gain=2,steps=3", "the scalar `gain` is given twice"),
         ("--spec T=f16", "T = f16 is not supported: use one of bf16, f32"),
         ("--spec E=1", "`E` is no parameter: it has T, TILE"),
@@ -216,6 +229,7 @@ fn arguments_that_are_none_are_refused_with_those_that_there_are() {
         (&["--kernel", "blend", "--dims", "rows=2147483648"], "`rows=2147483648`: write NAME=EXTENT"),
         (&["--kernel", "blend", "--dims", "rows"], "`rows`: write NAME=EXTENT"),
         (&["--kernel", "blend", "--scalars", "gain=many"], "`gain=many`: write NAME=NUMBER"),
+        (&["--kernel", "blend", "--scalars", "gain=1e999"], "`gain=1e999`: write NAME=NUMBER"),
         (&["--kernel", "blend", "--shapes", "1x100x64"], "cannot be used with '--shapes"),
         (&["--kernel", "blend", "--top-k", "0.5"], "cannot be used with '--top-k"),
         (&["--kernel", "blend", "--backward"], "cannot be used with '--backward'"),

@@ -188,6 +188,13 @@ fn scalar_bytes(kernel: DynamicKernel, given: &[(String, f64)]) -> Result<Vec<[u
             return Err(wrong(format!("the scalar `{name}` is given twice")));
         }
         match scalar {
+            ScalarType::F32 if value.is_finite() && (value as f32).is_infinite() => {
+                let most = f32::MAX;
+                Err(wrong(format!(
+                    "the scalar `{name}` is {value:e}, needed a number from {:e} to {most:e}",
+                    -most
+                )))
+            }
             ScalarType::F32 => Ok((value as f32).to_ne_bytes()),
             ScalarType::I32 if f64::from(value as i32) == value => Ok((value as i32).to_ne_bytes()),
             ScalarType::I32 => {
