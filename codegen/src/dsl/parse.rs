@@ -2,14 +2,14 @@
 
 use super::include::Included;
 use super::parse_body::parse_body;
-use super::parse_values::{parse_braced_list, parse_constant, parse_shipped, parse_spec_param};
+use super::parse_values::{parse_braced_list, parse_constant, parse_shipped, parse_spec_param, unknown_word};
 use super::spans::{Role, Spans};
 use super::{
     Access, Arg, ArgKind, Derived, DimRef, ElementType, FunctionSlot, Kernel, Require, ScalarType, Tolerance,
 };
 use crate::dtype::DType;
 use crate::lower::FunctionKind;
-use proc_macro2::{Span, TokenTree};
+use proc_macro2::Span;
 use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
 use syn::spanned::Spanned as _;
@@ -135,20 +135,6 @@ pub(super) fn parse_section(
         return Err(unknown_word(input, "section of a declaration", &next.error()));
     }
     Ok(())
-}
-
-/// The error for a word where one of several is needed: what stands there, and `expected`, which lists them.
-pub(super) fn unknown_word(input: ParseStream, what: &str, expected: &syn::Error) -> syn::Error {
-    match input.cursor().token_tree() {
-        Some((found, _)) => {
-            let found = match &found {
-                TokenTree::Group(_) => "what is in brackets here".to_owned(),
-                word => format!("`{word}`"),
-            };
-            syn::Error::new(expected.span(), format!("{found} is no {what}: {expected}"))
-        }
-        None => expected.clone(),
-    }
 }
 
 fn parse_arg(input: ParseStream, spans: &mut Spans) -> Result<Arg> {

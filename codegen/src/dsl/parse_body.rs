@@ -1,7 +1,6 @@
 //! From the tokens of a `body` to [`Body`].
 
-use super::parse::unknown_word;
-use super::parse_values::{parse_braced_list, parse_ints};
+use super::parse_values::{parse_braced_list, parse_ints, unknown_word};
 use super::spans::{Role, Spans};
 use super::{Body, Constraint, Expr, Launch, TensorMap, TuneOn, TuneParam, Worth};
 use crate::arch::{Arch, Family};

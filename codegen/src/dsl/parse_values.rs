@@ -3,6 +3,7 @@
 use super::spans::{Role, Spans};
 use super::{Constant, Kernel, SpecParam, SpecValues};
 use crate::dtype::DType;
+use proc_macro2::TokenTree;
 use syn::parse::ParseStream;
 use syn::punctuated::Punctuated;
 use syn::{Ident, LitInt, Result, Token, braced, bracketed};
@@ -172,4 +173,18 @@ pub(super) fn parse_braced_list<T>(
         }
     }
     Ok(items)
+}
+
+/// The error for a word where one of several is needed: what stands there, and `expected`, which lists them.
+pub(super) fn unknown_word(input: ParseStream, what: &str, expected: &syn::Error) -> syn::Error {
+    match input.cursor().token_tree() {
+        Some((found, _)) => {
+            let found = match &found {
+                TokenTree::Group(_) => "what is in brackets here".to_owned(),
+                word => format!("`{word}`"),
+            };
+            syn::Error::new(expected.span(), format!("{found} is no {what}: {expected}"))
+        }
+        None => expected.clone(),
+    }
 }
