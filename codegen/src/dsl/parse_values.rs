@@ -111,7 +111,7 @@ pub(super) fn parse_ints(input: ParseStream, spans: &Spans) -> Result<Vec<i64>> 
             literal.base10_parse::<i32>().ok().filter(|value| *value >= 0 && literal.suffix().is_empty());
         parsed.map(i64::from).ok_or_else(|| {
             let message = format!(
-                "{literal} is no value of a parameter: write one from 0 to {}, without a suffix",
+                "{literal} is no value of a parameter: it has 32 bits, from 0 to {}, and no suffix",
                 i32::MAX
             );
             syn::Error::new(literal.span(), message)
