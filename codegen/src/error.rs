@@ -90,6 +90,9 @@ pub enum Error {
     },
 }
 
+/// What stands before the place of an `include`, at the end of a message about what is included.
+pub(crate) const INCLUDED_AT: &str = " (included at ";
+
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -102,6 +105,11 @@ impl Error {
         let place = |file: &str| folder.join(file).to_string_lossy().into_owned();
         match self {
             Error::Declaration { file, line, column, message } => {
+                // What an `include` names says where that stands.
+                let message = match message.rsplit_once(INCLUDED_AT) {
+                    Some((said, at)) => format!("{said}{INCLUDED_AT}{}", place(at)),
+                    None => message,
+                };
                 Error::Declaration { file: place(&file), line, column, message }
             }
             Error::Template { template, message } => {

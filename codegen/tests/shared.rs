@@ -180,6 +180,14 @@ fn mistakes_are_in_the_file_that_has_them() {
         "scale/kernel.rs:10:13: in lib/row_order.rs of the tile library: `ORDER_BINS` already names something else, upper and \
          lower case being alike: rename one"
     );
+    // Both places are seen from where the folder is.
+    let error = Generator::new(&source(&declaration(), &SHARED.replace("shared!", "sharing!"))).unwrap_err();
+    let error = error.within(std::path::Path::new("kernels")).to_string();
+    assert!(
+        error.starts_with("kernels/lib/rows.rs:1:1: ")
+            && error.ends_with(" (included at kernels/scale/kernel.rs:10:13)"),
+        "{error}"
+    );
     let long = SHARED.to_owned() + &" ".repeat(300_000);
     let error = Generator::new(&source(&declaration(), &long)).unwrap_err().to_string();
     assert!(error.starts_with("scale/kernel.rs:10:13: lib/rows.rs: the text has 300"), "{error}");

@@ -1,7 +1,7 @@
 //! `include "lib/rows.rs";`: sections that several declarations share.
 
 use super::one_macro::{MAX_BYTES, the_macro};
-use crate::error::Error;
+use crate::error::{Error, INCLUDED_AT};
 use crate::{library, limits};
 use proc_macro2::Span;
 use std::borrow::Cow;
@@ -89,7 +89,7 @@ impl<'a> Included<'a> {
             return Error::declaration(file, &syn::Error::new(text.at, message));
         }
         let at = text.at.start();
-        let message = format!("{error} (included at {file}:{}:{})", at.line, at.column + 1);
+        let message = format!("{error}{INCLUDED_AT}{file}:{}:{})", at.line, at.column + 1);
         Error::declaration(&text.path, &syn::Error::new(error.span(), message))
     }
 
