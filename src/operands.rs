@@ -101,10 +101,7 @@ impl Upstream<'_> {
         }
         for (what, tensor) in [("lse", Some(lse)), ("d_lse", d_lse)] {
             let Some(tensor) = tensor else { continue };
-            if tensor.dtype() != DType::F32 {
-                let (found, needed) = (tensor.dtype(), DType::F32.to_string());
-                return Err(TensorError::DType { what: what.into(), found, needed }.into());
-            }
+            tensor.expect_dtype(what, DType::F32)?;
             if tensor.shape().len() != 3 {
                 let layout = "they are batch, heads and sequence";
                 return Err(rank_error(what, tensor, 3, layout).into());

@@ -139,20 +139,13 @@ impl Plan {
 impl Written<'_> {
     fn check(&self, device: &Device) -> Result<(), Error> {
         let &Written { what, tensor, dtype, ref shape } = self;
-        check_dtype(what, tensor, dtype)?;
+        tensor.expect_dtype(what, dtype)?;
         if tensor.shape() != shape.as_slice() {
             let (found, needed) = (tensor.shape().to_vec(), shape.to_vec());
             return Err(TensorError::Shape { what, found, needed }.into());
         }
         Ok(tensor.expect_place(what, device)?)
     }
-}
-
-fn check_dtype(what: &str, tensor: &Tensor, needed: DType) -> Result<(), TensorError> {
-    if tensor.dtype() == needed {
-        return Ok(());
-    }
-    Err(TensorError::DType { what: what.to_owned(), found: tensor.dtype(), needed: needed.to_string() })
 }
 
 fn check_dense(what: &'static str, tensor: &Tensor) -> Result<(), Error> {
@@ -199,7 +192,7 @@ impl MaskLists {
         ] {
             let Some(BlockIndex { counts, indices }) = index else { continue };
             for (what, list, width) in [(names[0], counts, ""), (names[1], indices, ", width")] {
-                check_dtype(what, list, DType::I32)?;
+                list.expect_dtype(what, DType::I32)?;
                 list.expect_place(what, device)?;
                 let (rank, shape) = (if width.is_empty() { 3 } else { 4 }, list.shape());
                 let fits = shape.len() == rank

@@ -3,7 +3,6 @@
 use super::work::Ranked;
 use super::{Attention, Shapes};
 use crate::operands::Shape;
-use crate::tensor::TensorError;
 use crate::{BlockMask, DType, Error, SeqLens, Tensor};
 
 impl Attention {
@@ -35,10 +34,7 @@ impl Shape {
     /// Of block means.
     fn of_means(q_mean: &Tensor, k_mean: &Tensor) -> Result<Self, Error> {
         for (what, mean) in [("q_mean", q_mean), ("k_mean", k_mean)] {
-            if mean.dtype() != DType::F32 {
-                let (found, needed) = (mean.dtype(), "f32".into());
-                return Err(TensorError::DType { what: what.into(), found, needed }.into());
-            }
+            mean.expect_dtype(what, DType::F32)?;
         }
         Shape::alike(q_mean, k_mean, None)
     }

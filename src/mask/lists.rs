@@ -5,7 +5,6 @@ use super::{
     BlockIndex, BlockMask, BlockSize, EMPTY, FULL, HostLists, MaskError, PARTIAL, SeqLens, blocks_of,
     bytes_of_lists,
 };
-use crate::tensor::TensorError;
 use crate::{DType, Error, Tensor};
 
 impl BlockMask {
@@ -17,7 +16,7 @@ impl BlockMask {
     ///
     /// # Errors
     /// [`MaskError`] for shapes that do not belong together, a count or an index out of range, or a block listed
-    /// twice; [`TensorError::DType`] unless the lists are i32.
+    /// twice; [`TensorError::DType`](crate::TensorError::DType) unless the lists are i32.
     pub fn from_kv_indices(
         counts: Tensor,
         indices: Tensor,
@@ -27,8 +26,8 @@ impl BlockMask {
     ) -> Result<Self, Error> {
         let seqs = seqs.pair();
         let kv = BlockIndex { counts, indices };
-        check_dtype("kv_counts", &kv.counts)?;
-        check_dtype("kv_indices", &kv.indices)?;
+        kv.counts.expect_dtype("kv_counts", DType::I32)?;
+        kv.indices.expect_dtype("kv_indices", DType::I32)?;
         let &[batch, heads, rows] = kv.counts.shape() else {
             return Err(list_shape("kv_counts", &kv.counts, "three dimensions".into()));
         };
@@ -41,8 +40,8 @@ impl BlockMask {
         let mut classes = vec![EMPTY; blocks_of(shape, bytes_of_lists(full.is_some()))?];
         mark(&mut classes, shape, &kv, ["kv_counts", "kv_indices"], PARTIAL)?;
         if let Some(full) = &full {
-            check_dtype("full_kv_counts", &full.counts)?;
-            check_dtype("full_kv_indices", &full.indices)?;
+            full.counts.expect_dtype("full_kv_counts", DType::I32)?;
+            full.indices.expect_dtype("full_kv_indices", DType::I32)?;
             mark(&mut classes, shape, full, ["full_kv_counts", "full_kv_indices"], FULL)?;
         }
         let q = list(&classes, shape, true, |class| class == PARTIAL)?;
@@ -50,13 +49,6 @@ impl BlockMask {
             full.is_some().then(|| list(&classes, shape, true, |class| class == FULL)).transpose()?;
         Ok(Self::from_parts(blocks, seqs, (kv, full), (q, full_q)))
     }
-}
-
-fn check_dtype(what: &str, tensor: &Tensor) -> Result<(), TensorError> {
-    if tensor.dtype() == DType::I32 {
-        return Ok(());
-    }
-    Err(TensorError::DType { what: what.into(), found: tensor.dtype(), needed: DType::I32.to_string() })
 }
 
 fn list_shape(what: &'static str, tensor: &Tensor, needed: String) -> Error {

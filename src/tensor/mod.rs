@@ -233,7 +233,7 @@ impl Tensor {
     /// # Errors
     /// [`TensorError::DType`] when the elements are not `E`; [`TensorError::Place`] when it is on a GPU.
     pub fn host_elements<E: Element>(&self) -> Result<&[E], Error> {
-        self.expect_dtype(E::DTYPE)?;
+        self.expect_dtype("the tensor", E::DTYPE)?;
         match &self.storage {
             Storage::Host(buffer) => Ok(bytemuck::cast_slice(buffer.bytes())),
             Storage::Cuda(_) | Storage::External(_) => Err(TensorError::Place {
@@ -289,10 +289,11 @@ impl Tensor {
         }
     }
 
-    fn expect_dtype(&self, needed: DType) -> Result<(), TensorError> {
+    /// Refuses a tensor of other elements.
+    pub(crate) fn expect_dtype(&self, what: &str, needed: DType) -> Result<(), TensorError> {
         if self.dtype == needed {
             return Ok(());
         }
-        Err(TensorError::DType { what: "the tensor".into(), found: self.dtype, needed: needed.to_string() })
+        Err(TensorError::DType { what: what.to_owned(), found: self.dtype, needed: needed.to_string() })
     }
 }
