@@ -249,11 +249,14 @@ impl<T: Half> Call<'_, T> {
                 let q_blocks = self.shape.seq_q.div_ceil(self.blocks.q());
                 for h in unit % kv_heads * group..(unit % kv_heads + 1) * group {
                     for q_block in 0..q_blocks {
-                        self.load_queries(scratch, b, h, q_block);
                         let head = b * self.shape.heads + h;
+                        let of_block = of_blocks[head * q_blocks + q_block].as_ref();
+                        // What a mean query says of a block stands for its queries.
+                        if of_block.is_none() {
+                            self.load_queries(scratch, b, h, q_block);
+                        }
                         let (queries, [to_k, to_v]) = self.queries(scratch, head, q_block);
                         let to = [&mut to_k[..dk.len()], &mut to_v[..dv.len()]];
-                        let of_block = of_blocks[head * q_blocks + q_block].as_ref();
                         tails.by_key(At { b, h, q_block }, kv_block, queries, of_block, to);
                     }
                 }

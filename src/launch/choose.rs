@@ -77,11 +77,8 @@ impl Tuned {
         ranked: &[&Variant],
         call: &Call<'_>,
     ) -> Result<Option<TuneRecord>, Error> {
-        let record = read(store.cache(), key);
-        let (Some(mut record), Some(check)) = (record.clone(), call.check) else { return Ok(record) };
-        if record.is_checked() {
-            return Ok(Some(record));
-        }
+        let Some(mut record) = read(store.cache(), key) else { return Ok(None) };
+        let Some(check) = call.check.filter(|_| !record.is_checked()) else { return Ok(Some(record)) };
         if self.device.is_capturing()? {
             return Ok(None);
         }
