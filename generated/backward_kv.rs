@@ -27,6 +27,10 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed(include_str!("../templates/backward_kv/sm90_copies.cuh")),
             ),
             (
+                Cow::Borrowed("lib/add_mean.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/add_mean.cuh")),
+            ),
+            (
                 Cow::Borrowed("lib/attention.rs"),
                 Cow::Borrowed(include_str!("../templates/lib/attention.rs")),
             ),
@@ -41,6 +45,26 @@ pub static SOURCE: KernelSource = KernelSource {
             (
                 Cow::Borrowed("lib/head_dim.rs"),
                 Cow::Borrowed(include_str!("../templates/lib/head_dim.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/part_of_queries.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/part_of_queries.cuh")),
+            ),
+            (
+                Cow::Borrowed("lib/tail.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/tail.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/tail_copies.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_copies.cuh")),
+            ),
+            (
+                Cow::Borrowed("lib/tail_pieces.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_pieces.cuh")),
+            ),
+            (
+                Cow::Borrowed("lib/tail_products.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_products.cuh")),
             ),
         ],
     ),
@@ -95,6 +119,22 @@ pub struct Params {
     pub key_order: u64,
     /// Strides in elements of all dimensions but the last.
     pub key_order_stride: [i64; 2],
+    /// Device pointer of `dk_mean`.
+    pub dk_mean: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub dk_mean_stride: [i64; 3],
+    /// Device pointer of `dv_mean`.
+    pub dv_mean: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub dv_mean_stride: [i64; 3],
+    /// Device pointer of `tail_weights`.
+    pub tail_weights: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub tail_weights_stride: [i64; 3],
+    /// Device pointer of `tail_pieces`.
+    pub tail_pieces: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub tail_pieces_stride: [i64; 3],
     /// Device pointer of `dk`.
     pub dk: u64,
     /// Strides in elements of all dimensions but the last.
@@ -113,8 +153,8 @@ pub struct Params {
     pub head_dim: i32,
     /// Dimension `kv_heads`.
     pub kv_heads: i32,
-    /// Dimension `seq_kv`.
-    pub seq_kv: i32,
+    /// Dimension `keys`.
+    pub keys: i32,
     /// Dimension `value_dim`.
     pub value_dim: i32,
     /// Dimension `kv_blocks`.
@@ -125,11 +165,15 @@ pub struct Params {
     pub max_full_blocks: i32,
     /// Dimension `q_blocks`.
     pub q_blocks: i32,
+    /// Dimension `tail_words`.
+    pub tail_words: i32,
+    /// Dimension `seq_kv`.
+    pub seq_kv: i32,
     /// Scalar `scale`.
     pub scale: f32,
 }
 const _: () = {
-    assert!(size_of:: < Params > () == 424);
+    assert!(size_of:: < Params > () == 560);
     assert!(offset_of!(Params, q) == 0);
     assert!(offset_of!(Params, q_stride) == 8);
     assert!(offset_of!(Params, k) == 32);
@@ -152,22 +196,32 @@ const _: () = {
     assert!(offset_of!(Params, full_q_indices_stride) == 264);
     assert!(offset_of!(Params, key_order) == 288);
     assert!(offset_of!(Params, key_order_stride) == 296);
-    assert!(offset_of!(Params, dk) == 312);
-    assert!(offset_of!(Params, dk_stride) == 320);
-    assert!(offset_of!(Params, dv) == 344);
-    assert!(offset_of!(Params, dv_stride) == 352);
-    assert!(offset_of!(Params, batch) == 376);
-    assert!(offset_of!(Params, heads) == 380);
-    assert!(offset_of!(Params, seq_q) == 384);
-    assert!(offset_of!(Params, head_dim) == 388);
-    assert!(offset_of!(Params, kv_heads) == 392);
-    assert!(offset_of!(Params, seq_kv) == 396);
-    assert!(offset_of!(Params, value_dim) == 400);
-    assert!(offset_of!(Params, kv_blocks) == 404);
-    assert!(offset_of!(Params, max_blocks) == 408);
-    assert!(offset_of!(Params, max_full_blocks) == 412);
-    assert!(offset_of!(Params, q_blocks) == 416);
-    assert!(offset_of!(Params, scale) == 420);
+    assert!(offset_of!(Params, dk_mean) == 312);
+    assert!(offset_of!(Params, dk_mean_stride) == 320);
+    assert!(offset_of!(Params, dv_mean) == 344);
+    assert!(offset_of!(Params, dv_mean_stride) == 352);
+    assert!(offset_of!(Params, tail_weights) == 376);
+    assert!(offset_of!(Params, tail_weights_stride) == 384);
+    assert!(offset_of!(Params, tail_pieces) == 408);
+    assert!(offset_of!(Params, tail_pieces_stride) == 416);
+    assert!(offset_of!(Params, dk) == 440);
+    assert!(offset_of!(Params, dk_stride) == 448);
+    assert!(offset_of!(Params, dv) == 472);
+    assert!(offset_of!(Params, dv_stride) == 480);
+    assert!(offset_of!(Params, batch) == 504);
+    assert!(offset_of!(Params, heads) == 508);
+    assert!(offset_of!(Params, seq_q) == 512);
+    assert!(offset_of!(Params, head_dim) == 516);
+    assert!(offset_of!(Params, kv_heads) == 520);
+    assert!(offset_of!(Params, keys) == 524);
+    assert!(offset_of!(Params, value_dim) == 528);
+    assert!(offset_of!(Params, kv_blocks) == 532);
+    assert!(offset_of!(Params, max_blocks) == 536);
+    assert!(offset_of!(Params, max_full_blocks) == 540);
+    assert!(offset_of!(Params, q_blocks) == 544);
+    assert!(offset_of!(Params, tail_words) == 548);
+    assert!(offset_of!(Params, seq_kv) == 552);
+    assert!(offset_of!(Params, scale) == 556);
 };
 /// The arguments of `backward_kv`.
 ///
@@ -180,13 +234,17 @@ const _: () = {
 ///
 /// `key_order` is the order in which a head's key blocks are started, each of them once: those with the most queries first, so
 /// that none of them is still at work when the rest of the GPU is done.
+///
+/// With TAIL_BLOCK every key of a block gets its `dk_mean` and `dv_mean` too. With TAIL_ROW the keys are the means that `forward` has
+/// for keys, with weights by query block, and no list is read: the means come as often as `dk` and `dv` have rows for them, and each time
+/// sum up another part of the query blocks, as equal in size as may be; `tail_pieces` says which of them have any weight there.
 #[derive(Debug)]
 pub struct Args<'a> {
     /// `[batch, heads, seq_q, head_dim]` of the spec's `T`.
     pub q: &'a Tensor,
-    /// `[batch, kv_heads, seq_kv, head_dim]` of the spec's `T`.
+    /// `[batch, kv_heads, keys, head_dim]` of the spec's `T`.
     pub k: &'a Tensor,
-    /// `[batch, kv_heads, seq_kv, value_dim]` of the spec's `T`.
+    /// `[batch, kv_heads, keys, value_dim]` of the spec's `T`.
     pub v: &'a Tensor,
     /// `[batch, heads, seq_q, value_dim]` of the spec's `T`.
     pub d_out: &'a Tensor,
@@ -204,6 +262,14 @@ pub struct Args<'a> {
     pub full_q_indices: Option<&'a Tensor>,
     /// `[batch or 1, kv_heads or 1, kv_blocks]` of i32.
     pub key_order: Option<&'a Tensor>,
+    /// `[batch, kv_heads, kv_blocks, head_dim]` of f32.
+    pub dk_mean: Option<&'a Tensor>,
+    /// `[batch, kv_heads, kv_blocks, value_dim]` of f32.
+    pub dv_mean: Option<&'a Tensor>,
+    /// `[batch or 1, heads or 1, q_blocks, keys]` of f32.
+    pub tail_weights: Option<&'a Tensor>,
+    /// `[batch or 1, heads or 1, q_blocks, tail_words]` of i32.
+    pub tail_pieces: Option<&'a Tensor>,
     /// `[batch, kv_heads, seq_kv, head_dim]` of the spec's `T`: written whole.
     pub dk: &'a mut Tensor,
     /// `[batch, kv_heads, seq_kv, value_dim]` of the spec's `T`: written whole.
@@ -228,27 +294,27 @@ pub mod tensors {
         access: Access::Read,
         tolerance: Tolerance::Exact,
     };
-    /// `k`: `[batch, kv_heads, seq_kv, head_dim]` of the spec's `T`.
+    /// `k`: `[batch, kv_heads, keys, head_dim]` of the spec's `T`.
     pub const K: TensorDecl = TensorDecl {
         name: "k",
         dtype: None,
         dims: &[
             Dim::exact("batch"),
             Dim::exact("kv_heads"),
-            Dim::exact("seq_kv"),
+            Dim::exact("keys"),
             Dim::exact("head_dim"),
         ],
         access: Access::Read,
         tolerance: Tolerance::Exact,
     };
-    /// `v`: `[batch, kv_heads, seq_kv, value_dim]` of the spec's `T`.
+    /// `v`: `[batch, kv_heads, keys, value_dim]` of the spec's `T`.
     pub const V: TensorDecl = TensorDecl {
         name: "v",
         dtype: None,
         dims: &[
             Dim::exact("batch"),
             Dim::exact("kv_heads"),
-            Dim::exact("seq_kv"),
+            Dim::exact("keys"),
             Dim::exact("value_dim"),
         ],
         access: Access::Read,
@@ -345,6 +411,58 @@ pub mod tensors {
         access: Access::Read,
         tolerance: Tolerance::Exact,
     };
+    /// `dk_mean`: `[batch, kv_heads, kv_blocks, head_dim]` of f32.
+    pub const DK_MEAN: TensorDecl = TensorDecl {
+        name: "dk_mean",
+        dtype: Some(DType::F32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("kv_heads"),
+            Dim::exact("kv_blocks"),
+            Dim::exact("head_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `dv_mean`: `[batch, kv_heads, kv_blocks, value_dim]` of f32.
+    pub const DV_MEAN: TensorDecl = TensorDecl {
+        name: "dv_mean",
+        dtype: Some(DType::F32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("kv_heads"),
+            Dim::exact("kv_blocks"),
+            Dim::exact("value_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `tail_weights`: `[batch or 1, heads or 1, q_blocks, keys]` of f32.
+    pub const TAIL_WEIGHTS: TensorDecl = TensorDecl {
+        name: "tail_weights",
+        dtype: Some(DType::F32),
+        dims: &[
+            Dim::broadcast("batch"),
+            Dim::broadcast("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("keys"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `tail_pieces`: `[batch or 1, heads or 1, q_blocks, tail_words]` of i32.
+    pub const TAIL_PIECES: TensorDecl = TensorDecl {
+        name: "tail_pieces",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::broadcast("batch"),
+            Dim::broadcast("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("tail_words"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
     /// `dk`: `[batch, kv_heads, seq_kv, head_dim]` of the spec's `T`.
     pub const DK: TensorDecl = TensorDecl {
         name: "dk",
@@ -378,7 +496,7 @@ pub mod tensors {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "backward_kv";
-    const DECLARATION: &'static str = "c9a0a7f5b61e10fbc1ab9ef6efa96edd3dd787de99c80f99c4f6c88efc64dcad";
+    const DECLARATION: &'static str = "ec5ed95682618f61fd669fb8b6ccf32d1a07b50a2ad2182647db706d1d207b06";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -406,7 +524,7 @@ unsafe impl KernelArgs for Args<'_> {
                 [
                     Dim::exact("batch"),
                     Dim::exact("kv_heads"),
-                    Dim::exact("seq_kv"),
+                    Dim::exact("keys"),
                     Dim::exact("head_dim"),
                 ],
             )?;
@@ -420,7 +538,7 @@ unsafe impl KernelArgs for Args<'_> {
                 [
                     Dim::exact("batch"),
                     Dim::exact("kv_heads"),
-                    Dim::exact("seq_kv"),
+                    Dim::exact("keys"),
                     Dim::exact("value_dim"),
                 ],
             )?;
@@ -523,6 +641,62 @@ unsafe impl KernelArgs for Args<'_> {
                     Dim::exact("kv_blocks"),
                 ],
             )?;
+        let dtype = DType::F32;
+        let dk_mean = binder
+            .input(
+                "dk_mean",
+                self.dk_mean,
+                dtype,
+                1,
+                [
+                    Dim::exact("batch"),
+                    Dim::exact("kv_heads"),
+                    Dim::exact("kv_blocks"),
+                    Dim::exact("head_dim"),
+                ],
+            )?;
+        let dtype = DType::F32;
+        let dv_mean = binder
+            .input(
+                "dv_mean",
+                self.dv_mean,
+                dtype,
+                1,
+                [
+                    Dim::exact("batch"),
+                    Dim::exact("kv_heads"),
+                    Dim::exact("kv_blocks"),
+                    Dim::exact("value_dim"),
+                ],
+            )?;
+        let dtype = DType::F32;
+        let tail_weights = binder
+            .input(
+                "tail_weights",
+                self.tail_weights,
+                dtype,
+                1,
+                [
+                    Dim::broadcast("batch"),
+                    Dim::broadcast("heads"),
+                    Dim::exact("q_blocks"),
+                    Dim::exact("keys"),
+                ],
+            )?;
+        let dtype = DType::I32;
+        let tail_pieces = binder
+            .input(
+                "tail_pieces",
+                self.tail_pieces,
+                dtype,
+                1,
+                [
+                    Dim::broadcast("batch"),
+                    Dim::broadcast("heads"),
+                    Dim::exact("q_blocks"),
+                    Dim::exact("tail_words"),
+                ],
+            )?;
         let dtype = binder.dtype(candidate, "T")?;
         let dk = binder
             .output(
@@ -551,6 +725,7 @@ unsafe impl KernelArgs for Args<'_> {
                     Dim::exact("value_dim"),
                 ],
             )?;
+        let tail = binder.constant(candidate, "TAIL")?;
         let d = binder.constant(candidate, "D")?;
         let d_v = binder.constant(candidate, "D_V")?;
         let block_q = binder.constant(candidate, "BLOCK_Q")?;
@@ -560,10 +735,11 @@ unsafe impl KernelArgs for Args<'_> {
         let seq_q = binder.dim("seq_q");
         let head_dim = binder.dim("head_dim");
         let kv_heads = binder.dim("kv_heads");
-        let seq_kv = binder.dim("seq_kv");
+        let keys = binder.dim("keys");
         let value_dim = binder.dim("value_dim");
         let max_blocks = binder.dim("max_blocks");
         let max_full_blocks = binder.dim("max_full_blocks");
+        let seq_kv = binder.dim("seq_kv");
         let q_blocks = binder
             .derive(
                 "q_blocks",
@@ -585,6 +761,17 @@ unsafe impl KernelArgs for Args<'_> {
                         || Binder::ceil_div(seq_kv, block_kv),
                     )?,
                 "ceil_div(seq_kv, BLOCK_KV)",
+            )?;
+        let tail_words = binder
+            .derive(
+                "tail_words",
+                binder
+                    .value(
+                        "ceil_div(ceil_div(keys, 64), 32)",
+                        &[("keys", keys)],
+                        || Binder::ceil_div(Binder::ceil_div(keys, 64)?, 32),
+                    )?,
+                "ceil_div(ceil_div(keys, 64), 32)",
             )?;
         binder
             .require(
@@ -621,6 +808,27 @@ unsafe impl KernelArgs for Args<'_> {
                 "each key head serves the same number of query heads",
                 || Some(i64::checked_rem(heads, kv_heads)? == 0),
             )?;
+        binder
+            .require(
+                "(if TAIL == 2 { seq_kv % keys + keys % BLOCK_KV } else { seq_kv - keys }) == 0",
+                &[
+                    ("TAIL", tail),
+                    ("seq_kv", seq_kv),
+                    ("keys", keys),
+                    ("BLOCK_KV", block_kv),
+                ],
+                "gradients have the rows of keys, of means a multiple of whole blocks",
+                || Some(
+                    (if tail == 2 {
+                        i64::checked_add(
+                            i64::checked_rem(seq_kv, keys)?,
+                            i64::checked_rem(keys, block_kv)?,
+                        )?
+                    } else {
+                        i64::checked_sub(seq_kv, keys)?
+                    }) == 0,
+                ),
+            )?;
         let grid = match candidate.schedule.family {
             Family::Sm80 => {
                 let tile_kv = binder.constant(candidate, "TILE_KV")?;
@@ -647,10 +855,10 @@ unsafe impl KernelArgs for Args<'_> {
                 ]
             }
             Family::Sm90 => {
-                binder.tensor_map("q", self.q, [64, 64])?;
-                binder.tensor_map("k", self.k, [64, 64])?;
-                binder.tensor_map("v", self.v, [64, 64])?;
-                binder.tensor_map("d_out", self.d_out, [64, 64])?;
+                binder.tensor_map("q", Some(self.q), [64, 64])?;
+                binder.tensor_map("k", Some(self.k), [64, 64])?;
+                binder.tensor_map("v", Some(self.v), [64, 64])?;
+                binder.tensor_map("d_out", Some(self.d_out), [64, 64])?;
                 binder.persistent();
                 binder.queue();
                 [
@@ -692,6 +900,14 @@ unsafe impl KernelArgs for Args<'_> {
             full_q_indices_stride: full_q_indices.strides,
             key_order: key_order.pointer,
             key_order_stride: key_order.strides,
+            dk_mean: dk_mean.pointer,
+            dk_mean_stride: dk_mean.strides,
+            dv_mean: dv_mean.pointer,
+            dv_mean_stride: dv_mean.strides,
+            tail_weights: tail_weights.pointer,
+            tail_weights_stride: tail_weights.strides,
+            tail_pieces: tail_pieces.pointer,
+            tail_pieces_stride: tail_pieces.strides,
             dk: dk.pointer,
             dk_stride: dk.strides,
             dv: dv.pointer,
@@ -701,12 +917,14 @@ unsafe impl KernelArgs for Args<'_> {
             seq_q: binder.int(seq_q)?,
             head_dim: binder.int(head_dim)?,
             kv_heads: binder.int(kv_heads)?,
-            seq_kv: binder.int(seq_kv)?,
+            keys: binder.int(keys)?,
             value_dim: binder.int(value_dim)?,
             kv_blocks: binder.int(kv_blocks)?,
             max_blocks: binder.int(max_blocks)?,
             max_full_blocks: binder.int(max_full_blocks)?,
             q_blocks: binder.int(q_blocks)?,
+            tail_words: binder.int(tail_words)?,
+            seq_kv: binder.int(seq_kv)?,
             scale: self.scale,
         };
         binder.finish(params, grid)
@@ -724,6 +942,10 @@ unsafe impl KernelArgs for Args<'_> {
             (&tensors::FULL_Q_COUNTS, self.full_q_counts),
             (&tensors::FULL_Q_INDICES, self.full_q_indices),
             (&tensors::KEY_ORDER, self.key_order),
+            (&tensors::DK_MEAN, self.dk_mean),
+            (&tensors::DV_MEAN, self.dv_mean),
+            (&tensors::TAIL_WEIGHTS, self.tail_weights),
+            (&tensors::TAIL_PIECES, self.tail_pieces),
             (&tensors::DK, Some(&*self.dk)),
             (&tensors::DV, Some(&*self.dv)),
         ]

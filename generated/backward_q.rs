@@ -27,6 +27,10 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed(include_str!("../templates/backward_q/sm90_copies.cuh")),
             ),
             (
+                Cow::Borrowed("lib/add_mean.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/add_mean.cuh")),
+            ),
+            (
                 Cow::Borrowed("lib/attention.rs"),
                 Cow::Borrowed(include_str!("../templates/lib/attention.rs")),
             ),
@@ -41,6 +45,26 @@ pub static SOURCE: KernelSource = KernelSource {
             (
                 Cow::Borrowed("lib/head_dim.rs"),
                 Cow::Borrowed(include_str!("../templates/lib/head_dim.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/part_of_queries.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/part_of_queries.cuh")),
+            ),
+            (
+                Cow::Borrowed("lib/tail.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/tail.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/tail_copies.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_copies.cuh")),
+            ),
+            (
+                Cow::Borrowed("lib/tail_pieces.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_pieces.cuh")),
+            ),
+            (
+                Cow::Borrowed("lib/tail_products.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_products.cuh")),
             ),
         ],
     ),
@@ -95,6 +119,26 @@ pub struct Params {
     pub full_kv_indices: u64,
     /// Strides in elements of all dimensions but the last.
     pub full_kv_indices_stride: [i64; 3],
+    /// Device pointer of `dq_mean`.
+    pub dq_mean: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub dq_mean_stride: [i64; 3],
+    /// Device pointer of `tail_k`.
+    pub tail_k: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub tail_k_stride: [i64; 3],
+    /// Device pointer of `tail_v`.
+    pub tail_v: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub tail_v_stride: [i64; 3],
+    /// Device pointer of `tail_weights`.
+    pub tail_weights: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub tail_weights_stride: [i64; 3],
+    /// Device pointer of `tail_pieces`.
+    pub tail_pieces: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub tail_pieces_stride: [i64; 3],
     /// Device pointer of `dq`.
     pub dq: u64,
     /// Strides in elements of all dimensions but the last.
@@ -123,13 +167,17 @@ pub struct Params {
     pub max_blocks: i32,
     /// Dimension `max_full_blocks`.
     pub max_full_blocks: i32,
+    /// Dimension `tail_keys`.
+    pub tail_keys: i32,
+    /// Dimension `tail_words`.
+    pub tail_words: i32,
     /// Dimension `kv_blocks`.
     pub kv_blocks: i32,
     /// Scalar `scale`.
     pub scale: f32,
 }
 const _: () = {
-    assert!(size_of:: < Params > () == 424);
+    assert!(size_of:: < Params > () == 592);
     assert!(offset_of!(Params, q) == 0);
     assert!(offset_of!(Params, q_stride) == 8);
     assert!(offset_of!(Params, k) == 32);
@@ -152,22 +200,34 @@ const _: () = {
     assert!(offset_of!(Params, full_kv_counts_stride) == 272);
     assert!(offset_of!(Params, full_kv_indices) == 288);
     assert!(offset_of!(Params, full_kv_indices_stride) == 296);
-    assert!(offset_of!(Params, dq) == 320);
-    assert!(offset_of!(Params, dq_stride) == 328);
-    assert!(offset_of!(Params, delta) == 352);
-    assert!(offset_of!(Params, delta_stride) == 360);
-    assert!(offset_of!(Params, batch) == 376);
-    assert!(offset_of!(Params, heads) == 380);
-    assert!(offset_of!(Params, seq_q) == 384);
-    assert!(offset_of!(Params, head_dim) == 388);
-    assert!(offset_of!(Params, kv_heads) == 392);
-    assert!(offset_of!(Params, seq_kv) == 396);
-    assert!(offset_of!(Params, value_dim) == 400);
-    assert!(offset_of!(Params, q_blocks) == 404);
-    assert!(offset_of!(Params, max_blocks) == 408);
-    assert!(offset_of!(Params, max_full_blocks) == 412);
-    assert!(offset_of!(Params, kv_blocks) == 416);
-    assert!(offset_of!(Params, scale) == 420);
+    assert!(offset_of!(Params, dq_mean) == 320);
+    assert!(offset_of!(Params, dq_mean_stride) == 328);
+    assert!(offset_of!(Params, tail_k) == 352);
+    assert!(offset_of!(Params, tail_k_stride) == 360);
+    assert!(offset_of!(Params, tail_v) == 384);
+    assert!(offset_of!(Params, tail_v_stride) == 392);
+    assert!(offset_of!(Params, tail_weights) == 416);
+    assert!(offset_of!(Params, tail_weights_stride) == 424);
+    assert!(offset_of!(Params, tail_pieces) == 448);
+    assert!(offset_of!(Params, tail_pieces_stride) == 456);
+    assert!(offset_of!(Params, dq) == 480);
+    assert!(offset_of!(Params, dq_stride) == 488);
+    assert!(offset_of!(Params, delta) == 512);
+    assert!(offset_of!(Params, delta_stride) == 520);
+    assert!(offset_of!(Params, batch) == 536);
+    assert!(offset_of!(Params, heads) == 540);
+    assert!(offset_of!(Params, seq_q) == 544);
+    assert!(offset_of!(Params, head_dim) == 548);
+    assert!(offset_of!(Params, kv_heads) == 552);
+    assert!(offset_of!(Params, seq_kv) == 556);
+    assert!(offset_of!(Params, value_dim) == 560);
+    assert!(offset_of!(Params, q_blocks) == 564);
+    assert!(offset_of!(Params, max_blocks) == 568);
+    assert!(offset_of!(Params, max_full_blocks) == 572);
+    assert!(offset_of!(Params, tail_keys) == 576);
+    assert!(offset_of!(Params, tail_words) == 580);
+    assert!(offset_of!(Params, kv_blocks) == 584);
+    assert!(offset_of!(Params, scale) == 588);
 };
 /// The arguments of `backward_q`.
 ///
@@ -177,6 +237,8 @@ const _: () = {
 ///
 /// Lists are those of `forward`. Every sum is one thread's, in the order of the lists: equal calls give equal bits.
 /// A query that attends to nothing gets a dq and a delta of 0, whatever it holds.
+///
+/// With TAIL_BLOCK every query of a block gets its `dq_mean` too. With TAIL_ROW the queries attend to the means of `forward` too.
 #[derive(Debug)]
 pub struct Args<'a> {
     /// `[batch, heads, seq_q, head_dim]` of the spec's `T`.
@@ -201,6 +263,16 @@ pub struct Args<'a> {
     pub full_kv_counts: Option<&'a Tensor>,
     /// `[batch or 1, heads or 1, q_blocks, max_full_blocks]` of i32.
     pub full_kv_indices: Option<&'a Tensor>,
+    /// `[batch, heads, q_blocks, head_dim]` of f32.
+    pub dq_mean: Option<&'a Tensor>,
+    /// `[batch, kv_heads, tail_keys, head_dim]` of the spec's `T`.
+    pub tail_k: Option<&'a Tensor>,
+    /// `[batch, kv_heads, tail_keys, value_dim]` of the spec's `T`.
+    pub tail_v: Option<&'a Tensor>,
+    /// `[batch or 1, heads or 1, q_blocks, tail_keys]` of f32.
+    pub tail_weights: Option<&'a Tensor>,
+    /// `[batch or 1, heads or 1, q_blocks, tail_words]` of i32.
+    pub tail_pieces: Option<&'a Tensor>,
     /// `[batch, heads, seq_q, head_dim]` of the spec's `T`: written whole.
     pub dq: &'a mut Tensor,
     /// `[batch, heads, seq_q]` of f32: written whole.
@@ -343,6 +415,71 @@ pub mod tensors {
         access: Access::Read,
         tolerance: Tolerance::Exact,
     };
+    /// `dq_mean`: `[batch, heads, q_blocks, head_dim]` of f32.
+    pub const DQ_MEAN: TensorDecl = TensorDecl {
+        name: "dq_mean",
+        dtype: Some(DType::F32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("head_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `tail_k`: `[batch, kv_heads, tail_keys, head_dim]` of the spec's `T`.
+    pub const TAIL_K: TensorDecl = TensorDecl {
+        name: "tail_k",
+        dtype: None,
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("kv_heads"),
+            Dim::exact("tail_keys"),
+            Dim::exact("head_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `tail_v`: `[batch, kv_heads, tail_keys, value_dim]` of the spec's `T`.
+    pub const TAIL_V: TensorDecl = TensorDecl {
+        name: "tail_v",
+        dtype: None,
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("kv_heads"),
+            Dim::exact("tail_keys"),
+            Dim::exact("value_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `tail_weights`: `[batch or 1, heads or 1, q_blocks, tail_keys]` of f32.
+    pub const TAIL_WEIGHTS: TensorDecl = TensorDecl {
+        name: "tail_weights",
+        dtype: Some(DType::F32),
+        dims: &[
+            Dim::broadcast("batch"),
+            Dim::broadcast("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("tail_keys"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `tail_pieces`: `[batch or 1, heads or 1, q_blocks, tail_words]` of i32.
+    pub const TAIL_PIECES: TensorDecl = TensorDecl {
+        name: "tail_pieces",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::broadcast("batch"),
+            Dim::broadcast("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("tail_words"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
     /// `dq`: `[batch, heads, seq_q, head_dim]` of the spec's `T`.
     pub const DQ: TensorDecl = TensorDecl {
         name: "dq",
@@ -371,7 +508,7 @@ pub mod tensors {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "backward_q";
-    const DECLARATION: &'static str = "abcec3c6b089078e7aac72fa320732bbfe2a1ceb24a93a27b1b3e29082e4a1ae";
+    const DECLARATION: &'static str = "eb21261eb65651e8876aff0473f0913cfbc17235ee6e0a956286e7ac143064be";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -517,6 +654,76 @@ unsafe impl KernelArgs for Args<'_> {
                     Dim::exact("max_full_blocks"),
                 ],
             )?;
+        let dtype = DType::F32;
+        let dq_mean = binder
+            .input(
+                "dq_mean",
+                self.dq_mean,
+                dtype,
+                1,
+                [
+                    Dim::exact("batch"),
+                    Dim::exact("heads"),
+                    Dim::exact("q_blocks"),
+                    Dim::exact("head_dim"),
+                ],
+            )?;
+        let dtype = binder.dtype(candidate, "T")?;
+        let tail_k = binder
+            .input(
+                "tail_k",
+                self.tail_k,
+                dtype,
+                16,
+                [
+                    Dim::exact("batch"),
+                    Dim::exact("kv_heads"),
+                    Dim::exact("tail_keys"),
+                    Dim::exact("head_dim"),
+                ],
+            )?;
+        let dtype = binder.dtype(candidate, "T")?;
+        let tail_v = binder
+            .input(
+                "tail_v",
+                self.tail_v,
+                dtype,
+                16,
+                [
+                    Dim::exact("batch"),
+                    Dim::exact("kv_heads"),
+                    Dim::exact("tail_keys"),
+                    Dim::exact("value_dim"),
+                ],
+            )?;
+        let dtype = DType::F32;
+        let tail_weights = binder
+            .input(
+                "tail_weights",
+                self.tail_weights,
+                dtype,
+                16,
+                [
+                    Dim::broadcast("batch"),
+                    Dim::broadcast("heads"),
+                    Dim::exact("q_blocks"),
+                    Dim::exact("tail_keys"),
+                ],
+            )?;
+        let dtype = DType::I32;
+        let tail_pieces = binder
+            .input(
+                "tail_pieces",
+                self.tail_pieces,
+                dtype,
+                1,
+                [
+                    Dim::broadcast("batch"),
+                    Dim::broadcast("heads"),
+                    Dim::exact("q_blocks"),
+                    Dim::exact("tail_words"),
+                ],
+            )?;
         let dtype = binder.dtype(candidate, "T")?;
         let dq = binder
             .output(
@@ -553,6 +760,7 @@ unsafe impl KernelArgs for Args<'_> {
         let value_dim = binder.dim("value_dim");
         let max_blocks = binder.dim("max_blocks");
         let max_full_blocks = binder.dim("max_full_blocks");
+        let tail_keys = binder.dim("tail_keys");
         let q_blocks = binder
             .derive(
                 "q_blocks",
@@ -574,6 +782,17 @@ unsafe impl KernelArgs for Args<'_> {
                         || Binder::ceil_div(seq_kv, block_kv),
                     )?,
                 "ceil_div(seq_kv, BLOCK_KV)",
+            )?;
+        let tail_words = binder
+            .derive(
+                "tail_words",
+                binder
+                    .value(
+                        "ceil_div(ceil_div(tail_keys, 64), 32)",
+                        &[("tail_keys", tail_keys)],
+                        || Binder::ceil_div(Binder::ceil_div(tail_keys, 64)?, 32),
+                    )?,
+                "ceil_div(ceil_div(tail_keys, 64), 32)",
             )?;
         binder
             .require(
@@ -610,6 +829,13 @@ unsafe impl KernelArgs for Args<'_> {
                 "each key head serves the same number of query heads",
                 || Some(i64::checked_rem(heads, kv_heads)? == 0),
             )?;
+        binder
+            .require(
+                "tail_keys % 64 == 0",
+                &[("tail_keys", tail_keys)],
+                "means are taken in pieces of 64: pad them",
+                || Some(i64::checked_rem(tail_keys, 64)? == 0),
+            )?;
         let grid = match candidate.schedule.family {
             Family::Sm80 => {
                 let tile_q = binder.constant(candidate, "TILE_Q")?;
@@ -632,12 +858,14 @@ unsafe impl KernelArgs for Args<'_> {
                 ]
             }
             Family::Sm90 => {
-                binder.tensor_map("q", self.q, [64, 64])?;
-                binder.tensor_map("k", self.k, [64, 64])?;
-                binder.tensor_map("v", self.v, [64, 64])?;
-                binder.tensor_map("out", self.out, [64, 64])?;
-                binder.tensor_map("d_out", self.d_out, [64, 64])?;
-                binder.tensor_map("dq", &*self.dq, [16, 64])?;
+                binder.tensor_map("q", Some(self.q), [64, 64])?;
+                binder.tensor_map("k", Some(self.k), [64, 64])?;
+                binder.tensor_map("v", Some(self.v), [64, 64])?;
+                binder.tensor_map("tail_k", self.tail_k, [64, 64])?;
+                binder.tensor_map("tail_v", self.tail_v, [64, 64])?;
+                binder.tensor_map("out", Some(self.out), [64, 64])?;
+                binder.tensor_map("d_out", Some(self.d_out), [64, 64])?;
+                binder.tensor_map("dq", Some(&*self.dq), [16, 64])?;
                 binder.persistent();
                 binder.queue();
                 [q_blocks, heads, batch]
@@ -667,6 +895,16 @@ unsafe impl KernelArgs for Args<'_> {
             full_kv_counts_stride: full_kv_counts.strides,
             full_kv_indices: full_kv_indices.pointer,
             full_kv_indices_stride: full_kv_indices.strides,
+            dq_mean: dq_mean.pointer,
+            dq_mean_stride: dq_mean.strides,
+            tail_k: tail_k.pointer,
+            tail_k_stride: tail_k.strides,
+            tail_v: tail_v.pointer,
+            tail_v_stride: tail_v.strides,
+            tail_weights: tail_weights.pointer,
+            tail_weights_stride: tail_weights.strides,
+            tail_pieces: tail_pieces.pointer,
+            tail_pieces_stride: tail_pieces.strides,
             dq: dq.pointer,
             dq_stride: dq.strides,
             delta: delta.pointer,
@@ -681,6 +919,8 @@ unsafe impl KernelArgs for Args<'_> {
             q_blocks: binder.int(q_blocks)?,
             max_blocks: binder.int(max_blocks)?,
             max_full_blocks: binder.int(max_full_blocks)?,
+            tail_keys: binder.int(tail_keys)?,
+            tail_words: binder.int(tail_words)?,
             kv_blocks: binder.int(kv_blocks)?,
             scale: self.scale,
         };
@@ -699,6 +939,11 @@ unsafe impl KernelArgs for Args<'_> {
             (&tensors::KV_INDICES, Some(self.kv_indices)),
             (&tensors::FULL_KV_COUNTS, self.full_kv_counts),
             (&tensors::FULL_KV_INDICES, self.full_kv_indices),
+            (&tensors::DQ_MEAN, self.dq_mean),
+            (&tensors::TAIL_K, self.tail_k),
+            (&tensors::TAIL_V, self.tail_v),
+            (&tensors::TAIL_WEIGHTS, self.tail_weights),
+            (&tensors::TAIL_PIECES, self.tail_pieces),
             (&tensors::DQ, Some(&*self.dq)),
             (&tensors::DELTA, Some(&*self.delta)),
         ]

@@ -31,6 +31,10 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed(include_str!("../templates/forward/sm90_softmax.cuh")),
             ),
             (
+                Cow::Borrowed("lib/add_mean.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/add_mean.cuh")),
+            ),
+            (
                 Cow::Borrowed("lib/attention.rs"),
                 Cow::Borrowed(include_str!("../templates/lib/attention.rs")),
             ),
@@ -41,6 +45,26 @@ pub static SOURCE: KernelSource = KernelSource {
             (
                 Cow::Borrowed("lib/head_dim.rs"),
                 Cow::Borrowed(include_str!("../templates/lib/head_dim.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/part_of_queries.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/part_of_queries.cuh")),
+            ),
+            (
+                Cow::Borrowed("lib/tail.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/tail.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/tail_copies.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_copies.cuh")),
+            ),
+            (
+                Cow::Borrowed("lib/tail_pieces.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_pieces.cuh")),
+            ),
+            (
+                Cow::Borrowed("lib/tail_products.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_products.cuh")),
             ),
         ],
     ),
@@ -83,6 +107,30 @@ pub struct Params {
     pub row_order: u64,
     /// Strides in elements of all dimensions but the last.
     pub row_order_stride: [i64; 2],
+    /// Device pointer of `tail_out`.
+    pub tail_out: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub tail_out_stride: [i64; 3],
+    /// Device pointer of `tail_lse`.
+    pub tail_lse: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub tail_lse_stride: [i64; 2],
+    /// Device pointer of `tail_k`.
+    pub tail_k: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub tail_k_stride: [i64; 3],
+    /// Device pointer of `tail_v`.
+    pub tail_v: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub tail_v_stride: [i64; 3],
+    /// Device pointer of `tail_weights`.
+    pub tail_weights: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub tail_weights_stride: [i64; 3],
+    /// Device pointer of `tail_pieces`.
+    pub tail_pieces: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub tail_pieces_stride: [i64; 3],
     /// Device pointer of `out`.
     pub out: u64,
     /// Strides in elements of all dimensions but the last.
@@ -111,13 +159,17 @@ pub struct Params {
     pub max_blocks: i32,
     /// Dimension `max_full_blocks`.
     pub max_full_blocks: i32,
+    /// Dimension `tail_keys`.
+    pub tail_keys: i32,
+    /// Dimension `tail_words`.
+    pub tail_words: i32,
     /// Dimension `kv_blocks`.
     pub kv_blocks: i32,
     /// Scalar `scale`.
     pub scale: f32,
 }
 const _: () = {
-    assert!(size_of:: < Params > () == 336);
+    assert!(size_of:: < Params > () == 528);
     assert!(offset_of!(Params, q) == 0);
     assert!(offset_of!(Params, q_stride) == 8);
     assert!(offset_of!(Params, k) == 32);
@@ -134,22 +186,36 @@ const _: () = {
     assert!(offset_of!(Params, full_kv_indices_stride) == 184);
     assert!(offset_of!(Params, row_order) == 208);
     assert!(offset_of!(Params, row_order_stride) == 216);
-    assert!(offset_of!(Params, out) == 232);
-    assert!(offset_of!(Params, out_stride) == 240);
-    assert!(offset_of!(Params, lse) == 264);
-    assert!(offset_of!(Params, lse_stride) == 272);
-    assert!(offset_of!(Params, batch) == 288);
-    assert!(offset_of!(Params, heads) == 292);
-    assert!(offset_of!(Params, seq_q) == 296);
-    assert!(offset_of!(Params, head_dim) == 300);
-    assert!(offset_of!(Params, kv_heads) == 304);
-    assert!(offset_of!(Params, seq_kv) == 308);
-    assert!(offset_of!(Params, value_dim) == 312);
-    assert!(offset_of!(Params, q_blocks) == 316);
-    assert!(offset_of!(Params, max_blocks) == 320);
-    assert!(offset_of!(Params, max_full_blocks) == 324);
-    assert!(offset_of!(Params, kv_blocks) == 328);
-    assert!(offset_of!(Params, scale) == 332);
+    assert!(offset_of!(Params, tail_out) == 232);
+    assert!(offset_of!(Params, tail_out_stride) == 240);
+    assert!(offset_of!(Params, tail_lse) == 264);
+    assert!(offset_of!(Params, tail_lse_stride) == 272);
+    assert!(offset_of!(Params, tail_k) == 288);
+    assert!(offset_of!(Params, tail_k_stride) == 296);
+    assert!(offset_of!(Params, tail_v) == 320);
+    assert!(offset_of!(Params, tail_v_stride) == 328);
+    assert!(offset_of!(Params, tail_weights) == 352);
+    assert!(offset_of!(Params, tail_weights_stride) == 360);
+    assert!(offset_of!(Params, tail_pieces) == 384);
+    assert!(offset_of!(Params, tail_pieces_stride) == 392);
+    assert!(offset_of!(Params, out) == 416);
+    assert!(offset_of!(Params, out_stride) == 424);
+    assert!(offset_of!(Params, lse) == 448);
+    assert!(offset_of!(Params, lse_stride) == 456);
+    assert!(offset_of!(Params, batch) == 472);
+    assert!(offset_of!(Params, heads) == 476);
+    assert!(offset_of!(Params, seq_q) == 480);
+    assert!(offset_of!(Params, head_dim) == 484);
+    assert!(offset_of!(Params, kv_heads) == 488);
+    assert!(offset_of!(Params, seq_kv) == 492);
+    assert!(offset_of!(Params, value_dim) == 496);
+    assert!(offset_of!(Params, q_blocks) == 500);
+    assert!(offset_of!(Params, max_blocks) == 504);
+    assert!(offset_of!(Params, max_full_blocks) == 508);
+    assert!(offset_of!(Params, tail_keys) == 512);
+    assert!(offset_of!(Params, tail_words) == 516);
+    assert!(offset_of!(Params, kv_blocks) == 520);
+    assert!(offset_of!(Params, scale) == 524);
 };
 /// The arguments of `forward`.
 ///
@@ -163,6 +229,11 @@ const _: () = {
 ///
 /// `row_order` is the order in which a head's query blocks are started, each of them once: the longest lists first, so
 /// that a long one at the end does not keep the GPU waiting. Results do not depend on it, and a body may do without.
+///
+/// With TAIL_BLOCK the softmax of every row begins with what `tail_block` made of its query block's dropped blocks: a value and
+/// the logarithm of its weight. With TAIL_ROW each row attends to further keys too: the means of `tail_keys`, with the logarithms of
+/// their numbers of keys as `tail_weights` for this query block. A bit of `tail_pieces` stands for 64 of them; those of pieces
+/// without a bit take no part. The functions see none of this.
 #[derive(Debug)]
 pub struct Args<'a> {
     /// `[batch, heads, seq_q, head_dim]` of the spec's `T`.
@@ -181,6 +252,18 @@ pub struct Args<'a> {
     pub full_kv_indices: Option<&'a Tensor>,
     /// `[batch or 1, heads or 1, q_blocks]` of i32.
     pub row_order: Option<&'a Tensor>,
+    /// `[batch, heads, q_blocks, value_dim]` of f32.
+    pub tail_out: Option<&'a Tensor>,
+    /// `[batch, heads, q_blocks]` of f32.
+    pub tail_lse: Option<&'a Tensor>,
+    /// `[batch, kv_heads, tail_keys, head_dim]` of the spec's `T`.
+    pub tail_k: Option<&'a Tensor>,
+    /// `[batch, kv_heads, tail_keys, value_dim]` of the spec's `T`.
+    pub tail_v: Option<&'a Tensor>,
+    /// `[batch or 1, heads or 1, q_blocks, tail_keys]` of f32.
+    pub tail_weights: Option<&'a Tensor>,
+    /// `[batch or 1, heads or 1, q_blocks, tail_words]` of i32.
+    pub tail_pieces: Option<&'a Tensor>,
     /// `[batch, heads, seq_q, value_dim]` of the spec's `T`: written whole.
     pub out: &'a mut Tensor,
     /// `[batch, heads, seq_q]` of f32: written whole.
@@ -293,6 +376,79 @@ pub mod tensors {
         access: Access::Read,
         tolerance: Tolerance::Exact,
     };
+    /// `tail_out`: `[batch, heads, q_blocks, value_dim]` of f32.
+    pub const TAIL_OUT: TensorDecl = TensorDecl {
+        name: "tail_out",
+        dtype: Some(DType::F32),
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("value_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `tail_lse`: `[batch, heads, q_blocks]` of f32.
+    pub const TAIL_LSE: TensorDecl = TensorDecl {
+        name: "tail_lse",
+        dtype: Some(DType::F32),
+        dims: &[Dim::exact("batch"), Dim::exact("heads"), Dim::exact("q_blocks")],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `tail_k`: `[batch, kv_heads, tail_keys, head_dim]` of the spec's `T`.
+    pub const TAIL_K: TensorDecl = TensorDecl {
+        name: "tail_k",
+        dtype: None,
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("kv_heads"),
+            Dim::exact("tail_keys"),
+            Dim::exact("head_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `tail_v`: `[batch, kv_heads, tail_keys, value_dim]` of the spec's `T`.
+    pub const TAIL_V: TensorDecl = TensorDecl {
+        name: "tail_v",
+        dtype: None,
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("kv_heads"),
+            Dim::exact("tail_keys"),
+            Dim::exact("value_dim"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `tail_weights`: `[batch or 1, heads or 1, q_blocks, tail_keys]` of f32.
+    pub const TAIL_WEIGHTS: TensorDecl = TensorDecl {
+        name: "tail_weights",
+        dtype: Some(DType::F32),
+        dims: &[
+            Dim::broadcast("batch"),
+            Dim::broadcast("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("tail_keys"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
+    /// `tail_pieces`: `[batch or 1, heads or 1, q_blocks, tail_words]` of i32.
+    pub const TAIL_PIECES: TensorDecl = TensorDecl {
+        name: "tail_pieces",
+        dtype: Some(DType::I32),
+        dims: &[
+            Dim::broadcast("batch"),
+            Dim::broadcast("heads"),
+            Dim::exact("q_blocks"),
+            Dim::exact("tail_words"),
+        ],
+        access: Access::Read,
+        tolerance: Tolerance::Exact,
+    };
     /// `out`: `[batch, heads, seq_q, value_dim]` of the spec's `T`.
     pub const OUT: TensorDecl = TensorDecl {
         name: "out",
@@ -321,7 +477,7 @@ pub mod tensors {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "forward";
-    const DECLARATION: &'static str = "aadedef56e76aedccdf3522ca30eecfada70d1349271bb3090f5d9c15e5b74ca";
+    const DECLARATION: &'static str = "01859347dd64b700fd3f94a70e36ef6193b4e5facd6806303a43fb9e02147f17";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -434,6 +590,85 @@ unsafe impl KernelArgs for Args<'_> {
                     Dim::exact("q_blocks"),
                 ],
             )?;
+        let dtype = DType::F32;
+        let tail_out = binder
+            .input(
+                "tail_out",
+                self.tail_out,
+                dtype,
+                16,
+                [
+                    Dim::exact("batch"),
+                    Dim::exact("heads"),
+                    Dim::exact("q_blocks"),
+                    Dim::exact("value_dim"),
+                ],
+            )?;
+        let dtype = DType::F32;
+        let tail_lse = binder
+            .input(
+                "tail_lse",
+                self.tail_lse,
+                dtype,
+                1,
+                [Dim::exact("batch"), Dim::exact("heads"), Dim::exact("q_blocks")],
+            )?;
+        let dtype = binder.dtype(candidate, "T")?;
+        let tail_k = binder
+            .input(
+                "tail_k",
+                self.tail_k,
+                dtype,
+                16,
+                [
+                    Dim::exact("batch"),
+                    Dim::exact("kv_heads"),
+                    Dim::exact("tail_keys"),
+                    Dim::exact("head_dim"),
+                ],
+            )?;
+        let dtype = binder.dtype(candidate, "T")?;
+        let tail_v = binder
+            .input(
+                "tail_v",
+                self.tail_v,
+                dtype,
+                16,
+                [
+                    Dim::exact("batch"),
+                    Dim::exact("kv_heads"),
+                    Dim::exact("tail_keys"),
+                    Dim::exact("value_dim"),
+                ],
+            )?;
+        let dtype = DType::F32;
+        let tail_weights = binder
+            .input(
+                "tail_weights",
+                self.tail_weights,
+                dtype,
+                16,
+                [
+                    Dim::broadcast("batch"),
+                    Dim::broadcast("heads"),
+                    Dim::exact("q_blocks"),
+                    Dim::exact("tail_keys"),
+                ],
+            )?;
+        let dtype = DType::I32;
+        let tail_pieces = binder
+            .input(
+                "tail_pieces",
+                self.tail_pieces,
+                dtype,
+                1,
+                [
+                    Dim::broadcast("batch"),
+                    Dim::broadcast("heads"),
+                    Dim::exact("q_blocks"),
+                    Dim::exact("tail_words"),
+                ],
+            )?;
         let dtype = binder.dtype(candidate, "T")?;
         let out = binder
             .output(
@@ -470,6 +705,7 @@ unsafe impl KernelArgs for Args<'_> {
         let value_dim = binder.dim("value_dim");
         let max_blocks = binder.dim("max_blocks");
         let max_full_blocks = binder.dim("max_full_blocks");
+        let tail_keys = binder.dim("tail_keys");
         let q_blocks = binder
             .derive(
                 "q_blocks",
@@ -491,6 +727,17 @@ unsafe impl KernelArgs for Args<'_> {
                         || Binder::ceil_div(seq_kv, block_kv),
                     )?,
                 "ceil_div(seq_kv, BLOCK_KV)",
+            )?;
+        let tail_words = binder
+            .derive(
+                "tail_words",
+                binder
+                    .value(
+                        "ceil_div(ceil_div(tail_keys, 64), 32)",
+                        &[("tail_keys", tail_keys)],
+                        || Binder::ceil_div(Binder::ceil_div(tail_keys, 64)?, 32),
+                    )?,
+                "ceil_div(ceil_div(tail_keys, 64), 32)",
             )?;
         binder
             .require(
@@ -527,13 +774,22 @@ unsafe impl KernelArgs for Args<'_> {
                 "each key head serves the same number of query heads",
                 || Some(i64::checked_rem(heads, kv_heads)? == 0),
             )?;
+        binder
+            .require(
+                "tail_keys % 64 == 0",
+                &[("tail_keys", tail_keys)],
+                "means are taken in pieces of 64: pad them",
+                || Some(i64::checked_rem(tail_keys, 64)? == 0),
+            )?;
         let grid = match candidate.schedule.family {
             Family::Sm80 => [q_blocks, heads, batch],
             Family::Sm90 => {
-                binder.tensor_map("q", self.q, [64, 64])?;
-                binder.tensor_map("k", self.k, [64, 64])?;
-                binder.tensor_map("v", self.v, [64, 64])?;
-                binder.tensor_map("out", &*self.out, [16, 64])?;
+                binder.tensor_map("q", Some(self.q), [64, 64])?;
+                binder.tensor_map("k", Some(self.k), [64, 64])?;
+                binder.tensor_map("v", Some(self.v), [64, 64])?;
+                binder.tensor_map("tail_k", self.tail_k, [64, 64])?;
+                binder.tensor_map("tail_v", self.tail_v, [64, 64])?;
+                binder.tensor_map("out", Some(&*self.out), [16, 64])?;
                 binder.persistent();
                 binder.queue();
                 [q_blocks, heads, batch]
@@ -557,6 +813,18 @@ unsafe impl KernelArgs for Args<'_> {
             full_kv_indices_stride: full_kv_indices.strides,
             row_order: row_order.pointer,
             row_order_stride: row_order.strides,
+            tail_out: tail_out.pointer,
+            tail_out_stride: tail_out.strides,
+            tail_lse: tail_lse.pointer,
+            tail_lse_stride: tail_lse.strides,
+            tail_k: tail_k.pointer,
+            tail_k_stride: tail_k.strides,
+            tail_v: tail_v.pointer,
+            tail_v_stride: tail_v.strides,
+            tail_weights: tail_weights.pointer,
+            tail_weights_stride: tail_weights.strides,
+            tail_pieces: tail_pieces.pointer,
+            tail_pieces_stride: tail_pieces.strides,
             out: out.pointer,
             out_stride: out.strides,
             lse: lse.pointer,
@@ -571,6 +839,8 @@ unsafe impl KernelArgs for Args<'_> {
             q_blocks: binder.int(q_blocks)?,
             max_blocks: binder.int(max_blocks)?,
             max_full_blocks: binder.int(max_full_blocks)?,
+            tail_keys: binder.int(tail_keys)?,
+            tail_words: binder.int(tail_words)?,
             kv_blocks: binder.int(kv_blocks)?,
             scale: self.scale,
         };
@@ -586,6 +856,12 @@ unsafe impl KernelArgs for Args<'_> {
             (&tensors::FULL_KV_COUNTS, self.full_kv_counts),
             (&tensors::FULL_KV_INDICES, self.full_kv_indices),
             (&tensors::ROW_ORDER, self.row_order),
+            (&tensors::TAIL_OUT, self.tail_out),
+            (&tensors::TAIL_LSE, self.tail_lse),
+            (&tensors::TAIL_K, self.tail_k),
+            (&tensors::TAIL_V, self.tail_v),
+            (&tensors::TAIL_WEIGHTS, self.tail_weights),
+            (&tensors::TAIL_PIECES, self.tail_pieces),
             (&tensors::OUT, Some(&*self.out)),
             (&tensors::LSE, Some(&*self.lse)),
         ]

@@ -7,6 +7,8 @@ pub mod backward_kv;
 pub mod backward_q;
 #[doc = "What a mask function makes of each block of queries and keys: 0 nothing is kept, 1 some of it, 2 all of"]
 pub mod classify;
+#[doc = "Which of `blocks` key blocks a selected mask drops, a bit each: those that neither `keep` nor `full_keep` names,"]
+pub mod dropped;
 #[doc = "Block-sparse attention, forward: `softmax(score_mod(q kᵀ · scale)) v` over the key blocks that each query block"]
 pub mod forward;
 #[doc = "The bits that `transpose` reads, from lists by query block: bit `block % 32` of word `block / 32` of a row of `keep`"]
@@ -15,6 +17,8 @@ pub mod mark;
 pub mod order;
 #[doc = "Means of runs of BLOCK_Q consecutive queries and of BLOCK_KV consecutive keys, over the rows that exist: the last"]
 pub mod pool;
+#[doc = "Means of runs of BLOCK_KV consecutive values, over the rows that exist: the last run of a head is often short."]
+pub mod pool_values;
 #[doc = "Scores and selection in one: the logits of a query block against all key blocks (the products of the means times"]
 pub mod rank;
 #[doc = "Rows in another order: row i of `out` is row `order[i]` of `x`. An entry that is no row gives a row of zeros."]
@@ -25,6 +29,20 @@ pub mod score;
 pub mod score_partial;
 #[doc = "Picks each row's key blocks: in descending order of probability (ties: lower index first) the shortest"]
 pub mod select;
+#[doc = "The block tail: what the mean query of a query block makes of the means of the key blocks that it drops."]
+pub mod tail_block;
+#[doc = "The gradients of the key and value means of a block tail."]
+pub mod tail_block_kv;
+#[doc = "The gradient of the query means of a block tail."]
+pub mod tail_block_q;
+#[doc = "The gradients that a block tail gets from the rows that it was merged into."]
+pub mod tail_gather;
+#[doc = "What a row tail attends to in the place of dropped blocks: the means of runs of `run` key blocks over all of"]
+pub mod tail_keys;
+#[doc = "The gradients of a row tail's means, from those of each part of the queries: what every key and every value of a block gets of"]
+pub mod tail_spread;
+#[doc = "How many keys each entry of `tail_keys` stands for in each query block, as natural logarithms: -inf where none."]
+pub mod tail_weights;
 #[doc = "The lists of query blocks by key block, from the bits of `rank` and `select`: those of `keep` go to `q_indices`,"]
 pub mod transpose;
 #[doc = "What the kernels are specialised for, and their constants."]
@@ -35,14 +53,23 @@ pub static ALL: &[&::tilewright::codegen::KernelSource] = &[
     &backward_kv::SOURCE,
     &backward_q::SOURCE,
     &classify::SOURCE,
+    &dropped::SOURCE,
     &forward::SOURCE,
     &mark::SOURCE,
     &order::SOURCE,
     &pool::SOURCE,
+    &pool_values::SOURCE,
     &rank::SOURCE,
     &regroup::SOURCE,
     &score::SOURCE,
     &score_partial::SOURCE,
     &select::SOURCE,
+    &tail_block::SOURCE,
+    &tail_block_kv::SOURCE,
+    &tail_block_q::SOURCE,
+    &tail_gather::SOURCE,
+    &tail_keys::SOURCE,
+    &tail_spread::SOURCE,
+    &tail_weights::SOURCE,
     &transpose::SOURCE,
 ];

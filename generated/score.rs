@@ -18,6 +18,26 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed("score/sm80.cu"),
                 Cow::Borrowed(include_str!("../templates/score/sm80.cu")),
             ),
+            (
+                Cow::Borrowed("lib/add_mean.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/add_mean.cuh")),
+            ),
+            (
+                Cow::Borrowed("lib/part_of_queries.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/part_of_queries.cuh")),
+            ),
+            (
+                Cow::Borrowed("lib/tail_copies.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_copies.cuh")),
+            ),
+            (
+                Cow::Borrowed("lib/tail_pieces.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_pieces.cuh")),
+            ),
+            (
+                Cow::Borrowed("lib/tail_products.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_products.cuh")),
+            ),
         ],
     ),
     has_check: true,

@@ -19,12 +19,32 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed(include_str!("../templates/score_partial/sm80.cu")),
             ),
             (
+                Cow::Borrowed("lib/add_mean.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/add_mean.cuh")),
+            ),
+            (
                 Cow::Borrowed("lib/block_size.rs"),
                 Cow::Borrowed(include_str!("../templates/lib/block_size.rs")),
             ),
             (
                 Cow::Borrowed("lib/head_dim.rs"),
                 Cow::Borrowed(include_str!("../templates/lib/head_dim.rs")),
+            ),
+            (
+                Cow::Borrowed("lib/part_of_queries.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/part_of_queries.cuh")),
+            ),
+            (
+                Cow::Borrowed("lib/tail_copies.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_copies.cuh")),
+            ),
+            (
+                Cow::Borrowed("lib/tail_pieces.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_pieces.cuh")),
+            ),
+            (
+                Cow::Borrowed("lib/tail_products.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_products.cuh")),
             ),
         ],
     ),

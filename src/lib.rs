@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`attention`] | calls in memory of the caller's |
 //! | [`device`] | GPUs, streams and buffers |
+//! | [`tail`] | what stands for the blocks that a mask drops |
 //! | [`services`] | a cache, an NVRTC, a policy and a listener of one's own |
 //! | [`cache`], [`tune`] | what is kept: compiled kernels, and which schedule is fastest |
 #![cfg_attr(feature = "bundle", doc = "| [`bundle`] | both in one file, for other machines |")]
@@ -91,6 +92,10 @@ mod readme {}
 #[cfg(doctest)]
 #[doc = include_str!("../docs/plans.md")]
 mod plans {}
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/tails.md")]
+mod tails {}
 
 #[cfg(doctest)]
 #[doc = include_str!("../docs/training.md")]

@@ -34,9 +34,18 @@ pub enum Tail {
 }
 
 /// A tail that cannot be used as asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TailError {
+    /// A score function, which is of pairs of a query and a key.
+    #[error(
+        "a tail beside the score function `{name}`: a mean stands for many keys, and what a function of pairs makes of it is not defined; leave one of \
+         them out"
+    )]
+    ScoreMod {
+        /// The function.
+        name: String,
+    },
     /// A run of keys that is no whole number of blocks.
     #[error("a row tail over {keys} keys, needed a multiple of the {block} keys of a sparse block: take {block} or {}", 2 * block)]
     Keys {

@@ -91,6 +91,12 @@ impl Forward {
             full_kv_counts: self.full_kv_counts.as_ref(),
             full_kv_indices: self.full_kv_indices.as_ref(),
             row_order: self.row_order.as_ref(),
+            tail_out: None,
+            tail_lse: None,
+            tail_k: None,
+            tail_v: None,
+            tail_weights: None,
+            tail_pieces: None,
             out: &mut self.out,
             lse: &mut self.lse,
             scale: 0.125,
@@ -395,7 +401,7 @@ fn a_copy_engine_is_told_what_it_reads() {
              strides: [256, 51200, 102400], sides: [64, 64, 1, 1] }",
         ]
     );
-    assert_eq!(text.len(), 4);
+    assert_eq!(text.len(), 6, "q, k, v, the means of a row tail, out");
     // One head and one batch: their strides may be anything, and the engine is told something it takes.
     let mut args = Forward::good();
     args.q = view(0, 0x1000_0000, DType::Bf16, &[1, 1, 300, 128], &[7, 9, 128, 1]);

@@ -9,8 +9,8 @@ use tilewright::reference::{
     relative_error,
 };
 use tilewright::{
-    BlockMask, BlockSize, DType, Error, MaskMod, SeqLens, Tail, TailError, Tensor, TokenGrid, cpu, mask_mod,
-    top_k,
+    BlockMask, BlockSize, DType, Error, MaskMod, SeqLens, Tail, TailError, Tensor, TensorError, TokenGrid,
+    cpu, mask_mod, top_k,
 };
 
 #[mask_mod]
@@ -209,6 +209,12 @@ fn dropped_blocks_are_bits() {
             assert_eq!(bit, block < 66 && block % 3 != head, "head {head}, block {block}");
         }
     }
+    // Bits of a caller's are those of the same batch, heads and blocks.
+    let again = mask.with_dropped(dropped.clone()).unwrap();
+    assert_eq!(again.dropped().unwrap().to_vec::<i32>().unwrap(), words);
+    assert!(matches!(allowed.with_dropped(dropped.clone()), Err(Error::Tensor(TensorError::Shape { .. }))));
+    let other = tensor(DType::F32, &[0.0; 6], &[1, 2, 1, 3]);
+    assert!(matches!(mask.with_dropped(other), Err(Error::Tensor(TensorError::DType { .. }))));
 }
 
 #[test]
@@ -377,5 +383,41 @@ fn the_cpu_leaves_whole_rows_alone() {
         };
         assert_eq!((first(&with.0), first(&with.1)), (first(&without.0), first(&without.1)), "{tail:?}");
         assert_ne!(with.0.to_f32_vec().unwrap(), without.0.to_f32_vec().unwrap(), "{tail:?}");
+    }
+}
+
+/// What is no number reaches those who drop it, as docs/tails.md says.
+#[test]
+fn what_is_no_number_shows_where_it_is_dropped() {
+    let mut random = Random(18);
+    let shapes = [[1, 1, 256, 8], [1, 1, 512, 8], [1, 1, 512, 8]];
+    let clean = shapes.map(|shape| random.tensor(DType::Bf16, &shape));
+    // The first block of queries keeps all, the second the first three of eight blocks.
+    let map: Vec<bool> = (0..16).map(|block| block < 11).collect();
+    let mask = BlockMask::from_dense(&map, [1, 1, 2, 8], blocks(128, 64), SeqLens { q: 256, kv: 512 });
+    let mask = mask.unwrap().with_unlisted_dropped().unwrap();
+    // The rows that are NaN when one row of q, k or v is.
+    let spoilt = |at: usize, row: usize, tail| -> Vec<usize> {
+        let mut tensors = clean.clone();
+        let mut data = clean[at].to_f32_vec().unwrap();
+        data[row * 8..(row + 1) * 8].fill(f32::NAN);
+        tensors[at] = tensor(DType::Bf16, &data, &shapes[at]);
+        let [q, k, v] = &tensors;
+        let (out, _) = cpu::attend_with_tail([q, k, v], &mask, 0.4, None, tail).unwrap();
+        let out = out.to_f32_vec().unwrap();
+        (0..256).filter(|row| out[row * 8..(row + 1) * 8].iter().any(|x| x.is_nan())).collect()
+    };
+    let (first, second, all) = (0..128, 128..256, 0..256);
+    for at in [1, 2] {
+        assert_eq!(spoilt(at, 300, Tail::None), first.clone().collect::<Vec<_>>());
+        // Key 300 is in a block that is dropped, key 150 in one that is kept by all, of a run that is kept in part.
+        for (row, tail) in [300, 150].into_iter().flat_map(|row| TAILS.map(|tail| (row, tail))) {
+            assert_eq!(spoilt(at, row, tail), all.clone().collect::<Vec<_>>(), "{tail:?}, row {row} of {at}");
+        }
+    }
+    assert_eq!(spoilt(0, 130, Tail::Block), second.collect::<Vec<_>>());
+    assert_eq!(spoilt(0, 30, Tail::Block), [30], "nothing is dropped");
+    for tail in [Tail::None, TAILS[1], TAILS[2]] {
+        assert_eq!(spoilt(0, 130, tail), [130], "{tail:?}");
     }
 }

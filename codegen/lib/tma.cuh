@@ -28,6 +28,13 @@ __device__ __forceinline__ void copy_pieces(unsigned tile, const TensorMap& map,
             copy_box(tile + panel * Tile::PANEL_BYTES + i * PIECE * 128, map, panel * Tile::PANEL_COLS, first[i], head, batch, barrier);
 }
 
+/// Starts the copy of bytes that lie side by side; addresses and number are multiples of 16.
+__device__ __forceinline__ void copy_bytes(unsigned to, const void* from, int bytes, Barrier barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from),
+                 "r"(bytes), "r"(barrier.address)
+                 : "memory");
+}
+
 /// Makes this thread's ordinary writes to shared memory visible to the copy engine and to products that read it there.
 __device__ __forceinline__ void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

@@ -222,10 +222,17 @@ fn kernel_args_impl(kernel: &Kernel, layout: &ParamsLayout, has_check: bool) -> 
         let maps = body.tensor_maps.iter().map(|map| {
             let (ident, name) = (format_ident!("{}", map.arg), &map.arg);
             let [rows, columns] = map.rows_columns.each_ref().map(value_of);
-            let mutable = kernel.args.iter().any(|arg| {
-                arg.name == map.arg && matches!(arg.kind, ArgKind::Tensor { access, .. } if access.writes())
-            });
-            let tensor = if mutable { quote!(&*self.#ident) } else { quote!(self.#ident) };
+            let arg = kernel.args.iter().find(|arg| arg.name == map.arg).map(|arg| &arg.kind);
+            let (mutable, optional) = match arg {
+                Some(ArgKind::Tensor { access, optional, .. }) => (access.writes(), *optional),
+                _ => (false, false),
+            };
+            let tensor = match (mutable, optional) {
+                (false, false) => quote!(Some(self.#ident)),
+                (false, true) => quote!(self.#ident),
+                (true, false) => quote!(Some(&*self.#ident)),
+                (true, true) => quote!(self.#ident.as_deref()),
+            };
             quote!(binder.tensor_map(#name, #tensor, [#rows, #columns])?;)
         });
         let persistent = body.launch.persistent.then(|| quote!(binder.persistent();));

@@ -291,11 +291,6 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "    body sm90 { tensor_maps { factor: [64, 64] } launch { grid = [1, 1, 1], threads = 32 } }\n",
     ),
     (
-        "a tensor map of what may be absent",
-        BODY,
-        "    body sm90 { tensor_maps { bias: [64, 64] } launch { grid = [1, 1, 1], threads = 32 } }\n",
-    ),
-    (
         "two maps of a tensor",
         BODY,
         "    body sm90 { tensor_maps { x: [64, 64], x: [64, 64] } launch { grid = [1, 1, 1], threads = 32 } }\n",

@@ -9,6 +9,11 @@
 #endif
 
 using T = __nv_bfloat16;
+[[maybe_unused]] constexpr int TAIL_NONE = 0;
+[[maybe_unused]] constexpr int TAIL_BLOCK = 1;
+[[maybe_unused]] constexpr int TAIL_ROW = 2;
+[[maybe_unused]] constexpr int TAIL_PIECE = 64;
+[[maybe_unused]] constexpr int TAIL = 0;
 [[maybe_unused]] constexpr int D = 128;
 [[maybe_unused]] constexpr int D_V = 128;
 [[maybe_unused]] constexpr int BLOCK_Q = 128;
@@ -44,6 +49,14 @@ struct Params {
   long long full_q_indices_stride[3];
   const int* key_order;
   long long key_order_stride[2];
+  const float* dk_mean;
+  long long dk_mean_stride[3];
+  const float* dv_mean;
+  long long dv_mean_stride[3];
+  const float* tail_weights;
+  long long tail_weights_stride[3];
+  const int* tail_pieces;
+  long long tail_pieces_stride[3];
   T* dk;
   long long dk_stride[3];
   T* dv;
@@ -53,15 +66,17 @@ struct Params {
   int seq_q;
   int head_dim;
   int kv_heads;
-  int seq_kv;
+  int keys;
   int value_dim;
   int kv_blocks;
   int max_blocks;
   int max_full_blocks;
   int q_blocks;
+  int tail_words;
+  int seq_kv;
   float scale;
 };
-static_assert(sizeof(Params) == 424, "Params differs from the Rust side");
+static_assert(sizeof(Params) == 560, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q) == 0, "q differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q_stride) == 8, "q_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, k) == 32, "k differs from the Rust side");
@@ -84,22 +99,32 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_indices) == 256, "full_q_indice
 static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_indices_stride) == 264, "full_q_indices_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, key_order) == 288, "key_order differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, key_order_stride) == 296, "key_order_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, dk) == 312, "dk differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, dk_stride) == 320, "dk_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, dv) == 344, "dv differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, dv_stride) == 352, "dv_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 376, "batch differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 380, "heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 384, "seq_q differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 388, "head_dim differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 392, "kv_heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 396, "seq_kv differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 400, "value_dim differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 404, "kv_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 408, "max_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 412, "max_full_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 416, "q_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 420, "scale differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dk_mean) == 312, "dk_mean differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dk_mean_stride) == 320, "dk_mean_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dv_mean) == 344, "dv_mean differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dv_mean_stride) == 352, "dv_mean_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_weights) == 376, "tail_weights differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_weights_stride) == 384, "tail_weights_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_pieces) == 408, "tail_pieces differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_pieces_stride) == 416, "tail_pieces_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dk) == 440, "dk differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dk_stride) == 448, "dk_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dv) == 472, "dv differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dv_stride) == 480, "dv_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 504, "batch differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 508, "heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 512, "seq_q differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 516, "head_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 520, "kv_heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, keys) == 524, "keys differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 528, "value_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 532, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 536, "max_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 540, "max_full_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 544, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_words) == 548, "tail_words differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 552, "seq_kv differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 556, "scale differs from the Rust side");
 
 struct ScoreMod {
     unsigned unused;
@@ -639,7 +664,30 @@ __device__ __forceinline__ void write_sums(const float (&sums)[M_TILES][N_TILES]
 }
 
 #line 17 "backward_kv/sm80.cu"
+#line 1 "lib/add_mean.cuh"
+// What a block's mean has as its gradient, for each of the block's rows.
+#pragma once
 
+/// Sums times `by` and, in every row, the elements of `mean`.
+template <int M_TILES, int N_TILES>
+__device__ __forceinline__ void add_mean(float (&sums)[M_TILES][N_TILES][4], float by, const float* mean, int columns) {
+#pragma unroll
+    for (int n = 0; n < N_TILES; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int column = n * 8 + thread_place() % 4 * 2 + i;
+            const float more = column < columns ? __ldg(mean + column) : 0.0f;
+#pragma unroll
+            for (int m = 0; m < M_TILES; ++m) {
+                sums[m][n][i] = fmaf(sums[m][n][i], by, more);
+                sums[m][n][2 + i] = fmaf(sums[m][n][2 + i], by, more);
+            }
+        }
+}
+
+#line 18 "backward_kv/sm80.cu"
+
+#line 20 "backward_kv/sm80.cu"
 constexpr int WARP_KEYS = TILE_KV / WARPS;
 constexpr int M_TILES = WARP_KEYS / 16;
 constexpr int Q_TILES = STEP_Q / 16;
@@ -660,6 +708,7 @@ using ValueLayout = Tile<D_V>;
 using Copy = TileCopy<T, D, THREADS>;
 using ValueCopy = TileCopy<T, D_V, THREADS>;
 using Steps = QueryBlocks<STEP_Q, STEPS_PER_BLOCK>;
+static_assert(TAIL == TAIL_NONE || !HAS_SCORE_MOD, "what a score function makes of a mean is not defined");
 using Products = float[M_TILES][2 * Q_TILES][4];
 
 // Shared memory: K, V, two slots of q and d_out, and of what is known of each query.
@@ -707,10 +756,11 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
     if (first_key >= p.seq_kv) return;
 
     const unsigned k_tile = shared_address(smem);
+    const int first_row_of_keys = TAIL == TAIL_ROW ? first_key % p.keys : first_key;
     Copy{p.k + batch * p.k_stride[0] + kv_head * p.k_stride[1], p.k_stride[2], p.head_dim}
-        .template start<TILE_KV>(k_tile, first_key, p.seq_kv);
+        .template start<TILE_KV>(k_tile, first_row_of_keys, p.keys);
     ValueCopy{p.v + batch * p.v_stride[0] + kv_head * p.v_stride[1], p.v_stride[2], p.value_dim}
-        .template start<TILE_KV>(k_tile + K_BYTES, first_key, p.seq_kv);
+        .template start<TILE_KV>(k_tile + K_BYTES, first_row_of_keys, p.keys);
     Statistics* const statistics = reinterpret_cast<Statistics*>(smem + STATISTICS);  // [2][STEP_Q]
 
     Steps steps(p, kv_block, kv_head, batch);
@@ -788,6 +838,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
                     weights[m][n][i] = fmaf(weights[m][n][i], to_exponent, i % 2 ? -columns.z : -columns.x);
         }
         if (HAS_MASK_MOD && step.decided) {
+#line 178 "backward_kv/sm80.cu"
             each_product(weights, scores, [&](float& weight, float&, int key, int query) {
                 if (!f.mask_mod(batch, step.head, step.first + query, first_key + warp_key + key)) weight = -infinity();
             });
@@ -831,8 +882,19 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
     const auto begin = [&](T* tensor, const long long* stride) {
         return tensor + batch * stride[0] + kv_head * stride[1] + first_row * stride[2];
     };
+    float by = p.scale;
+    if constexpr (TAIL == TAIL_BLOCK) {
+        const auto mean_of = [&](const float* mean, const long long* stride) {
+            return mean + batch * stride[0] + kv_head * stride[1] + kv_block * stride[2];
+        };
+        if (p.dk_mean != nullptr && p.dv_mean != nullptr) {
+            add_mean(dk, by, mean_of(p.dk_mean, p.dk_mean_stride) + half * SUM_COLS, p.head_dim - half * SUM_COLS);
+            add_mean(dv, 1.0f, mean_of(p.dv_mean, p.dv_mean_stride) + half * VALUE_COLS, p.value_dim - half * VALUE_COLS);
+            by = 1.0f;
+        }
+    }
     write_sums(dk, begin(p.dk, p.dk_stride) + half * SUM_COLS, p.dk_stride[2], rows, p.head_dim - half * SUM_COLS,
-               [&](int, int) { return p.scale; });
+               [&](int, int) { return by; });
     write_sums(dv, begin(p.dv, p.dv_stride) + half * VALUE_COLS, p.dv_stride[2], rows, p.value_dim - half * VALUE_COLS,
                [](int, int) { return 1.0f; });
 }

@@ -9,6 +9,11 @@
 #endif
 
 using T = __nv_bfloat16;
+[[maybe_unused]] constexpr int TAIL_NONE = 0;
+[[maybe_unused]] constexpr int TAIL_BLOCK = 1;
+[[maybe_unused]] constexpr int TAIL_ROW = 2;
+[[maybe_unused]] constexpr int TAIL_PIECE = 64;
+[[maybe_unused]] constexpr int TAIL = 0;
 [[maybe_unused]] constexpr int D = 64;
 [[maybe_unused]] constexpr int D_V = 64;
 [[maybe_unused]] constexpr int BLOCK_Q = 128;
@@ -42,6 +47,14 @@ struct Params {
   long long full_q_indices_stride[3];
   const int* key_order;
   long long key_order_stride[2];
+  const float* dk_mean;
+  long long dk_mean_stride[3];
+  const float* dv_mean;
+  long long dv_mean_stride[3];
+  const float* tail_weights;
+  long long tail_weights_stride[3];
+  const int* tail_pieces;
+  long long tail_pieces_stride[3];
   T* dk;
   long long dk_stride[3];
   T* dv;
@@ -51,15 +64,17 @@ struct Params {
   int seq_q;
   int head_dim;
   int kv_heads;
-  int seq_kv;
+  int keys;
   int value_dim;
   int kv_blocks;
   int max_blocks;
   int max_full_blocks;
   int q_blocks;
+  int tail_words;
+  int seq_kv;
   float scale;
 };
-static_assert(sizeof(Params) == 424, "Params differs from the Rust side");
+static_assert(sizeof(Params) == 560, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q) == 0, "q differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q_stride) == 8, "q_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, k) == 32, "k differs from the Rust side");
@@ -82,22 +97,32 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_indices) == 256, "full_q_indice
 static_assert(TILEWRIGHT_OFFSETOF(Params, full_q_indices_stride) == 264, "full_q_indices_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, key_order) == 288, "key_order differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, key_order_stride) == 296, "key_order_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, dk) == 312, "dk differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, dk_stride) == 320, "dk_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, dv) == 344, "dv differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, dv_stride) == 352, "dv_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 376, "batch differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 380, "heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 384, "seq_q differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 388, "head_dim differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 392, "kv_heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 396, "seq_kv differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 400, "value_dim differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 404, "kv_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 408, "max_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 412, "max_full_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 416, "q_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 420, "scale differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dk_mean) == 312, "dk_mean differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dk_mean_stride) == 320, "dk_mean_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dv_mean) == 344, "dv_mean differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dv_mean_stride) == 352, "dv_mean_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_weights) == 376, "tail_weights differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_weights_stride) == 384, "tail_weights_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_pieces) == 408, "tail_pieces differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_pieces_stride) == 416, "tail_pieces_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dk) == 440, "dk differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dk_stride) == 448, "dk_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dv) == 472, "dv differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dv_stride) == 480, "dv_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 504, "batch differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 508, "heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 512, "seq_q differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 516, "head_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 520, "kv_heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, keys) == 524, "keys differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 528, "value_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 532, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 536, "max_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 540, "max_full_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 544, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_words) == 548, "tail_words differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 552, "seq_kv differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 556, "scale differs from the Rust side");
 
 struct ScoreMod {
     unsigned unused;
@@ -501,6 +526,13 @@ __device__ __forceinline__ void copy_pieces(unsigned tile, const TensorMap& map,
             copy_box(tile + panel * Tile::PANEL_BYTES + i * PIECE * 128, map, panel * Tile::PANEL_COLS, first[i], head, batch, barrier);
 }
 
+/// Starts the copy of bytes that lie side by side; addresses and number are multiples of 16.
+__device__ __forceinline__ void copy_bytes(unsigned to, const void* from, int bytes, Barrier barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from),
+                 "r"(bytes), "r"(barrier.address)
+                 : "memory");
+}
+
 /// Makes this thread's ordinary writes to shared memory visible to the copy engine and to products that read it there.
 __device__ __forceinline__ void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -673,7 +705,30 @@ __device__ __forceinline__ void write_sums(const float (&sums)[M_TILES][N_TILES]
 }
 
 #line 19 "backward_kv/sm90.cu"
+#line 1 "lib/add_mean.cuh"
+// What a block's mean has as its gradient, for each of the block's rows.
+#pragma once
 
+/// Sums times `by` and, in every row, the elements of `mean`.
+template <int M_TILES, int N_TILES>
+__device__ __forceinline__ void add_mean(float (&sums)[M_TILES][N_TILES][4], float by, const float* mean, int columns) {
+#pragma unroll
+    for (int n = 0; n < N_TILES; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int column = n * 8 + thread_place() % 4 * 2 + i;
+            const float more = column < columns ? __ldg(mean + column) : 0.0f;
+#pragma unroll
+            for (int m = 0; m < M_TILES; ++m) {
+                sums[m][n][i] = fmaf(sums[m][n][i], by, more);
+                sums[m][n][2 + i] = fmaf(sums[m][n][2 + i], by, more);
+            }
+        }
+}
+
+#line 20 "backward_kv/sm90.cu"
+
+#line 22 "backward_kv/sm90.cu"
 #line 1 "lib/wgmma.cuh"
 // Products of a warpgroup on the tensor cores (wgmma, sm_90a) of f16 or bf16 with f32 accumulation, and the tiles they read.
 //
@@ -908,7 +963,7 @@ struct Wgmma<__nv_bfloat16, 128> {
 
 #line 123 "lib/wgmma.cuh"
 
-#line 21 "backward_kv/sm90.cu"
+#line 23 "backward_kv/sm90.cu"
 
 constexpr int TILE_KV = 64;  // keys of a tile
 constexpr int TILES_PER_BLOCK = BLOCK_KV / TILE_KV;
@@ -922,6 +977,7 @@ static_assert(STEP_Q == PART_Q * PARTS && THREADS == 256 && BLOCK_KV == TILE_KV 
 using Tile = SwizzledTile<TILE_KV, D>;
 using QTile = SwizzledTile<STEP_Q, D>;
 using Steps = QueryBlocks<STEP_Q, BLOCK_Q / STEP_Q>;
+static_assert(TAIL == TAIL_NONE || !HAS_SCORE_MOD, "what a score function makes of a mean is not defined");
 using Products = float[PART_Q / 8][4];
 using Operand = unsigned[PART_Q / 16][4];
 using Sums = float[1][D / 8][4];
@@ -1067,9 +1123,10 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
 #pragma unroll
             for (int panel = 0; panel < Tile::PANELS; ++panel) {
                 const int column = panel * Tile::PANEL_COLS;
+                const int first = TAIL == TAIL_ROW ? work.first_key % p.keys : work.first_key;
                 const unsigned to = shared.k_tile() + panel * Tile::PANEL_BYTES;
-                copy_box(to, maps.k, column, work.first_key, work.kv_head, work.batch, shared.keys_full());
-                copy_box(to + Tile::BYTES, maps.v, column, work.first_key, work.kv_head, work.batch, shared.keys_full());
+                copy_box(to, maps.k, column, first, work.kv_head, work.batch, shared.keys_full());
+                copy_box(to + Tile::BYTES, maps.v, column, first, work.kv_head, work.batch, shared.keys_full());
             }
         }
         int next = 0;
@@ -1132,7 +1189,7 @@ __device__ __forceinline__ void bring_statistics(const Params& p, Shared shared)
     }
 }
 
-#line 72 "backward_kv/sm90.cu"
+#line 75 "backward_kv/sm90.cu"
 
 /// Rows of queries that attend to nothing become 0, whatever they hold: 0 · NaN must not reach their keys.
 __device__ __forceinline__ void clear_empty_rows(unsigned char* slot, const float* lse) {
@@ -1235,11 +1292,12 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 hold(of_gradients);
                 if (part == 0) release(before);
 
-                constexpr bool HAS_MODS = HAS_SCORE_MOD || HAS_MASK_MOD;
+                constexpr bool HAS_MODS = HAS_SCORE_MOD || HAS_MASK_MOD || TAIL == TAIL_ROW;
                 const int head = HAS_MODS ? read_note(shared.note(place.slot)) : 0;
                 const int first_query = HAS_MODS ? read_note(shared.note(place.slot) + 4) + part * PART_Q : 0;
                 const Work work(p, HAS_MODS ? tile : 0);
                 [[maybe_unused]] Products scores = {};  // before the score function, where there is one
+#line 190 "backward_kv/sm90.cu"
                 // lse or delta of this thread's columns: two of each of two neighbouring pieces.
                 const auto columns_of = [&](unsigned member, int n) {
                     const unsigned char* of_slot = my_statistics + place.slot * STATISTICS_BYTES + member;
@@ -1284,6 +1342,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                     for (int i = 0; i < 4; ++i) weights[n][i] = fmaf(weights[n][i], to_exponent, i % 2 ? -lse.y : -lse.x);
                 }
                 if (HAS_MASK_MOD && (flags & DECIDED)) {
+#line 238 "backward_kv/sm90.cu"
                     each_product(weights, [&](float& weight, int, int, int key, int query) {
                         if (!f.mask_mod(work.batch, head, first_query + query, work.first_key + key)) weight = -infinity();
                     });
@@ -1351,7 +1410,19 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
         const auto begin = [&](T* tensor, const long long* stride) {
             return tensor + work.batch * stride[0] + work.kv_head * stride[1] + first_row * stride[2];
         };
-        write_sums(dk, begin(p.dk, p.dk_stride), p.dk_stride[2], rows, p.head_dim, [&](int, int) { return p.scale; });
+        float by = p.scale;
+        if constexpr (TAIL == TAIL_BLOCK) {
+            const int block = work.first_key / BLOCK_KV;
+            const auto mean_of = [&](const float* mean, const long long* stride) {
+                return mean + work.batch * stride[0] + work.kv_head * stride[1] + block * stride[2];
+            };
+            if (p.dk_mean != nullptr && p.dv_mean != nullptr && rows > 0) {
+                add_mean(dk, by, mean_of(p.dk_mean, p.dk_mean_stride), p.head_dim);
+                add_mean(dv, 1.0f, mean_of(p.dv_mean, p.dv_mean_stride), p.value_dim);
+                by = 1.0f;
+            }
+        }
+        write_sums(dk, begin(p.dk, p.dk_stride), p.dk_stride[2], rows, p.head_dim, [&](int, int) { return by; });
         write_sums(dv, begin(p.dv, p.dv_stride), p.dv_stride[2], rows, p.value_dim, [](int, int) { return 1.0f; });
     }
 }

@@ -9,6 +9,11 @@
 #endif
 
 using T = __nv_bfloat16;
+[[maybe_unused]] constexpr int TAIL_NONE = 0;
+[[maybe_unused]] constexpr int TAIL_BLOCK = 1;
+[[maybe_unused]] constexpr int TAIL_ROW = 2;
+[[maybe_unused]] constexpr int TAIL_PIECE = 64;
+[[maybe_unused]] constexpr int TAIL = 0;
 [[maybe_unused]] constexpr int D = 128;
 [[maybe_unused]] constexpr int D_V = 128;
 [[maybe_unused]] constexpr int BLOCK_Q = 128;
@@ -44,6 +49,16 @@ struct Params {
   long long full_kv_counts_stride[2];
   const int* full_kv_indices;
   long long full_kv_indices_stride[3];
+  const float* dq_mean;
+  long long dq_mean_stride[3];
+  const T* tail_k;
+  long long tail_k_stride[3];
+  const T* tail_v;
+  long long tail_v_stride[3];
+  const float* tail_weights;
+  long long tail_weights_stride[3];
+  const int* tail_pieces;
+  long long tail_pieces_stride[3];
   T* dq;
   long long dq_stride[3];
   float* delta;
@@ -58,10 +73,12 @@ struct Params {
   int q_blocks;
   int max_blocks;
   int max_full_blocks;
+  int tail_keys;
+  int tail_words;
   int kv_blocks;
   float scale;
 };
-static_assert(sizeof(Params) == 424, "Params differs from the Rust side");
+static_assert(sizeof(Params) == 592, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q) == 0, "q differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q_stride) == 8, "q_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, k) == 32, "k differs from the Rust side");
@@ -84,22 +101,34 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_counts) == 264, "full_kv_count
 static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_counts_stride) == 272, "full_kv_counts_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices) == 288, "full_kv_indices differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices_stride) == 296, "full_kv_indices_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, dq) == 320, "dq differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, dq_stride) == 328, "dq_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, delta) == 352, "delta differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, delta_stride) == 360, "delta_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 376, "batch differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 380, "heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 384, "seq_q differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 388, "head_dim differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 392, "kv_heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 396, "seq_kv differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 400, "value_dim differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 404, "q_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 408, "max_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 412, "max_full_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 416, "kv_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 420, "scale differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dq_mean) == 320, "dq_mean differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dq_mean_stride) == 328, "dq_mean_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_k) == 352, "tail_k differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_k_stride) == 360, "tail_k_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_v) == 384, "tail_v differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_v_stride) == 392, "tail_v_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_weights) == 416, "tail_weights differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_weights_stride) == 424, "tail_weights_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_pieces) == 448, "tail_pieces differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_pieces_stride) == 456, "tail_pieces_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dq) == 480, "dq differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dq_stride) == 488, "dq_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, delta) == 512, "delta differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, delta_stride) == 520, "delta_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 536, "batch differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 540, "heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 544, "seq_q differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 548, "head_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 552, "kv_heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 556, "seq_kv differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 560, "value_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 564, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 568, "max_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 572, "max_full_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_keys) == 576, "tail_keys differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_words) == 580, "tail_words differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 584, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 588, "scale differs from the Rust side");
 
 struct ScoreMod {
     unsigned unused;
@@ -625,7 +654,30 @@ __device__ __forceinline__ void write_sums(const float (&sums)[M_TILES][N_TILES]
 }
 
 #line 15 "backward_q/sm80.cu"
+#line 1 "lib/add_mean.cuh"
+// What a block's mean has as its gradient, for each of the block's rows.
+#pragma once
 
+/// Sums times `by` and, in every row, the elements of `mean`.
+template <int M_TILES, int N_TILES>
+__device__ __forceinline__ void add_mean(float (&sums)[M_TILES][N_TILES][4], float by, const float* mean, int columns) {
+#pragma unroll
+    for (int n = 0; n < N_TILES; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int column = n * 8 + thread_place() % 4 * 2 + i;
+            const float more = column < columns ? __ldg(mean + column) : 0.0f;
+#pragma unroll
+            for (int m = 0; m < M_TILES; ++m) {
+                sums[m][n][i] = fmaf(sums[m][n][i], by, more);
+                sums[m][n][2 + i] = fmaf(sums[m][n][2 + i], by, more);
+            }
+        }
+}
+
+#line 16 "backward_q/sm80.cu"
+
+#line 18 "backward_q/sm80.cu"
 constexpr int WARP_ROWS = TILE_Q / WARPS;
 constexpr int M_TILES = WARP_ROWS / 16;
 constexpr int KEY_TILES = STEP_KV / 16;
@@ -634,6 +686,8 @@ constexpr int STEPS_PER_BLOCK = BLOCK_KV / STEP_KV;
 
 static_assert(TILE_Q == 16 * M_TILES * WARPS && THREADS == 32 * WARPS, "a warp takes whole 16-row tiles");
 static_assert(BLOCK_Q == TILE_Q * TILES_PER_BLOCK && BLOCK_KV == STEP_KV * STEPS_PER_BLOCK);
+
+static_assert(TAIL == TAIL_NONE || !HAS_SCORE_MOD, "what a score function makes of a mean is not defined");
 
 // Up to 255 registers a thread: 256 threads share a multiprocessor, which hide each other's waits.
 constexpr int MIN_BLOCKS = 256 / THREADS;
@@ -690,6 +744,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
     const auto start_keys = [&](int first, unsigned slot) {
         const unsigned to = q_tile + SLOTS + slot * SLOT_BYTES;
         Copy{p.k + row.z * p.k_stride[0] + kv_head * p.k_stride[1], p.k_stride[2], p.head_dim}
+#line 92 "backward_q/sm80.cu"
             .template start<STEP_KV>(to, first, p.seq_kv);
         ValueCopy{p.v + row.z * p.v_stride[0] + kv_head * p.v_stride[1], p.v_stride[2], p.value_dim}
             .template start<STEP_KV>(to + K_BYTES, first, p.seq_kv);
@@ -727,11 +782,13 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
             for (int i = 0; i < 4; ++i) dq[m][n][i] = 0.0f;
 
     const KeyBlocks::Counts counts = KeyBlocks::counts(p, row);
-    const int steps = counts.all * STEPS_PER_BLOCK;
+    int steps = counts.all * STEPS_PER_BLOCK;
     KeyBlocks blocks;
+#line 136 "backward_q/sm80.cu"
     // Must be asked for each step in turn.
     const auto first_key_of = [&](int step) {
         if (step % (32 * STEPS_PER_BLOCK) == 0) blocks.move_window(p, counts, step / STEPS_PER_BLOCK, [&] { return row; });
+#line 145 "backward_q/sm80.cu"
         return blocks.at(step / STEPS_PER_BLOCK) * BLOCK_KV + step % STEPS_PER_BLOCK * STEP_KV;
     };
     int first_key = first_key_of(0);
@@ -772,6 +829,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
 #pragma unroll
                 for (int i = 0; i < 4; ++i) weights[m][n][i] = fmaf(weights[m][n][i], to_exponent, -lse[m][i / 2]);
         // A key past the end has a score of 0, whose power of 2 can be infinite.
+#line 191 "backward_q/sm80.cu"
         if (first_key + STEP_KV > p.seq_kv)
             each_product(weights, slopes, [&](float& weight, float&, int, int key) {
                 if (first_key + key >= p.seq_kv) weight = -infinity();
@@ -790,7 +848,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
                     float gradient = weight * (gradients[m][n][i] - delta[m][i / 2]);
                     if constexpr (HAS_SCORE_MOD) gradient *= slopes[m][n][i];
                     // What has no weight has no gradient, be its d_out · v or its derivative what it may.
-                    if constexpr (HAS_SCORE_MOD || HAS_MASK_MOD) gradient = weight == 0.0f ? 0.0f : gradient;
+                    if constexpr (HAS_SCORE_MOD || HAS_MASK_MOD || TAIL == TAIL_ROW) gradient = weight == 0.0f ? 0.0f : gradient;
                     gradients[m][n][i] = gradient;
                 }
         accumulate_tiles<T, D, D, M_TILES, KEY_TILES>(dq, gradients, Layout::lane_by_columns(k_tile, 0, lane));
@@ -800,6 +858,14 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
     copy_wait<0>();
 
     const int first_row = first_query + thread_place() / 32 * WARP_ROWS;
+    float by = p.scale;
+    if constexpr (TAIL == TAIL_BLOCK) {
+        if (p.dq_mean != nullptr) {
+            add_mean(dq, by, p.dq_mean + row.z * p.dq_mean_stride[0] + row.y * p.dq_mean_stride[1] + row.x * p.dq_mean_stride[2],
+                     p.head_dim);
+            by = 1.0f;
+        }
+    }
     write_sums(dq, p.dq + row.z * p.dq_stride[0] + row.y * p.dq_stride[1] + first_row * p.dq_stride[2], p.dq_stride[2],
-               p.seq_q - first_row, p.head_dim, [&](int, int) { return p.scale; });
+               p.seq_q - first_row, p.head_dim, [&](int, int) { return by; });
 }

@@ -9,6 +9,11 @@
 #endif
 
 using T = __half;
+[[maybe_unused]] constexpr int TAIL_NONE = 0;
+[[maybe_unused]] constexpr int TAIL_BLOCK = 1;
+[[maybe_unused]] constexpr int TAIL_ROW = 2;
+[[maybe_unused]] constexpr int TAIL_PIECE = 64;
+[[maybe_unused]] constexpr int TAIL = 0;
 [[maybe_unused]] constexpr int D = 128;
 [[maybe_unused]] constexpr int D_V = 128;
 [[maybe_unused]] constexpr int BLOCK_Q = 128;
@@ -44,6 +49,16 @@ struct Params {
   long long full_kv_counts_stride[2];
   const int* full_kv_indices;
   long long full_kv_indices_stride[3];
+  const float* dq_mean;
+  long long dq_mean_stride[3];
+  const T* tail_k;
+  long long tail_k_stride[3];
+  const T* tail_v;
+  long long tail_v_stride[3];
+  const float* tail_weights;
+  long long tail_weights_stride[3];
+  const int* tail_pieces;
+  long long tail_pieces_stride[3];
   T* dq;
   long long dq_stride[3];
   float* delta;
@@ -58,10 +73,12 @@ struct Params {
   int q_blocks;
   int max_blocks;
   int max_full_blocks;
+  int tail_keys;
+  int tail_words;
   int kv_blocks;
   float scale;
 };
-static_assert(sizeof(Params) == 424, "Params differs from the Rust side");
+static_assert(sizeof(Params) == 592, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q) == 0, "q differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q_stride) == 8, "q_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, k) == 32, "k differs from the Rust side");
@@ -84,22 +101,34 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_counts) == 264, "full_kv_count
 static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_counts_stride) == 272, "full_kv_counts_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices) == 288, "full_kv_indices differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices_stride) == 296, "full_kv_indices_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, dq) == 320, "dq differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, dq_stride) == 328, "dq_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, delta) == 352, "delta differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, delta_stride) == 360, "delta_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 376, "batch differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 380, "heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 384, "seq_q differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 388, "head_dim differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 392, "kv_heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 396, "seq_kv differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 400, "value_dim differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 404, "q_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 408, "max_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 412, "max_full_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 416, "kv_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 420, "scale differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dq_mean) == 320, "dq_mean differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dq_mean_stride) == 328, "dq_mean_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_k) == 352, "tail_k differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_k_stride) == 360, "tail_k_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_v) == 384, "tail_v differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_v_stride) == 392, "tail_v_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_weights) == 416, "tail_weights differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_weights_stride) == 424, "tail_weights_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_pieces) == 448, "tail_pieces differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_pieces_stride) == 456, "tail_pieces_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dq) == 480, "dq differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, dq_stride) == 488, "dq_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, delta) == 512, "delta differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, delta_stride) == 520, "delta_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 536, "batch differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 540, "heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 544, "seq_q differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 548, "head_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 552, "kv_heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 556, "seq_kv differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 560, "value_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 564, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 568, "max_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 572, "max_full_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_keys) == 576, "tail_keys differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_words) == 580, "tail_words differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 584, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 588, "scale differs from the Rust side");
 
 struct ScoreMod {
     unsigned unused;
@@ -131,6 +160,8 @@ struct TensorMaps {
   TensorMap q;
   TensorMap k;
   TensorMap v;
+  TensorMap tail_k;
+  TensorMap tail_v;
   TensorMap out;
   TensorMap d_out;
   TensorMap dq;
@@ -490,6 +521,13 @@ __device__ __forceinline__ void copy_pieces(unsigned tile, const TensorMap& map,
 #pragma unroll
         for (int panel = 0; panel < Tile::PANELS; ++panel)
             copy_box(tile + panel * Tile::PANEL_BYTES + i * PIECE * 128, map, panel * Tile::PANEL_COLS, first[i], head, batch, barrier);
+}
+
+/// Starts the copy of bytes that lie side by side; addresses and number are multiples of 16.
+__device__ __forceinline__ void copy_bytes(unsigned to, const void* from, int bytes, Barrier barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from),
+                 "r"(bytes), "r"(barrier.address)
+                 : "memory");
 }
 
 /// Makes this thread's ordinary writes to shared memory visible to the copy engine and to products that read it there.
@@ -905,7 +943,30 @@ __device__ __forceinline__ void store_rows(const float (&sums)[N_TILES][4], cons
 }
 
 #line 20 "backward_q/sm90.cu"
+#line 1 "lib/add_mean.cuh"
+// What a block's mean has as its gradient, for each of the block's rows.
+#pragma once
 
+/// Sums times `by` and, in every row, the elements of `mean`.
+template <int M_TILES, int N_TILES>
+__device__ __forceinline__ void add_mean(float (&sums)[M_TILES][N_TILES][4], float by, const float* mean, int columns) {
+#pragma unroll
+    for (int n = 0; n < N_TILES; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int column = n * 8 + thread_place() % 4 * 2 + i;
+            const float more = column < columns ? __ldg(mean + column) : 0.0f;
+#pragma unroll
+            for (int m = 0; m < M_TILES; ++m) {
+                sums[m][n][i] = fmaf(sums[m][n][i], by, more);
+                sums[m][n][2 + i] = fmaf(sums[m][n][2 + i], by, more);
+            }
+        }
+}
+
+#line 21 "backward_q/sm90.cu"
+
+#line 23 "backward_q/sm90.cu"
 constexpr int GROUP_ROWS = 64;                // queries of a warpgroup
 constexpr int GROUPS = BLOCK_Q / GROUP_ROWS;  // warpgroups that compute
 constexpr int PIECE = 64;                     // keys of one copy
@@ -929,20 +990,26 @@ using TileStatistics = Statistics<BLOCK_Q>;
 // others.
 constexpr unsigned GROUP_BYTES = QTile::BYTES + DOutTile::BYTES;
 constexpr unsigned TILE_BYTES = GROUPS * GROUP_BYTES;
+// Weights of the means in a slot, for as many slots as there may be.
+constexpr unsigned WEIGHTS_BYTES = TAIL == TAIL_ROW ? 4 * STEP_KV : 0;
+constexpr int MOST_STAGES = D > 128 ? 4 : 8;
 template <int TILES>
-using RoomFor = RingAndRows<SMEM_BYTES - 512 - TILES * sizeof(TileStatistics), TILES * TILE_BYTES, KTile::BYTES, 4 * GROUPS, D / 8>;
+using RoomFor = RingAndRows<SMEM_BYTES - 512 - MOST_STAGES * WEIGHTS_BYTES - TILES * sizeof(TileStatistics), TILES * TILE_BYTES, KTile::BYTES, 4 * GROUPS, D / 8>;
 constexpr int TILES = RoomFor<2>::SLOTS == 8 && RoomFor<2>::HAS_ROWS ? 2 : 1;
 constexpr unsigned KV_TILES = TILES * TILE_BYTES;
 using Room = RoomFor<TILES>;
 constexpr int STAGES = Room::SLOTS;
 constexpr unsigned STATISTICS = Room::END;
-constexpr unsigned BARRIERS = STATISTICS + TILES * sizeof(TileStatistics);
+constexpr unsigned WEIGHTS = STATISTICS + TILES * sizeof(TileStatistics);
+constexpr unsigned BARRIERS = WEIGHTS + STAGES * WEIGHTS_BYTES;
 constexpr unsigned NOTES = BARRIERS + 2 * (STAGES + TILES) * Barrier::BYTES;
 static_assert(STAGES >= 3, "a step's keys are in the ring together with the next one's keys and values");
 // Within a turn a warpgroup waits for values. They must not wait for the keys of the step before, which the other warpgroup
 // holds until its own turn.
 static_assert(!PING_PONG || STAGES >= 4, "turns need a fourth slot");
-static_assert(NOTES + 4 * (STAGES * PIECES + 3 * TILES) <= SMEM_BYTES);
+static_assert(NOTES + 4 * (STAGES * PIECES + 3 * TILES) <= SMEM_BYTES && WEIGHTS % 16 == 0);
+static_assert(TAIL == TAIL_NONE || !HAS_SCORE_MOD, "what a score function makes of a mean is not defined");
+static_assert(PIECE == TAIL_PIECE && (TAIL != TAIL_ROW || STAGES <= MOST_STAGES));
 
 // Registers are handed out anew among the warpgroups.
 constexpr int COPY_REGISTERS = GROUPS == 1 ? 32 : 24;
@@ -975,6 +1042,8 @@ struct Shared {
     __device__ unsigned tile(int slot) const { return base + NOTES + 4 * 3 * slot; }
     /// The first key of each piece in a slot. Ready with the slot.
     __device__ unsigned first_keys(int slot) const { return base + NOTES + 4 * (3 * TILES + slot * PIECES); }
+    /// The weights of the means in a slot with keys. Ready with the slot.
+    __device__ unsigned weights(int slot) const { return base + WEIGHTS + slot * WEIGHTS_BYTES; }
 };
 
 /// The work of the copying warp.
@@ -986,6 +1055,10 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         prefetch_map(maps.d_out);
         prefetch_map(maps.k);
         prefetch_map(maps.v);
+        if constexpr (TAIL == TAIL_ROW) {
+            prefetch_map(maps.tail_k);
+            prefetch_map(maps.tail_v);
+        }
     }
     const int tiles = p.q_blocks * p.heads * p.batch;
     Place place;
@@ -996,7 +1069,9 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         const int kv_head = row.y / (p.heads / p.kv_heads);
         const KeyBlocks::Counts counts = KeyBlocks::counts(p, row);
         const int pieces = counts.all * PIECES_PER_BLOCK;
-        const int steps = (pieces + PIECES - 1) / PIECES;
+        int all_pieces = pieces;
+        const int steps = (all_pieces + PIECES - 1) / PIECES;
+#line 52 "backward_q/sm90_copies.cuh"
         const auto of_row = [&](const float* tensor, const long long* stride) {
             return tensor ? tensor + row.z * stride[0] + row.y * stride[1] : nullptr;
         };
@@ -1042,15 +1117,17 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         at.advance();
         KeyBlocks blocks;
         int first_key[PIECES];
-        const auto copy_step = [&](auto tile, const TensorMap& map) {
+        const auto copy_step = [&](auto tile, const TensorMap& map, [[maybe_unused]] const TensorMap& map_of_means, [[maybe_unused]] bool keys) {
             using KvTile = decltype(tile);
             shared.empty(place.slot).wait(place.parity ^ 1);
             if (leader) {
 #pragma unroll
                 for (int i = 0; i < PIECES; ++i) store_shared(shared.first_keys(place.slot) + 4 * i, first_key[i]);
                 shared.full(place.slot).arrive_expecting(KvTile::BYTES);
+#line 106 "backward_q/sm90_copies.cuh"
                 copy_pieces<KvTile, PIECE>(shared.kv_tile(place), map, first_key, kv_head, row.z, shared.full(place.slot));
             }
+#line 108 "backward_q/sm90_copies.cuh"
             place.advance();
         };
         int next = 0;
@@ -1065,8 +1142,9 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
                     blocks.move_window(p, counts, piece / PIECES_PER_BLOCK, [&] { return row; });
                 first_key[i] = blocks.at(piece / PIECES_PER_BLOCK) * BLOCK_KV + piece % PIECES_PER_BLOCK * PIECE;
             }
-            copy_step(KTile(), maps.k);
-            copy_step(VTile(), maps.v);
+#line 123 "backward_q/sm90_copies.cuh"
+            copy_step(KTile(), maps.k, maps.tail_k, true);
+            copy_step(VTile(), maps.v, maps.tail_v, false);
         }
         __syncwarp();
         tile_place = gridDim.x + warp_uniform(next);
@@ -1079,7 +1157,7 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
     shared.q_full(at.slot).arrive();
 }
 
-#line 70 "backward_q/sm90.cu"
+#line 78 "backward_q/sm90.cu"
 
 /// Calls `change(product, index, row, key)` for each product of this thread in piece `piece`, row and key counted from the
 /// tile's and the piece's first.
@@ -1248,6 +1326,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
 #pragma unroll
                 for (int i = 0; i < 4; ++i) weights[n][i] = fmaf(weights[n][i], to_exponent, -lse[i / 2]);
             // A key past the end has a score of 0, whose power of 2 can be infinite.
+#line 253 "backward_q/sm90.cu"
             if (edge) {
 #pragma unroll
                 for (int piece = 0; piece < PIECES; ++piece)
@@ -1279,7 +1358,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                     float gradient = weights[n][i] * (gradients[n][i] - delta[i / 2]);
                     if constexpr (HAS_SCORE_MOD) gradient *= slopes[n * 4 + i];
                     // What has no weight has no gradient, be its d_out · v or its derivative what it may.
-                    if constexpr (HAS_SCORE_MOD || HAS_MASK_MOD) gradient = weights[n][i] == 0.0f ? 0.0f : gradient;
+                    if constexpr (HAS_SCORE_MOD || HAS_MASK_MOD || TAIL == TAIL_ROW) gradient = weights[n][i] == 0.0f ? 0.0f : gradient;
                     gradients[n][i] = gradient;
                 }
 #pragma unroll
@@ -1305,12 +1384,20 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
 
         const dim3 row = row_of(p, tile);
         const int first_row = row.x * BLOCK_Q + thread_place() / 32 * 16;
+        float by[2] = {p.scale, p.scale};
+        if constexpr (TAIL == TAIL_BLOCK) {
+            if (p.dq_mean != nullptr) {
+                const float* mean =
+                    p.dq_mean + row.z * p.dq_mean_stride[0] + row.y * p.dq_mean_stride[1] + row.x * p.dq_mean_stride[2];
+                add_mean(dq, p.scale, mean, p.head_dim);
+                by[0] = by[1] = 1.0f;
+            }
+        }
         if constexpr (Room::HAS_ROWS) {
-            const float by[2] = {p.scale, p.scale};
             store_rows<T>(dq[0], by, shared.base + Room::ROWS + thread_place() / 32 * Room::Rows::BYTES, map, first_row, row.y, row.z);
         } else {
             write_sums(dq, p.dq + row.z * p.dq_stride[0] + row.y * p.dq_stride[1] + first_row * p.dq_stride[2],
-                       p.dq_stride[2], p.seq_q - first_row, p.head_dim, [&](int, int) { return p.scale; });
+                       p.dq_stride[2], p.seq_q - first_row, p.head_dim, [&](int, int) { return by[0]; });
         }
     }
     if (Room::HAS_ROWS && speaker) wait_stores_read();

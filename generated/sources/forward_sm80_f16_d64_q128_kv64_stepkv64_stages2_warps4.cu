@@ -9,6 +9,11 @@
 #endif
 
 using T = __half;
+[[maybe_unused]] constexpr int TAIL_NONE = 0;
+[[maybe_unused]] constexpr int TAIL_BLOCK = 1;
+[[maybe_unused]] constexpr int TAIL_ROW = 2;
+[[maybe_unused]] constexpr int TAIL_PIECE = 64;
+[[maybe_unused]] constexpr int TAIL = 0;
 [[maybe_unused]] constexpr int D = 64;
 [[maybe_unused]] constexpr int D_V = 64;
 [[maybe_unused]] constexpr int BLOCK_Q = 128;
@@ -38,6 +43,18 @@ struct Params {
   long long full_kv_indices_stride[3];
   const int* row_order;
   long long row_order_stride[2];
+  const float* tail_out;
+  long long tail_out_stride[3];
+  const float* tail_lse;
+  long long tail_lse_stride[2];
+  const T* tail_k;
+  long long tail_k_stride[3];
+  const T* tail_v;
+  long long tail_v_stride[3];
+  const float* tail_weights;
+  long long tail_weights_stride[3];
+  const int* tail_pieces;
+  long long tail_pieces_stride[3];
   T* out;
   long long out_stride[3];
   float* lse;
@@ -52,10 +69,12 @@ struct Params {
   int q_blocks;
   int max_blocks;
   int max_full_blocks;
+  int tail_keys;
+  int tail_words;
   int kv_blocks;
   float scale;
 };
-static_assert(sizeof(Params) == 336, "Params differs from the Rust side");
+static_assert(sizeof(Params) == 528, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q) == 0, "q differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q_stride) == 8, "q_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, k) == 32, "k differs from the Rust side");
@@ -72,22 +91,36 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices) == 176, "full_kv_indi
 static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices_stride) == 184, "full_kv_indices_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, row_order) == 208, "row_order differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, row_order_stride) == 216, "row_order_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, out) == 232, "out differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, out_stride) == 240, "out_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, lse) == 264, "lse differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, lse_stride) == 272, "lse_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 288, "batch differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 292, "heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 296, "seq_q differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 300, "head_dim differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 304, "kv_heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 308, "seq_kv differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 312, "value_dim differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 316, "q_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 320, "max_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 324, "max_full_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 328, "kv_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 332, "scale differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_out) == 232, "tail_out differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_out_stride) == 240, "tail_out_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_lse) == 264, "tail_lse differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_lse_stride) == 272, "tail_lse_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_k) == 288, "tail_k differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_k_stride) == 296, "tail_k_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_v) == 320, "tail_v differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_v_stride) == 328, "tail_v_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_weights) == 352, "tail_weights differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_weights_stride) == 360, "tail_weights_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_pieces) == 384, "tail_pieces differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_pieces_stride) == 392, "tail_pieces_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, out) == 416, "out differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, out_stride) == 424, "out_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, lse) == 448, "lse differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, lse_stride) == 456, "lse_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 472, "batch differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 476, "heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 480, "seq_q differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 484, "head_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 488, "kv_heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 492, "seq_kv differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 496, "value_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 500, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 504, "max_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 508, "max_full_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_keys) == 512, "tail_keys differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_words) == 516, "tail_words differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 520, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 524, "scale differs from the Rust side");
 
 struct ScoreMod {
     unsigned unused;
@@ -499,6 +532,7 @@ struct KeyBlocks {
 
 #line 12 "forward/sm80.cu"
 
+#line 14 "forward/sm80.cu"
 constexpr int WARP_ROWS = BLOCK_Q / WARPS;
 constexpr int M_TILES = WARP_ROWS / 16;       // 16-row pieces of a warp
 constexpr int KEY_TILES = STEP_KV / 16;       // 16-key pieces of a step
@@ -510,6 +544,7 @@ constexpr int AHEAD = STAGES == 1 ? 1 : STAGES - 1;  // steps between a tile's c
 static_assert(WARP_ROWS == 16 * M_TILES && M_TILES >= 1, "a warp takes whole 16-row tiles");
 static_assert(BLOCK_KV == STEP_KV * STEPS_PER_BLOCK && STEP_KV % 16 == 0, "a block is a whole number of steps");
 static_assert(THREADS == 32 * WARPS);
+static_assert(TAIL == TAIL_NONE || !HAS_SCORE_MOD, "what a score function makes of a mean is not defined");
 
 // Up to 255 registers a thread: 256 threads share a multiprocessor, which hide each other's waits.
 constexpr int MIN_BLOCKS = 256 / THREADS;
@@ -525,7 +560,7 @@ constexpr unsigned K_BYTES = STEP_KV * Layout::ROW_BYTES;
 constexpr unsigned PAIR_BYTES = K_BYTES + STEP_KV * ValueLayout::ROW_BYTES;  // keys, then values
 
 // Queries stay in registers where they fit beside the output and the scores; else every step reads them again.
-constexpr int Q_REGISTER_LIMIT = 168;
+constexpr int Q_REGISTER_LIMIT = TAIL == TAIL_ROW ? 150 : 168;
 constexpr bool Q_IN_REGISTERS = 4 * M_TILES * (D_TILES + 2 * VALUE_TILES + 2 * KEY_TILES) <= Q_REGISTER_LIMIT;
 
 // The running maximum may lag behind the true one by this much (in powers of two) before the output is rescaled:
@@ -675,6 +710,33 @@ __device__ __forceinline__ void accumulate_values(WarpState& state, Scores& scor
     }
 }
 
+/// The softmax of every row begins with the value that stands for what its query block drops.
+__device__ __forceinline__ void begin_with_tail(const Params& p, WarpState& state) {
+    const dim3 place = block_place(p);
+    const int lane = thread_place() % 32;
+    if (p.tail_lse == nullptr || p.tail_out == nullptr) return;
+    const float lse = __ldg(p.tail_lse + place.z * p.tail_lse_stride[0] + place.y * p.tail_lse_stride[1] + place.x);
+    if (lse == -infinity()) return;
+    const float* value =
+        p.tail_out + place.z * p.tail_out_stride[0] + place.y * p.tail_out_stride[1] + place.x * p.tail_out_stride[2];
+#pragma unroll
+    for (int n = 0; n < 2 * VALUE_TILES; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int column = n * 8 + lane % 4 * 2 + i;
+            const float element = column < p.value_dim ? __ldg(value + column) : 0.0f;
+#pragma unroll
+            for (int m = 0; m < M_TILES; ++m) state.out[m][n][i] = state.out[m][n][2 + i] = element;
+        }
+#pragma unroll
+    for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            state.max[m][half] = lse * LOG2_E;
+            state.sum[m][half] = lane % 4 == 0 ? 1.0f : 0.0f;
+        }
+}
+
 /// Divides by the sums, writes `lse`, and writes `out` through the warp's own rows of the Q tile.
 __device__ __forceinline__ void write_rows(const Params& p, WarpState& state, unsigned char* rows, int lane, int batch,
                                            int head, int first_row) {
@@ -726,20 +788,35 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
         kept[thread_place() / 32] = {p.k + batch * p.k_stride[0] + kv_head * p.k_stride[1],
                                      p.v + batch * p.v_stride[0] + kv_head * p.v_stride[1], counts};
     __syncwarp();
+    // Where a step's keys and values come from, which begin at row `first` and end at row `end`.
+    const auto keys_of = [&]([[maybe_unused]] int& first, [[maybe_unused]] int& end) {
+        end = p.seq_kv;
+#line 279 "forward/sm80.cu"
+        return Copy{kept[thread_place() / 32].k, p.k_stride[2], p.head_dim};
+    };
+    const auto values_of = [&]([[maybe_unused]] int& first, [[maybe_unused]] int& end) {
+        end = p.seq_kv;
+#line 290 "forward/sm80.cu"
+        return ValueCopy{kept[thread_place() / 32].v, p.v_stride[2], p.value_dim};
+    };
     const auto start_keys = [&](unsigned tile, int first) {
-        Copy{kept[thread_place() / 32].k, p.k_stride[2], p.head_dim}.template start<STEP_KV>(
-            tile, first, p.seq_kv);
+        int end;
+        const Copy copy = keys_of(first, end);
+        copy.template start<STEP_KV>(tile, first, end);
     };
     const auto start_values = [&](unsigned tile, int first) {
-        ValueCopy{kept[thread_place() / 32].v, p.v_stride[2], p.value_dim}.template start<STEP_KV>(
-            tile, first, p.seq_kv);
+        int end;
+        const ValueCopy copy = values_of(first, end);
+        copy.template start<STEP_KV>(tile, first, end);
     };
 
     KeyBlocks blocks;
-    const int steps = counts.all * STEPS_PER_BLOCK;
+    int steps = counts.all * STEPS_PER_BLOCK;
     // Must be asked for each step in turn.
+#line 311 "forward/sm80.cu"
     const auto first_key_of = [&](int step) {
         if (step % (32 * STEPS_PER_BLOCK) == 0) blocks.move_window(p, kept[thread_place() / 32].counts, step / STEPS_PER_BLOCK, [&] { return block_place(p); });
+#line 319 "forward/sm80.cu"
         return blocks.at(step / STEPS_PER_BLOCK) * BLOCK_KV + step % STEPS_PER_BLOCK * STEP_KV;
     };
     int first_key[AHEAD + 1];  // of this step and those whose copies start before it ends
@@ -773,6 +850,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
 #pragma unroll
             for (int i = 0; i < 4; ++i) state.out[m][n][i] = 0.0f;
     }
+    if constexpr (TAIL == TAIL_BLOCK) begin_with_tail(p, state);
     Queries queries;
 
     // Scores times this are exponents of two. The maxima are taken before the product, so it must be positive: scores
@@ -803,12 +881,13 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
             static_assert(PASSES >= 1, "a pass of all threads must not be longer than the tile");
             if (STAGES == 1 && d >= HALF) return;
             if (d == 0 && STAGES > 1) {
-                copy = {kept[thread_place() / 32].k, p.k_stride[2], p.head_dim};
-                passes = copy.passes(kv_tiles + free_slot, first_key[AHEAD], p.seq_kv);
+                int first = first_key[AHEAD], end;
+                copy = keys_of(first, end);
+                passes = copy.passes(kv_tiles + free_slot, first, end);
             } else if (d % HALF == 0) {
-                value_copy = {kept[thread_place() / 32].v, p.v_stride[2], p.value_dim};
-                value_passes = value_copy.passes(kv_tiles + (STAGES == 1 ? 0 : free_slot) + K_BYTES,
-                                                 first_key[STAGES == 1 ? 0 : AHEAD], p.seq_kv);
+                int first = first_key[STAGES == 1 ? 0 : AHEAD], end;
+                value_copy = values_of(first, end);
+                value_passes = value_copy.passes(kv_tiles + (STAGES == 1 ? 0 : free_slot) + K_BYTES, first, end);
             }
 #pragma unroll
             for (int i = d % HALF * PASSES / HALF; i < (d % HALF + 1) * PASSES / HALF; ++i)
@@ -833,6 +912,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
             each_score(scores, [&](float& score, int, int) { score = -score; });
         }
         if (first_key[0] + STEP_KV > p.seq_kv)
+#line 421 "forward/sm80.cu"
             each_score(scores, [&](float& score, int, int key) {
                 if (first_key[0] + key >= p.seq_kv) score = -infinity();
             });

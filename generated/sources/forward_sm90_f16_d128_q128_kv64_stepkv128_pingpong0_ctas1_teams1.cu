@@ -9,6 +9,11 @@
 #endif
 
 using T = __half;
+[[maybe_unused]] constexpr int TAIL_NONE = 0;
+[[maybe_unused]] constexpr int TAIL_BLOCK = 1;
+[[maybe_unused]] constexpr int TAIL_ROW = 2;
+[[maybe_unused]] constexpr int TAIL_PIECE = 64;
+[[maybe_unused]] constexpr int TAIL = 0;
 [[maybe_unused]] constexpr int D = 128;
 [[maybe_unused]] constexpr int D_V = 128;
 [[maybe_unused]] constexpr int BLOCK_Q = 128;
@@ -39,6 +44,18 @@ struct Params {
   long long full_kv_indices_stride[3];
   const int* row_order;
   long long row_order_stride[2];
+  const float* tail_out;
+  long long tail_out_stride[3];
+  const float* tail_lse;
+  long long tail_lse_stride[2];
+  const T* tail_k;
+  long long tail_k_stride[3];
+  const T* tail_v;
+  long long tail_v_stride[3];
+  const float* tail_weights;
+  long long tail_weights_stride[3];
+  const int* tail_pieces;
+  long long tail_pieces_stride[3];
   T* out;
   long long out_stride[3];
   float* lse;
@@ -53,10 +70,12 @@ struct Params {
   int q_blocks;
   int max_blocks;
   int max_full_blocks;
+  int tail_keys;
+  int tail_words;
   int kv_blocks;
   float scale;
 };
-static_assert(sizeof(Params) == 336, "Params differs from the Rust side");
+static_assert(sizeof(Params) == 528, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q) == 0, "q differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q_stride) == 8, "q_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, k) == 32, "k differs from the Rust side");
@@ -73,22 +92,36 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices) == 176, "full_kv_indi
 static_assert(TILEWRIGHT_OFFSETOF(Params, full_kv_indices_stride) == 184, "full_kv_indices_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, row_order) == 208, "row_order differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, row_order_stride) == 216, "row_order_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, out) == 232, "out differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, out_stride) == 240, "out_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, lse) == 264, "lse differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, lse_stride) == 272, "lse_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 288, "batch differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 292, "heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 296, "seq_q differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 300, "head_dim differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 304, "kv_heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 308, "seq_kv differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 312, "value_dim differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 316, "q_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 320, "max_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 324, "max_full_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 328, "kv_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 332, "scale differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_out) == 232, "tail_out differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_out_stride) == 240, "tail_out_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_lse) == 264, "tail_lse differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_lse_stride) == 272, "tail_lse_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_k) == 288, "tail_k differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_k_stride) == 296, "tail_k_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_v) == 320, "tail_v differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_v_stride) == 328, "tail_v_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_weights) == 352, "tail_weights differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_weights_stride) == 360, "tail_weights_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_pieces) == 384, "tail_pieces differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_pieces_stride) == 392, "tail_pieces_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, out) == 416, "out differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, out_stride) == 424, "out_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, lse) == 448, "lse differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, lse_stride) == 456, "lse_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 472, "batch differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 476, "heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 480, "seq_q differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 484, "head_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 488, "kv_heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 492, "seq_kv differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, value_dim) == 496, "value_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 500, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_blocks) == 504, "max_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, max_full_blocks) == 508, "max_full_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_keys) == 512, "tail_keys differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, tail_words) == 516, "tail_words differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 520, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, scale) == 524, "scale differs from the Rust side");
 
 struct ScoreMod {
     unsigned unused;
@@ -117,6 +150,8 @@ struct TensorMaps {
   TensorMap q;
   TensorMap k;
   TensorMap v;
+  TensorMap tail_k;
+  TensorMap tail_v;
   TensorMap out;
 };
 
@@ -477,6 +512,13 @@ __device__ __forceinline__ void copy_pieces(unsigned tile, const TensorMap& map,
             copy_box(tile + panel * Tile::PANEL_BYTES + i * PIECE * 128, map, panel * Tile::PANEL_COLS, first[i], head, batch, barrier);
 }
 
+/// Starts the copy of bytes that lie side by side; addresses and number are multiples of 16.
+__device__ __forceinline__ void copy_bytes(unsigned to, const void* from, int bytes, Barrier barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from),
+                 "r"(bytes), "r"(barrier.address)
+                 : "memory");
+}
+
 /// Makes this thread's ordinary writes to shared memory visible to the copy engine and to products that read it there.
 __device__ __forceinline__ void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -800,6 +842,7 @@ __device__ __forceinline__ void write_sums(const float (&sums)[M_TILES][N_TILES]
 
 #line 22 "forward/sm90.cu"
 
+#line 24 "forward/sm90.cu"
 constexpr int GROUP_ROWS = 64;                // queries of a warpgroup
 constexpr int GROUPS = BLOCK_Q / GROUP_ROWS;  // warpgroups that compute a tile
 constexpr int PIECE = 64;                     // keys of one copy
@@ -818,12 +861,22 @@ static_assert(D_V <= D, "values come into the slots of keys");
 // copying warp tells the others.
 constexpr unsigned TEAM_BYTES = SMEM_BYTES / 1024 / TEAMS * 1024;
 constexpr unsigned KV_TILES = GROUPS * QTile::BYTES;
-using Room = RingAndRows<TEAM_BYTES - 1024, KV_TILES, KTile::BYTES, 4 * GROUPS, D_V / 8>;
+// Weights of the means in a slot, for as many slots as there may be.
+constexpr unsigned WEIGHTS_BYTES = TAIL == TAIL_ROW ? 4 * STEP_KV : 0;
+constexpr int MOST_STAGES = D > 192 ? 5 : 8;
+// The value that every row of a tile begins with.
+constexpr unsigned VALUE_BYTES = TAIL == TAIL_BLOCK ? 4 * D_V : 0;
+using Room = RingAndRows<TEAM_BYTES - 1024 - MOST_STAGES * WEIGHTS_BYTES - VALUE_BYTES, KV_TILES, KTile::BYTES, 4 * GROUPS, D_V / 8>;
 constexpr int STAGES = Room::SLOTS;
-constexpr unsigned BARRIERS = Room::END;
+constexpr unsigned WEIGHTS = Room::END;
+constexpr unsigned VALUE = WEIGHTS + STAGES * WEIGHTS_BYTES;
+constexpr unsigned BARRIERS = VALUE + VALUE_BYTES;
+constexpr int TILE_NOTES = TAIL == TAIL_BLOCK ? 4 : 3;
 constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
 static_assert(STAGES >= 2, "a step's values are in the ring together with the next one's keys");
-static_assert(NOTES + 4 * (STAGES * PIECES + 3) <= TEAM_BYTES);
+static_assert(NOTES + 4 * (STAGES * PIECES + TILE_NOTES) <= TEAM_BYTES && VALUE % 16 == 0);
+static_assert(TAIL == TAIL_NONE || !HAS_SCORE_MOD, "what a score function makes of a mean is not defined");
+static_assert(PIECE == TAIL_PIECE && (TAIL != TAIL_ROW || STAGES <= MOST_STAGES));
 
 // Registers are handed out anew among the warpgroups: a product's accumulators want more than the copies.
 constexpr int COPY_REGISTERS = GROUPS == 1 && CTAS == 1 ? 0 : 24;
@@ -855,11 +908,15 @@ struct Shared {
     /// The same of the queries.
     __device__ Barrier q_full() const { return {base + BARRIERS + 2 * STAGES * Barrier::BYTES}; }
     __device__ Barrier q_empty() const { return {base + BARRIERS + (2 * STAGES + 1) * Barrier::BYTES}; }
-    /// The tile's number, its steps and how many of its pieces the mask function decides. Ready with the queries; where
-    /// the number is negative there are no more tiles.
+    /// The tile's number, its steps, how many of its pieces the mask function decides and, with a block tail, its logarithm. Ready with the
+    /// queries; where the number is negative there are no more tiles.
     __device__ unsigned tile() const { return base + NOTES; }
     /// The first key of each piece of a slot with keys. Ready with the slot.
-    __device__ unsigned first_keys(int slot) const { return base + NOTES + 4 * (3 + slot * PIECES); }
+    __device__ unsigned first_keys(int slot) const { return base + NOTES + 4 * (TILE_NOTES + slot * PIECES); }
+    /// What every row begins with. Ready with the queries, and theirs as long.
+    __device__ unsigned value() const { return base + VALUE; }
+    /// The weights of the means in a slot. Ready with the slot.
+    __device__ unsigned weights(int slot) const { return base + WEIGHTS + slot * WEIGHTS_BYTES; }
 };
 
 /// The tile that comes at place `place`: in a head as `row_order` says. Without it the last row comes first: where rows are
@@ -883,6 +940,10 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         prefetch_map(maps.q);
         prefetch_map(maps.k);
         prefetch_map(maps.v);
+        if constexpr (TAIL == TAIL_ROW) {
+            prefetch_map(maps.tail_k);
+            prefetch_map(maps.tail_v);
+        }
     }
     const int tiles = p.q_blocks * p.heads * p.batch, takers = TEAMS * gridDim.x;
     Place place;
@@ -893,7 +954,9 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         const int kv_head = row.y / (p.heads / p.kv_heads);
         const KeyBlocks::Counts counts = KeyBlocks::counts(p, row);
         const int pieces = counts.all * PIECES_PER_BLOCK;
-        const int steps = (pieces + PIECES - 1) / PIECES;
+        int all_pieces = pieces;
+        const int steps = (all_pieces + PIECES - 1) / PIECES;
+#line 65 "forward/sm90_copies.cuh"
         shared.q_empty().wait(q_parity);
         q_parity ^= 1;
         if (leader) {
@@ -901,7 +964,9 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
             store_shared(shared.tile() + 4, steps);
             store_shared(shared.tile() + 8, counts.partial * PIECES_PER_BLOCK);
             shared.q_full().arrive_expecting(GROUPS * QTile::BYTES);
+#line 82 "forward/sm90_copies.cuh"
 #pragma unroll
+#line 83 "forward/sm90_copies.cuh"
             for (int group = 0; group < GROUPS; ++group)
 #pragma unroll
                 for (int panel = 0; panel < QTile::PANELS; ++panel)
@@ -919,8 +984,10 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
                 for (int i = 0; i < PIECES; ++i)
                     if (keys) store_shared(shared.first_keys(place.slot) + 4 * i, first[i]);
                 shared.full(place.slot).arrive_expecting(KvTile::BYTES);
+#line 102 "forward/sm90_copies.cuh"
                 copy_pieces<KvTile, PIECE>(shared.kv_tile(place), map, first, kv_head, row.z, shared.full(place.slot));
             }
+#line 104 "forward/sm90_copies.cuh"
             place.advance();
         };
         int next = 0;
@@ -937,6 +1004,7 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
                         blocks.move_window(p, counts, piece / PIECES_PER_BLOCK, [&] { return row; });
                     first_key[i] = blocks.at(piece / PIECES_PER_BLOCK) * BLOCK_KV + piece % PIECES_PER_BLOCK * PIECE;
                 }
+#line 121 "forward/sm90_copies.cuh"
                 copy_step(KTile(), maps.k, first_key, true);
             }
             if (step > 0) copy_step(VTile(), maps.v, before, false);
@@ -951,7 +1019,7 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
     }
 }
 
-#line 64 "forward/sm90.cu"
+#line 75 "forward/sm90.cu"
 #line 1 "forward/sm90_softmax.cuh"
 // The online softmax of a computing warpgroup.
 
@@ -1015,7 +1083,7 @@ struct Softmax {
     }
 };
 
-#line 65 "forward/sm90.cu"
+#line 76 "forward/sm90.cu"
 
 /// Calls `change(score, row, key)` for each score of this lane in piece `piece`, row and key counted from the tile's and the
 /// piece's first.
@@ -1030,12 +1098,16 @@ __device__ __forceinline__ void each_score(Scores& scores, int piece, Change cha
 }
 
 /// Scores become what the softmax takes: modified, -inf where there is no key or the mask drops it.
+#line 120 "forward/sm90.cu"
 __device__ __forceinline__ void finish_scores(const Params& p, const Functions& f, Scores& scores, FirstKeys& first_keys,
-                                              int tile, int decided) {
+                                              int tile, int decided, [[maybe_unused]] unsigned weights) {
     const dim3 row = HAS_SCORE_MOD || HAS_MASK_MOD ? row_of(p, tile) : dim3();
     bool edge = false;
 #pragma unroll
-    for (int i = 0; i < PIECES; ++i) edge |= first_keys[i] + PIECE > p.seq_kv;
+    for (int i = 0; i < PIECES; ++i) {
+        edge |= first_keys[i] + PIECE > p.seq_kv;
+#line 128 "forward/sm90.cu"
+    }
     edge = __any_sync(0xffffffffu, edge);
     if (HAS_SCORE_MOD || HAS_MASK_MOD || edge)
 #pragma unroll
@@ -1052,6 +1124,7 @@ __device__ __forceinline__ void finish_scores(const Params& p, const Functions& 
     }
     if (edge) {
 #pragma unroll
+#line 148 "forward/sm90.cu"
         for (int i = 0; i < PIECES; ++i)
             each_score(scores, i, [&](float& score, int, int key) {
                 if (first_keys[i] + key >= p.seq_kv) score = -infinity();
@@ -1092,6 +1165,7 @@ __device__ __forceinline__ void write_rows(const Params& p, const TensorMap& map
 }
 
 /// The work of a computing warpgroup.
+#line 208 "forward/sm90.cu"
 __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& f, const TensorMap& map, Shared shared,
                                               int team, int group) {
     const unsigned q_tile = shared.q_tile(group);
@@ -1163,6 +1237,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
 #pragma unroll
             for (int i = 0; i < 4; ++i) out[n][i] = 0.0f;
         if (steps == 0) {
+#line 280 "forward/sm90.cu"
             release(shared.q_empty());
         } else {
             shared.full(place.slot).wait(place.parity);
@@ -1171,12 +1246,13 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             start_scores(scores, place);
             wgmma_wait<0>();
             hold(scores);
-            finish_scores(p, f, scores, first_keys, tile, decided);
+            finish_scores(p, f, scores, first_keys, tile, decided, shared.weights(place.slot));
             release(shared.empty(place.slot));
             if (steps == 1) release(shared.q_empty());
             place.advance();
-            softmax.raise(scores, to_exponent);
+            const bool raised = softmax.raise(scores, to_exponent);
             softmax.exponentiate(scores, to_exponent);
+            if (TAIL == TAIL_BLOCK && raised) softmax.rescale(out);
             pack(weights, scores);
 #pragma unroll 1
             for (int step = 1; step < steps; ++step) {
@@ -1198,7 +1274,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 if (IN_TURN) your_turn.arrive();
                 wgmma_wait<1>();
                 hold(scores);
-                finish_scores(p, f, scores, first_keys, tile, decided);
+                finish_scores(p, f, scores, first_keys, tile, decided, shared.weights(keys.slot));
                 release(shared.empty(keys.slot));
                 if (step + 1 == steps) release(shared.q_empty());
                 const bool raised = softmax.raise(scores, to_exponent);

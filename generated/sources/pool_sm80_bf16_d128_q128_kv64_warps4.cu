@@ -60,9 +60,12 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 172, "kv_blocks differs 
 
 #line 1 "pool/sm80.cu"
 // Block means: one thread block sums one run of rows, of the queries or of the keys.
+#line 1 "lib/pool_run.cuh"
+// The mean of a run of rows, by one thread block.
 //
 // A thread owns a column of 8 elements and every GROUPS-th row. Its loads are issued in batches before any is used,
-// because the kernel has nothing to do but wait for memory.
+// because the kernels have nothing to do but wait for memory.
+#pragma once
 
 constexpr int COLUMNS = D / 8;              // 16-byte pieces of a row
 constexpr int GROUPS = THREADS / COLUMNS;   // rows read at once; threads left over (D = 96) idle
@@ -107,6 +110,8 @@ __device__ __forceinline__ void pool_run(const T* x, long long stride, int rows,
         mean[d] = total / static_cast<float>(rows);
     }
 }
+
+#line 3 "pool/sm80.cu"
 
 // 80 registers hold the loads in flight, and 768 threads of them hide the latency.
 extern "C" __global__ void __launch_bounds__(THREADS, 768 / THREADS)

@@ -55,6 +55,7 @@ def main():
             "tilewright.sparse_attention": lambda: tilewright.sparse_attention(q, k, v),
             "… with return_lse": lambda: tilewright.sparse_attention(q, k, v, return_lse=True),
             "… through the operator": lambda: operator(q, k, v, 0.03, 0.2, 128, 64, None, 0, 0, False),
+            "… with the tail of a row": lambda: tilewright.sparse_attention(q, k, v, tail="row"),
             "… in inference mode, entered for each call": in_inference_mode,
             "tilewright.attention (one launch)": lambda: tilewright.attention(q, k, v, mask),
             "tilewright.block_mask": lambda: tilewright.block_mask(q, k),

@@ -7,7 +7,7 @@ use crate::work::apart;
 use pyo3::prelude::*;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
-use tilewright::{Attention, BlockSize, DType, Device, HeadDim, Selection, top_k, top_p};
+use tilewright::{Attention, BlockSize, DType, Device, HeadDim, Selection, Tail, top_k, top_p};
 
 /// What kernels depend on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,6 +24,8 @@ pub(crate) struct Kind {
     pub(crate) blocks: (usize, usize),
     /// Numbers of the score and the mask function.
     pub(crate) functions: (u64, u64),
+    /// What stands for dropped blocks.
+    pub(crate) tail: Tail,
 }
 
 /// What else a call depends on.
@@ -99,7 +101,8 @@ fn built(py: Python<'_>, kind: Kind, selection: Option<Selection>) -> PyResult<A
         };
         let mut builder = Attention::builder(HeadDim::new(kind.head_dim)?, kind.dtype)
             .value_dim(HeadDim::new(kind.value_dim)?)
-            .blocks(BlockSize::new(kind.blocks.0, kind.blocks.1)?);
+            .blocks(BlockSize::new(kind.blocks.0, kind.blocks.1)?)
+            .tail(kind.tail);
         if let Some(selection) = selection {
             builder = builder.select(selection);
         }

@@ -16,7 +16,7 @@ type Gradients<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>, Bound<'py, PyAny>);
 /// is like the tensor it belongs to.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "what an operator of PyTorch takes")]
-#[pyo3(signature = (d_out, d_lse, q, k, v, out, lse, kv_counts, kv_indices, full_counts, full_indices, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa))]
+#[pyo3(signature = (d_out, d_lse, q, k, v, out, lse, kv_counts, kv_indices, full_counts, full_indices, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, dropped = None, tail = 0))]
 pub(crate) fn attention_backward<'py>(
     py: Python<'py>,
     d_out: &Bound<'py, PyAny>,
@@ -36,11 +36,13 @@ pub(crate) fn attention_backward<'py>(
     score_mod: u64,
     mask_mod: u64,
     enable_gqa: bool,
+    dropped: Option<&Bound<'py, PyAny>>,
+    tail: i64,
 ) -> PyResult<Gradients<'py>> {
     let options =
-        Options { top_k: None, top_p: None, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa };
+        Options { top_k: None, top_p: None, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, tail };
     let inputs = Inputs::of(q, k, Some(v), false, &options)?;
-    let lists = Lists::of(&inputs, (kv_counts, kv_indices), (full_counts, full_indices))?;
+    let lists = Lists::of(&inputs, (kv_counts, kv_indices), (full_counts, full_indices), dropped)?;
     let rows = Rows {
         d_out: View::half("d_out", inputs.kind, d_out)?,
         d_lse: d_lse.map(|d_lse| View::any("d_lse", inputs.kind, d_lse)).transpose()?,

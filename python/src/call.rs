@@ -7,7 +7,7 @@ use crate::view::{Kind, View};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use std::sync::Arc;
-use tilewright::{Attention, Tensor};
+use tilewright::{Attention, Tail, Tensor};
 
 /// The options of a call, as the package passes them.
 #[derive(FromPyObject)]
@@ -20,6 +20,20 @@ pub(crate) struct Options {
     pub(crate) score_mod: u64,
     pub(crate) mask_mod: u64,
     pub(crate) enable_gqa: bool,
+    /// What stands for dropped blocks: see [`tail`].
+    pub(crate) tail: i64,
+}
+
+/// The tail of a number: 0 for none, -1 for that of a block, and the keys of a run for that of a row.
+fn tail(number: i64) -> PyResult<Tail> {
+    match usize::try_from(number) {
+        Ok(0) => Ok(Tail::None),
+        Ok(keys) => Ok(Tail::Row { keys }),
+        Err(_) if number == -1 => Ok(Tail::Block),
+        Err(_) => Err(PyValueError::new_err(format!(
+            "tail is number {number}, needed 0 for none, -1 for the block tail, or the keys of a run for the row tail"
+        ))),
+    }
 }
 
 /// q, k and maybe v, which belong together.
@@ -114,6 +128,7 @@ impl Inputs {
             dtype: self.q.dtype,
             blocks: (options.block_q, options.block_kv),
             functions: (options.score_mod, options.mask_mod),
+            tail: tail(options.tail)?,
         };
         let select = (options.top_k, options.top_p);
         attentions::find(py, kind, Parameters { select, scale: options.scale, stream: self.stream })

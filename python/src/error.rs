@@ -27,6 +27,7 @@ pub(crate) fn to_python(error: tilewright::Error) -> PyErr {
         E::Tensor(_)
         | E::Select(_)
         | E::Mask(_)
+        | E::Tail(_)
         | E::Grid(_)
         | E::HeadDim(_)
         | E::Bind(_)

@@ -16,7 +16,7 @@ type Pair<'py> = (Bound<'py, PyAny>, Option<Bound<'py, PyAny>>);
 /// v, lse is `[batch, heads, seq_q]`.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "what an operator of PyTorch takes")]
-#[pyo3(signature = (q, k, v, top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, heads_last, want_lse))]
+#[pyo3(signature = (q, k, v, top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, heads_last, want_lse, tail = 0))]
 pub(crate) fn sparse_attention<'py>(
     py: Python<'py>,
     q: &Bound<'py, PyAny>,
@@ -32,8 +32,9 @@ pub(crate) fn sparse_attention<'py>(
     enable_gqa: bool,
     heads_last: bool,
     want_lse: bool,
+    tail: i64,
 ) -> PyResult<Pair<'py>> {
-    let options = Options { top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa };
+    let options = Options { top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, tail };
     let inputs = Inputs::of(q, k, Some(v), heads_last, &options)?;
     let attention = inputs.attention(py, &options)?;
     if inputs.q.ordinal.is_none() {
@@ -75,10 +76,11 @@ pub(crate) fn sparse_attention<'py>(
     Ok((out, lse))
 }
 
-/// The lists of the block mask: kv counts and indices, their transposes, and with a mask function the same four of full blocks.
+/// The lists of the block mask: kv counts and indices, their transposes, and with a mask function the same four of full blocks. `dropped`: and
+/// the bits of the blocks that are dropped, `[batch, heads, q_blocks, ceil(kv_blocks / 32)]`.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "what an operator of PyTorch takes")]
-#[pyo3(signature = (q, k, top_k, top_p, block_q, block_kv, scale, mask_mod, enable_gqa))]
+#[pyo3(signature = (q, k, top_k, top_p, block_q, block_kv, scale, mask_mod, enable_gqa, dropped = false))]
 pub(crate) fn block_mask<'py>(
     py: Python<'py>,
     q: &Bound<'py, PyAny>,
@@ -90,8 +92,12 @@ pub(crate) fn block_mask<'py>(
     scale: Option<f64>,
     mask_mod: u64,
     enable_gqa: bool,
+    dropped: bool,
 ) -> PyResult<Bound<'py, PyList>> {
-    let options = Options { top_k, top_p, block_q, block_kv, scale, score_mod: 0, mask_mod, enable_gqa };
+    // Every tail drops the same blocks.
+    let tail = if dropped { -1 } else { 0 };
+    let options =
+        Options { top_k, top_p, block_q, block_kv, scale, score_mod: 0, mask_mod, enable_gqa, tail };
     let inputs = Inputs::of(q, k, None, false, &options)?;
     let attention = inputs.attention(py, &options)?;
     let [batch, heads, seq_q, _] = inputs.q.shape;
@@ -103,6 +109,15 @@ pub(crate) fn block_mask<'py>(
             made.append(make::beside(inputs.kind, q, DType::I32, &[batch, heads, rows, width])?)?;
         }
     }
+    let bits = match dropped {
+        true => {
+            let shape = [batch, heads, q_blocks, kv_blocks.div_ceil(32)];
+            let bits = make::beside(inputs.kind, q, DType::I32, &shape)?;
+            made.append(&bits)?;
+            Some(bits)
+        }
+        false => None,
+    };
     if inputs.q.ordinal.is_none() {
         let mask = interruptible(py, || {
             // SAFETY: as in `sparse_attention`.
@@ -118,6 +133,11 @@ pub(crate) fn block_mask<'py>(
                 counts.write(&index.counts)?;
                 indices.write(&index.indices)
             })?;
+        }
+        if let (Some(bits), Some(found)) = (&bits, mask.dropped()) {
+            let bits = make::view::<4>(inputs.kind, bits)?;
+            // SAFETY: as the lists.
+            unpanicked(|| unsafe { bits.write(found) })?;
         }
         return Ok(made);
     }
@@ -135,6 +155,7 @@ pub(crate) fn block_mask<'py>(
         q: Some(index(1)?),
         full_kv: split.then(|| index(2)).transpose()?,
         full_q: split.then(|| index(3)).transpose()?,
+        dropped: bits.map(|bits| gpu_view::<4>(inputs.kind, &bits, false)).transpose()?,
     };
     let (plan, bytes) = planned(&attention, &q_view, &k_view, Step::Select { by_key: true })?;
     let memory = inputs.scratch(q, bytes)?;
@@ -146,7 +167,7 @@ pub(crate) fn block_mask<'py>(
 /// Attends to the blocks that the lists name: `(out, lse)` as [`sparse_attention`].
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "what an operator of PyTorch takes")]
-#[pyo3(signature = (q, k, v, kv_counts, kv_indices, full_counts, full_indices, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, heads_last))]
+#[pyo3(signature = (q, k, v, kv_counts, kv_indices, full_counts, full_indices, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, heads_last, dropped = None, tail = 0))]
 pub(crate) fn attention<'py>(
     py: Python<'py>,
     q: &Bound<'py, PyAny>,
@@ -163,11 +184,13 @@ pub(crate) fn attention<'py>(
     mask_mod: u64,
     enable_gqa: bool,
     heads_last: bool,
+    dropped: Option<&Bound<'py, PyAny>>,
+    tail: i64,
 ) -> PyResult<Pair<'py>> {
     let options =
-        Options { top_k: None, top_p: None, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa };
+        Options { top_k: None, top_p: None, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, tail };
     let inputs = Inputs::of(q, k, Some(v), heads_last, &options)?;
-    let lists = Lists::of(&inputs, (kv_counts, kv_indices), (full_counts, full_indices))?;
+    let lists = Lists::of(&inputs, (kv_counts, kv_indices), (full_counts, full_indices), dropped)?;
     let attention = inputs.attention(py, &options)?;
     if inputs.q.ordinal.is_none() {
         let seqs = (inputs.q.shape[2], inputs.k.shape[2]);
@@ -225,18 +248,25 @@ struct List {
 pub(crate) struct Lists {
     kv: List,
     full: Option<List>,
+    /// The bits of dropped blocks.
+    dropped: Option<View<4>>,
 }
 
 /// An object of Python's, where there is one.
 type Maybe<'a, 'py> = Option<&'a Bound<'py, PyAny>>;
 
 impl Lists {
-    /// Looks at counts and indices, and at those of full blocks.
+    /// Looks at counts and indices, at those of full blocks, and at the bits of dropped ones.
     pub(crate) fn of<'py>(
         inputs: &Inputs,
         (counts, indices): (&Bound<'py, PyAny>, &Bound<'py, PyAny>),
         full: (Maybe<'_, 'py>, Maybe<'_, 'py>),
+        dropped: Maybe<'_, 'py>,
     ) -> PyResult<Self> {
+        let dropped = dropped.map(|bits| View::int("dropped", inputs.kind, bits)).transpose()?;
+        if let Some(bits) = &dropped {
+            in_place(inputs, "dropped", bits)?;
+        }
         Ok(Lists {
             kv: List::of("kv_num_blocks", "kv_indices", inputs, counts, indices)?,
             full: match full {
@@ -250,6 +280,7 @@ impl Lists {
                     ));
                 }
             },
+            dropped,
         })
     }
 
@@ -261,7 +292,8 @@ impl Lists {
         // SAFETY: the caller's.
         unsafe {
             let full_kv = self.full.as_ref().map(|full| full.on_gpu()).transpose()?;
-            Ok(MaskLists { kv: self.kv.on_gpu()?, full_kv, q: None, full_q: None })
+            let dropped = self.dropped.as_ref().map(|bits| bits.on_gpu("dropped")).transpose()?;
+            Ok(MaskLists { full_kv, dropped, ..MaskLists::new(self.kv.on_gpu()?) })
         }
     }
 
@@ -275,12 +307,16 @@ impl Lists {
         seqs: (usize, usize),
     ) -> Result<BlockMask, tilewright::Error> {
         // SAFETY: the caller's.
-        let (BlockIndex { counts, indices }, full) = unsafe {
+        let (BlockIndex { counts, indices }, full, dropped) = unsafe {
             let full = self.full.as_ref().map(|full| full.copied()).transpose()?;
-            (self.kv.copied()?, full)
+            (self.kv.copied()?, full, self.dropped.as_ref().map(|bits| bits.copied()).transpose()?)
         };
         let (blocks, seqs) = (BlockSize::new(blocks.0, blocks.1)?, SeqLens { q: seqs.0, kv: seqs.1 });
-        BlockMask::from_kv_indices(counts, indices, full, blocks, seqs)
+        let mask = BlockMask::from_kv_indices(counts, indices, full, blocks, seqs)?;
+        match dropped {
+            Some(dropped) => mask.with_dropped(dropped),
+            None => Ok(mask),
+        }
     }
 }
 
@@ -296,17 +332,8 @@ impl List {
             counts: View::int(counts_name, inputs.kind, counts)?,
             indices: View::int(indices_name, inputs.kind, indices)?,
         };
-        for (name, ordinal, place) in [
-            (counts_name, list.counts.ordinal, list.counts.place()),
-            (indices_name, list.indices.ordinal, list.indices.place()),
-        ] {
-            if ordinal != inputs.q.ordinal {
-                let needed = inputs.q.place();
-                return Err(PyValueError::new_err(format!(
-                    "q is on {needed}, {name} of the mask is on {place}: move the mask with `mask.to(q.device)`"
-                )));
-            }
-        }
+        in_place(inputs, counts_name, &list.counts)?;
+        in_place(inputs, indices_name, &list.indices)?;
         Ok(list)
     }
 
@@ -328,6 +355,17 @@ impl List {
         // SAFETY: the caller's.
         unsafe { Ok(BlockIndex { counts: self.counts.copied()?, indices: self.indices.copied()? }) }
     }
+}
+
+/// Refuses a tensor of a mask that is not where q is.
+fn in_place<const N: usize>(inputs: &Inputs, name: &str, found: &View<N>) -> PyResult<()> {
+    if found.ordinal == inputs.q.ordinal {
+        return Ok(());
+    }
+    let (needed, place) = (inputs.q.place(), found.place());
+    Err(PyValueError::new_err(format!(
+        "q is on {needed}, {name} of the mask is on {place}: move the mask with `mask.to(q.device)`"
+    )))
 }
 
 /// A tensor that was just made, on its GPU.

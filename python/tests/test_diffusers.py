@@ -66,6 +66,28 @@ def test_few_blocks_change_the_output_and_are_counted(family, device):
     assert "% of the blocks left out" in str(report)
 
 
+@pytest.mark.parametrize("tail", ["block", "row"])
+@pytest.mark.parametrize("family", VARIANTS)
+def test_a_tail_stands_for_the_blocks_left_out(family, tail, device):
+    """Where all scores are alike, means say it all: of queries that are 0, text's too."""
+    model, inputs = make(family, device)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".to_q." in name or ".add_q_proj." in name or name.endswith("norm_q.bias"):
+                parameter.zero_()
+    dense = run(model, inputs)
+    with tilewright.diffusers.enable(model, **FEW) as enabled:
+        assert error(run(model, inputs), dense) > 4e-3
+        without = enabled.report()
+    with tilewright.diffusers.enable(model, **FEW, tail=tail) as enabled:
+        assert error(run(model, inputs), dense) < 8e-4
+        assert enabled.report() == without
+    with tilewright.diffusers.enable(model, **ALL):
+        everything = run(model, inputs)
+    with tilewright.diffusers.enable(model, **ALL, tail=tail):
+        assert torch.equal(run(model, inputs), everything)
+
+
 @pytest.mark.parametrize("family", [cogvideox, hunyuan])
 def test_text_is_always_seen(family, device):
     """With as good as no video block kept, another text still changes every token."""

@@ -42,6 +42,8 @@ def refused(model, **options):
         *({name: value} for name in ("top_k", "top_p") for value in (5, 2.0, 0, 0.0, -0.1, NAN, 1e400, "0.03", [0.03], 1j)),
         *({"block_size": pair} for pair in ((64, 32), (8, 8), (128,), (128, 64, 1), (NAN, 64), (64.0, "64"), (128.0, 64))),
         *({"block_size": value} for value in (64, 64.0, "auto", None)),
+        *({"tail": value} for value in ("rows", True, 64, ("row", 32), ("row", 0), ("row", 64.0), ("block", 64))),
+        {"tail": ("row", 64), "block_size": (128, 128)},
     ],
     ids=str,
 )

@@ -9,6 +9,7 @@ import video_models as models  # noqa: E402
 from video_models import SMALL, TEXT, error, make, run, text_mask  # noqa: E402
 
 import tilewright.diffusers  # noqa: E402
+from tilewright.diffusers.text import keep_text  # noqa: E402
 
 ALL = {"top_k": 1.0, "top_p": None, "min_tokens": 64}
 # Two kernels in half precision differ by 3e-4 here; one text token less makes 2e-2.
@@ -46,6 +47,18 @@ def _agree(model, inputs, dense_calls=None):
     for found, expected in zip(sparse, dense):  # each of the batch: one wrong video of three must not drown
         assert error(found, expected) < ROUNDING
     return dense, report
+
+
+@pytest.mark.parametrize("video", [100, 31 * 64 + 5, 32 * 64 - 1, 32 * 64, 32 * 64 + 1, 2300])
+@pytest.mark.parametrize("text", [0, 1, 70, 2100])
+def test_blocks_of_text_are_not_dropped(video, text, device):
+    q, k = torch.randn(2, 1, 2, video, 64, generator=torch.Generator().manual_seed(0)).half().to(device)
+    for options in ({"block_size": (128, 64)}, {"block_size": (64, 128)}):
+        mask = tilewright.block_mask(q, k, top_k=0.3, top_p=None, **options)
+        joint = keep_text(mask, video + text, video + text, video, says_dropped=True)
+        assert torch.equal(joint.dropped_map(), ~joint.to_dense()) and joint.dropped.dtype == torch.int32
+        assert torch.equal(joint.dropped, joint.with_unlisted_dropped().dropped)  # no bits but those of blocks
+        assert keep_text(mask, video + text, video + text, video).dropped is None
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)

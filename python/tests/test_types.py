@@ -69,6 +69,10 @@ FINE = {
     "tw.attention(a, a, a, a, return_lse=True)": f"tuple[{ARRAY}, {ARRAY}]",
     "tw.TokenGrid((4, 8, 8)).regroup(a, 1)": ARRAY,
     "tw.TokenGrid((4, 8, 8)).restore(t, dim=1)": TENSOR,
+    "tw.sparse_attention(t, t, t, tail='block')": TENSOR,
+    "tw.attention(t, t, t, tw.block_mask(t, t), tail=('row', 128))": TENSOR,
+    "tw.block_mask(a, a).with_admissible(a).dropped": f"{ARRAY} | None",
+    "tw.block_mask(t, t).with_unlisted_dropped().dropped_map()": f"{TENSOR} | None",
     "tw.SparseAttention(layout='BSHD').layout": "Literal['BHSD'] | Literal['BSHD']",
 }
 WRONG = {
@@ -84,6 +88,9 @@ WRONG = {
     "tw.attention(t, t, t, 'mask')": '"str"',
     "tw.TokenGrid((4, 8, 8)).regroup('x', 1)": '"str"',
     "tw.SparseAttention(layout='x')": '"layout"',
+    "tw.sparse_attention(t, t, t, tail='rows')": '"str"',
+    "tw.attention(t, t, t, t, tail=128)": '"int"',
+    "tw.SparseAttention(tail=('block', 64))": '"tail"',
 }
 
 

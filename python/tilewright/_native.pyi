@@ -46,6 +46,7 @@ def sparse_attention(
     enable_gqa: bool,
     heads_last: bool,
     want_lse: bool,
+    tail: int = 0,
 ) -> tuple[Any, Optional[Any]]: ...
 def block_mask(
     q: Any,
@@ -57,6 +58,7 @@ def block_mask(
     scale: Optional[float],
     mask_mod: int,
     enable_gqa: bool,
+    dropped: bool = False,
 ) -> list[Any]: ...
 def attention(
     q: Any,
@@ -73,6 +75,8 @@ def attention(
     mask_mod: int,
     enable_gqa: bool,
     heads_last: bool,
+    dropped: Optional[Any] = None,
+    tail: int = 0,
 ) -> tuple[Any, Any]: ...
 def attention_backward(
     d_out: Any,
@@ -92,6 +96,8 @@ def attention_backward(
     score_mod: int,
     mask_mod: int,
     enable_gqa: bool,
+    dropped: Optional[Any] = None,
+    tail: int = 0,
 ) -> tuple[Any, Any, Any]: ...
 
 class TokenGrid:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Optional, Protocol, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Optional, Protocol, TypedDict, TypeVar, Union
 
 if TYPE_CHECKING:
     import numpy
@@ -17,6 +17,10 @@ else:
 
 #: The order of the dimensions of q, k, v and out: batch, heads, sequence and head dimension by their first letters.
 Layout = Literal["BHSD", "BSHD"]
+
+
+#: What stands for dropped blocks: nothing, the tail of a block, or that of a row, with the keys that one of its means is of.
+Tail = Union[None, Literal["block", "row"], tuple[Literal["row"], int]]
 
 
 class FlexBlockMask(Protocol):
@@ -41,6 +45,7 @@ class CallOptions(TypedDict, total=False):
     layout: Layout
     score_mod: Optional[DeviceFunction]
     mask_mod: Optional[DeviceFunction]
+    tail: Tail
 
 
 class SelectionOptions(CallOptions, total=False):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, Optional, Union, overload
 
 from . import _native
 from ._torch import torch_of
-from ._typing import Array, CallOptions, FlexBlockMask, Layout, SelectionOptions
-from .mask import BLOCK_SIZES, BlockMask, as_block_mask, checked_flag, checked_pair, function_numbers
+from ._typing import Array, CallOptions, FlexBlockMask, Layout, SelectionOptions, Tail
+from .mask import BLOCK_SIZES, BlockMask, as_block_mask, checked_flag, checked_pair, function_numbers, tail_number
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -86,12 +86,14 @@ def sparse_attention(
     return_mask: bool = False,
     score_mod: Any = None,
     mask_mod: Any = None,
+    tail: Tail = None,
 ) -> Any:
     """Attention over the key blocks that top-k or top-p selects for each block of queries.
 
     For every run of `block_size[0]` queries the key blocks of `block_size[1]` keys are ranked by the softmax of the products of
     block means; the best `ceil(top_k · n)` of the `n` blocks are kept, and further ones until their share of the softmax reaches
-    `top_p`. Attention is computed over the kept blocks alone (SpargeAttention2, arXiv 2602.13515).
+    `top_p`. Attention is computed over the kept blocks alone (SpargeAttention2, arXiv 2602.13515), or with a `tail` over means of the
+    dropped ones too.
 
     Args:
         q: float16 or bfloat16, `[batch, heads, seq_q, d]` ("BHSD") or `[batch, seq_q, heads, d]` ("BSHD"); unit stride
@@ -109,10 +111,19 @@ def sparse_attention(
         is_causal: query i sees the keys up to position i (top-left aligned, as `scaled_dot_product_attention`).
         enable_gqa: q may have a multiple of the heads of k and v.
         layout: the order of the dimensions of q, k, v and out: "BHSD" or "BSHD".
-        return_lse: return the log-sum-exp of the kept scores too.
+        return_lse: return the log-sum-exp of the scores too: of the kept ones, and of the tail's.
         return_mask: return the `BlockMask` too.
         score_mod: a device function of `tilewright.score_mod` that changes each scaled score.
         mask_mod: a device function of `tilewright.mask_mod` that says which keys a query sees.
+        tail: what stands for the dropped blocks, each of which takes part in the softmax as one key with the mean of its values:
+
+            - None: nothing, their keys take no part;
+            - "block": the mean key of each, scored by the mean query of a block of queries;
+            - "row": means of 128 keys (of `block_size[1]` if that is more), scored by every query;
+            - ("row", keys): the same of so many keys, a multiple of `block_size[1]`.
+
+            A mean weighs as many keys as are dropped of it. Blocks in which the mask function forbids a key have no part in any. Nothing
+            changes for a query none of whose blocks is dropped. A tail together with score_mod is refused.
 
     Returns:
         `out`, with the shape of q but the last dimension of v, the dtype and layout of q; with `return_lse` and `return_mask` a
@@ -124,7 +135,7 @@ def sparse_attention(
         ValueError: shapes, devices or options that do not fit.
         tilewright.Error: a derivative is wanted in forward mode or of torch.func, or the GPU cannot be used.
 
-    Gradients flow through out and lse into q, k and v, over the kept blocks; the selection itself carries none, and what
+    Gradients flow through out and lse into q, k and v, over the kept blocks and the tail; the selection itself carries none, and what
     functions capture is constant.
     """
     is_causal, enable_gqa = checked_flag("is_causal", is_causal), checked_flag("enable_gqa", enable_gqa)
@@ -134,17 +145,31 @@ def sparse_attention(
     top_k, top_p, scale = _number("top_k", top_k), _number("top_p", top_p), _number("scale", scale)
     if mask is None and not return_mask:
         block_q, block_kv = _block_size(block_size)
+        tailed = 0 if tail is None else tail_number(tail, block_kv, score_mod)
         if torch is None or _is_plain(torch, q, k, v):
             if layout not in _LAYOUTS:
                 raise _wrong_layout(layout)
             out, lse = _native.sparse_attention(
-                q, k, v, top_k, top_p, block_q, block_kv, scale, score, masked, enable_gqa, layout == "BSHD", return_lse
+                q,
+                k,
+                v,
+                top_k,
+                top_p,
+                block_q,
+                block_kv,
+                scale,
+                score,
+                masked,
+                enable_gqa,
+                layout == "BSHD",
+                return_lse,
+                tailed,
             )
             return (out, lse) if return_lse else out
         _check_operands(torch, q, k, v)
         q, k, v = (_heads_first(tensor, layout) for tensor in (q, k, v))
         out, lse = torch.ops.tilewright.sparse_attention(
-            q, k, v, top_k, top_p, block_q, block_kv, scale, score, masked, enable_gqa
+            q, k, v, top_k, top_p, block_q, block_kv, scale, score, masked, enable_gqa, tailed
         )
         out = _heads_first(out, layout)
         return (out, lse) if return_lse else out
@@ -177,6 +202,7 @@ def sparse_attention(
         return_lse=True,
         score_mod=score_mod,
         mask_mod=mask_mod,
+        tail=tail,
     )
     extra = ((lse,) if return_lse else ()) + ((mask,) if return_mask else ())
     return (out, *extra) if extra else out
@@ -194,19 +220,24 @@ def block_mask(
     enable_gqa: bool = False,
     layout: Layout = "BHSD",
     mask_mod: Optional[DeviceFunction] = None,
+    dropped: bool = True,
 ) -> BlockMask[Array]:
     """The blocks that `sparse_attention` would keep; arguments and errors as there.
+
+    Args:
+        dropped: whether the mask says which blocks it drops (`BlockMask.dropped`), so that a `tail` can stand for them. It takes a launch.
 
     Returns:
         A `BlockMask`, on the device of q. No gradient flows into a selection.
     """
     is_causal, enable_gqa = checked_flag("is_causal", is_causal), checked_flag("enable_gqa", enable_gqa)
+    dropped = checked_flag("dropped", dropped)
     _, masked = function_numbers(None, mask_mod, is_causal)
     top_k, top_p, scale = _number("top_k", top_k), _number("top_p", top_p), _number("scale", scale)
     block_q, block_kv = block_size = _block_size(block_size)
     _seqs(q, k, layout)
     q, k = _heads_first(q, layout), _heads_first(k, layout)
-    arguments = (q, k, top_k, top_p, block_q, block_kv, scale, masked, enable_gqa)
+    arguments = (q, k, top_k, top_p, block_q, block_kv, scale, masked, enable_gqa, dropped)
     torch = torch_of(q)
     if torch is None or _is_plain(torch, q, k, k):
         lists = _native.block_mask(*arguments)
@@ -216,7 +247,7 @@ def block_mask(
         with torch.no_grad():
             lists = torch.ops.tilewright.block_mask(*arguments)
     function = mask_mod if mask_mod is not None else ("causal" if is_causal else None)
-    return BlockMask.of_lists(lists, block_size, (q.shape[2], k.shape[2]), function)
+    return BlockMask.of_lists(lists, block_size, (q.shape[2], k.shape[2]), function, dropped)
 
 
 @overload
@@ -263,6 +294,7 @@ def attention(
     return_lse: bool = False,
     score_mod: Any = None,
     mask_mod: Any = None,
+    tail: Tail = None,
 ) -> Any:
     """Attention over the blocks of a mask of one's own.
 
@@ -279,12 +311,15 @@ def attention(
             were not made with "causal", is refused.
         mask_mod: a mask function for the kept blocks, instead of the mask's own. A mask with full blocks that were made with another
             function, or with none, is refused: nothing is decided within full blocks.
+        tail: what stands for the blocks that the mask drops, as in `sparse_attention`. A mask that was selected says which these are. What
+            lists of one's own leave out may be forbidden instead: such a mask is refused unless `BlockMask.with_admissible` or
+            `with_unlisted_dropped` made it, and so is a mask function here that is not the mask's own.
 
     Returns:
         `out`, or `(out, lse)`.
 
     Raises:
-        As `sparse_attention`; ValueError too for a mask that does not fit the tensors or the function.
+        As `sparse_attention`; ValueError too for a mask that does not fit the tensors, the function or the tail.
     """
     is_causal, enable_gqa = checked_flag("is_causal", is_causal), checked_flag("enable_gqa", enable_gqa)
     return_lse = checked_flag("return_lse", return_lse)
@@ -296,6 +331,9 @@ def attention(
     elif masked != own:
         _check_function(mask, is_causal)
     mask.check_fits(q, k, layout)
+    tailed = tail_number(tail, mask.BLOCK_SIZE[1], score_mod)
+    if tailed != 0:
+        _check_dropped(mask, masked == own)
     scale = _number("scale", scale)
     lists = (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices)
     options = (*mask.BLOCK_SIZE, scale, score, masked, enable_gqa)
@@ -303,12 +341,14 @@ def attention(
     if torch is None or _is_plain(torch, q, k, v):
         if layout not in _LAYOUTS:
             raise _wrong_layout(layout)
-        out, lse = _native.attention(q, k, v, *lists, *options, layout == "BSHD")
+        dropped = mask.dropped if tailed != 0 else None
+        out, lse = _native.attention(q, k, v, *lists, *options, layout == "BSHD", dropped, tailed)
     else:
         _check_operands(torch, q, k, v)
         q, k, v = (_heads_first(tensor, layout) for tensor in (q, k, v))
-        _check_types(torch, **mask.lists())
-        out, lse = torch.ops.tilewright.attention(q, k, v, *lists, *options)
+        dropped = mask.dropped_bits if tailed != 0 else None
+        _check_types(torch, **mask.lists(), dropped=dropped)
+        out, lse = torch.ops.tilewright.attention(q, k, v, *lists, *options, dropped, tailed)
         out = _heads_first(out, layout)
     return (out, lse) if return_lse else out
 
@@ -414,6 +454,20 @@ def _check_function(mask: BlockMask, is_causal: bool) -> None:
         raise ValueError(
             f"mask_mod is given, and the mask's full blocks, within which no function decides, are made {made}: write both conditions "
             "into one mask function, and make the mask with it"
+        )
+
+
+def _check_dropped(mask: BlockMask, is_own: bool) -> None:
+    """Raises ValueError unless the mask says what a tail stands for. `is_own`: whether the function of the call is the mask's."""
+    if mask.dropped_bits is None:
+        raise ValueError(
+            "the mask does not say which of the blocks it leaves out are dropped and which are forbidden: give it `with_admissible(mask)`, or "
+            "`with_unlisted_dropped()` if none is forbidden"
+        )
+    if not is_own:
+        raise ValueError(
+            "a tail and a mask function are given, and the mask was made without this function, which may forbid keys of the blocks that the "
+            "mask drops: make the mask with the function"
         )
 
 

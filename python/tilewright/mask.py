@@ -14,6 +14,9 @@ from .functions import TranslationError, mask_mod_of
 #: The sparse blocks there are, (queries, keys); the default first.
 BLOCK_SIZES = tuple(_native.block_sizes())
 
+#: Keys that a mean of the tail "row" is of, where blocks are no larger: as good as 64, at half the cost.
+_ROW_KEYS = 128
+
 #: What PyTorch and numpy call it.
 _BOOLS = ("torch.bool", "bool")
 
@@ -57,6 +60,7 @@ class BlockMask(Generic[Array]):
         BLOCK_SIZE: Union[int, tuple[int, int]] = (128, 64),
         seq_lengths: tuple[int, int],
         mask_mod: MaskFunction = None,
+        dropped: Optional[Array] = None,
     ) -> None:
         self.BLOCK_SIZE = checked_block_size(BLOCK_SIZE)
         self.seq_lengths = _checked_lengths(seq_lengths)
@@ -67,7 +71,7 @@ class BlockMask(Generic[Array]):
         if (full_kv_num_blocks is None) != (full_kv_indices is None):
             raise ValueError("full_kv_num_blocks and full_kv_indices come together: pass both, or neither")
         rows = self._grid()[0]
-        for name, value in self.lists().items():
+        for name, value in {**self.lists(), "dropped": dropped}.items():
             if value is not None:
                 _check_is_array(name, value)
         if full_kv_num_blocks is not None:
@@ -91,6 +95,15 @@ class BlockMask(Generic[Array]):
                 raise ValueError(
                     f"{name}_indices has shape {tuple(indices.shape)}, needed {[*counts.shape, 'width']}: a list for every count"
                 )
+        if dropped is not None:
+            needed = (*kv_num_blocks.shape[:2], rows, -(-self._grid()[1] // 32))
+            if tuple(dropped.shape) != needed:
+                raise ValueError(
+                    f"dropped has shape {tuple(dropped.shape)}, needed {needed}: the batch and heads of the lists, the query blocks, and a "
+                    "bit for every key block, 32 in a word"
+                )
+            dropped = dropped.reshape(*needed[:2], needed[2] * needed[3])
+        self._bits = dropped
         if full_kv_num_blocks is not None:
             # Kernels read both kinds of lists at one place.
             self.full_kv_num_blocks, self.full_kv_indices = (
@@ -101,13 +114,15 @@ class BlockMask(Generic[Array]):
 
     @classmethod
     def of_lists(
-        cls, lists: Any, block_size: tuple[int, int], seqs: tuple[int, int], mask_mod: MaskFunction
+        cls, lists: Any, block_size: tuple[int, int], seqs: tuple[int, int], mask_mod: MaskFunction, says_dropped: bool
     ) -> "BlockMask":
-        """The mask of what the operator `tilewright::block_mask` returns."""
+        """The mask of what the operator `tilewright::block_mask` returns, with `dropped` or without."""
         lists = list(lists)
+        dropped = lists.pop() if says_dropped else None
         kv, by_kv = lists[0:2], lists[2:4]
         full, full_by_kv = (lists[4:6], lists[6:8]) if len(lists) > 4 else ([None, None], [None, None])
         mask = cls(*kv, *full, BLOCK_SIZE=block_size, seq_lengths=seqs, mask_mod=mask_mod)
+        mask._bits = dropped
         mask._transposed = (*by_kv, *full_by_kv)
         return mask
 
@@ -177,6 +192,82 @@ class BlockMask(Generic[Array]):
             mask_mod=python_function(self.mask_mod),
             seq_lengths=self.seq_lengths,
         )
+
+    # ---- what it drops ---------------------------------------------------------------------------------------------
+
+    @property
+    def dropped(self) -> Optional[Array]:
+        """The dropped blocks, for which a `tail` stands: those that are left out although a query may attend to all of their keys. The others that
+        are left out are forbidden. None where the mask does not say: one that was selected does, one of others does after `with_admissible` or
+        `with_unlisted_dropped`. int32 `[batch or 1, heads or 1, q_blocks, ceil(kv_blocks / 32)]`, bit b of word w for key block 32 · w + b."""
+        if self._bits is None:
+            return None
+        rows, columns = self._grid()
+        return self._bits.reshape(*self._bits.shape[:2], rows, -(-columns // 32))
+
+    @property
+    def dropped_bits(self) -> Optional[Array]:
+        """`dropped` as the operators take it, with the words of all rows of a head in one dimension."""
+        return self._bits
+
+    def with_admissible(self, admissible: Any) -> "BlockMask[Array]":
+        """The same lists with `dropped`: what they leave out of `admissible` is dropped, and all else is forbidden.
+
+        Args:
+            admissible: the blocks whose keys may be attended to, as a mask that `attention` takes. Of one with a mask function its full blocks
+                alone can be dropped, for in the others the function forbids some of the keys; of one without, all that it lists. For a mask
+                function `f` that is `block_mask(q, k, top_k=None, top_p=None, mask_mod=f)`.
+
+        Raises:
+            ValueError: other lengths, blocks, batch or heads than this mask's (1 is shared) or another device, or a mask function without
+                full blocks, of which nothing is known.
+            TypeError: no mask, or lists of another framework.
+        """
+        admissible = as_block_mask(admissible, self.BLOCK_SIZE, self.seq_lengths)
+        self._check_admissible(admissible)
+        is_split = admissible.full_kv_num_blocks is not None
+        counts = admissible.full_kv_num_blocks if is_split else admissible.kv_num_blocks
+        indices = admissible.full_kv_indices if is_split else admissible.kv_indices
+        return self._dropping(_map_of(counts, indices, self._grid()[1]) & ~self.to_dense())
+
+    def with_unlisted_dropped(self) -> "BlockMask[Array]":
+        """The same lists with `dropped`: all that they leave out is dropped, and no key is forbidden. In FlexAttention's masks an unlisted block is
+        a forbidden one: they want `with_admissible`."""
+        return self._dropping(~self.to_dense())
+
+    def dropped_map(self) -> Optional[Array]:
+        """The map of dropped blocks, bool `[batch or 1, heads or 1, q_blocks, kv_blocks]`; None where the mask does not say."""
+        dropped = self.dropped
+        return None if dropped is None else _map_of_bits(dropped, self._grid()[1])
+
+    def _dropping(self, map: Any) -> "BlockMask[Array]":
+        return self._made_of(lambda list: list, _bits_of(map))
+
+    def _check_admissible(self, admissible: "BlockMask") -> None:
+        ours, theirs = self.kv_num_blocks, admissible.kv_num_blocks
+        if (torch_of(ours) is None) != (torch_of(theirs) is None):
+            raise TypeError(
+                f"the mask's lists are of type {type(ours).__name__}, the admissible mask's of {type(theirs).__name__}: make both of one "
+                "framework"
+            )
+        if torch_of(ours) is not None and ours.device != theirs.device:
+            raise ValueError(
+                f"the mask is on {ours.device}, the admissible mask on {theirs.device}: move it with `admissible.to(device)`"
+            )
+        if admissible.BLOCK_SIZE != self.BLOCK_SIZE:
+            raise ValueError(
+                f"the admissible mask has blocks of {admissible.BLOCK_SIZE}, the mask of {self.BLOCK_SIZE}: make both of the same blocks"
+            )
+        for name, found, needed in zip(("batch", "heads", "seq_q", "seq_kv"), admissible.shape, self.shape):
+            if found != needed and not (found == 1 and name in ("batch", "heads")):
+                raise ValueError(
+                    f"the admissible mask has {name} {found}, the mask has {needed}: make it for the same tensors"
+                )
+        if admissible.mask_mod is not None and admissible.full_kv_num_blocks is None:
+            raise ValueError(
+                f"the admissible mask has the function {admissible.mask_mod!r} and no full blocks, so that nothing says which of its blocks the "
+                "function keeps whole: make it with `block_mask(q, k, top_k=None, top_p=None, mask_mod=…)`"
+            )
 
     # ---- handed on -------------------------------------------------------------------------------------------------
 
@@ -252,18 +343,7 @@ class BlockMask(Generic[Array]):
         """
         _check_is_torch(self.kv_num_blocks, "to move them")
         move = lambda tensor: None if tensor is None else tensor.to(device)  # noqa: E731
-        mask = BlockMask(
-            move(self.kv_num_blocks),
-            move(self.kv_indices),
-            move(self.full_kv_num_blocks),
-            move(self.full_kv_indices),
-            BLOCK_SIZE=self.BLOCK_SIZE,
-            seq_lengths=self.seq_lengths,
-            mask_mod=self.mask_mod,
-        )
-        if self._transposed is not None:
-            mask._transposed = tuple(move(tensor) for tensor in self._transposed)
-        return mask
+        return self._made_of(move, move(self._bits))
 
     def check_fits(self, q: Any, k: Any, layout: str = "BHSD") -> None:
         """Raises ValueError unless the mask is one for these tensors; its batch and heads may be 1."""
@@ -283,6 +363,22 @@ class BlockMask(Generic[Array]):
         """What the mask is, and its sparsity, for which it waits for the GPU; not where that cannot be read."""
         sparsity = f", sparsity={self.sparsity():.4g}" if _is_readable(self.kv_num_blocks) else ""
         return f"BlockMask(shape={self.shape}, BLOCK_SIZE={self.BLOCK_SIZE}{sparsity}, mask_mod={self.mask_mod!r})"
+
+    def _made_of(self, make: Any, bits: Any) -> "BlockMask[Array]":
+        """The mask of what `make` makes of each of its lists, which may be None, and of these bits of dropped blocks."""
+        mask = BlockMask(
+            make(self.kv_num_blocks),
+            make(self.kv_indices),
+            make(self.full_kv_num_blocks),
+            make(self.full_kv_indices),
+            BLOCK_SIZE=self.BLOCK_SIZE,
+            seq_lengths=self.seq_lengths,
+            mask_mod=self.mask_mod,
+        )
+        mask._bits = bits
+        if self._transposed is not None:
+            mask._transposed = tuple(make(tensor) for tensor in self._transposed)
+        return mask
 
     def _grid(self) -> tuple[int, int]:
         (seq_q, seq_kv), (block_q, block_kv) = self.seq_lengths, self.BLOCK_SIZE
@@ -321,6 +417,37 @@ def checked_pair(block_size: Any) -> tuple[int, int]:
         raise ValueError(f"sparse blocks of {pair} (queries, keys), {needed}")
     # Python's own numbers, whatever the pair was made of.
     return BLOCK_SIZES[BLOCK_SIZES.index(pair)]
+
+
+def tail_number(tail: Any, block_kv: int, score_mod: Any = None) -> int:
+    """A tail as kernels know it: 0 for none, -1 for that of a block, and for that of a row the keys of a mean.
+
+    Raises:
+        ValueError: none of the tails there are, keys that are no multiple of `block_kv`, or a tail beside a score function.
+        TypeError: keys that are no whole number.
+    """
+    if tail is None:
+        return 0
+    if score_mod is not None:
+        raise ValueError(
+            f"a tail beside the score function `{score_mod._native.name}`: a mean stands for many keys, and what a function of "
+            "pairs makes of it is not defined; leave one of them out"
+        )
+    if isinstance(tail, str) and tail in ("block", "row"):
+        return -1 if tail == "block" else max(_ROW_KEYS, block_kv)
+    if not isinstance(tail, (tuple, list)) or len(tail) != 2 or tail[0] != "row":
+        raise ValueError(f'tail is {tail!r}, needed None, "block", "row" or ("row", keys), as ("row", 256)')
+    keys = tail[1]
+    # A compiler, which may hold a size for a variable, looks at integers alone.
+    if not isinstance(keys, int) or isinstance(keys, bool):
+        if isinstance(keys, bool) or not hasattr(keys, "__index__"):
+            raise TypeError(f"tail is {tail!r}, whose keys are of type {type(keys).__name__}, needed a whole number")
+        keys = keys.__index__()
+    if keys < 1 or keys % block_kv != 0:
+        raise ValueError(
+            f"a row tail over {keys} keys, needed a multiple of the {block_kv} keys of a sparse block: take {block_kv} or {2 * block_kv}"
+        )
+    return keys
 
 
 def as_block_mask(mask: Any, block_size: tuple[int, int], seqs: tuple[int, int]) -> BlockMask:
@@ -446,6 +573,37 @@ def _lists_of(map: Any) -> list[Any]:
     import numpy
 
     return [map.sum(-1, dtype=numpy.int32), numpy.argsort(~map, axis=-1, kind="stable").astype(numpy.int32)]
+
+
+def _bits_of(map: Any) -> Any:
+    """The entries of a bool map's last dimension as bits, 32 in an int32, the first the lowest, and the words of all rows in one dimension. Nothing
+    waits for the GPU."""
+    rows, columns = tuple(map.shape[:-1]), map.shape[-1]
+    words = -(-columns // 32)
+    torch = torch_of(map)
+    if torch is not None:
+        padded = map.new_zeros((*rows, words * 32), dtype=torch.int64)
+        padded[..., :columns] = map
+        sums = (padded.reshape(*rows[:2], rows[2] * words, 32) << torch.arange(32, device=map.device)).sum(-1)
+        return torch.where(sums < 1 << 31, sums, sums - (1 << 32)).to(torch.int32)
+    import numpy
+
+    padded = numpy.zeros((*rows, words * 32), dtype=numpy.uint32)
+    padded[..., :columns] = map
+    sums = (padded.reshape(*rows[:2], rows[2] * words, 32) << numpy.arange(32, dtype=numpy.uint32)).sum(-1, dtype=numpy.uint32)
+    return sums.view(numpy.int32)
+
+
+def _map_of_bits(bits: Any, columns: int) -> Any:
+    """The bool map of the first `columns` bits of the last dimension."""
+    torch = torch_of(bits)
+    if torch is not None:
+        each = bits[..., None] >> torch.arange(32, device=bits.device, dtype=bits.dtype) & 1
+    else:
+        import numpy
+
+        each = bits[..., None] >> numpy.arange(32, dtype=bits.dtype) & 1
+    return each.reshape(*bits.shape[:-1], bits.shape[-1] * 32)[..., :columns] != 0
 
 
 def _spread(lists: Any, leading: tuple[int, int]) -> Any:

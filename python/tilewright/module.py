@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ._torch import bind
-from ._typing import Layout
+from ._typing import Layout, Tail
 from .functional import check_options, sparse_attention
 from .functions import DeviceFunction
-from .mask import checked_flag, checked_pair, function_numbers
+from .mask import checked_flag, checked_pair, function_numbers, tail_number
 
 bind()
 
@@ -39,6 +39,7 @@ class SparseAttention(nn.Module):
         layout: Layout = "BHSD",
         score_mod: Optional[DeviceFunction] = None,
         mask_mod: Optional[DeviceFunction] = None,
+        tail: Tail = None,
     ) -> None:
         super().__init__()
         check_options(top_k, top_p, scale, layout)
@@ -49,6 +50,8 @@ class SparseAttention(nn.Module):
         self.scale, self.is_causal, self.enable_gqa = scale, is_causal, enable_gqa
         self.layout: Layout = layout
         self.score_mod, self.mask_mod = score_mod, mask_mod
+        tail_number(tail, self.block_size[1], score_mod)
+        self.tail: Tail = tail
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Any = None) -> torch.Tensor:
         """Shapes as in `sparse_attention`; with `mask` these blocks are attended to instead of selected ones."""
@@ -66,6 +69,7 @@ class SparseAttention(nn.Module):
             layout=self.layout,
             score_mod=self.score_mod,
             mask_mod=self.mask_mod,
+            tail=self.tail,
         )
 
     def extra_repr(self) -> str:
@@ -79,5 +83,6 @@ class SparseAttention(nn.Module):
             "layout": self.layout,
             "score_mod": self.score_mod,
             "mask_mod": self.mask_mod,
+            "tail": self.tail,
         }
         return ", ".join(f"{name}={value!r}" for name, value in options.items())

@@ -18,16 +18,20 @@ from .grid import grid_of, moved
 
 _OPTIONS = "float? scale, int score_mod, int mask_mod, bool enable_gqa"
 
+# What stands for dropped blocks, as `tail_number` of mask.py has it, and the bits of those blocks, the words of all rows of a head in one
+# dimension: one of their own would often be 1, and an exported program would hold on to that.
+_TAIL = "Tensor? dropped=None, int tail=0"
+
 _SCHEMAS = {
     "sparse_attention": "(Tensor q, Tensor k, Tensor v, float? top_k, float? top_p, int block_q, int block_kv, "
-    f"{_OPTIONS}) -> (Tensor, Tensor)",
+    f"{_OPTIONS}, int tail=0) -> (Tensor, Tensor)",
     "block_mask": "(Tensor q, Tensor k, float? top_k, float? top_p, int block_q, int block_kv, float? scale, "
-    "int mask_mod, bool enable_gqa) -> Tensor[]",
+    "int mask_mod, bool enable_gqa, bool dropped=False) -> Tensor[]",
     "attention": "(Tensor q, Tensor k, Tensor v, Tensor kv_num_blocks, Tensor kv_indices, Tensor? full_kv_num_blocks, "
-    f"Tensor? full_kv_indices, int block_q, int block_kv, {_OPTIONS}) -> (Tensor, Tensor)",
+    f"Tensor? full_kv_indices, int block_q, int block_kv, {_OPTIONS}, {_TAIL}) -> (Tensor, Tensor)",
     "attention_backward": "(Tensor d_out, Tensor? d_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
     "Tensor kv_num_blocks, Tensor kv_indices, Tensor? full_kv_num_blocks, Tensor? full_kv_indices, int block_q, int block_kv, "
-    f"{_OPTIONS}) -> (Tensor, Tensor, Tensor)",
+    f"{_OPTIONS}, {_TAIL}) -> (Tensor, Tensor, Tensor)",
     "regroup": "(Tensor tensor, int dim, int[] grid, int[] tile, int before, int after, int[] block_size, bool restore) -> Tensor",
 }
 
@@ -40,14 +44,25 @@ _library = torch.library.Library("tilewright", "DEF")
 # ---- kernels -------------------------------------------------------------------------------------------------------
 
 
-def _sparse_attention(q, k, v, top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa):
+# PyTorch leaves out trailing arguments that have their defaults.
+def _sparse_attention(q, k, v, top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, tail=0):
     return _native.sparse_attention(
-        q, k, v, top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, False, True
+        q, k, v, top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, False, True, tail
     )
 
 
-def _block_mask(q, k, top_k, top_p, block_q, block_kv, scale, mask_mod, enable_gqa):
-    return _native.block_mask(q, k, top_k, top_p, block_q, block_kv, scale, mask_mod, enable_gqa)
+def _block_mask(q, k, top_k, top_p, block_q, block_kv, scale, mask_mod, enable_gqa, dropped=False):
+    lists = _native.block_mask(q, k, top_k, top_p, block_q, block_kv, scale, mask_mod, enable_gqa, dropped)
+    return [*lists[:-1], lists[-1].flatten(2)] if dropped else lists
+
+
+def _by_row(dropped, q, k, block_q, block_kv):
+    """The bits as the native functions take them, with a dimension for a row's words; others than those of these sizes stay what they are."""
+    if dropped is None or dropped.dim() != 3 or q.dim() != 4 or k.dim() != 4:
+        return dropped
+    rows, words = -(-q.shape[2] // block_q), -(-k.shape[2] // (32 * block_kv))
+    fits = dropped.shape[2] == rows * words
+    return dropped.reshape(*dropped.shape[:2], rows, words) if fits else dropped
 
 
 def _attention(
@@ -64,6 +79,8 @@ def _attention(
     score_mod,
     mask_mod,
     enable_gqa,
+    dropped=None,
+    tail=0,
 ):
     return _native.attention(
         q,
@@ -80,6 +97,8 @@ def _attention(
         mask_mod,
         enable_gqa,
         False,
+        _by_row(dropped, q, k, block_q, block_kv),
+        tail,
     )
 
 
@@ -88,6 +107,9 @@ def _attention_backward(d_out, d_lse, *args):
         # Autograd's tensors lie as they like: a sum's gradient is one element, expanded.
         d_out = d_out if _rows_are_readable(d_out) else d_out.clone(memory_format=torch.contiguous_format)
         d_lse = d_lse if d_lse is None or d_lse.stride(-1) == 1 else d_lse.contiguous()
+    if len(args) > 15:
+        (q, k), (block_q, block_kv) = args[:2], args[9:11]
+        args = (*args[:15], _by_row(args[15], q, k, block_q, block_kv), *args[16:])
     return _native.attention_backward(d_out, d_lse, *args)
 
 
@@ -133,6 +155,7 @@ def _fake_block_mask(
     scale: Optional[float],
     mask_mod: int,
     enable_gqa: bool,
+    dropped: bool = False,
 ) -> list[Tensor]:
     _check_devices(q, k)
     batch, heads = q.shape[0], q.shape[1]
@@ -143,6 +166,8 @@ def _fake_block_mask(
         for rows, width in ((q_blocks, kv_blocks), (kv_blocks, q_blocks)):
             lists.append(q.new_empty((batch, heads, rows), dtype=torch.int32))
             lists.append(q.new_empty((batch, heads, rows, width), dtype=torch.int32))
+    if dropped:
+        lists.append(q.new_empty((batch, heads, q_blocks * -(-kv_blocks // 32)), dtype=torch.int32))
     return lists
 
 
@@ -219,17 +244,20 @@ def _below(name: str, *args: Any) -> Any:
         return getattr(torch.ops.tilewright, name).default(*args)
 
 
-def _sparse_attention_autograd(q, k, v, top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa):
+def _sparse_attention_autograd(
+    q, k, v, top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, tail=0
+):
     """Where a gradient is wanted, the selection and the attention apart: the backward needs the blocks that were kept."""
     refuse_derivatives(q, k, v)
     if not _wants_gradient(q, k, v):
         return _below(
-            "sparse_attention", q, k, v, top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa
+            "sparse_attention", q, k, v, top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, tail
         )
-    lists = _block_mask_autograd(q, k, top_k, top_p, block_q, block_kv, scale, mask_mod, enable_gqa)
-    full = lists[4:6] if len(lists) > 4 else (None, None)
+    lists = _block_mask_autograd(q, k, top_k, top_p, block_q, block_kv, scale, mask_mod, enable_gqa, tail != 0)
+    dropped = lists[-1] if tail != 0 else None
+    full = lists[4:6] if mask_mod != 0 else (None, None)
     return torch.ops.tilewright.attention.default(
-        q, k, v, *lists[:2], *full, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa
+        q, k, v, *lists[:2], *full, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, dropped, tail
     )
 
 
@@ -249,20 +277,22 @@ def _setup_attention(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> 
     q, k, v, *lists = inputs[:7]
     refuse_derivatives(q, k, v)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, *output, *lists)
-    ctx.options = inputs[7:]
+    *options, dropped, tail = inputs[7:]
+    ctx.save_for_backward(q, k, v, *output, *lists, dropped)
+    ctx.options, ctx.tail = options, tail
     # Their captures are needed again, when the caller may have let go of them.
     score_mod, mask_mod = inputs[10:12]
     ctx.functions = [_native.device_function(number) for number in (score_mod, mask_mod)]
 
 
 def _backward_of_attention(ctx: Any, d_out: Optional[Tensor], d_lse: Optional[Tensor]) -> tuple:
-    q, k, v, out, lse, *lists = ctx.saved_tensors
-    rest = (None,) * 10
+    q, k, v, out, lse, *lists, dropped = ctx.saved_tensors
+    rest = (None,) * 12
     if d_out is None and d_lse is None:
         return None, None, None, *rest
     d_out = torch.zeros_like(out) if d_out is None else d_out
-    gradients = torch.ops.tilewright.attention_backward(d_out, d_lse, q, k, v, out, lse, *lists, *ctx.options)
+    arguments = (*lists, *ctx.options, dropped, ctx.tail)
+    gradients = torch.ops.tilewright.attention_backward(d_out, d_lse, q, k, v, out, lse, *arguments)
     return *gradients, *rest
 
 

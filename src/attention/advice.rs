@@ -29,6 +29,7 @@ fn with_call(error: Error, rule: &Rule, sizes: &Sizes, density: Option<f64>, bac
         blocks: rule.blocks,
         selection: rule.selection,
         density,
+        tail: rule.tail,
         has_functions: rule.score_mod.is_some() || rule.mask_mod.is_some(),
         backward,
     };
@@ -51,6 +52,7 @@ mod tests {
             scale: 1.0,
             score_mod: None,
             mask_mod: None,
+            tail: crate::Tail::Block,
         };
         let tensor = |shape| Tensor::zeros(DType::Bf16, shape).expect("it is small");
         let sizes = Sizes::of(&rule, &tensor(&[2, 24, 4096, 128]), &tensor(&[2, 8, 512, 128]));
@@ -76,6 +78,7 @@ mod tests {
             );
             assert_eq!((call.selection, call.density), (Some(top_k(0.03)), Some(0.5)));
             assert_eq!((call.backward, call.has_functions), (backward, false));
+            assert_eq!(call.tail, crate::Tail::Block);
         }
         assert!(matches!(advise(Error::Selects, &rule, &sizes, None), Error::Selects));
     }

@@ -4,6 +4,7 @@ use super::executor::{Cpu, Executor};
 use super::gpu::Pipeline;
 use super::{Attention, HeadDim, Rule};
 use crate::device::Device;
+use crate::tail::Tail;
 use crate::tensor::TensorError;
 use crate::tune::Policy;
 use crate::{BlockSize, DType, Error, MaskMod, ScoreMod, Selection};
@@ -21,6 +22,7 @@ pub struct AttentionBuilder {
     scale: Option<f32>,
     score_mod: Option<Arc<dyn ScoreMod>>,
     mask_mod: Option<Arc<dyn MaskMod>>,
+    tail: Tail,
     policy: Option<Policy>,
 }
 
@@ -35,6 +37,7 @@ impl AttentionBuilder {
             scale: None,
             score_mod: None,
             mask_mod: None,
+            tail: Tail::None,
             policy: None,
         }
     }
@@ -78,6 +81,13 @@ impl AttentionBuilder {
         self
     }
 
+    /// What stands for the blocks that the selection drops, or a mask of one's own: see [`tail`](crate::tail). Of a mask function, blocks
+    /// that it keeps as a whole take part; what it forbids, in part or as a whole, does not.
+    pub fn tail(mut self, tail: Tail) -> Self {
+        self.tail = tail;
+        self
+    }
+
     /// How schedules are chosen on a GPU; as the device's [`Services`](crate::services::Services) say when not given.
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = Some(policy);
@@ -88,7 +98,8 @@ impl AttentionBuilder {
     /// the first call of a size, and found in the cache by every later process.
     ///
     /// # Errors
-    /// [`Error::Tensor`] unless the dtype is f16 or bf16, [`Error::Select`] for a share outside (0, 1],
+    /// [`Error::Tensor`] unless the dtype is f16 or bf16, [`Error::Select`] for a share outside (0, 1], [`Error::Tail`] for a tail beside
+    /// a score function, or over a number of keys that is no number of blocks;
     /// [`Error::Function`] when a device function does not lower; on a GPU the errors of [`launch::load`](crate::launch::load).
     pub fn build(self, device: &Device) -> Result<Attention, Error> {
         if !matches!(self.dtype, DType::F16 | DType::Bf16) {
@@ -104,6 +115,7 @@ impl AttentionBuilder {
             scale: self.scale.unwrap_or_else(|| self.head_dim.default_scale()),
             score_mod: self.score_mod,
             mask_mod: self.mask_mod,
+            tail: self.tail,
         };
         rule.validate()?;
         let executor: Arc<dyn Executor> = match device.as_cuda() {

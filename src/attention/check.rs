@@ -6,6 +6,7 @@ use super::{Attention, MaskLists, Output, Plan, Rule, Shapes, Sizes, Workspace};
 use crate::device::{CudaDevice, Device};
 use crate::mask::MOST_POSITIONS;
 use crate::operands::{Shape, Upstream};
+use crate::tail::TailError;
 use crate::tensor::{Named, TensorError, element_count, expect_apart};
 use crate::{BlockIndex, BlockMask, DType, Error, HeadDimError, MaskError, Tensor};
 use std::sync::Arc;
@@ -69,7 +70,11 @@ impl Attention {
     /// A mask is of the attention's blocks, and for tensors of this shape.
     pub(super) fn check_mask(&self, mask: &BlockMask, shape: &Shape) -> Result<(), Error> {
         mask.check_fits(shape.batch, shape.heads, shape.seq_q, shape.seq_kv)?;
-        Ok(mask.check_blocks(self.rule.blocks)?)
+        mask.check_blocks(self.rule.blocks)?;
+        match self.rule.has_tail() && mask.dropped().is_none() {
+            true => Err(TailError::Unknown.into()),
+            false => Ok(()),
+        }
     }
 
     /// Tensors are where the attention runs.
@@ -120,11 +125,13 @@ impl Plan {
     fn check_others(&self, work: &Kind<'_>, shape: &Shape, scratch: &Tensor) -> Result<(), Error> {
         let Attention { device, rule, .. } = &self.attention;
         match work {
-            Kind::Forward { .. } | Kind::Attend(_) => {}
+            Kind::Forward { .. } => {}
+            Kind::Attend(attend) => attend.lists.check_dropped(rule)?,
             Kind::Select(Select { lists, .. }) => lists.check_kind(rule)?,
             Kind::Backward(backward) => {
                 self.attention.check_upstream(&backward.upstream(), shape)?;
                 backward.lists.check_ranks()?;
+                backward.lists.check_dropped(rule)?;
             }
         }
         let written = work.written(rule, &self.sizes);
@@ -160,6 +167,13 @@ impl MaskLists {
     /// Lists of full blocks are there where a mask function tells such blocks apart.
     fn check_kind(&self, rule: &Rule) -> Result<(), Error> {
         let split = rule.is_split();
+        if self.dropped.is_some() != rule.has_tail() {
+            let found = match rule.has_tail() {
+                true => "the attention has a tail, and there is no room for the bits of dropped blocks",
+                false => "the attention has no tail, and there is room for the bits of dropped blocks",
+            };
+            return Err(Error::Lists { found });
+        }
         if self.full_kv.is_some() == split && self.full_q.is_some() == (split && self.q.is_some()) {
             return Ok(());
         }
@@ -168,6 +182,14 @@ impl MaskLists {
             false => "the attention has no mask function, and there are lists of full blocks",
         };
         Err(Error::Lists { found })
+    }
+
+    /// A tail stands for blocks that are known.
+    fn check_dropped(&self, rule: &Rule) -> Result<(), Error> {
+        match rule.has_tail() && self.dropped.is_none() {
+            true => Err(TailError::Unknown.into()),
+            false => Ok(()),
+        }
     }
 
     /// What the scratch of a backward is made by, before the kernels' bindings look at the rest.
@@ -186,6 +208,10 @@ impl MaskLists {
     /// Lists by query that a call over nothing would read: where there is something, the kernels' bindings say as much.
     pub(super) fn check_unread(&self, device: &Device, sizes: &Sizes) -> Result<(), Error> {
         let (batch, heads, rows) = (sizes.batch, sizes.heads, sizes.q_blocks);
+        if let Some(dropped) = &self.dropped {
+            dropped.expect_dtype("dropped", DType::I32)?;
+            dropped.expect_place("dropped", device)?;
+        }
         for (names, index) in [
             (["kv_counts", "kv_indices"], Some(&self.kv)),
             (["full_kv_counts", "full_kv_indices"], self.full_kv.as_ref()),

@@ -2,10 +2,10 @@
 
 use super::memory::Memory;
 use super::{Rule, Sizes};
-use crate::kernels::{rank::tensors as rows, transpose::tensors as columns};
+use crate::kernels::{dropped, rank::tensors as rows, transpose::tensors as columns};
 use crate::launch::TensorDecl;
 use crate::tensor::Named;
-use crate::{BlockIndex, BlockMask, Error};
+use crate::{BlockIndex, BlockMask, Error, Tensor};
 
 /// The lists of a block mask in memory of the caller's: see [`BlockMask`](crate::BlockMask), whose names these are.
 #[derive(Debug)]
@@ -20,6 +20,9 @@ pub struct MaskLists {
     pub q: Option<BlockIndex>,
     /// The transpose of `full_kv`.
     pub full_q: Option<BlockIndex>,
+    /// The dropped blocks, a bit each, as [`BlockMask::dropped`]: i32 `[batch, heads, q_blocks, ceil(kv_blocks / 32)]`; where there is a
+    /// [tail](super::AttentionBuilder::tail).
+    pub dropped: Option<Tensor>,
 }
 
 impl From<&BlockMask> for MaskLists {
@@ -30,11 +33,17 @@ impl From<&BlockMask> for MaskLists {
             full_kv: mask.full_kv().cloned(),
             q: Some(mask.q().clone()),
             full_q: mask.full_q().cloned(),
+            dropped: mask.dropped().cloned(),
         }
     }
 }
 
 impl MaskLists {
+    /// Lists by query, and none else: `MaskLists { full_kv, ..MaskLists::new(kv) }` has one more.
+    pub fn new(kv: BlockIndex) -> Self {
+        MaskLists { kv, full_kv: None, q: None, full_q: None, dropped: None }
+    }
+
     /// Room for the lists of a mask; those by key block only where they are asked for.
     pub(super) fn make(
         rule: &Rule,
@@ -44,6 +53,8 @@ impl MaskLists {
     ) -> Result<Self, Error> {
         let split = rule.is_split();
         let kv = memory.index([&rows::KV_COUNTS, &rows::KV_INDICES], sizes)?;
+        let dropped =
+            rule.has_tail().then(|| memory.argument(&dropped::tensors::DROPPED, sizes)).transpose()?;
         let mut wanted =
             |is: bool, decls: [&TensorDecl; 2]| is.then(|| memory.index(decls, sizes)).transpose();
         Ok(MaskLists {
@@ -51,26 +62,35 @@ impl MaskLists {
             q: wanted(by_key, [&columns::Q_COUNTS, &columns::Q_INDICES])?,
             full_q: wanted(by_key && split, [&columns::FULL_Q_COUNTS, &columns::FULL_Q_INDICES])?,
             kv,
+            dropped,
         })
     }
 
     /// The mask of lists with their transpose.
     pub(super) fn into_mask(self, rule: &Rule, sizes: &Sizes) -> BlockMask {
-        let MaskLists { kv, full_kv, q, full_q } = self;
+        let MaskLists { kv, full_kv, q, full_q, dropped } = self;
         let Some(q) = q else { unreachable!("the library's own lists have their transpose") };
         BlockMask::from_parts(rule.blocks, (sizes.seq_q, sizes.seq_kv), (kv, full_kv), (q, full_q))
+            .with_dropped_bits(dropped)
     }
 
     /// The same lists: what the kernels write to these, the others show.
     pub(super) fn share(&self) -> Self {
-        let MaskLists { kv, full_kv, q, full_q } = self;
-        MaskLists { kv: kv.clone(), full_kv: full_kv.clone(), q: q.clone(), full_q: full_q.clone() }
+        let MaskLists { kv, full_kv, q, full_q, dropped } = self;
+        MaskLists {
+            kv: kv.clone(),
+            full_kv: full_kv.clone(),
+            q: q.clone(),
+            full_q: full_q.clone(),
+            dropped: dropped.clone(),
+        }
     }
 
     /// The lists by query that there are, by the names that the kernels have for them.
     pub(super) fn by_query(&self) -> impl Iterator<Item = Named<'_>> {
         let kv = named(["kv_counts", "kv_indices"], Some(&self.kv));
-        kv.chain(named(["full_kv_counts", "full_kv_indices"], self.full_kv.as_ref()))
+        let full = named(["full_kv_counts", "full_kv_indices"], self.full_kv.as_ref());
+        kv.chain(full).chain(self.dropped.iter().map(|dropped| ("dropped", dropped)))
     }
 
     /// All that there are.
@@ -82,7 +102,7 @@ impl MaskLists {
 
     /// All that there are, to be written.
     pub(super) fn each(&mut self) -> impl Iterator<Item = &mut BlockIndex> {
-        let MaskLists { kv, full_kv, q, full_q } = self;
+        let MaskLists { kv, full_kv, q, full_q, .. } = self;
         [Some(kv), full_kv.as_mut(), q.as_mut(), full_q.as_mut()].into_iter().flatten()
     }
 }

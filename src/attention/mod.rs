@@ -43,6 +43,7 @@ pub use workspace::Workspace;
 
 use crate::device::Device;
 use crate::operands::Upstream;
+use crate::tail::{Tail, TailError};
 use crate::{BlockMask, BlockSize, DType, Error, MaskMod, ScoreMod, Selection, Tensor};
 use executor::Executor;
 use sizes::Sizes;
@@ -72,6 +73,7 @@ struct Rule {
     scale: f32,
     score_mod: Option<Arc<dyn ScoreMod>>,
     mask_mod: Option<Arc<dyn MaskMod>>,
+    tail: Tail,
 }
 
 impl Rule {
@@ -85,9 +87,18 @@ impl Rule {
         self.mask_mod.is_some()
     }
 
+    /// Whether anything stands for dropped blocks.
+    fn has_tail(&self) -> bool {
+        self.tail != Tail::None
+    }
+
     fn validate(&self) -> Result<(), Error> {
         if !self.scale.is_finite() {
             return Err(Error::Scale { found: self.scale });
+        }
+        self.tail.blocks_a_mean(self.blocks)?;
+        if let (true, Some(function)) = (self.has_tail(), &self.score_mod) {
+            return Err(TailError::ScoreMod { name: function.name().to_owned() }.into());
         }
         Ok(self.selection.map_or(Ok(()), |selection| selection.validate())?)
     }
@@ -110,6 +121,11 @@ impl Attention {
     /// Starts describing an attention over half-precision tensors (`F16` or `Bf16`).
     pub fn builder(head_dim: HeadDim, dtype: DType) -> AttentionBuilder {
         AttentionBuilder::new(head_dim, dtype)
+    }
+
+    /// What stands for dropped blocks.
+    pub fn tail(&self) -> Tail {
+        self.rule.tail
     }
 
     /// Where it runs.
@@ -161,7 +177,8 @@ impl Attention {
     /// [`BlockMask::full_kv`].
     ///
     /// # Errors
-    /// [`Error::Mask`] when the mask is for other sizes or blocks; otherwise as [`forward`](Self::forward).
+    /// [`Error::Mask`] when the mask is for other sizes or blocks, [`Error::Tail`] when there is a [tail](AttentionBuilder::tail) and the mask does not
+    /// say which blocks it drops; otherwise as [`forward`](Self::forward).
     pub fn attend_with(
         &self,
         q: &Tensor,

@@ -143,7 +143,9 @@ impl Plan {
         let (call, Attention { device, rule, executor }) = (self.call(), &self.attention);
         let lists = empty_lists(&call)?;
         let (out, lse) = unattended(&call)?;
-        let bytes = self.scratch_bytes(Step::Select { by_key: true })?;
+        // The lists are the workspace's own, so that a selection needs no others.
+        let step = if rule.has_tail() { Step::Forward } else { Step::Select { by_key: true } };
+        let bytes = self.scratch_bytes(step)?;
         Ok(Workspace {
             output: Output { out, lse, mask: lists.share().into_mask(rule, &self.sizes) },
             lists,
@@ -185,7 +187,7 @@ impl Plan {
     /// [`Error::NotOnGpu`] for an attention on the CPU; [`Error::Plan`] for tensors of other shapes;
     /// [`Error::Scratch`], [`Error::ScratchInUse`], [`Error::Gaps`], [`Error::Aliased`]; [`Error::Tensor`] for what is
     /// written of another shape, dtype or device, or scratch on another, over nothing too; [`Error::Lists`] for lists to write of the wrong
-    /// kind. Of lists that are read [`Error::Bind`] for a wrong shape or dtype, and [`Error::Mask`] or
+    /// kind, [`Error::Tail`] for lists without bits of dropped blocks where there is a tail. Of lists that are read [`Error::Bind`] for a wrong shape or dtype, and [`Error::Mask`] or
     /// [`Error::Tensor`] where there is nothing to launch over them. Otherwise as [`Attention::forward`] and
     /// [`Attention::backward`].
     pub fn run<'a>(&self, work: impl Into<Work<'a>>, scratch: &mut Tensor) -> Result<(), Error> {

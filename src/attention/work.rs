@@ -66,7 +66,7 @@ pub struct Attend<'a> {
     pub k: &'a Tensor,
     /// As in [`Inputs`].
     pub v: &'a Tensor,
-    /// Read: `kv` and `full_kv`.
+    /// Read: `kv` and `full_kv`, and with a [tail](super::AttentionBuilder::tail) `dropped`.
     pub lists: &'a MaskLists,
     /// Written, as in [`Forward`].
     pub out: &'a mut Tensor,
@@ -221,7 +221,11 @@ impl Kind<'_> {
                 add("lse", lse, DType::F32, &[batch, heads, seq_q]);
             }
             Kind::Select(Select { lists, .. }) => {
-                let MaskLists { kv, full_kv, q, full_q } = &**lists;
+                let MaskLists { kv, full_kv, q, full_q, dropped } = &**lists;
+                if let Some(dropped) = dropped {
+                    let words = kv_blocks.div_ceil(32);
+                    add("dropped", dropped, DType::I32, &[batch, heads, q_blocks, words]);
+                }
                 for (counts, indices, index, rows, width) in [
                     ("kv_counts", "kv_indices", Some(kv), q_blocks, kv_blocks),
                     ("full_kv_counts", "full_kv_indices", full_kv.as_ref(), q_blocks, kv_blocks),

@@ -5,6 +5,8 @@ mod compare;
 mod gradient;
 mod partial;
 mod selection;
+mod tail;
+mod tail_backward;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +17,8 @@ pub(crate) use partial::PartialCase;
 pub(crate) use selection::{
     GRID, Lists, Selected, SelectionCase, classes, map, ordered, packed, rows_by_length, same_lists,
 };
+pub(crate) use tail::{TailCase, with_means};
+pub(crate) use tail_backward::{TAIL_GRADIENT, TailBackwardCase};
 
 use crate::{DType, Error, Tensor};
 

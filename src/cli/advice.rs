@@ -1,5 +1,6 @@
 //! What to type about a failure: the library says what is missing, and knows nothing of the command.
 
+use super::args::describe_tail;
 use super::error::CliError;
 use std::fmt::Write;
 use tilewright::Error;
@@ -102,6 +103,9 @@ pub fn tune_command(call: &Call) -> Option<String> {
             let _ = write!(text, " {option} {share}");
         }
     }
+    if let Some(tail) = describe_tail(call.tail) {
+        let _ = write!(text, " --tail {tail}");
+    }
     if call.backward {
         text += " --backward";
     }
@@ -112,7 +116,7 @@ pub fn tune_command(call: &Call) -> Option<String> {
 mod tests {
     use super::*;
     use std::path::PathBuf;
-    use tilewright::{BlockSize, DType, HeadDim, top_k, top_p};
+    use tilewright::{BlockSize, DType, HeadDim, Tail, top_k, top_p};
 
     fn square() -> Call {
         Call {
@@ -127,6 +131,7 @@ mod tests {
             blocks: BlockSize::default(),
             selection: Some(top_k(0.03) | top_p(0.2)),
             density: None,
+            tail: Tail::None,
             has_functions: false,
             backward: false,
         }
@@ -148,6 +153,7 @@ mod tests {
             (square(), Some(selected.to_owned())),
             (Call { density: Some(0.125), ..square() }, Some(format!("{selected} --density 0.125"))),
             (Call { backward: true, ..square() }, Some(format!("{selected} --backward"))),
+            (Call { tail: Tail::Row { keys: 128 }, ..square() }, Some(format!("{selected} --tail row:128"))),
             // Less than a block of each row.
             (Call { density: Some(0.001), ..square() }, None),
             (Call { has_functions: true, ..square() }, None),

@@ -8,7 +8,7 @@ use tilewright::codegen::{Arch, Value};
 use tilewright::device::DeviceError;
 use tilewright::services::{Services, line_on_stderr};
 use tilewright::toolchain::ToolchainError;
-use tilewright::{BlockSize, DType, Device, Selection, top_k, top_p};
+use tilewright::{BlockSize, DType, Device, Selection, Tail, top_k, top_p};
 
 /// The sparse attention to run.
 #[derive(Args, Clone, Copy)]
@@ -51,6 +51,47 @@ pub fn describe(selection: &Selection) -> String {
     let k = selection.k().map(|k| format!("top-k {}", number(k)));
     let p = selection.p().map(|p| format!("top-p {}", number(p)));
     k.into_iter().chain(p).collect::<Vec<_>>().join(" ∪ ")
+}
+
+/// A tail as it is written: its keys may be those of a block, which another argument says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TailChoice {
+    Block,
+    Row { keys: Option<usize> },
+}
+
+impl TailChoice {
+    /// The tail for these blocks.
+    pub fn of(self, blocks: BlockSize) -> Tail {
+        match self {
+            TailChoice::Block => Tail::Block,
+            TailChoice::Row { keys: None } => Tail::row(blocks),
+            TailChoice::Row { keys: Some(keys) } => Tail::Row { keys },
+        }
+    }
+}
+
+impl FromStr for TailChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let keys = |keys: &str| keys.parse().ok().map(|keys| TailChoice::Row { keys: Some(keys) });
+        let found = match text {
+            "block" => Some(TailChoice::Block),
+            "row" => Some(TailChoice::Row { keys: None }),
+            _ => text.strip_prefix("row:").and_then(keys),
+        };
+        found.ok_or_else(|| "write block, row, or row:KEYS such as row:256".to_owned())
+    }
+}
+
+/// A tail in words, as `--tail` takes it.
+pub fn describe_tail(tail: Tail) -> Option<String> {
+    match tail {
+        Tail::Block => Some("block".to_owned()),
+        Tail::Row { keys } => Some(format!("row:{keys}")),
+        _ => None,
+    }
 }
 
 /// A share that `rule` takes.

@@ -82,7 +82,8 @@ impl CliError {
             CliError::Toolchain(_) | CliError::Library(tilewright::Error::Toolchain(_)) => "toolchain",
             CliError::Cache(_) | CliError::Library(tilewright::Error::Cache(_)) => "cache",
             CliError::Device(_) | CliError::Library(tilewright::Error::Device(_)) => "device",
-            CliError::Library(tilewright::Error::Bind(BindError::Names { .. })) => "arguments",
+            CliError::Library(tilewright::Error::Bind(BindError::Names { .. }))
+            | CliError::Library(tilewright::Error::Tail(_)) => "arguments",
             CliError::Library(_) => "library",
             CliError::TensorFile(_)
             | CliError::NoTokenGrid { .. }

@@ -24,8 +24,12 @@ pub struct BoxedTensor {
 pub(crate) struct TensorMap(sys::CUtensorMap);
 
 impl TensorMap {
-    /// Asks the driver, which computes and touches no GPU (about a microsecond); the reason when it refuses.
+    /// Asks the driver, which computes and touches no GPU (about a microsecond); the reason when it refuses. Of an absent tensor all zeros.
     pub(crate) fn encode(tensor: &BoxedTensor) -> Result<Self, String> {
+        let mut map = TensorMap(sys::CUtensorMap { opaque: [0; 16] });
+        if tensor.extents.is_empty() {
+            return Ok(map);
+        }
         let element = match tensor.dtype {
             DType::F16 => Element::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
             DType::Bf16 => Element::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
@@ -41,7 +45,6 @@ impl TensorMap {
             _ => Swizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
         };
         let steps = [1u32; 5];
-        let mut map = TensorMap(sys::CUtensorMap { opaque: [0; 16] });
         // SAFETY: `map` is 128 bytes, aligned to as many; the lists have as many numbers as there are dimensions (one stride less).
         let result = unsafe {
             sys::cuTensorMapEncodeTiled(

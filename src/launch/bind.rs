@@ -310,18 +310,21 @@ impl Binder {
         BindError::Candidate { kernel: self.kernel, found: format!("of family {family}, which has no body") }
     }
 
-    /// Lets the copy engine read boxes of `[rows, columns]` of a tensor that was checked before.
+    /// Lets the copy engine read boxes of `[rows, columns]` of a tensor that was checked before, where there is one.
     ///
     /// # Errors
     /// [`BindError::TensorMap`] when it cannot: another body of the kernel may.
     pub fn tensor_map(
         &mut self,
         arg: &'static str,
-        tensor: &Tensor,
+        tensor: Option<&Tensor>,
         [rows, columns]: [i64; 2],
     ) -> Result<(), BindError> {
-        let boxed = BoxedTensor::new(arg, tensor, [rows, columns])
-            .map_err(|reason| BindError::TensorMap { kernel: self.kernel, arg, reason })?;
+        let boxed = match tensor {
+            Some(tensor) => BoxedTensor::new(arg, tensor, [rows, columns])
+                .map_err(|reason| BindError::TensorMap { kernel: self.kernel, arg, reason })?,
+            None => BoxedTensor::absent(arg),
+        };
         self.tensor_maps.push(boxed);
         Ok(())
     }

@@ -1,10 +1,16 @@
 //! What the copy engine (TMA) can read of a tensor.
 
-use crate::Tensor;
 use crate::device::BoxedTensor;
+use crate::{DType, Tensor};
 use smallvec::SmallVec;
 
 impl BoxedTensor {
+    /// What stands for a tensor that is not there. Its body must not copy from it.
+    pub(crate) fn absent(arg: &'static str) -> Self {
+        let (extents, strides, sides) = Default::default();
+        BoxedTensor { arg, pointer: 0, dtype: DType::U8, extents, strides, sides }
+    }
+
     /// A tensor on a GPU of which boxes of `[rows, columns]` of the last two dimensions are read; the reason when they
     /// cannot be.
     pub(crate) fn new(arg: &'static str, tensor: &Tensor, [rows, columns]: [i64; 2]) -> Result<Self, String> {

@@ -103,7 +103,9 @@ impl fmt::Display for BlockSize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::specs::{backward_kv, backward_q, classify, pool, score_partial};
+    use crate::kernels::specs::{
+        backward_kv, backward_q, classify, pool, pool_values, score_partial, tail_gather,
+    };
 
     #[test]
     fn every_kernel_over_tokens_takes_every_size() {
@@ -115,9 +117,11 @@ mod tests {
                 backward_kv::SPECS.iter().any(|spec| (spec.block_q, spec.block_kv) == (q, kv)),
                 classify::SPECS.iter().any(|spec| (spec.block_q, spec.block_kv) == (q, kv)),
                 pool::SPECS.iter().any(|spec| (spec.block_q, spec.block_kv) == (q, kv)),
+                pool_values::SPECS.iter().any(|spec| (spec.block_q, spec.block_kv) == (q, kv)),
+                tail_gather::SPECS.iter().any(|spec| (spec.block_q, spec.block_kv) == (q, kv)),
                 score_partial::SPECS.iter().any(|spec| (spec.block_q, spec.block_kv) == (q, kv)),
             ];
-            assert_eq!(takes, [true; 6], "{blocks}");
+            assert_eq!(takes, [true; 8], "{blocks}");
         }
         assert_eq!(BlockSize::default(), BlockSize::new(128, 64).unwrap());
         for (at, blocks) in BlockSize::ALL.iter().enumerate() {

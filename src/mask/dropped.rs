@@ -1,7 +1,7 @@
 //! Which of the blocks that a mask leaves out are dropped, and which are forbidden: a [tail](crate::tail) stands for the first alone.
 
 use super::{BlockMask, DenseMap, EMPTY, FULL, PARTIAL};
-use crate::{Device, Error, Tensor};
+use crate::{DType, Device, Error, Tensor, TensorError};
 
 impl BlockMask {
     /// The dropped blocks: i32 `[batch|1, heads|1, q_blocks, ceil(kv_blocks / 32)]`, bit b of word w for key block 32 · w + b. These are the
@@ -30,7 +30,7 @@ impl BlockMask {
             let class = allowed.classes[shared(allowed.shape) * of_head + within];
             class == whole && listed.classes[block] == EMPTY
         };
-        self.with_dropped(&listed, is_dropped)
+        self.dropping(&listed, is_dropped)
     }
 
     /// The same lists, all that they leave out being dropped: no key is forbidden.
@@ -39,11 +39,32 @@ impl BlockMask {
     /// A device error when the lists cannot be copied from the GPU.
     pub fn with_unlisted_dropped(&self) -> Result<Self, Error> {
         let listed = self.to_dense()?;
-        self.with_dropped(&listed, |block| listed.classes[block] == EMPTY)
+        self.dropping(&listed, |block| listed.classes[block] == EMPTY)
+    }
+
+    /// The same lists with these bits as [`dropped`](Self::dropped), of memory that may lie on a GPU: what they say is not looked at. A block
+    /// that is listed and dropped too counts twice.
+    ///
+    /// # Errors
+    /// [`TensorError::Shape`] and [`TensorError::DType`] for what is no such tensor.
+    pub fn with_dropped(&self, dropped: Tensor) -> Result<Self, Error> {
+        let [batch, heads, q_blocks, kv_blocks] = self.shape();
+        let needed = [batch, heads, q_blocks, kv_blocks.div_ceil(32)];
+        if dropped.shape() != needed {
+            let (found, needed) = (dropped.shape().to_vec(), needed.to_vec());
+            return Err(TensorError::Shape { what: "dropped", found, needed }.into());
+        }
+        dropped.expect_dtype("dropped", DType::I32)?;
+        Ok(self.clone().with_dropped_bits(Some(dropped)))
+    }
+
+    /// The same lists with these bits as [`dropped`](Self::dropped).
+    pub(crate) fn with_dropped_bits(self, dropped: Option<Tensor>) -> Self {
+        BlockMask { dropped, ..self }
     }
 
     /// The bits of the blocks that are dropped.
-    fn with_dropped(&self, listed: &DenseMap, is_dropped: impl Fn(usize) -> bool) -> Result<Self, Error> {
+    fn dropping(&self, listed: &DenseMap, is_dropped: impl Fn(usize) -> bool) -> Result<Self, Error> {
         let dropped: Vec<bool> = (0..listed.classes.len()).map(is_dropped).collect();
         let bits = bits_of(&dropped, listed.shape)?;
         let device = self.kv.counts.cuda_device()?.map_or(Device::Cpu, Device::Cuda);

@@ -1,6 +1,6 @@
 //! A call of an attention, as far as tuning goes.
 
-use crate::{BlockSize, DType, HeadDim, Selection};
+use crate::{BlockSize, DType, HeadDim, Selection, Tail};
 
 /// The call that [`Error::CacheOnly`](crate::Error::CacheOnly) is about: made once where kernels may be compiled and timed, it leaves
 /// in the cache what it needs.
@@ -29,6 +29,8 @@ pub struct Call {
     pub selection: Option<Selection>,
     /// The share of blocks that the mask keeps, where the host knows it.
     pub density: Option<f64>,
+    /// What stands for dropped blocks.
+    pub tail: Tail,
     /// Whether the attention has a score or a mask function.
     pub has_functions: bool,
     /// Whether it was a call of the backward.

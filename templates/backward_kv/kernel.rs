@@ -8,10 +8,14 @@ kernel! {
     ///
     /// `key_order` is the order in which a head's key blocks are started, each of them once: those with the most queries first, so
     /// that none of them is still at work when the rest of the GPU is done.
+    ///
+    /// With TAIL_BLOCK every key of a block gets its `dk_mean` and `dv_mean` too. With TAIL_ROW the keys are the means that `forward` has
+    /// for keys, with weights by query block, and no list is read: the means come as often as `dk` and `dv` have rows for them, and each time
+    /// sum up another part of the query blocks, as equal in size as may be; `tail_pieces` says which of them have any weight there.
     fn backward_kv(
         #[align(16)] q: Tensor<T, [batch, heads, seq_q, head_dim]>,
-        #[align(16)] k: Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
-        #[align(16)] v: Tensor<T, [batch, kv_heads, seq_kv, value_dim]>,
+        #[align(16)] k: Tensor<T, [batch, kv_heads, keys, head_dim]>,
+        #[align(16)] v: Tensor<T, [batch, kv_heads, keys, value_dim]>,
         #[align(16)] d_out: Tensor<T, [batch, heads, seq_q, value_dim]>,
         lse: Tensor<f32, [batch, heads, seq_q]>,
         delta: Tensor<f32, [batch, heads, seq_q]>,
@@ -20,16 +24,24 @@ kernel! {
         full_q_counts: Option<Tensor<i32, [batch | 1, heads | 1, kv_blocks]>>,
         full_q_indices: Option<Tensor<i32, [batch | 1, heads | 1, kv_blocks, max_full_blocks]>>,
         key_order: Option<Tensor<i32, [batch | 1, kv_heads | 1, kv_blocks]>>,
+        dk_mean: Option<Tensor<f32, [batch, kv_heads, kv_blocks, head_dim]>>,
+        dv_mean: Option<Tensor<f32, [batch, kv_heads, kv_blocks, value_dim]>>,
+        tail_weights: Option<Tensor<f32, [batch | 1, heads | 1, q_blocks, keys]>>,
+        tail_pieces: Option<Tensor<i32, [batch | 1, heads | 1, q_blocks, tail_words]>>,
         #[align(16)] #[tolerance(1e-2)] dk: out Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
         #[align(16)] #[tolerance(1e-2)] dv: out Tensor<T, [batch, kv_heads, seq_kv, value_dim]>,
         scale: f32,
     )
-    specialize { T: [f16, bf16] }
-    ship { T: [bf16, f16] }
+    include "lib/tail.rs";
+    specialize { T: [f16, bf16], TAIL: TAILS = TAIL_NONE }
+    ship { T: [bf16, f16], TAIL: TAILS }
     include "lib/head_dim.rs";
     include "lib/attention.rs";
     include "lib/block_size.rs";
     include "lib/backward.rs";
+    let tail_words = ceil_div(ceil_div(keys, TAIL_PIECE), 32);
+    require (if TAIL == TAIL_ROW { seq_kv % keys + keys % BLOCK_KV } else { seq_kv - keys }) == 0,
+        "gradients have the rows of keys, of means a multiple of whole blocks";
 
     body sm80 {
         // TILE_KV: keys of a thread block. STEP_Q: queries that pass by at a time.
@@ -38,6 +50,8 @@ kernel! {
             BLOCK_KV % TILE_KV == 0,
             // A warp keeps the sums of its keys in registers: 32 keys of narrow heads, else 16.
             TILE_KV == 16 * WARPS || (D == 64 && TILE_KV == 32 * WARPS),
+            // Weights of means cost registers too.
+            TAIL != TAIL_ROW || (TILE_KV == 16 * WARPS && STEP_Q <= 32),
             // Sums, scores and their gradients, of 255 registers a thread. (Half of the widest heads' columns a block.)
             TILE_KV * (min(D, 128) + STEP_Q) / (16 * WARPS) <= 192,
             // The second half's addresses would spill.

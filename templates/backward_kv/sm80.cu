@@ -14,7 +14,9 @@
 <% include "lib/query_blocks.cuh" %>
 <% include "lib/tile_products.cuh" %>
 <% include "lib/write_sums.cuh" %>
-
+<% include "lib/add_mean.cuh" %>
+<% if constant.TAIL == constant.TAIL_ROW %><% include "lib/part_of_queries.cuh" %>
+<% endif %>
 constexpr int WARP_KEYS = TILE_KV / WARPS;
 constexpr int M_TILES = WARP_KEYS / 16;
 constexpr int Q_TILES = STEP_Q / 16;
@@ -34,7 +36,8 @@ using Layout = Tile<D>;
 using ValueLayout = Tile<D_V>;
 using Copy = TileCopy<T, D, THREADS>;
 using ValueCopy = TileCopy<T, D_V, THREADS>;
-using Steps = QueryBlocks<STEP_Q, STEPS_PER_BLOCK>;
+using Steps = <% if constant.TAIL == constant.TAIL_ROW %>PartOfQueries<% else %>QueryBlocks<% endif %><STEP_Q, STEPS_PER_BLOCK>;
+static_assert(TAIL == TAIL_NONE || !HAS_SCORE_MOD, "what a score function makes of a mean is not defined");
 using Products = float[M_TILES][2 * Q_TILES][4];
 
 // Shared memory: K, V, two slots of q and d_out, and of what is known of each query.
@@ -82,10 +85,11 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
     if (first_key >= p.seq_kv) return;
 
     const unsigned k_tile = shared_address(smem);
+    const int first_row_of_keys = TAIL == TAIL_ROW ? first_key % p.keys : first_key;
     Copy{p.k + batch * p.k_stride[0] + kv_head * p.k_stride[1], p.k_stride[2], p.head_dim}
-        .template start<TILE_KV>(k_tile, first_key, p.seq_kv);
+        .template start<TILE_KV>(k_tile, first_row_of_keys, p.keys);
     ValueCopy{p.v + batch * p.v_stride[0] + kv_head * p.v_stride[1], p.v_stride[2], p.value_dim}
-        .template start<TILE_KV>(k_tile + K_BYTES, first_key, p.seq_kv);
+        .template start<TILE_KV>(k_tile + K_BYTES, first_row_of_keys, p.keys);
     Statistics* const statistics = reinterpret_cast<Statistics*>(smem + STATISTICS);  // [2][STEP_Q]
 
     Steps steps(p, kv_block, kv_head, batch);
@@ -162,7 +166,15 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
                 for (int i = 0; i < 4; ++i)
                     weights[m][n][i] = fmaf(weights[m][n][i], to_exponent, i % 2 ? -columns.z : -columns.x);
         }
-        if (HAS_MASK_MOD && step.decided) {
+<% if constant.TAIL == constant.TAIL_ROW %>        {
+            // Who has no weight takes no part, whatever the score is.
+            const float* of_means = weights_of_means(p, step.first / BLOCK_Q, step.head, batch) + first_row_of_keys + warp_key;
+            each_product(weights, scores, [&](float& weight, float&, int mean, int) {
+                const float of_mean = __ldg(of_means + mean);
+                weight = of_mean == -infinity() ? of_mean : fmaf(of_mean, LOG2_E, weight);
+            });
+        }
+<% endif %>        if (HAS_MASK_MOD && step.decided) {
             each_product(weights, scores, [&](float& weight, float&, int key, int query) {
                 if (!f.mask_mod(batch, step.head, step.first + query, first_key + warp_key + key)) weight = -infinity();
             });
@@ -206,8 +218,19 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
     const auto begin = [&](T* tensor, const long long* stride) {
         return tensor + batch * stride[0] + kv_head * stride[1] + first_row * stride[2];
     };
+    float by = p.scale;
+    if constexpr (TAIL == TAIL_BLOCK) {
+        const auto mean_of = [&](const float* mean, const long long* stride) {
+            return mean + batch * stride[0] + kv_head * stride[1] + kv_block * stride[2];
+        };
+        if (p.dk_mean != nullptr && p.dv_mean != nullptr) {
+            add_mean(dk, by, mean_of(p.dk_mean, p.dk_mean_stride) + half * SUM_COLS, p.head_dim - half * SUM_COLS);
+            add_mean(dv, 1.0f, mean_of(p.dv_mean, p.dv_mean_stride) + half * VALUE_COLS, p.value_dim - half * VALUE_COLS);
+            by = 1.0f;
+        }
+    }
     write_sums(dk, begin(p.dk, p.dk_stride) + half * SUM_COLS, p.dk_stride[2], rows, p.head_dim - half * SUM_COLS,
-               [&](int, int) { return p.scale; });
+               [&](int, int) { return by; });
     write_sums(dv, begin(p.dv, p.dv_stride) + half * VALUE_COLS, p.dv_stride[2], rows, p.value_dim - half * VALUE_COLS,
                [](int, int) { return 1.0f; });
 }

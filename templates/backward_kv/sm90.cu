@@ -16,7 +16,9 @@
 <% include "lib/query_statistics.cuh" %>
 <% include "lib/subtrahend.cuh" %>
 <% include "lib/write_sums.cuh" %>
-<% set wgmma_widths = [64, constant.STEP_Q, constant.D] %>
+<% include "lib/add_mean.cuh" %>
+<% if constant.TAIL == constant.TAIL_ROW %><% include "lib/part_of_queries.cuh" %>
+<% endif %><% set wgmma_widths = [64, constant.STEP_Q, constant.D] %>
 <% include "lib/wgmma.cuh" %>
 
 constexpr int TILE_KV = 64;  // keys of a tile
@@ -30,7 +32,8 @@ static_assert(STEP_Q == PART_Q * PARTS && THREADS == 256 && BLOCK_KV == TILE_KV 
 
 using Tile = SwizzledTile<TILE_KV, D>;
 using QTile = SwizzledTile<STEP_Q, D>;
-using Steps = QueryBlocks<STEP_Q, BLOCK_Q / STEP_Q>;
+using Steps = <% if constant.TAIL == constant.TAIL_ROW %>PartOfQueries<% else %>QueryBlocks<% endif %><STEP_Q, BLOCK_Q / STEP_Q>;
+static_assert(TAIL == TAIL_NONE || !HAS_SCORE_MOD, "what a score function makes of a mean is not defined");
 using Products = float[PART_Q / 8][4];
 using Operand = unsigned[PART_Q / 16][4];
 using Sums = float[1][D / 8][4];
@@ -171,11 +174,19 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 hold(of_gradients);
                 if (part == 0) release(before);
 
-                constexpr bool HAS_MODS = HAS_SCORE_MOD || HAS_MASK_MOD;
+                constexpr bool HAS_MODS = HAS_SCORE_MOD || HAS_MASK_MOD || TAIL == TAIL_ROW;
                 const int head = HAS_MODS ? read_note(shared.note(place.slot)) : 0;
                 const int first_query = HAS_MODS ? read_note(shared.note(place.slot) + 4) + part * PART_Q : 0;
                 const Work work(p, HAS_MODS ? tile : 0);
-                [[maybe_unused]] Products scores = {};  // before the score function, where there is one
+<% if constant.TAIL == constant.TAIL_ROW %>                // Logarithms of the weights of this thread's two means, for this query block.
+                float of_means[2];
+                {
+                    const float* of_block = weights_of_means(p, first_query / BLOCK_Q, head, work.batch) + work.first_key % p.keys;
+#pragma unroll
+                    for (int half = 0; half < 2; ++half)
+                        of_means[half] = __ldg(of_block + thread_place() / 32 * 16 + thread_place() % 32 / 4 + half * 8) * LOG2_E;
+                }
+<% endif %>                [[maybe_unused]] Products scores = {};  // before the score function, where there is one
                 // lse or delta of this thread's columns: two of each of two neighbouring pieces.
                 const auto columns_of = [&](unsigned member, int n) {
                     const unsigned char* of_slot = my_statistics + place.slot * STATISTICS_BYTES + member;
@@ -219,7 +230,11 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
 #pragma unroll
                     for (int i = 0; i < 4; ++i) weights[n][i] = fmaf(weights[n][i], to_exponent, i % 2 ? -lse.y : -lse.x);
                 }
-                if (HAS_MASK_MOD && (flags & DECIDED)) {
+<% if constant.TAIL == constant.TAIL_ROW %>                // Who has no weight takes no part, whatever the score is.
+                each_product(weights, [&](float& weight, int, int i, int, int) {
+                    weight = of_means[i / 2] == -infinity() ? -infinity() : weight + of_means[i / 2];
+                });
+<% endif %>                if (HAS_MASK_MOD && (flags & DECIDED)) {
                     each_product(weights, [&](float& weight, int, int, int key, int query) {
                         if (!f.mask_mod(work.batch, head, first_query + query, work.first_key + key)) weight = -infinity();
                     });
@@ -287,7 +302,19 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
         const auto begin = [&](T* tensor, const long long* stride) {
             return tensor + work.batch * stride[0] + work.kv_head * stride[1] + first_row * stride[2];
         };
-        write_sums(dk, begin(p.dk, p.dk_stride), p.dk_stride[2], rows, p.head_dim, [&](int, int) { return p.scale; });
+        float by = p.scale;
+        if constexpr (TAIL == TAIL_BLOCK) {
+            const int block = work.first_key / BLOCK_KV;
+            const auto mean_of = [&](const float* mean, const long long* stride) {
+                return mean + work.batch * stride[0] + work.kv_head * stride[1] + block * stride[2];
+            };
+            if (p.dk_mean != nullptr && p.dv_mean != nullptr && rows > 0) {
+                add_mean(dk, by, mean_of(p.dk_mean, p.dk_mean_stride), p.head_dim);
+                add_mean(dv, 1.0f, mean_of(p.dv_mean, p.dv_mean_stride), p.value_dim);
+                by = 1.0f;
+            }
+        }
+        write_sums(dk, begin(p.dk, p.dk_stride), p.dk_stride[2], rows, p.head_dim, [&](int, int) { return by; });
         write_sums(dv, begin(p.dv, p.dv_stride), p.dv_stride[2], rows, p.value_dim, [](int, int) { return 1.0f; });
     }
 }

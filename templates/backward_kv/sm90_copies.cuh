@@ -105,9 +105,10 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
 #pragma unroll
             for (int panel = 0; panel < Tile::PANELS; ++panel) {
                 const int column = panel * Tile::PANEL_COLS;
+                const int first = TAIL == TAIL_ROW ? work.first_key % p.keys : work.first_key;
                 const unsigned to = shared.k_tile() + panel * Tile::PANEL_BYTES;
-                copy_box(to, maps.k, column, work.first_key, work.kv_head, work.batch, shared.keys_full());
-                copy_box(to + Tile::BYTES, maps.v, column, work.first_key, work.kv_head, work.batch, shared.keys_full());
+                copy_box(to, maps.k, column, first, work.kv_head, work.batch, shared.keys_full());
+                copy_box(to + Tile::BYTES, maps.v, column, first, work.kv_head, work.batch, shared.keys_full());
             }
         }
         int next = 0;

@@ -5,6 +5,8 @@ kernel! {
     ///
     /// Lists are those of `forward`. Every sum is one thread's, in the order of the lists: equal calls give equal bits.
     /// A query that attends to nothing gets a dq and a delta of 0, whatever it holds.
+    ///
+    /// With TAIL_BLOCK every query of a block gets its `dq_mean` too. With TAIL_ROW the queries attend to the means of `forward` too.
     fn backward_q(
         #[align(16)] q: Tensor<T, [batch, heads, seq_q, head_dim]>,
         #[align(16)] k: Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
@@ -17,16 +19,24 @@ kernel! {
         kv_indices: Tensor<i32, [batch | 1, heads | 1, q_blocks, max_blocks]>,
         full_kv_counts: Option<Tensor<i32, [batch | 1, heads | 1, q_blocks]>>,
         full_kv_indices: Option<Tensor<i32, [batch | 1, heads | 1, q_blocks, max_full_blocks]>>,
+        dq_mean: Option<Tensor<f32, [batch, heads, q_blocks, head_dim]>>,
+        #[align(16)] tail_k: Option<Tensor<T, [batch, kv_heads, tail_keys, head_dim]>>,
+        #[align(16)] tail_v: Option<Tensor<T, [batch, kv_heads, tail_keys, value_dim]>>,
+        #[align(16)] tail_weights: Option<Tensor<f32, [batch | 1, heads | 1, q_blocks, tail_keys]>>,
+        tail_pieces: Option<Tensor<i32, [batch | 1, heads | 1, q_blocks, tail_words]>>,
         #[align(16)] #[tolerance(1e-2)] dq: out Tensor<T, [batch, heads, seq_q, head_dim]>,
         #[tolerance(1e-5)] delta: out Tensor<f32, [batch, heads, seq_q]>,
         scale: f32,
     )
-    specialize { T: [f16, bf16] }
-    ship { T: [bf16, f16] }
+    include "lib/tail.rs";
+    specialize { T: [f16, bf16], TAIL: TAILS = TAIL_NONE }
+    ship { T: [bf16, f16], TAIL: TAILS }
     include "lib/head_dim.rs";
     include "lib/attention.rs";
     include "lib/block_size.rs";
     include "lib/backward.rs";
+    let tail_words = ceil_div(ceil_div(tail_keys, TAIL_PIECE), 32);
+    require tail_keys % TAIL_PIECE == 0, "means are taken in pieces of 64: pad them";
 
     body sm80 {
         // TILE_Q: queries of a thread block. STEP_KV: keys that pass by at a time.
@@ -35,6 +45,8 @@ kernel! {
             BLOCK_Q % TILE_Q == 0,
             // A warp keeps the sums of its queries in registers: 32 queries, of the widest heads 16.
             TILE_Q == 16 * WARPS || (D <= 128 && TILE_Q == 32 * WARPS),
+            // Means and their weights cost addresses too.
+            TAIL != TAIL_ROW || (TILE_Q == 16 * WARPS && STEP_KV <= 32),
             // Sums, scores and their gradients, of 255 registers a thread.
             TILE_Q * (D + 2 * STEP_KV) / (32 * WARPS) <= 192,
             // The widest heads' addresses would spill.
@@ -50,7 +62,16 @@ kernel! {
     }
 
     body sm90 {
-        tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64], out: [64, 64], d_out: [64, 64], dq: [16, 64] }
+        tensor_maps {
+            q: [64, 64],
+            k: [64, 64],
+            v: [64, 64],
+            tail_k: [64, 64],
+            tail_v: [64, 64],
+            out: [64, 64],
+            d_out: [64, 64],
+            dq: [16, 64],
+        }
         // PING_PONG: warpgroups take turns at the tensor cores. Q_KEPT: queries stay in registers, for products with both
         // operands in shared memory are bound by reading them.
         tune { STEP_KV: [128, 64], PING_PONG: [1, 0], Q_KEPT: [1, 0] }

@@ -12,7 +12,9 @@
 <% include "lib/key_blocks.cuh" %>
 <% include "lib/tile_products.cuh" %>
 <% include "lib/write_sums.cuh" %>
-
+<% include "lib/add_mean.cuh" %>
+<% if constant.TAIL == constant.TAIL_ROW %><% include "lib/tail_pieces.cuh" %>
+<% endif %>
 constexpr int WARP_ROWS = TILE_Q / WARPS;
 constexpr int M_TILES = WARP_ROWS / 16;
 constexpr int KEY_TILES = STEP_KV / 16;
@@ -21,6 +23,8 @@ constexpr int STEPS_PER_BLOCK = BLOCK_KV / STEP_KV;
 
 static_assert(TILE_Q == 16 * M_TILES * WARPS && THREADS == 32 * WARPS, "a warp takes whole 16-row tiles");
 static_assert(BLOCK_Q == TILE_Q * TILES_PER_BLOCK && BLOCK_KV == STEP_KV * STEPS_PER_BLOCK);
+
+static_assert(TAIL == TAIL_NONE || !HAS_SCORE_MOD, "what a score function makes of a mean is not defined");
 
 // Up to 255 registers a thread: 256 threads share a multiprocessor, which hide each other's waits.
 constexpr int MIN_BLOCKS = 256 / THREADS;
@@ -76,7 +80,15 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
         .template start<TILE_Q>(q_tile + Q_BYTES, first_query, p.seq_q);
     const auto start_keys = [&](int first, unsigned slot) {
         const unsigned to = q_tile + SLOTS + slot * SLOT_BYTES;
-        Copy{p.k + row.z * p.k_stride[0] + kv_head * p.k_stride[1], p.k_stride[2], p.head_dim}
+<% if constant.TAIL == constant.TAIL_ROW %>        if (is_of_means(first)) {
+            first = first_mean_of(first);
+            Copy{p.tail_k + row.z * p.tail_k_stride[0] + kv_head * p.tail_k_stride[1], p.tail_k_stride[2], p.head_dim}
+                .template start<STEP_KV>(to, first, p.tail_keys);
+            ValueCopy{p.tail_v + row.z * p.tail_v_stride[0] + kv_head * p.tail_v_stride[1], p.tail_v_stride[2], p.value_dim}
+                .template start<STEP_KV>(to + K_BYTES, first, p.tail_keys);
+            return;
+        }
+<% endif %>        Copy{p.k + row.z * p.k_stride[0] + kv_head * p.k_stride[1], p.k_stride[2], p.head_dim}
             .template start<STEP_KV>(to, first, p.seq_kv);
         ValueCopy{p.v + row.z * p.v_stride[0] + kv_head * p.v_stride[1], p.v_stride[2], p.value_dim}
             .template start<STEP_KV>(to + K_BYTES, first, p.seq_kv);
@@ -114,11 +126,22 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
             for (int i = 0; i < 4; ++i) dq[m][n][i] = 0.0f;
 
     const KeyBlocks::Counts counts = KeyBlocks::counts(p, row);
-    const int steps = counts.all * STEPS_PER_BLOCK;
-    KeyBlocks blocks;
+    int steps = counts.all * STEPS_PER_BLOCK;
+<% if constant.TAIL == constant.TAIL_ROW %>    const int steps_of_keys = steps;
+    constexpr int STEPS_PER_PIECE = TAIL_PIECE / STEP_KV;
+    auto means = TailPieces<STEP_KV>::of(p, row);
+    int first_mean = -1;
+    steps += means.total() * STEPS_PER_PIECE;
+<% endif %>    KeyBlocks blocks;
     // Must be asked for each step in turn.
     const auto first_key_of = [&](int step) {
-        if (step % (32 * STEPS_PER_BLOCK) == 0) blocks.move_window(p, counts, step / STEPS_PER_BLOCK, [&] { return row; });
+<% if constant.TAIL == constant.TAIL_ROW %>        if (step >= steps_of_keys) {
+            if (step >= steps) return p.kv_blocks * BLOCK_KV;
+            const int within = (step - steps_of_keys) % STEPS_PER_PIECE;
+            if (within == 0) first_mean = means.next();
+            return as_first_key(first_mean + within * STEP_KV);
+        }
+<% endif %>        if (step % (32 * STEPS_PER_BLOCK) == 0) blocks.move_window(p, counts, step / STEPS_PER_BLOCK, [&] { return row; });
         return blocks.at(step / STEPS_PER_BLOCK) * BLOCK_KV + step % STEPS_PER_BLOCK * STEP_KV;
     };
     int first_key = first_key_of(0);
@@ -158,7 +181,13 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
             for (int n = 0; n < 2 * KEY_TILES; ++n)
 #pragma unroll
                 for (int i = 0; i < 4; ++i) weights[m][n][i] = fmaf(weights[m][n][i], to_exponent, -lse[m][i / 2]);
-        // A key past the end has a score of 0, whose power of 2 can be infinite.
+<% if constant.TAIL == constant.TAIL_ROW %>        if (is_of_means(first_key)) {
+            const float* of_means = tail_weights_of(p, row) + first_mean_of(first_key);
+            each_product(weights, slopes, [&](float& weight, float&, int, int mean) {
+                weight = weighted_exponent(weight, __ldg(of_means + mean));
+            });
+        }
+<% endif %>        // A key past the end has a score of 0, whose power of 2 can be infinite.
         if (first_key + STEP_KV > p.seq_kv)
             each_product(weights, slopes, [&](float& weight, float&, int, int key) {
                 if (first_key + key >= p.seq_kv) weight = -infinity();
@@ -177,7 +206,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
                     float gradient = weight * (gradients[m][n][i] - delta[m][i / 2]);
                     if constexpr (HAS_SCORE_MOD) gradient *= slopes[m][n][i];
                     // What has no weight has no gradient, be its d_out · v or its derivative what it may.
-                    if constexpr (HAS_SCORE_MOD || HAS_MASK_MOD) gradient = weight == 0.0f ? 0.0f : gradient;
+                    if constexpr (HAS_SCORE_MOD || HAS_MASK_MOD || TAIL == TAIL_ROW) gradient = weight == 0.0f ? 0.0f : gradient;
                     gradients[m][n][i] = gradient;
                 }
         accumulate_tiles<T, D, D, M_TILES, KEY_TILES>(dq, gradients, Layout::lane_by_columns(k_tile, 0, lane));
@@ -187,6 +216,14 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
     copy_wait<0>();
 
     const int first_row = first_query + thread_place() / 32 * WARP_ROWS;
+    float by = p.scale;
+    if constexpr (TAIL == TAIL_BLOCK) {
+        if (p.dq_mean != nullptr) {
+            add_mean(dq, by, p.dq_mean + row.z * p.dq_mean_stride[0] + row.y * p.dq_mean_stride[1] + row.x * p.dq_mean_stride[2],
+                     p.head_dim);
+            by = 1.0f;
+        }
+    }
     write_sums(dq, p.dq + row.z * p.dq_stride[0] + row.y * p.dq_stride[1] + first_row * p.dq_stride[2], p.dq_stride[2],
-               p.seq_q - first_row, p.head_dim, [&](int, int) { return p.scale; });
+               p.seq_q - first_row, p.head_dim, [&](int, int) { return by; });
 }

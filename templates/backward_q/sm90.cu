@@ -17,7 +17,9 @@
 <% set wgmma_widths = [64, constant.STEP_KV, constant.D] %>
 <% include "lib/wgmma.cuh" %>
 <% include "lib/store_rows.cuh" %>
-
+<% include "lib/add_mean.cuh" %>
+<% if constant.TAIL == constant.TAIL_ROW %><% include "lib/tail_pieces.cuh" %><% include "lib/tail_copies.cuh" %>
+<% endif %>
 constexpr int GROUP_ROWS = 64;                // queries of a warpgroup
 constexpr int GROUPS = BLOCK_Q / GROUP_ROWS;  // warpgroups that compute
 constexpr int PIECE = 64;                     // keys of one copy
@@ -41,20 +43,26 @@ using TileStatistics = Statistics<BLOCK_Q>;
 // others.
 constexpr unsigned GROUP_BYTES = QTile::BYTES + DOutTile::BYTES;
 constexpr unsigned TILE_BYTES = GROUPS * GROUP_BYTES;
+// Weights of the means in a slot, for as many slots as there may be.
+constexpr unsigned WEIGHTS_BYTES = TAIL == TAIL_ROW ? 4 * STEP_KV : 0;
+constexpr int MOST_STAGES = D > 128 ? 4 : 8;
 template <int TILES>
-using RoomFor = RingAndRows<SMEM_BYTES - 512 - TILES * sizeof(TileStatistics), TILES * TILE_BYTES, KTile::BYTES, 4 * GROUPS, D / 8>;
+using RoomFor = RingAndRows<SMEM_BYTES - 512 - MOST_STAGES * WEIGHTS_BYTES - TILES * sizeof(TileStatistics), TILES * TILE_BYTES, KTile::BYTES, 4 * GROUPS, D / 8>;
 constexpr int TILES = RoomFor<2>::SLOTS == 8 && RoomFor<2>::HAS_ROWS ? 2 : 1;
 constexpr unsigned KV_TILES = TILES * TILE_BYTES;
 using Room = RoomFor<TILES>;
 constexpr int STAGES = Room::SLOTS;
 constexpr unsigned STATISTICS = Room::END;
-constexpr unsigned BARRIERS = STATISTICS + TILES * sizeof(TileStatistics);
+constexpr unsigned WEIGHTS = STATISTICS + TILES * sizeof(TileStatistics);
+constexpr unsigned BARRIERS = WEIGHTS + STAGES * WEIGHTS_BYTES;
 constexpr unsigned NOTES = BARRIERS + 2 * (STAGES + TILES) * Barrier::BYTES;
 static_assert(STAGES >= 3, "a step's keys are in the ring together with the next one's keys and values");
 // Within a turn a warpgroup waits for values. They must not wait for the keys of the step before, which the other warpgroup
 // holds until its own turn.
 static_assert(!PING_PONG || STAGES >= 4, "turns need a fourth slot");
-static_assert(NOTES + 4 * (STAGES * PIECES + 3 * TILES) <= SMEM_BYTES);
+static_assert(NOTES + 4 * (STAGES * PIECES + 3 * TILES) <= SMEM_BYTES && WEIGHTS % 16 == 0);
+static_assert(TAIL == TAIL_NONE || !HAS_SCORE_MOD, "what a score function makes of a mean is not defined");
+static_assert(PIECE == TAIL_PIECE && (TAIL != TAIL_ROW || STAGES <= MOST_STAGES));
 
 // Registers are handed out anew among the warpgroups.
 constexpr int COPY_REGISTERS = GROUPS == 1 ? 32 : 24;
@@ -234,7 +242,14 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             for (int n = 0; n < STEP_KV / 8; ++n)
 #pragma unroll
                 for (int i = 0; i < 4; ++i) weights[n][i] = fmaf(weights[n][i], to_exponent, -lse[i / 2]);
-            // A key past the end has a score of 0, whose power of 2 can be infinite.
+<% if constant.TAIL == constant.TAIL_ROW %>#pragma unroll
+            for (int piece = 0; piece < PIECES; ++piece)
+                if (is_of_means(first_keys[piece]))
+                    each_product(weights, piece, [&](float& weight, int, int, int mean) {
+                        const float of_mean = __int_as_float(load_shared(shared.weights(keys.slot) + 4 * (piece * PIECE + mean)));
+                        weight = weighted_exponent(weight, of_mean);
+                    });
+<% endif %>            // A key past the end has a score of 0, whose power of 2 can be infinite.
             if (edge) {
 #pragma unroll
                 for (int piece = 0; piece < PIECES; ++piece)
@@ -266,7 +281,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                     float gradient = weights[n][i] * (gradients[n][i] - delta[i / 2]);
                     if constexpr (HAS_SCORE_MOD) gradient *= slopes[n * 4 + i];
                     // What has no weight has no gradient, be its d_out · v or its derivative what it may.
-                    if constexpr (HAS_SCORE_MOD || HAS_MASK_MOD) gradient = weights[n][i] == 0.0f ? 0.0f : gradient;
+                    if constexpr (HAS_SCORE_MOD || HAS_MASK_MOD || TAIL == TAIL_ROW) gradient = weights[n][i] == 0.0f ? 0.0f : gradient;
                     gradients[n][i] = gradient;
                 }
 #pragma unroll
@@ -292,12 +307,20 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
 
         const dim3 row = row_of(p, tile);
         const int first_row = row.x * BLOCK_Q + thread_place() / 32 * 16;
+        float by[2] = {p.scale, p.scale};
+        if constexpr (TAIL == TAIL_BLOCK) {
+            if (p.dq_mean != nullptr) {
+                const float* mean =
+                    p.dq_mean + row.z * p.dq_mean_stride[0] + row.y * p.dq_mean_stride[1] + row.x * p.dq_mean_stride[2];
+                add_mean(dq, p.scale, mean, p.head_dim);
+                by[0] = by[1] = 1.0f;
+            }
+        }
         if constexpr (Room::HAS_ROWS) {
-            const float by[2] = {p.scale, p.scale};
             store_rows<T>(dq[0], by, shared.base + Room::ROWS + thread_place() / 32 * Room::Rows::BYTES, map, first_row, row.y, row.z);
         } else {
             write_sums(dq, p.dq + row.z * p.dq_stride[0] + row.y * p.dq_stride[1] + first_row * p.dq_stride[2],
-                       p.dq_stride[2], p.seq_q - first_row, p.head_dim, [&](int, int) { return p.scale; });
+                       p.dq_stride[2], p.seq_q - first_row, p.head_dim, [&](int, int) { return by[0]; });
         }
     }
     if (Room::HAS_ROWS && speaker) wait_stores_read();

@@ -18,6 +18,8 @@ struct Shared {
     __device__ unsigned tile(int slot) const { return base + NOTES + 4 * 3 * slot; }
     /// The first key of each piece in a slot. Ready with the slot.
     __device__ unsigned first_keys(int slot) const { return base + NOTES + 4 * (3 * TILES + slot * PIECES); }
+    /// The weights of the means in a slot with keys. Ready with the slot.
+    __device__ unsigned weights(int slot) const { return base + WEIGHTS + slot * WEIGHTS_BYTES; }
 };
 
 /// The work of the copying warp.
@@ -29,6 +31,10 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         prefetch_map(maps.d_out);
         prefetch_map(maps.k);
         prefetch_map(maps.v);
+        if constexpr (TAIL == TAIL_ROW) {
+            prefetch_map(maps.tail_k);
+            prefetch_map(maps.tail_v);
+        }
     }
     const int tiles = p.q_blocks * p.heads * p.batch;
     Place place;
@@ -39,7 +45,10 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         const int kv_head = row.y / (p.heads / p.kv_heads);
         const KeyBlocks::Counts counts = KeyBlocks::counts(p, row);
         const int pieces = counts.all * PIECES_PER_BLOCK;
-        const int steps = (pieces + PIECES - 1) / PIECES;
+        int all_pieces = pieces;
+<% if constant.TAIL == constant.TAIL_ROW %>        auto means = TailPieces<PIECE>::of(p, row);
+        all_pieces += means.total();
+<% endif %>        const int steps = (all_pieces + PIECES - 1) / PIECES;
         const auto of_row = [&](const float* tensor, const long long* stride) {
             return tensor ? tensor + row.z * stride[0] + row.y * stride[1] : nullptr;
         };
@@ -85,15 +94,17 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         at.advance();
         KeyBlocks blocks;
         int first_key[PIECES];
-        const auto copy_step = [&](auto tile, const TensorMap& map) {
+        const auto copy_step = [&](auto tile, const TensorMap& map, [[maybe_unused]] const TensorMap& map_of_means, [[maybe_unused]] bool keys) {
             using KvTile = decltype(tile);
             shared.empty(place.slot).wait(place.parity ^ 1);
             if (leader) {
 #pragma unroll
                 for (int i = 0; i < PIECES; ++i) store_shared(shared.first_keys(place.slot) + 4 * i, first_key[i]);
-                shared.full(place.slot).arrive_expecting(KvTile::BYTES);
+<% if constant.TAIL == constant.TAIL_ROW %>                copy_keys_or_means<KvTile, PIECE>(p, map_of_means, shared.kv_tile(place), shared.weights(place.slot), shared.full(place.slot),
+                                                  map, first_key, keys, kv_head, row);
+<% else %>                shared.full(place.slot).arrive_expecting(KvTile::BYTES);
                 copy_pieces<KvTile, PIECE>(shared.kv_tile(place), map, first_key, kv_head, row.z, shared.full(place.slot));
-            }
+<% endif %>            }
             place.advance();
         };
         int next = 0;
@@ -107,9 +118,10 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
                 if (piece % (32 * PIECES_PER_BLOCK) == 0)
                     blocks.move_window(p, counts, piece / PIECES_PER_BLOCK, [&] { return row; });
                 first_key[i] = blocks.at(piece / PIECES_PER_BLOCK) * BLOCK_KV + piece % PIECES_PER_BLOCK * PIECE;
-            }
-            copy_step(KTile(), maps.k);
-            copy_step(VTile(), maps.v);
+<% if constant.TAIL == constant.TAIL_ROW %>                if (piece >= pieces && piece < all_pieces) first_key[i] = as_first_key(means.next());
+<% endif %>            }
+            copy_step(KTile(), maps.k, maps.tail_k, true);
+            copy_step(VTile(), maps.v, maps.tail_v, false);
         }
         __syncwarp();
         tile_place = gridDim.x + warp_uniform(next);

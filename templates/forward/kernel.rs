@@ -9,6 +9,11 @@ kernel! {
     ///
     /// `row_order` is the order in which a head's query blocks are started, each of them once: the longest lists first, so
     /// that a long one at the end does not keep the GPU waiting. Results do not depend on it, and a body may do without.
+    ///
+    /// With TAIL_BLOCK the softmax of every row begins with what `tail_block` made of its query block's dropped blocks: a value and
+    /// the logarithm of its weight. With TAIL_ROW each row attends to further keys too: the means of `tail_keys`, with the logarithms of
+    /// their numbers of keys as `tail_weights` for this query block. A bit of `tail_pieces` stands for 64 of them; those of pieces
+    /// without a bit take no part. The functions see none of this.
     fn forward(
         #[align(16)] q: Tensor<T, [batch, heads, seq_q, head_dim]>,
         #[align(16)] k: Tensor<T, [batch, kv_heads, seq_kv, head_dim]>,
@@ -18,16 +23,25 @@ kernel! {
         full_kv_counts: Option<Tensor<i32, [batch | 1, heads | 1, q_blocks]>>,
         full_kv_indices: Option<Tensor<i32, [batch | 1, heads | 1, q_blocks, max_full_blocks]>>,
         row_order: Option<Tensor<i32, [batch | 1, heads | 1, q_blocks]>>,
+        #[align(16)] tail_out: Option<Tensor<f32, [batch, heads, q_blocks, value_dim]>>,
+        tail_lse: Option<Tensor<f32, [batch, heads, q_blocks]>>,
+        #[align(16)] tail_k: Option<Tensor<T, [batch, kv_heads, tail_keys, head_dim]>>,
+        #[align(16)] tail_v: Option<Tensor<T, [batch, kv_heads, tail_keys, value_dim]>>,
+        #[align(16)] tail_weights: Option<Tensor<f32, [batch | 1, heads | 1, q_blocks, tail_keys]>>,
+        tail_pieces: Option<Tensor<i32, [batch | 1, heads | 1, q_blocks, tail_words]>>,
         #[align(16)] #[tolerance(1e-2)] out: out Tensor<T, [batch, heads, seq_q, value_dim]>,
         #[tolerance(1e-4)] lse: out Tensor<f32, [batch, heads, seq_q]>,
         scale: f32,
     )
-    specialize { T: [f16, bf16] }
-    ship { T: [bf16, f16] }
+    include "lib/tail.rs";
+    specialize { T: [f16, bf16], TAIL: TAILS = TAIL_NONE }
+    ship { T: [bf16, f16], TAIL: TAILS }
     include "lib/head_dim.rs";
     include "lib/attention.rs";
     include "lib/block_size.rs";
     functions { score_mod: ScoreMod, mask_mod: MaskMod }
+    let tail_words = ceil_div(ceil_div(tail_keys, TAIL_PIECE), 32);
+    require tail_keys % TAIL_PIECE == 0, "means are taken in pieces of 64: pad them";
     require D_V == D || (D == 192 && D_V == 128), "narrower values have a tile of their own for 192 and 128 alone";
 
     body sm80 {
@@ -38,6 +52,8 @@ kernel! {
             BLOCK_KV % STEP_KV == 0,
             // Output and scores, of 255 registers a thread; addresses and operands need the rest.
             BLOCK_Q * (D_V + STEP_KV) / (32 * WARPS) <= 192,
+            // Means and their weights cost addresses too.
+            TAIL != TAIL_ROW || (BLOCK_Q * (D_V + STEP_KV) / (32 * WARPS) <= 160),
             // Two kinds of tiles cost addresses too.
             D == D_V || STEP_KV == 32,
             // A second stage's copies cost addresses; elsewhere they would spill.
@@ -52,7 +68,7 @@ kernel! {
     }
 
     body sm90 {
-        tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64], out: [16, 64] }
+        tensor_maps { q: [64, 64], k: [64, 64], v: [64, 64], tail_k: [64, 64], tail_v: [64, 64], out: [16, 64] }
         // Tiles are handed out one by one: uneven rows want an order where each multiprocessor gets several.
         worth { row_order: batch * heads * q_blocks >= 4 * SM_COUNT }
         // PING_PONG: warpgroups take turns at the tensor cores. CTAS: blocks that share a multiprocessor. TEAMS: tiles that a

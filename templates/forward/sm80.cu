@@ -9,7 +9,8 @@
 <% include "lib/math.cuh" %>
 <% include "lib/quad.cuh" %>
 <% include "lib/key_blocks.cuh" %>
-
+<% if constant.TAIL == constant.TAIL_ROW %><% include "lib/tail_pieces.cuh" %>
+<% endif %>
 constexpr int WARP_ROWS = BLOCK_Q / WARPS;
 constexpr int M_TILES = WARP_ROWS / 16;       // 16-row pieces of a warp
 constexpr int KEY_TILES = STEP_KV / 16;       // 16-key pieces of a step
@@ -21,6 +22,7 @@ constexpr int AHEAD = STAGES == 1 ? 1 : STAGES - 1;  // steps between a tile's c
 static_assert(WARP_ROWS == 16 * M_TILES && M_TILES >= 1, "a warp takes whole 16-row tiles");
 static_assert(BLOCK_KV == STEP_KV * STEPS_PER_BLOCK && STEP_KV % 16 == 0, "a block is a whole number of steps");
 static_assert(THREADS == 32 * WARPS);
+static_assert(TAIL == TAIL_NONE || !HAS_SCORE_MOD, "what a score function makes of a mean is not defined");
 
 // Up to 255 registers a thread: 256 threads share a multiprocessor, which hide each other's waits.
 constexpr int MIN_BLOCKS = 256 / THREADS;
@@ -36,7 +38,7 @@ constexpr unsigned K_BYTES = STEP_KV * Layout::ROW_BYTES;
 constexpr unsigned PAIR_BYTES = K_BYTES + STEP_KV * ValueLayout::ROW_BYTES;  // keys, then values
 
 // Queries stay in registers where they fit beside the output and the scores; else every step reads them again.
-constexpr int Q_REGISTER_LIMIT = 168;
+constexpr int Q_REGISTER_LIMIT = TAIL == TAIL_ROW ? 150 : 168;
 constexpr bool Q_IN_REGISTERS = 4 * M_TILES * (D_TILES + 2 * VALUE_TILES + 2 * KEY_TILES) <= Q_REGISTER_LIMIT;
 
 // The running maximum may lag behind the true one by this much (in powers of two) before the output is rescaled:
@@ -186,6 +188,33 @@ __device__ __forceinline__ void accumulate_values(WarpState& state, Scores& scor
     }
 }
 
+/// The softmax of every row begins with the value that stands for what its query block drops.
+__device__ __forceinline__ void begin_with_tail(const Params& p, WarpState& state) {
+    const dim3 place = block_place(p);
+    const int lane = thread_place() % 32;
+    if (p.tail_lse == nullptr || p.tail_out == nullptr) return;
+    const float lse = __ldg(p.tail_lse + place.z * p.tail_lse_stride[0] + place.y * p.tail_lse_stride[1] + place.x);
+    if (lse == -infinity()) return;
+    const float* value =
+        p.tail_out + place.z * p.tail_out_stride[0] + place.y * p.tail_out_stride[1] + place.x * p.tail_out_stride[2];
+#pragma unroll
+    for (int n = 0; n < 2 * VALUE_TILES; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int column = n * 8 + lane % 4 * 2 + i;
+            const float element = column < p.value_dim ? __ldg(value + column) : 0.0f;
+#pragma unroll
+            for (int m = 0; m < M_TILES; ++m) state.out[m][n][i] = state.out[m][n][2 + i] = element;
+        }
+#pragma unroll
+    for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            state.max[m][half] = lse * LOG2_E;
+            state.sum[m][half] = lane % 4 == 0 ? 1.0f : 0.0f;
+        }
+}
+
 /// Divides by the sums, writes `lse`, and writes `out` through the warp's own rows of the Q tile.
 __device__ __forceinline__ void write_rows(const Params& p, WarpState& state, unsigned char* rows, int lane, int batch,
                                            int head, int first_row) {
@@ -237,20 +266,56 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
         kept[thread_place() / 32] = {p.k + batch * p.k_stride[0] + kv_head * p.k_stride[1],
                                      p.v + batch * p.v_stride[0] + kv_head * p.v_stride[1], counts};
     __syncwarp();
+    // Where a step's keys and values come from, which begin at row `first` and end at row `end`.
+    const auto keys_of = [&]([[maybe_unused]] int& first, [[maybe_unused]] int& end) {
+<% if constant.TAIL == constant.TAIL_ROW %>        if (is_of_means(first)) {
+            first = first_mean_of(first);
+            end = p.tail_keys;
+            const dim3 place = block_place(p);
+            const T* means = p.tail_k + place.z * p.tail_k_stride[0] + place.y / (p.heads / p.kv_heads) * p.tail_k_stride[1];
+            return Copy{means, p.tail_k_stride[2], p.head_dim};
+        }
+<% endif %>        end = p.seq_kv;
+        return Copy{kept[thread_place() / 32].k, p.k_stride[2], p.head_dim};
+    };
+    const auto values_of = [&]([[maybe_unused]] int& first, [[maybe_unused]] int& end) {
+<% if constant.TAIL == constant.TAIL_ROW %>        if (is_of_means(first)) {
+            first = first_mean_of(first);
+            end = p.tail_keys;
+            const dim3 place = block_place(p);
+            const T* means = p.tail_v + place.z * p.tail_v_stride[0] + place.y / (p.heads / p.kv_heads) * p.tail_v_stride[1];
+            return ValueCopy{means, p.tail_v_stride[2], p.value_dim};
+        }
+<% endif %>        end = p.seq_kv;
+        return ValueCopy{kept[thread_place() / 32].v, p.v_stride[2], p.value_dim};
+    };
     const auto start_keys = [&](unsigned tile, int first) {
-        Copy{kept[thread_place() / 32].k, p.k_stride[2], p.head_dim}.template start<STEP_KV>(
-            tile, first, p.seq_kv);
+        int end;
+        const Copy copy = keys_of(first, end);
+        copy.template start<STEP_KV>(tile, first, end);
     };
     const auto start_values = [&](unsigned tile, int first) {
-        ValueCopy{kept[thread_place() / 32].v, p.v_stride[2], p.value_dim}.template start<STEP_KV>(
-            tile, first, p.seq_kv);
+        int end;
+        const ValueCopy copy = values_of(first, end);
+        copy.template start<STEP_KV>(tile, first, end);
     };
 
     KeyBlocks blocks;
-    const int steps = counts.all * STEPS_PER_BLOCK;
-    // Must be asked for each step in turn.
+    int steps = counts.all * STEPS_PER_BLOCK;
+<% if constant.TAIL == constant.TAIL_ROW %>    const int steps_of_keys = steps;
+    constexpr int STEPS_PER_PIECE = STEP_KV < TAIL_PIECE ? TAIL_PIECE / STEP_KV : 1;
+    auto means = TailPieces<STEP_KV>::of(p, block_place(p));
+    int first_mean = -1;
+    steps += means.total() * STEPS_PER_PIECE;
+<% endif %>    // Must be asked for each step in turn.
     const auto first_key_of = [&](int step) {
-        if (step % (32 * STEPS_PER_BLOCK) == 0) blocks.move_window(p, kept[thread_place() / 32].counts, step / STEPS_PER_BLOCK, [&] { return block_place(p); });
+<% if constant.TAIL == constant.TAIL_ROW %>        if (step >= steps_of_keys) {
+            if (step >= steps) return p.kv_blocks * BLOCK_KV;
+            const int within = (step - steps_of_keys) % STEPS_PER_PIECE;
+            if (within == 0) first_mean = means.next();
+            return as_first_key(first_mean + within * STEP_KV);
+        }
+<% endif %>        if (step % (32 * STEPS_PER_BLOCK) == 0) blocks.move_window(p, kept[thread_place() / 32].counts, step / STEPS_PER_BLOCK, [&] { return block_place(p); });
         return blocks.at(step / STEPS_PER_BLOCK) * BLOCK_KV + step % STEPS_PER_BLOCK * STEP_KV;
     };
     int first_key[AHEAD + 1];  // of this step and those whose copies start before it ends
@@ -284,6 +349,7 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
 #pragma unroll
             for (int i = 0; i < 4; ++i) state.out[m][n][i] = 0.0f;
     }
+    if constexpr (TAIL == TAIL_BLOCK) begin_with_tail(p, state);
     Queries queries;
 
     // Scores times this are exponents of two. The maxima are taken before the product, so it must be positive: scores
@@ -314,12 +380,13 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
             static_assert(PASSES >= 1, "a pass of all threads must not be longer than the tile");
             if (STAGES == 1 && d >= HALF) return;
             if (d == 0 && STAGES > 1) {
-                copy = {kept[thread_place() / 32].k, p.k_stride[2], p.head_dim};
-                passes = copy.passes(kv_tiles + free_slot, first_key[AHEAD], p.seq_kv);
+                int first = first_key[AHEAD], end;
+                copy = keys_of(first, end);
+                passes = copy.passes(kv_tiles + free_slot, first, end);
             } else if (d % HALF == 0) {
-                value_copy = {kept[thread_place() / 32].v, p.v_stride[2], p.value_dim};
-                value_passes = value_copy.passes(kv_tiles + (STAGES == 1 ? 0 : free_slot) + K_BYTES,
-                                                 first_key[STAGES == 1 ? 0 : AHEAD], p.seq_kv);
+                int first = first_key[STAGES == 1 ? 0 : AHEAD], end;
+                value_copy = values_of(first, end);
+                value_passes = value_copy.passes(kv_tiles + (STAGES == 1 ? 0 : free_slot) + K_BYTES, first, end);
             }
 #pragma unroll
             for (int i = d % HALF * PASSES / HALF; i < (d % HALF + 1) * PASSES / HALF; ++i)
@@ -343,7 +410,14 @@ TILEWRIGHT_KERNEL(const __grid_constant__ Params p, const __grid_constant__ Func
         } else if (p.scale < 0.0f) {
             each_score(scores, [&](float& score, int, int) { score = -score; });
         }
-        if (first_key[0] + STEP_KV > p.seq_kv)
+<% if constant.TAIL == constant.TAIL_ROW %>        if (is_of_means(first_key[0])) {
+            const int first = first_mean_of(first_key[0]);
+            const float* weights = tail_weights_of(p, block_place(p)) + first;
+            each_score(scores, [&](float& score, int, int mean) {
+                score = first + mean < p.tail_keys ? weighted_score(score, __ldg(weights + mean), p.scale) : -infinity();
+            });
+        }
+<% endif %>        if (first_key[0] + STEP_KV > p.seq_kv)
             each_score(scores, [&](float& score, int, int key) {
                 if (first_key[0] + key >= p.seq_kv) score = -infinity();
             });

@@ -19,7 +19,8 @@
 <% include "lib/wgmma.cuh" %>
 <% include "lib/store_rows.cuh" %>
 <% include "lib/write_sums.cuh" %>
-
+<% if constant.TAIL == constant.TAIL_ROW %><% include "lib/tail_pieces.cuh" %><% include "lib/tail_copies.cuh" %>
+<% endif %>
 constexpr int GROUP_ROWS = 64;                // queries of a warpgroup
 constexpr int GROUPS = BLOCK_Q / GROUP_ROWS;  // warpgroups that compute a tile
 constexpr int PIECE = 64;                     // keys of one copy
@@ -38,12 +39,22 @@ static_assert(D_V <= D, "values come into the slots of keys");
 // copying warp tells the others.
 constexpr unsigned TEAM_BYTES = SMEM_BYTES / 1024 / TEAMS * 1024;
 constexpr unsigned KV_TILES = GROUPS * QTile::BYTES;
-using Room = RingAndRows<TEAM_BYTES - 1024, KV_TILES, KTile::BYTES, 4 * GROUPS, D_V / 8>;
+// Weights of the means in a slot, for as many slots as there may be.
+constexpr unsigned WEIGHTS_BYTES = TAIL == TAIL_ROW ? 4 * STEP_KV : 0;
+constexpr int MOST_STAGES = D > 192 ? 5 : 8;
+// The value that every row of a tile begins with.
+constexpr unsigned VALUE_BYTES = TAIL == TAIL_BLOCK ? 4 * D_V : 0;
+using Room = RingAndRows<TEAM_BYTES - 1024 - MOST_STAGES * WEIGHTS_BYTES - VALUE_BYTES, KV_TILES, KTile::BYTES, 4 * GROUPS, D_V / 8>;
 constexpr int STAGES = Room::SLOTS;
-constexpr unsigned BARRIERS = Room::END;
+constexpr unsigned WEIGHTS = Room::END;
+constexpr unsigned VALUE = WEIGHTS + STAGES * WEIGHTS_BYTES;
+constexpr unsigned BARRIERS = VALUE + VALUE_BYTES;
+constexpr int TILE_NOTES = TAIL == TAIL_BLOCK ? 4 : 3;
 constexpr unsigned NOTES = BARRIERS + (2 * STAGES + 2) * Barrier::BYTES;
 static_assert(STAGES >= 2, "a step's values are in the ring together with the next one's keys");
-static_assert(NOTES + 4 * (STAGES * PIECES + 3) <= TEAM_BYTES);
+static_assert(NOTES + 4 * (STAGES * PIECES + TILE_NOTES) <= TEAM_BYTES && VALUE % 16 == 0);
+static_assert(TAIL == TAIL_NONE || !HAS_SCORE_MOD, "what a score function makes of a mean is not defined");
+static_assert(PIECE == TAIL_PIECE && (TAIL != TAIL_ROW || STAGES <= MOST_STAGES));
 
 // Registers are handed out anew among the warpgroups: a product's accumulators want more than the copies.
 constexpr int COPY_REGISTERS = GROUPS == 1 && CTAS == 1 ? 0 : 24;
@@ -75,13 +86,46 @@ __device__ __forceinline__ void each_score(Scores& scores, int piece, Change cha
             change(scores[piece * (PIECE / 8) + n][i], first_row + lane / 4 + i / 2 * 8, n * 8 + lane % 4 * 2 + i % 2);
 }
 
-/// Scores become what the softmax takes: modified, -inf where there is no key or the mask drops it.
+<% if constant.TAIL == constant.TAIL_ROW %>/// Adds the weights of means to their scores, in piece `piece`. Who has no weight takes no part, whatever the score is. In assembly, for
+/// the compiler would have many weights in registers at once, of which two teams have few.
+__device__ __forceinline__ void weigh_scores(Scores& scores, int piece, unsigned weights, float scale) {
+    const unsigned first = weights + 4 * piece * PIECE + thread_place() % 4 * 8;
+    const float to_product = reciprocal_approx(fmaxf(fabsf(scale), 1e-30f));
+#pragma unroll
+    for (int n = 0; n < PIECE / 8; ++n) {
+        float(&four)[4] = scores[piece * (PIECE / 8) + n];
+        asm volatile(
+            "{\n"
+            ".reg .f32 left, right;\n"
+            ".reg .pred no_left, no_right;\n"
+            "ld.shared.v2.f32 {left, right}, [%4];\n"
+            "setp.eq.f32 no_left, left, 0fFF800000;\n"
+            "setp.eq.f32 no_right, right, 0fFF800000;\n"
+            "fma.rn.f32 %0, left, %5, %0;\n"
+            "fma.rn.f32 %1, right, %5, %1;\n"
+            "fma.rn.f32 %2, left, %5, %2;\n"
+            "fma.rn.f32 %3, right, %5, %3;\n"
+            "selp.f32 %0, left, %0, no_left;\n"
+            "selp.f32 %1, right, %1, no_right;\n"
+            "selp.f32 %2, left, %2, no_left;\n"
+            "selp.f32 %3, right, %3, no_right;\n"
+            "}"
+            : "+f"(four[0]), "+f"(four[1]), "+f"(four[2]), "+f"(four[3])
+            : "r"(first + 32 * n), "f"(to_product)
+            : "memory");
+    }
+}
+
+<% endif %>/// Scores become what the softmax takes: modified, -inf where there is no key or the mask drops it.
 __device__ __forceinline__ void finish_scores(const Params& p, const Functions& f, Scores& scores, FirstKeys& first_keys,
-                                              int tile, int decided) {
+                                              int tile, int decided, [[maybe_unused]] unsigned weights) {
     const dim3 row = HAS_SCORE_MOD || HAS_MASK_MOD ? row_of(p, tile) : dim3();
     bool edge = false;
 #pragma unroll
-    for (int i = 0; i < PIECES; ++i) edge |= first_keys[i] + PIECE > p.seq_kv;
+    for (int i = 0; i < PIECES; ++i) {
+        edge |= first_keys[i] + PIECE > p.seq_kv;<% if constant.TAIL == constant.TAIL_ROW %>
+        edge |= is_of_means(first_keys[i]);<% endif %>
+    }
     edge = __any_sync(0xffffffffu, edge);
     if (HAS_SCORE_MOD || HAS_MASK_MOD || edge)
 #pragma unroll
@@ -97,7 +141,10 @@ __device__ __forceinline__ void finish_scores(const Params& p, const Functions& 
         for (int i = 0; i < PIECES; ++i) each_score(scores, i, [&](float& score, int, int) { score = -score; });
     }
     if (edge) {
-#pragma unroll
+<% if constant.TAIL == constant.TAIL_ROW %>#pragma unroll
+        for (int i = 0; i < PIECES; ++i)
+            if (is_of_means(first_keys[i])) weigh_scores(scores, i, weights, p.scale);
+<% endif %>#pragma unroll
         for (int i = 0; i < PIECES; ++i)
             each_score(scores, i, [&](float& score, int, int key) {
                 if (first_keys[i] + key >= p.seq_kv) score = -infinity();
@@ -137,7 +184,27 @@ __device__ __forceinline__ void write_rows(const Params& p, const TensorMap& map
     }
 }
 
-/// The work of a computing warpgroup.
+<% if constant.TAIL == constant.TAIL_BLOCK %>/// The softmax of every row begins with the value that stands for what its query block drops.
+__device__ __forceinline__ void begin_with_tail(Softmax& softmax, Output& out, float lse, unsigned value) {
+    if (lse == -infinity()) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        softmax.max[half] = lse * LOG2_E;
+        softmax.sum[half] = thread_place() % 4 == 0 ? 1.0f : 0.0f;
+    }
+#pragma unroll
+    for (int n = 0; n < D_V / 8; ++n) {
+        float pair[2];
+        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+                     : "=f"(pair[0]), "=f"(pair[1])
+                     : "r"(value + 32 * n + thread_place() % 4 * 8)
+                     : "memory");
+#pragma unroll
+        for (int i = 0; i < 4; ++i) out[n][i] = pair[i % 2];
+    }
+}
+
+<% endif %>/// The work of a computing warpgroup.
 __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& f, const TensorMap& map, Shared shared,
                                               int team, int group) {
     const unsigned q_tile = shared.q_tile(group);
@@ -208,7 +275,8 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
         for (int n = 0; n < D_V / 8; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) out[n][i] = 0.0f;
-        if (steps == 0) {
+<% if constant.TAIL == constant.TAIL_BLOCK %>        begin_with_tail(softmax, out, __int_as_float(warp_uniform(read_note(shared.tile() + 12))), shared.value());
+<% endif %>        if (steps == 0) {
             release(shared.q_empty());
         } else {
             shared.full(place.slot).wait(place.parity);
@@ -217,12 +285,13 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
             start_scores(scores, place);
             wgmma_wait<0>();
             hold(scores);
-            finish_scores(p, f, scores, first_keys, tile, decided);
+            finish_scores(p, f, scores, first_keys, tile, decided, shared.weights(place.slot));
             release(shared.empty(place.slot));
             if (steps == 1) release(shared.q_empty());
             place.advance();
-            softmax.raise(scores, to_exponent);
+            const bool raised = softmax.raise(scores, to_exponent);
             softmax.exponentiate(scores, to_exponent);
+            if (TAIL == TAIL_BLOCK && raised) softmax.rescale(out);
             pack(weights, scores);
 #pragma unroll 1
             for (int step = 1; step < steps; ++step) {
@@ -244,7 +313,7 @@ __device__ __forceinline__ void compute_tiles(const Params& p, const Functions& 
                 if (IN_TURN) your_turn.arrive();
                 wgmma_wait<1>();
                 hold(scores);
-                finish_scores(p, f, scores, first_keys, tile, decided);
+                finish_scores(p, f, scores, first_keys, tile, decided, shared.weights(keys.slot));
                 release(shared.empty(keys.slot));
                 if (step + 1 == steps) release(shared.q_empty());
                 const bool raised = softmax.raise(scores, to_exponent);

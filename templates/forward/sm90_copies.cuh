@@ -12,11 +12,15 @@ struct Shared {
     /// The same of the queries.
     __device__ Barrier q_full() const { return {base + BARRIERS + 2 * STAGES * Barrier::BYTES}; }
     __device__ Barrier q_empty() const { return {base + BARRIERS + (2 * STAGES + 1) * Barrier::BYTES}; }
-    /// The tile's number, its steps and how many of its pieces the mask function decides. Ready with the queries; where
-    /// the number is negative there are no more tiles.
+    /// The tile's number, its steps, how many of its pieces the mask function decides and, with a block tail, its logarithm. Ready with the
+    /// queries; where the number is negative there are no more tiles.
     __device__ unsigned tile() const { return base + NOTES; }
     /// The first key of each piece of a slot with keys. Ready with the slot.
-    __device__ unsigned first_keys(int slot) const { return base + NOTES + 4 * (3 + slot * PIECES); }
+    __device__ unsigned first_keys(int slot) const { return base + NOTES + 4 * (TILE_NOTES + slot * PIECES); }
+    /// What every row begins with. Ready with the queries, and theirs as long.
+    __device__ unsigned value() const { return base + VALUE; }
+    /// The weights of the means in a slot. Ready with the slot.
+    __device__ unsigned weights(int slot) const { return base + WEIGHTS + slot * WEIGHTS_BYTES; }
 };
 
 /// The tile that comes at place `place`: in a head as `row_order` says. Without it the last row comes first: where rows are
@@ -40,6 +44,10 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         prefetch_map(maps.q);
         prefetch_map(maps.k);
         prefetch_map(maps.v);
+        if constexpr (TAIL == TAIL_ROW) {
+            prefetch_map(maps.tail_k);
+            prefetch_map(maps.tail_v);
+        }
     }
     const int tiles = p.q_blocks * p.heads * p.batch, takers = TEAMS * gridDim.x;
     Place place;
@@ -50,15 +58,28 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
         const int kv_head = row.y / (p.heads / p.kv_heads);
         const KeyBlocks::Counts counts = KeyBlocks::counts(p, row);
         const int pieces = counts.all * PIECES_PER_BLOCK;
-        const int steps = (pieces + PIECES - 1) / PIECES;
+        int all_pieces = pieces;
+<% if constant.TAIL == constant.TAIL_ROW %>        auto means = TailPieces<PIECE>::of(p, row);
+        all_pieces += means.total();
+<% endif %>        const int steps = (all_pieces + PIECES - 1) / PIECES;
         shared.q_empty().wait(q_parity);
         q_parity ^= 1;
         if (leader) {
             store_shared(shared.tile(), tile);
             store_shared(shared.tile() + 4, steps);
             store_shared(shared.tile() + 8, counts.partial * PIECES_PER_BLOCK);
-            shared.q_full().arrive_expecting(GROUPS * QTile::BYTES);
-#pragma unroll
+<% if constant.TAIL == constant.TAIL_BLOCK %>            float lse = -infinity();
+            if (p.tail_lse != nullptr && p.tail_out != nullptr)
+                lse = __ldg(p.tail_lse + row.z * p.tail_lse_stride[0] + row.y * p.tail_lse_stride[1] + row.x);
+            store_shared(shared.tile() + 12, __float_as_int(lse));
+            const int value_bytes = lse == -infinity() ? 0 : 4 * p.value_dim;
+            shared.q_full().arrive_expecting(GROUPS * QTile::BYTES + value_bytes);
+            if (value_bytes > 0)
+                copy_bytes(shared.value(),
+                           p.tail_out + row.z * p.tail_out_stride[0] + row.y * p.tail_out_stride[1] + row.x * p.tail_out_stride[2],
+                           value_bytes, shared.q_full());
+<% else %>            shared.q_full().arrive_expecting(GROUPS * QTile::BYTES);
+<% endif %>#pragma unroll
             for (int group = 0; group < GROUPS; ++group)
 #pragma unroll
                 for (int panel = 0; panel < QTile::PANELS; ++panel)
@@ -75,9 +96,11 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
 #pragma unroll
                 for (int i = 0; i < PIECES; ++i)
                     if (keys) store_shared(shared.first_keys(place.slot) + 4 * i, first[i]);
-                shared.full(place.slot).arrive_expecting(KvTile::BYTES);
+<% if constant.TAIL == constant.TAIL_ROW %>                copy_keys_or_means<KvTile, PIECE>(p, keys ? maps.tail_k : maps.tail_v, shared.kv_tile(place), shared.weights(place.slot),
+                                                  shared.full(place.slot), map, first, keys, kv_head, row);
+<% else %>                shared.full(place.slot).arrive_expecting(KvTile::BYTES);
                 copy_pieces<KvTile, PIECE>(shared.kv_tile(place), map, first, kv_head, row.z, shared.full(place.slot));
-            }
+<% endif %>            }
             place.advance();
         };
         int next = 0;
@@ -93,7 +116,8 @@ __device__ __forceinline__ void copy_tiles(const Params& p, const TensorMaps& ma
                     if (piece % (32 * PIECES_PER_BLOCK) == 0)
                         blocks.move_window(p, counts, piece / PIECES_PER_BLOCK, [&] { return row; });
                     first_key[i] = blocks.at(piece / PIECES_PER_BLOCK) * BLOCK_KV + piece % PIECES_PER_BLOCK * PIECE;
-                }
+<% if constant.TAIL == constant.TAIL_ROW %>                    if (piece >= pieces && piece < all_pieces) first_key[i] = as_first_key(means.next());
+<% endif %>                }
                 copy_step(KTile(), maps.k, first_key, true);
             }
             if (step > 0) copy_step(VTile(), maps.v, before, false);

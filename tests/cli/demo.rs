@@ -35,6 +35,12 @@ fn the_demo_on_the_cpu_compares_both_orders_and_draws_them() {
             assert!(number("mask_ms") > 0.0 && number("attention_ms") > 0.0, "{layer}");
             let dense = layer["dense_ms"].as_f64().unwrap();
             assert!(dense > number("attention_ms"), "skipping does not pay: {layer}");
+            for tail in ["block_tail", "row_tail"] {
+                let of = &layer[order][tail];
+                let error = of["error_dense"].as_f64().unwrap();
+                assert!(error < number("error_dense"), "the means are worth nothing: {layer}");
+                assert!(of["call_ms"].as_f64().unwrap() > 0.0, "{layer}");
+            }
         }
     }
     let error = |layer: usize, order: &str| layers[layer][order]["error_dense"].as_f64().unwrap();

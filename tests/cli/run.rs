@@ -1,10 +1,10 @@
 //! `run` gives what the library gives.
 
-use crate::support::{data, json, write_tensors};
+use crate::support::{data, fails, json, makes_no_sense, small_input, write_tensors};
 use half::bf16;
 use safetensors::{Dtype, SafeTensors};
 use std::path::Path;
-use tilewright::{Attention, DType, Device, HeadDim, Output, Tensor, top_k, top_p};
+use tilewright::{Attention, DType, Device, HeadDim, Output, Tail, Tensor, top_k, top_p};
 
 fn tensor(file: &SafeTensors<'_>, name: &str) -> Tensor {
     let view = file.tensor(name).unwrap();
@@ -77,4 +77,42 @@ fn grouped_heads_batches_and_both_layouts() {
     ];
     write_tensors(&input, &tensors);
     agree(&input, true, d);
+}
+
+#[test]
+fn a_tail_is_the_librarys() {
+    let folder = tempfile::tempdir().unwrap();
+    let (input, output) = (small_input(folder.path()), folder.path().join("out.safetensors"));
+    let to = output.to_str().unwrap();
+    let run = |tail| {
+        let rule = ["run", "--device", "cpu", "--top-k", "0.3", "--block", "64x64"];
+        [&rule[..], &["--input", &input, "--output", to, "--tail", tail]].concat()
+    };
+    let bytes = std::fs::read(&input).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let [q, k, v] = ["q", "k", "v"].map(|name| tensor(&file, name));
+    let mut outs: Vec<Vec<bf16>> = Vec::new();
+    for (written, said, tail) in [
+        ("block", "block", Tail::Block),
+        ("row", "row:64", Tail::Row { keys: 64 }),
+        ("row:128", "row:128", Tail::Row { keys: 128 }),
+    ] {
+        let report = json(&run(written));
+        assert_eq!(report["tail"], said);
+        let builder = Attention::builder(HeadDim::D64, DType::Bf16).select(top_k(0.3));
+        let blocks = tilewright::BlockSize::new(64, 64).unwrap();
+        let attention = builder.blocks(blocks).tail(tail).build(&Device::cpu()).unwrap();
+        let expected = attention.forward(&q, &k, &v).unwrap().out.to_vec::<bf16>().unwrap();
+        let bytes = std::fs::read(&output).unwrap();
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+        assert_eq!(metadata.metadata().as_ref().unwrap()["tail"], said);
+        let found = tensor(&SafeTensors::deserialize(&bytes).unwrap(), "out").to_vec::<bf16>().unwrap();
+        assert!(found == expected, "{written}: out differs");
+        assert!(!outs.contains(&found), "{written}: another tail, another result");
+        outs.push(found);
+    }
+    fails(&run("row:100"), &["over 100 keys", "multiple of the 64 keys", "take 64 or 128"]);
+    for wrong in ["rows", "row:", "row:-64", "none"] {
+        makes_no_sense(&run(wrong), &["--tail", "row:KEYS"]);
+    }
 }

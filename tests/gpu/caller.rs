@@ -119,6 +119,7 @@ fn lists(cuda: &CudaDevice, split: bool) -> Result<Lists, Failed> {
         full_kv: split.then(|| index(q_blocks, kv_blocks)).transpose()?,
         q: Some(index(kv_blocks, q_blocks)?),
         full_q: split.then(|| index(kv_blocks, q_blocks)).transpose()?,
+        dropped: None,
     };
     Ok((buffers, lists))
 }
@@ -205,7 +206,7 @@ fn wild_lists(device: &Device) -> Result<(), Failed> {
             counts: Tensor::from_slice(&counts, &[1, 1, rows])?.to(device)?,
             indices: Tensor::from_slice(&indices, &[1, 1, rows, width])?.to(device)?,
         };
-        let lists = &MaskLists { kv, full_kv: None, q: None, full_q: None };
+        let lists = &MaskLists::new(kv);
         let (_out, mut out) = dense(cuda, DType::Bf16, &shape)?;
         let (_lse, mut lse) = dense(cuda, DType::F32, &shape[..3])?;
         let plan = plan(&attention, &q, &k)?;

@@ -19,6 +19,7 @@ mod sound;
 mod streams;
 #[path = "../support/mod.rs"]
 mod support;
+mod tail;
 mod tiles;
 mod tuned;
 mod ways;
@@ -30,7 +31,7 @@ use tilewright::Device;
 /// A test: its name and what it does on the GPU.
 type Test = (&'static str, fn(&Device) -> Result<(), Failed>);
 
-const GROUPS: [&[Test]; 21] = [
+const GROUPS: [&[Test]; 22] = [
     backward::TESTS,
     backward::calls::TESTS,
     caller::TESTS,
@@ -49,6 +50,7 @@ const GROUPS: [&[Test]; 21] = [
     sound::beside::TESTS,
     sound::captures::TESTS,
     streams::TESTS,
+    tail::TESTS,
     tiles::TESTS,
     tuned::TESTS,
     ways::TESTS,

@@ -137,7 +137,7 @@ fn own_steps(device: &Device) -> Result<(), Failed> {
     };
     let other = build(device, Policy::FirstValid, true)?;
     let all = MaskLists::from(&other.mask(q, k)?);
-    let by_query = MaskLists { kv: all.kv.clone(), full_kv: all.full_kv.clone(), q: None, full_q: None };
+    let by_query = MaskLists { full_kv: all.full_kv.clone(), ..MaskLists::new(all.kv.clone()) };
     let lists = [&all, &by_query];
     expect([true, true, false, false, false], lists, "after a forward")?;
     let mut made = MaskLists::from(&other.mask(q, k)?);

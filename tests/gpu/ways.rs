@@ -181,6 +181,7 @@ fn refused(device: &Device) -> Result<(), Failed> {
                     full_kv: Some(index(["full_kv_counts", "full_kv_indices"], full_kv)?),
                     q: Some(index(["q_counts", "q_indices"], mask.q())?),
                     full_q: Some(index(["full_q_counts", "full_q_indices"], full_q)?),
+                    dropped: None,
                 };
                 let mut work = scratch(Step::Select { by_key: true })?;
                 expect(name, plan.run(Select { q, k, lists: &mut lists }, &mut work))?;

@@ -387,6 +387,7 @@ impl<'a> Call<'a> {
             full_kv: index(split, rows, columns)?,
             q: index(by_key, columns, rows)?,
             full_q: index(by_key && split, columns, rows)?,
+            dropped: None,
         })
     }
 

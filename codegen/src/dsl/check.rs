@@ -302,9 +302,9 @@ impl Check<'_> {
             }
             let arg = self.kernel.args.iter().find(|arg| arg.name == *name);
             match arg.map(|arg| &arg.kind) {
-                Some(ArgKind::Tensor { dims, optional: false, .. }) if (2..=5).contains(&dims.len()) => {}
+                Some(ArgKind::Tensor { dims, .. }) if (2..=5).contains(&dims.len()) => {}
                 Some(_) => {
-                    let message = "needs a tensor of 2 to 5 dimensions that is always there";
+                    let message = "needs a tensor of 2 to 5 dimensions";
                     return fail(format!("a tensor map {message}: `{name}` is none"));
                 }
                 None => return fail(format!("`{name}` is no argument: name one of the tensors")),

@@ -60,7 +60,7 @@ pub mod launch {
         pub fn output<const D: usize, const S: usize>(
             &mut self, _: &'static str, _: Option<&Tensor>, _: DType, _: usize, _: [Dim; D],
         ) -> Result<BoundTensor<S>, BindError> { Ok(BoundTensor { pointer: 0, strides: [0; S] }) }
-        pub fn tensor_map(&mut self, _: &'static str, _: &Tensor, sides: [i64; 2]) -> Result<(), BindError> {
+        pub fn tensor_map(&mut self, _: &'static str, _: Option<&Tensor>, sides: [i64; 2]) -> Result<(), BindError> {
             self.maps.push(sides);
             Ok(())
         }

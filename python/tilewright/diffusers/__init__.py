@@ -23,6 +23,7 @@ except ImportError as error:
         f"tilewright.diffusers needs torch and diffusers, and {error.name} is missing: pip install torch diffusers"
     ) from error
 
+from .._typing import Tail
 from .counts import Counts, Report
 from .models import attentions, transformers
 from .options import Options, checked_layers
@@ -44,6 +45,7 @@ def enable(
     grid: Sequence[int] | str | None = None,
     tile: Sequence[int] | None = None,
     min_tokens: int = 4096,
+    tail: Tail = None,
 ) -> Enabled:
     """Makes the self-attention of a video transformer, or of all transformers of a pipeline, sparse.
 
@@ -62,6 +64,7 @@ def enable(
             input has; (t, h, w) insists on one. Tokens stay in raster order when not given.
         tile: the cube; its product is `block_size[1]`. See `tilewright.TokenGrid`.
         min_tokens: video tokens below which attention stays dense.
+        tail: what stands for the video's dropped blocks: see `tilewright.sparse_attention`.
 
     Returns:
         A handle: `with enable(pipe): …` disables at the end of the block. It can be ignored.
@@ -80,6 +83,7 @@ def enable(
         skip_first_steps=skip_first_steps,
         grid=grid,
         tile=tile,
+        tail=tail,
     )
     layers = checked_layers(layers)
     steps = Steps(options.skip_first_steps)

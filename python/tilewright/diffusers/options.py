@@ -7,19 +7,21 @@ import operator
 import torch
 
 import tilewright
-from tilewright.mask import checked_pair
+from tilewright.mask import checked_pair, tail_number
 
 
 class Options:
-    """What is kept, and which calls stay dense; the processors read it.
+    """What is kept, what stands for the rest, and which calls stay dense; the processors read it.
 
     Raises:
-        ValueError, TypeError: what `tilewright.block_mask` and `tilewright.TokenGrid` raise for these values, and for a
+        ValueError, TypeError: what `tilewright.sparse_attention` and `tilewright.TokenGrid` raise for these values, and for a
             number of tokens or steps that is none.
     """
 
-    def __init__(self, *, top_k, top_p, block_size, min_tokens, skip_first_steps, grid, tile):
+    def __init__(self, *, top_k, top_p, block_size, min_tokens, skip_first_steps, grid, tile, tail):
         self.block_size = checked_pair(block_size)
+        tail_number(tail, self.block_size[1])
+        self.tail = tail
         self.top_k, self.top_p = top_k, top_p
         self.check_head_dim(64)
         self.min_tokens = _count("min_tokens", min_tokens)

@@ -69,6 +69,7 @@ class SparseProcessor:
             block_size=options.block_size,
             layout="BSHD",
             return_mask=True,
+            tail=options.tail,
         )
         self.session.counts.sparse(self.name, [mask])
         return out
@@ -93,9 +94,10 @@ class SparseProcessor:
             top_p=options.top_p,
             block_size=options.block_size,
             layout="BSHD",
+            dropped=options.tail is not None,
         )
-        mask = text.keep_text(mask, query.shape[1], key.shape[1], video)
-        return tilewright.attention(query, key, value, mask, layout="BSHD"), mask
+        mask = text.keep_text(mask, query.shape[1], key.shape[1], video, says_dropped=options.tail is not None)
+        return tilewright.attention(query, key, value, mask, layout="BSHD", tail=options.tail), mask
 
 
 def _by_head(tensor, heads):

@@ -16,11 +16,11 @@ from .identity import Seen
 from .tracing import exporting, has_values
 
 
-def keep_text(mask, seq_q, seq_kv, video):
+def keep_text(mask, seq_q, seq_kv, video, says_dropped=False):
     """The mask of `seq_q × seq_kv` tokens, the first `video` of each being those of `mask`, with all text kept.
 
     A block that holds the end of the video and the beginning of the text counts as text. Text comes after the video, so its block
-    numbers follow those a row already keeps and the indices stay ascending.
+    numbers follow those a row already keeps and the indices stay ascending. `says_dropped`: it says which blocks it drops, as `mask` does.
     """
     block_q, block_kv = mask.BLOCK_SIZE
     rows, columns = -(-seq_q // block_q), -(-seq_kv // block_kv)
@@ -42,7 +42,16 @@ def keep_text(mask, seq_q, seq_kv, video):
 
     indices[:, :, first_row:] = torch.arange(columns, dtype=indices.dtype, device=indices.device)
     counts[:, :, first_row:] = columns
-    return tilewright.BlockMask(counts, indices, BLOCK_SIZE=mask.BLOCK_SIZE, seq_lengths=(seq_q, seq_kv))
+    dropped = None
+    if says_dropped:
+        dropped = mask.dropped.new_zeros(batch, heads, rows, -(-columns // 32))
+        dropped[:, :, :first_row, : mask.dropped.shape[3]] = mask.dropped[:, :, :first_row]
+        # The shared block is kept now.
+        word, bit = divmod(first_column, 32)
+        dropped[..., word : word + 1] &= ~(1 << bit) if bit < 31 else (1 << 31) - 1
+    return tilewright.BlockMask(
+        counts, indices, BLOCK_SIZE=mask.BLOCK_SIZE, seq_lengths=(seq_q, seq_kv), dropped=dropped
+    )
 
 
 class TextLengths:

@@ -81,6 +81,7 @@ fn outputs_that_do_not_fit_are_refused_over_nothing_too() {
             full_kv: Some(index(rows, columns)),
             q: Some(index(columns, rows)),
             full_q: Some(index(columns, rows)),
+            dropped: None,
         };
         let outputs = |out: &Tensor, lse: &Tensor| {
             let (mut out, mut lse) = (out.clone(), lse.clone());
@@ -123,7 +124,8 @@ fn outputs_that_do_not_fit_are_refused_over_nothing_too() {
         let read = index(rows, columns);
         let unread = |kv: &BlockIndex, full_kv: Option<&BlockIndex>| {
             let (kv, full_kv) = (kv.clone(), full_kv.cloned());
-            MaskLists { kv, full_kv, q: None, full_q: None }.check_unread(&Device::Cpu, &plan.sizes)
+            MaskLists { kv, full_kv, q: None, full_q: None, dropped: None }
+                .check_unread(&Device::Cpu, &plan.sizes)
         };
         for spoilt in spoilt(&read.counts).map(|(spoilt, _)| spoilt) {
             let wrong = BlockIndex { counts: spoilt, indices: read.indices.clone() };
@@ -223,6 +225,7 @@ fn lists(all: &Tensors) -> MaskLists {
         full_kv: Some(index("full_kv_counts", "full_kv_indices")),
         q: Some(index("q_counts", "q_indices")),
         full_q: Some(index("full_q_counts", "full_q_indices")),
+        dropped: None,
     }
 }
 
@@ -327,9 +330,9 @@ fn lists_are_of_the_attentions_kind() {
     let unmasked = unmasked.unwrap().plan(plan.shapes()).unwrap();
     let [q, k, _] = qkv(&all);
     let kinds = |full_kv: bool, by_key: bool, full_q: bool| {
-        let MaskLists { kv, full_kv: kept, q: transposed, full_q: full_transposed } = lists(&all);
+        let MaskLists { kv, full_kv: kept, q: transposed, full_q: full_transposed, dropped } = lists(&all);
         let (q, full) = (transposed.filter(|_| by_key), full_transposed.filter(|_| full_q));
-        MaskLists { kv, full_kv: kept.filter(|_| full_kv), q, full_q: full }
+        MaskLists { kv, full_kv: kept.filter(|_| full_kv), q, full_q: full, dropped }
     };
     for (full_kv, by_key, full_q) in [
         (true, true, true),

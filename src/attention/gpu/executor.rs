@@ -1,6 +1,7 @@
 //! The chain of kernels as an executor of plans.
 
 use super::Pipeline;
+use super::tail::Whole;
 use crate::attention::executor::{Call, Executor};
 use crate::attention::memory::{Fill, Memory};
 use crate::attention::work::{Attend, Backward, Forward, Inputs, Kind, Ranked, Select, Step};
@@ -41,8 +42,16 @@ impl Executor for Pipeline {
             let mut memory = Memory::Device { device, fill: Fill::Anything };
             made = self.ordered(rule, sizes, (kv, full_kv), &mut memory)?;
         }
+        let mut tail = None;
+        if rule.has_tail() {
+            let mut memory = Memory::Device { device, fill: Fill::Anything };
+            let lists = MaskLists::from(mask);
+            tail = self.tail_scratch(rule, sizes, &lists, false, &mut memory)?;
+            self.tail(rule, sizes, [q, k, v], (None, Whole::Listed), &lists, tail.as_mut())?;
+        }
         let lists = (kv, full_kv, mask.row_order().or(made.as_ref()));
-        Pipeline::attend(self, rule, [q, k, v], lists, density, [&mut out, &mut lse])?;
+        let tail = tail.as_ref().map(|tail| &tail.made);
+        Pipeline::attend(self, rule, [q, k, v], lists, tail, density, [&mut out, &mut lse])?;
         Ok((out, lse))
     }
 
@@ -55,7 +64,7 @@ impl Executor for Pipeline {
         let &Call { device, rule, sizes, density } = call;
         let mut memory = Memory::Device { device, fill: Fill::Anything };
         let lists = MaskLists::from(mask);
-        let mut scratch = self.backward_scratch(sizes, &lists, &mut memory)?;
+        let mut scratch = self.backward_scratch(rule, sizes, &lists, &mut memory)?;
         let mut made = |like: &Tensor| memory.tensor(like.dtype(), like.shape());
         let mut gradients = Gradients { dq: made(upstream.q)?, dk: made(upstream.k)?, dv: made(upstream.v)? };
         Pipeline::backward(self, rule, upstream, &lists, density, &mut scratch, &mut gradients)?;
@@ -86,23 +95,31 @@ impl Executor for Pipeline {
                     Some(lists) => lists,
                     None => made.insert(MaskLists::make(rule, sizes, false, memory)?),
                 };
+                let mut tail = self.tail_scratch(rule, sizes, lists, work.means().is_some(), memory)?;
                 self.select(rule, sizes, Ranked::Tensors { q, k }, &mut work, lists)?;
+                let of_selection = (work.means(), work.whole());
+                self.tail(rule, sizes, [q, k, v], of_selection, lists, tail.as_mut())?;
                 let lists = (&lists.kv, lists.full_kv.as_ref(), work.row_order());
-                Pipeline::attend(self, rule, [q, k, v], lists, density, [out, lse])
+                let tail = tail.as_ref().map(|tail| &tail.made);
+                Pipeline::attend(self, rule, [q, k, v], lists, tail, density, [out, lse])
             }
             Kind::Select(Select { q, k, lists }) => {
                 let mut work = self.scratch(sizes, true, memory)?;
                 self.select(rule, sizes, Ranked::Tensors { q, k }, &mut work, lists)
             }
-            Kind::Attend(Attend { q, k, v, lists: MaskLists { kv, full_kv, .. }, out, lse }) => {
+            Kind::Attend(Attend { q, k, v, lists, out, lse }) => {
+                let MaskLists { kv, full_kv, .. } = lists;
                 let full_kv = full_kv.as_ref();
                 let order = self.ordered(rule, sizes, (kv, full_kv), memory)?;
+                let mut tail = self.tail_scratch(rule, sizes, lists, false, memory)?;
+                self.tail(rule, sizes, [q, k, v], (None, Whole::Listed), lists, tail.as_mut())?;
                 let lists = (kv, full_kv, order.as_ref());
-                Pipeline::attend(self, rule, [q, k, v], lists, density, [out, lse])
+                let tail = tail.as_ref().map(|tail| &tail.made);
+                Pipeline::attend(self, rule, [q, k, v], lists, tail, density, [out, lse])
             }
             Kind::Backward(Backward { q, k, v, out, lse, d_out, d_lse, lists, gradients }) => {
                 let upstream = Upstream { q, k, v, out, lse, d_out, d_lse };
-                let mut work = self.backward_scratch(sizes, lists, memory)?;
+                let mut work = self.backward_scratch(rule, sizes, lists, memory)?;
                 Pipeline::backward(self, rule, upstream, lists, density, &mut work, gradients)
             }
         }
@@ -114,18 +131,20 @@ impl Executor for Pipeline {
         let memory = &mut Memory::Arena(&mut arena);
         match step {
             Step::Forward => {
-                self.scratch(sizes, true, memory)?;
-                MaskLists::make(rule, sizes, false, memory)?;
+                let work = self.scratch(sizes, true, memory)?;
+                let lists = MaskLists::make(rule, sizes, false, memory)?;
+                self.tail_scratch(rule, sizes, &lists, work.means().is_some(), memory)?;
             }
             Step::Select { .. } => drop(self.scratch(sizes, true, memory)?),
             // Often there is nothing to make.
             Step::Attend(lists) => {
                 let order = self.row_order(sizes, &lists.kv, memory)?;
-                return Ok(order.map_or(0, |_| arena.needed()));
+                let tail = self.tail_scratch(rule, sizes, lists, false, memory)?;
+                return Ok(if order.is_none() && tail.is_none() { 0 } else { arena.needed() });
             }
             Step::Backward(lists) => {
                 lists.check_ranks()?;
-                self.backward_scratch(sizes, lists, memory)?;
+                self.backward_scratch(rule, sizes, lists, memory)?;
             }
         }
         Ok(arena.needed())
@@ -134,11 +153,22 @@ impl Executor for Pipeline {
     fn is_warm(&self, call: &Call<'_>, step: Step<'_>) -> bool {
         let &Call { rule, sizes, density, .. } = call;
         let (selected, attended) = (sizes.bucket(rule, None), sizes.bucket(rule, density));
+        // Lists that a mask function has no full blocks in say nothing of which are whole.
+        let marks = |lists: &MaskLists| !rule.is_split() || lists.full_kv.is_some();
+        let tail = |of| self.tails.as_ref().is_none_or(|tails| tails.knows(of, selected));
         match step {
-            Step::Forward => self.selector.knows(sizes, selected, false) && self.forward.knows(attended),
+            Step::Forward => {
+                let ranked = rule.selection.is_some();
+                self.selector.knows(sizes, selected, false)
+                    && self.forward.knows(attended)
+                    && tail((ranked, true))
+            }
             Step::Select { by_key } => self.selector.knows(sizes, selected, by_key),
-            Step::Attend(_) => self.forward.knows(attended) && self.knows_order(sizes, selected),
-            Step::Backward(lists) => self.backward.knows(lists, attended),
+            Step::Attend(lists) => {
+                let of_lists = tail((false, marks(lists)));
+                self.forward.knows(attended) && self.knows_order(sizes, selected) && of_lists
+            }
+            Step::Backward(lists) => self.backward.knows(lists, attended) && tail((false, marks(lists))),
         }
     }
 
@@ -146,7 +176,8 @@ impl Executor for Pipeline {
         let &Call { rule, sizes, density, .. } = call;
         let (selected, attended) = (sizes.bucket(rule, None), sizes.bucket(rule, density));
         let order = self.order.known().filter(|_| self.orders_rows(sizes));
-        let before = self.selector.stages(sizes).chain(order).map(|stage| (stage, selected));
+        let tail = self.tails.iter().flat_map(|tails| tails.stages());
+        let before = self.selector.stages(sizes).chain(order).chain(tail).map(|stage| (stage, selected));
         let after = [&self.forward].into_iter().chain(self.backward.stages());
         before.chain(after.map(|stage| (stage, attended))).collect()
     }

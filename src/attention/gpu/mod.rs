@@ -1,4 +1,5 @@
 //! The chain of kernels on a GPU: (classify) → pool → (score_partial) → rank → (transpose) → forward, or (order) → forward over lists of a caller's.
+//! With a tail, what stands for dropped blocks is made before the forward.
 //! Nothing goes to the host.
 
 mod backward;
@@ -6,6 +7,7 @@ mod executor;
 mod parts;
 mod ranking;
 mod selection;
+mod tail;
 
 use selection::Scratch;
 
@@ -17,11 +19,14 @@ use crate::codegen::lower::{DeviceFunction, FunctionKind};
 use crate::device::CudaDevice;
 use crate::kernels::{classify, forward, order};
 use crate::launch::{Function, FunctionArgs, Lazy, Request, Tuned};
+use crate::tail::Tail;
 use crate::tune::{Bucket, Policy};
 use crate::{BlockIndex, DType, DeviceFn, Error, Tensor};
 use backward::Backward;
+use parts::Call;
 use selection::Selector;
 use std::sync::Arc;
+use tail::{Made, Means, TailScratch, Tails, Whole};
 
 /// The kernels of the chain, each with its tuning space, and the functions' captures.
 #[derive(Clone)]
@@ -32,6 +37,8 @@ pub(super) struct Pipeline {
     order: Lazy,
     forward: Tuned,
     functions: Arc<FunctionArgs>,
+    /// Absent without a tail.
+    tails: Option<Tails>,
     backward: Backward,
 }
 
@@ -53,6 +60,7 @@ impl Pipeline {
                 .value("D_V", d_v)
                 .value("BLOCK_Q", block_q)
                 .value("BLOCK_KV", block_kv)
+                .value("TAIL", tail_value(rule.tail))
                 .function("score_mod", score_mod.as_ref())
                 .function("mask_mod", mask_mod.as_ref()),
         )?;
@@ -73,6 +81,7 @@ impl Pipeline {
             order: lazy(Request::new(&order::SOURCE)),
             forward,
             functions,
+            tails: Tails::new(cuda, rule, &lazy)?,
             backward: Backward::new(rule, score_mod.as_ref(), mask_mod.as_ref(), &lazy),
         })
     }
@@ -85,6 +94,7 @@ impl Pipeline {
             order: self.order.on(cuda),
             forward: self.forward.on(cuda),
             functions: self.functions.clone(),
+            tails: self.tails.as_ref().map(|tails| tails.on(cuda)),
             backward: self.backward.on(cuda),
         }
     }
@@ -155,6 +165,34 @@ impl Pipeline {
         selected.map_err(|error| advise(error, rule, sizes, None))
     }
 
+    /// Room for what stands for the blocks that `lists` drop, where there is a tail. `selected`: whether the same call selects them, by means that
+    /// it makes.
+    pub(super) fn tail_scratch(
+        &self,
+        rule: &Rule,
+        sizes: &Sizes,
+        lists: &MaskLists,
+        selected: bool,
+        memory: &mut Memory<'_>,
+    ) -> Result<Option<TailScratch>, Error> {
+        self.tails.as_ref().map(|tails| tails.scratch(rule, sizes, lists, selected, memory)).transpose()
+    }
+
+    /// Makes what stands for the blocks that `lists` drop, where there is a tail: see [`Tails::run`].
+    pub(super) fn tail(
+        &self,
+        rule: &Rule,
+        sizes: &Sizes,
+        qkv: [&Tensor; 3],
+        (means, whole): (Option<[&Tensor; 2]>, Whole<'_>),
+        lists: &MaskLists,
+        scratch: Option<&mut TailScratch>,
+    ) -> Result<(), Error> {
+        let (Some(tails), Some(scratch)) = (&self.tails, scratch) else { return Ok(()) };
+        let made = tails.run(&Call { rule, sizes }, qkv, means, whole, lists, scratch);
+        made.map_err(|error| advise(error, rule, sizes, None))
+    }
+
     /// Attention over the kept blocks, into `out` and `lse`. `row_order`: the order in which each head's query blocks are begun;
     /// `density`: the share of blocks kept, where it is known.
     pub(super) fn attend(
@@ -162,11 +200,20 @@ impl Pipeline {
         rule: &Rule,
         [q, k, v]: [&Tensor; 3],
         (kv, full_kv, row_order): (&BlockIndex, Option<&BlockIndex>, Option<&Tensor>),
+        tail: Option<&Made>,
         density: Option<f64>,
         [out, lse]: [&mut Tensor; 2],
     ) -> Result<(), Error> {
         let sizes = Sizes::of(rule, q, k);
         let bucket = sizes.bucket(rule, density);
+        let [value, value_lse, keys, values, weights, pieces] = match tail {
+            None => [None; 6],
+            Some(Made::Block(value)) => [Some(&value.out), Some(&value.lse), None, None, None, None],
+            Some(Made::Row(means)) => {
+                let Means { keys, values, weights, pieces } = &**means;
+                [None, None, Some(keys), Some(values), Some(weights), Some(pieces)]
+            }
+        };
         let args = forward::Args {
             q,
             k,
@@ -176,6 +223,12 @@ impl Pipeline {
             full_kv_counts: full_kv.map(|full| &full.counts),
             full_kv_indices: full_kv.map(|full| &full.indices),
             row_order,
+            tail_out: value,
+            tail_lse: value_lse,
+            tail_k: keys,
+            tail_v: values,
+            tail_weights: weights,
+            tail_pieces: pieces,
             out,
             lse,
             scale: rule.scale,
@@ -183,6 +236,15 @@ impl Pipeline {
         // SAFETY: lists and orders may hold anything; all work is on one stream.
         let launched = unsafe { self.forward.launch_in(bucket, &args, Some(&self.functions)) };
         launched.map_err(|error| advise(error, rule, &sizes, density))
+    }
+}
+
+/// TAIL of the forward.
+fn tail_value(tail: Tail) -> i64 {
+    match tail {
+        Tail::None => forward::TAIL_NONE,
+        Tail::Block => forward::TAIL_BLOCK,
+        Tail::Row { .. } => forward::TAIL_ROW,
     }
 }
 

@@ -3,12 +3,13 @@
 
 use super::parts::{Call, Parts, parts_of};
 use super::ranking::{Partial, Ranking, rank_blocks};
+use super::tail::Whole;
 use crate::attention::memory::Memory;
 use crate::attention::work::Ranked;
 use crate::attention::{MaskLists, Rule, Sizes};
 use crate::codegen::lower::DeviceFunction;
 use crate::device::CudaDevice;
-use crate::kernels::{classify, pool, score_partial, select, transpose};
+use crate::kernels::{classify, dropped, pool, score_partial, select, transpose};
 use crate::launch::{FunctionArgs, Lazy, Request, TensorDecl, Tuned};
 use crate::tune::Bucket;
 use crate::{BlockIndex, Device, Error, Tensor};
@@ -24,6 +25,8 @@ pub(super) struct Selector {
     pub(super) classify: Option<(Tuned, Arc<FunctionArgs>)>,
     /// For rows of logits in memory.
     select: Lazy,
+    /// For a tail.
+    dropped: Option<Lazy>,
     transpose: Lazy,
 }
 
@@ -52,6 +55,20 @@ impl Scratch {
     pub(in crate::attention) fn row_order(&self) -> Option<&Tensor> {
         self.row_order.as_ref()
     }
+
+    /// Of q and of k, where anything is ranked by them.
+    pub(super) fn means(&self) -> Option<[&Tensor; 2]> {
+        self.means.as_ref().map(|[q, k]| [q, k])
+    }
+
+    /// The selected blocks that a query may attend to as a whole.
+    pub(super) fn whole(&self) -> Whole<'_> {
+        match (&self.means, &self.full_keep) {
+            (None, _) => Whole::Listed,
+            (Some(_), None) => Whole::All,
+            (Some(_), Some(bits)) => Whole::Bits(bits),
+        }
+    }
 }
 
 impl Selector {
@@ -67,6 +84,7 @@ impl Selector {
             ranking: rule.selection.is_some().then(|| Ranking::new(rule, mask_mod, lazy)),
             classify,
             select: lazy(Request::new(&select::SOURCE)),
+            dropped: rule.has_tail().then(|| lazy(Request::new(&dropped::SOURCE))),
             transpose: lazy(Request::new(&transpose::SOURCE)),
         }
     }
@@ -78,7 +96,9 @@ impl Selector {
         let rank = self.rank(sizes);
         let to_memory = self.ranking.as_ref().map(Ranking::score_kernel).into_iter().chain([&self.select]);
         let select = rank.into_iter().chain(to_memory.filter(move |_| rank.is_none()));
-        classify.chain(of_tensors.chain(select).chain([&self.transpose]).filter_map(Lazy::known))
+        classify.chain(
+            of_tensors.chain(select).chain(&self.dropped).chain([&self.transpose]).filter_map(Lazy::known),
+        )
     }
 
     pub(super) fn on(&self, cuda: &CudaDevice) -> Self {
@@ -87,6 +107,7 @@ impl Selector {
             ranking: self.ranking.as_ref().map(|ranking| ranking.on(cuda)),
             classify: self.classify.as_ref().map(|(kernel, functions)| (kernel.on(cuda), functions.clone())),
             select: self.select.on(cuda),
+            dropped: self.dropped.as_ref().map(|kernel| kernel.on(cuda)),
             transpose: self.transpose.on(cuda),
         }
     }
@@ -102,7 +123,7 @@ impl Selector {
         let known = |kernel: &Lazy| kernel.known().is_some_and(|kernel| kernel.knows(bucket));
         let mut before = self.ranking.iter().flat_map(Ranking::of_tensors);
         let picks = known(self.rank(sizes).unwrap_or(&self.select));
-        picks && before.all(known) && (!by_key || known(&self.transpose))
+        picks && before.all(known) && self.dropped.iter().all(known) && (!by_key || known(&self.transpose))
     }
 
     /// Room for what the selection works in. Means that the caller has made need none.
@@ -186,7 +207,18 @@ impl Selector {
             (_, means, Some(logits)) => self.score_and_select(&call, means, partial, logits, &mut parts)?,
             _ => unreachable!("without `rank` there is room for logits"),
         }
+        self.dropped(&call, &mut parts)?;
         self.transpose(&call, &mut parts)
+    }
+
+    /// The bits of the blocks that are dropped, where a tail stands for them.
+    fn dropped(&self, call: &Call<'_>, parts: &mut Parts<'_>) -> Result<(), Error> {
+        let Parts { classes, keep, full_keep, lists, .. } = parts;
+        let (Some(kernel), Some(dropped)) = (&self.dropped, &mut lists.dropped) else { return Ok(()) };
+        let (full_keep, blocks) = (full_keep.as_ref(), call.sizes.kv_blocks as i32);
+        let args = dropped::Args { keep, full_keep, classes: *classes, dropped, blocks };
+        // SAFETY: bits may hold anything; all work is on one stream.
+        unsafe { kernel.get()?.launch_in(call.bucket(), &args, None) }
     }
 
     /// Scores to memory, and the selection from there: for rows of any length, and where nothing is ranked.

@@ -1,4 +1,4 @@
-//! What sparse attention makes of one layer, its tokens in raster order and in cubes: how much is kept, how far the
+//! What sparse attention makes of one layer, its tokens in raster order and in cubes, without a tail and with each: how much is kept, how far the
 //! result is off, how long it takes.
 
 use super::data::Layer;
@@ -11,6 +11,8 @@ use tilewright::{Attention, BlockMask, Device, SeqLens, Tensor, TokenGrid};
 /// The most times a thing is timed, and for how long at most.
 const RUNS: usize = 15;
 const TIME: Duration = Duration::from_millis(400);
+/// The most times a call with a tail is timed: there are two for each order.
+const TAIL_RUNS: usize = 5;
 
 #[derive(Serialize)]
 pub struct LayerReport {
@@ -41,15 +43,36 @@ pub struct OrderReport {
     pub error_arithmetic: f64,
     pub mask_ms: f64,
     pub attention_ms: f64,
+    /// The same blocks, and a mean for each of the others, which the mean query of a block scores.
+    pub block_tail: TailReport,
+    /// The means scored by every query.
+    pub row_tail: TailReport,
 }
 
-/// Measures `attention` on a layer, in both orders; `dense` is attention over all blocks on the CPU, the exact result.
+/// What a tail makes of the same blocks.
+#[derive(Serialize)]
+pub struct TailReport {
+    /// As [`OrderReport::error_dense`].
+    pub error_dense: f64,
+    /// Mask, tail and attention.
+    pub call_ms: f64,
+}
+
+/// The attentions that are measured, all of one rule on one device.
+pub struct Attentions {
+    pub no_tail: Attention,
+    pub block_tail: Attention,
+    pub row_tail: Attention,
+}
+
+/// Measures these on a layer, in both orders; `dense` is attention over all blocks on the CPU, the exact result.
 /// The masks are those of either order.
 pub fn layer(
     layer: &Layer,
-    attention: &Attention,
+    attentions: &Attentions,
     dense: &Attention,
 ) -> Result<(LayerReport, [BlockMask; 2]), CliError> {
+    let attention = &attentions.no_tail;
     let device = attention.device();
     let grid = TokenGrid::builder(layer.grid).blocks(attention.blocks()).build()?;
     let exact: Vec<f64> =
@@ -57,8 +80,8 @@ pub fn layer(
     let in_raster = [layer.q.to(device)?, layer.k.to(device)?, layer.v.to(device)?];
     let [q, k, v] = &in_raster;
     let in_cubes = [grid.regroup(q)?, grid.regroup(k)?, grid.regroup(v)?];
-    let (raster, raster_mask) = order(&in_raster, None, attention, &exact)?;
-    let (cubes, cubes_mask) = order(&in_cubes, Some(&grid), attention, &exact)?;
+    let (raster, raster_mask) = order(&in_raster, None, attentions, &exact)?;
+    let (cubes, cubes_mask) = order(&in_cubes, Some(&grid), attentions, &exact)?;
 
     let [batch, heads, tokens, _] = <[usize; 4]>::try_from(q.shape()).unwrap_or_default();
     let blocks = attention.blocks();
@@ -80,9 +103,10 @@ pub fn layer(
 fn order(
     [q, k, v]: &[Tensor; 3],
     grid: Option<&TokenGrid>,
-    attention: &Attention,
+    attentions: &Attentions,
     exact: &[f64],
 ) -> Result<(OrderReport, BlockMask), CliError> {
+    let attention = &attentions.no_tail;
     let device = attention.device();
     let mask = attention.mask(q, k)?;
     let (out, _) = attention.attend_with(q, k, v, &mask)?;
@@ -90,21 +114,33 @@ fn order(
     let same_blocks =
         attention_f64(&q.to(&cpu)?, &k.to(&cpu)?, &v.to(&cpu)?, &mask, attention.scale(), None, None)?;
     let error_arithmetic = relative_error(&out.to_f32_vec()?, &same_blocks.out);
-    let found = match grid {
-        Some(grid) => grid.restore(&out)?,
-        None => out,
+    let of_a_head = out.shape()[2..].iter().product::<usize>().max(1);
+    let in_raster = |out: Tensor| match grid {
+        Some(grid) => grid.restore(&out)?.to_f32_vec(),
+        None => out.to_f32_vec(),
     };
-    let (found, of_a_head) = (found.to_f32_vec()?, found.shape()[2..].iter().product::<usize>().max(1));
-    let heads = found.chunks(of_a_head).zip(exact.chunks(of_a_head));
+    let error_dense = |found: &[f32]| {
+        let heads = found.chunks(of_a_head).zip(exact.chunks(of_a_head));
+        let count = heads.len() as f64;
+        heads.map(|(found, exact)| relative_l1(found, exact)).sum::<f64>() / count
+    };
+    let with_tail = |attention: &Attention| -> Result<TailReport, CliError> {
+        Ok(TailReport {
+            error_dense: error_dense(&in_raster(attention.forward(q, k, v)?.out)?),
+            call_ms: median_of(TAIL_RUNS, device, || attention.forward(q, k, v).map(drop))?,
+        })
+    };
+    let found = in_raster(out)?;
     let report = OrderReport {
         kept_blocks: mask.kept_blocks()?,
         sparsity: mask.sparsity()?,
-        error_dense: heads.clone().map(|(found, exact)| relative_l1(found, exact)).sum::<f64>()
-            / heads.len() as f64,
+        error_dense: error_dense(&found),
         error_dense_frobenius: relative_error(&found, exact),
         error_arithmetic,
         mask_ms: median_ms(device, || attention.mask(q, k).map(drop))?,
         attention_ms: median_ms(device, || attention.attend_with(q, k, v, &mask).map(drop))?,
+        block_tail: with_tail(&attentions.block_tail)?,
+        row_tail: with_tail(&attentions.row_tail)?,
     };
     Ok((report, mask))
 }
@@ -118,10 +154,19 @@ fn relative_l1(found: &[f32], exact: &[f64]) -> f64 {
 
 /// The median time of `work`, after one run that is not counted. A GPU is timed by its own clock.
 fn median_ms(device: &Device, work: impl Fn() -> Result<(), tilewright::Error>) -> Result<f64, CliError> {
+    median_of(RUNS, device, work)
+}
+
+/// The same of at most so many runs.
+fn median_of(
+    runs: usize,
+    device: &Device,
+    work: impl Fn() -> Result<(), tilewright::Error>,
+) -> Result<f64, CliError> {
     work()?;
     let start = Instant::now();
     let mut times = Vec::new();
-    while times.len() < RUNS && (times.len() < 3 || start.elapsed() < TIME) {
+    while times.len() < runs && (times.len() < 3 || start.elapsed() < TIME) {
         times.push(time_ms(device, &work)?);
     }
     times.sort_by(f64::total_cmp);

@@ -15,11 +15,11 @@ use super::report::Report;
 use super::source::Source;
 use super::variants::VariantReport;
 use clap::Args;
-use measure::{LayerReport, OrderReport};
+use measure::{Attentions, LayerReport, OrderReport};
 use serde::Serialize;
 use tilewright::attention::Shapes;
 use tilewright::toolchain::ToolchainError;
-use tilewright::{Attention, Device};
+use tilewright::{Attention, Device, Tail};
 
 #[derive(Args)]
 pub struct DemoArgs {
@@ -88,17 +88,22 @@ pub fn run(args: &DemoArgs, offline: bool) -> Result<Report, CliError> {
         }
     };
 
-    let build = |device: &Device, sparse: bool| {
-        let builder = Attention::builder(data::HEAD_DIM, data::DTYPE).blocks(args.attention.block);
-        if sparse { builder.select(selection) } else { builder }.build(device)
+    let builder = || Attention::builder(data::HEAD_DIM, data::DTYPE).blocks(args.attention.block);
+    let sparse = |tail| builder().select(selection).tail(tail).build(&device);
+    let attentions = Attentions {
+        no_tail: sparse(Tail::None)?,
+        block_tail: sparse(Tail::Block)?,
+        row_tail: sparse(Tail::row(args.attention.block))?,
     };
-    let attention = build(&device, true)?;
-    let exact = build(&Device::cpu(), false)?;
+    let exact = builder().build(&Device::cpu())?;
     let mut reports = Vec::new();
     let mut masks = Vec::new();
     for (at, layer) in layers.iter().enumerate() {
-        note(&format!("layer {}: mask, sparse and dense attention on {device}", layer.layer));
-        let measured = measure::layer(layer, &attention, &exact);
+        note(&format!(
+            "layer {}: mask, sparse attention, tails and dense attention on {device}",
+            layer.layer
+        ));
+        let measured = measure::layer(layer, &attentions, &exact);
         let (report, [raster, cubes]) = measured
             .map_err(|source| CliError::Layer { path: layer.path.clone(), source: Box::new(source) })?;
         reports.push(report);
@@ -115,10 +120,10 @@ pub fn run(args: &DemoArgs, offline: bool) -> Result<Report, CliError> {
         files::write(output, PNG, &png)?;
     }
     let loaded = match layers.last() {
-        Some(layer) => attention.plan(Shapes::of(&layer.q, &layer.k)?)?.kernels(),
+        Some(layer) => attentions.no_tail.plan(Shapes::of(&layer.q, &layer.k)?)?.kernels(),
         None => Vec::new(),
     };
-    let kernels = kernels::reports(&attention, &loaded, toolchain.as_ref())?;
+    let kernels = kernels::reports(&attentions.no_tail, &loaded, toolchain.as_ref())?;
 
     let blocks: usize = reports.iter().map(|report| report.blocks).sum();
     let dropped = |of: fn(&LayerReport) -> &OrderReport| {

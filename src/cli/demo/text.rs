@@ -28,8 +28,9 @@ pub fn describe(report: &DemoReport, selection: &Selection) -> String {
     let _ = writeln!(text, "{}\n", layers(report));
     text += "  order            raster: a block is a line of tokens in a frame; cubes: tokens regrouped, a block is a cube of\n";
     text += "                   the video (docs/token-order.md).\n";
-    text += "  error to dense   relative L1 distance to exact attention, mean over the heads: what the dropped blocks held.\n";
-    text += "                   The model was not fine-tuned for the mask.\n";
+    text += "  error to dense   relative L1 distance to exact attention, mean over the heads: what the dropped blocks held. 0 is exact,\n";
+    text +=
+        "                   1 as far off as an output of zeros. The model was not fine-tuned for the mask.\n";
     text +=
         "  arithmetic       relative Frobenius distance to f64 over the same blocks: what rounding costs.\n";
     text += "  speed-up         attention over all blocks, by the same executor, over mask and attention together.\n";
@@ -39,6 +40,10 @@ pub fn describe(report: &DemoReport, selection: &Selection) -> String {
         100.0 * report.sparsity,
         100.0 * report.sparsity_cubes
     );
+
+    text += "The same blocks with a tail: a mean key and value for each dropped block, scored once by the mean query of a block (block\n";
+    text += "tail) or by every query (row tail), docs/tails.md. Times are of mask, tail and attention together.\n\n";
+    let _ = writeln!(text, "{}\n", tails(report));
 
     if !report.kernels.is_empty() {
         match &report.nvrtc {
@@ -112,6 +117,39 @@ fn layers(report: &DemoReport) -> comfy_table::Table {
                 number(milliseconds(layer.dense_ms)),
                 number(format!("{:.1}×", layer.dense_ms / (order.mask_ms + order.attention_ms))),
             ]);
+        }
+    }
+    table
+}
+
+fn tails(report: &DemoReport) -> comfy_table::Table {
+    let headings = [
+        "layer",
+        "head",
+        "order",
+        "kept",
+        "error: no tail",
+        "block tail",
+        "row tail",
+        "time: no tail",
+        "block tail",
+        "row tail",
+    ];
+    let mut table = table(&headings);
+    for layer in &report.layers {
+        for (name, order) in [("raster", &layer.raster), ("cubes", &layer.cubes)] {
+            let errors = [order.error_dense, order.block_tail.error_dense, order.row_tail.error_dense];
+            let times =
+                [order.mask_ms + order.attention_ms, order.block_tail.call_ms, order.row_tail.call_ms];
+            let mut row = vec![
+                number(&layer.layer),
+                number(&layer.heads),
+                name.into(),
+                number(format!("{:.1} %", 100.0 * (1.0 - order.sparsity))),
+            ];
+            row.extend(errors.map(|error| number(format!("{error:.3}"))));
+            row.extend(times.map(|ms| number(milliseconds(ms))));
+            table.add_row(row);
         }
     }
     table

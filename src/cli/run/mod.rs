@@ -2,7 +2,7 @@
 
 mod layout;
 
-use super::args::{AttentionArgs, describe};
+use super::args::{AttentionArgs, TailChoice, describe, describe_tail};
 use super::error::CliError;
 use super::files::{self, Destination, write_error};
 use super::nvrtc;
@@ -17,7 +17,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::Instant;
 use tilewright::output::shown;
-use tilewright::{Attention, DType, HeadDim, Output, Tensor};
+use tilewright::{Attention, DType, HeadDim, Output, Tail, Tensor};
 
 #[derive(Args)]
 pub struct RunArgs {
@@ -37,6 +37,10 @@ pub struct RunArgs {
     /// The factor of the products of q and k; 1/sqrt(head dimension) if not given.
     #[arg(long, allow_hyphen_values = true, value_parser = scale)]
     scale: Option<f32>,
+    /// What stands for the blocks that are dropped: `block`, `row`, or `row:KEYS` for one mean of so many keys, a multiple of the
+    /// block's. Nothing if not given.
+    #[arg(long, value_name = "TAIL", allow_hyphen_values = true)]
+    tail: Option<TailChoice>,
     #[command(flatten)]
     attention: AttentionArgs,
 }
@@ -81,9 +85,11 @@ pub fn run(args: &RunArgs, offline: bool) -> Result<Report, CliError> {
         device = args.attention.device.without_nvrtc(&device, error)?;
         progress::note(&format!("running on the CPU: {why}"));
     }
+    let tail = args.tail.map_or(Tail::None, |tail| tail.of(args.attention.block));
     let mut builder = Attention::builder(head_dim, q.dtype)
         .value_dim(value_dim)
         .select(selection)
+        .tail(tail)
         .blocks(args.attention.block);
     if let Some(scale) = args.scale {
         builder = builder.scale(scale);
@@ -110,18 +116,20 @@ pub fn run(args: &RunArgs, offline: bool) -> Result<Report, CliError> {
         tensors.push(("kv_indices", i32s, shapes.lists, le(&results.kv_indices, i32::to_le_bytes)));
     }
     let names: Vec<&str> = tensors.iter().map(|(name, ..)| *name).collect();
-    let metadata = BTreeMap::from([
+    let tail = describe_tail(tail);
+    let mut metadata = BTreeMap::from([
         ("made_by", concat!("tilewright ", env!("CARGO_PKG_VERSION")).to_owned()),
         ("selection", describe(&selection)),
         ("block", format!("{}x{}", blocks.q(), blocks.kv())),
         ("scale", attention.scale().to_string()),
     ]);
+    metadata.extend(tail.clone().map(|tail| ("tail", tail)));
     let bytes = serialize(&tensors, &metadata)
         .map_err(|error| write_error(args.output.path(), OUTPUT)(std::io::Error::other(error)))?;
     files::write(output, OUTPUT, &bytes)?;
 
     let text = format!(
-        "{}: {} written\n{} batch × {} heads, {} queries × {} keys, d {}, {}; {blocks} blocks, {}\n\
+        "{}: {} written\n{} batch × {} heads, {} queries × {} keys, d {}, {}; {blocks} blocks, {}{}\n\
          {:.1} % of the blocks dropped; {} on {device}, transfers included\n",
         shown(args.output.path()),
         names.join(", "),
@@ -132,6 +140,7 @@ pub fn run(args: &RunArgs, offline: bool) -> Result<Report, CliError> {
         sizes.d,
         q.dtype,
         describe(&selection),
+        tail.as_ref().map_or(String::new(), |tail| format!(", tail {tail}")),
         100.0 * sparsity,
         milliseconds(ms),
     );
@@ -150,6 +159,7 @@ pub fn run(args: &RunArgs, offline: bool) -> Result<Report, CliError> {
         "dtype": q.dtype,
         "top_k": selection.k(),
         "top_p": selection.p(),
+        "tail": tail,
         "block": [blocks.q(), blocks.kv()],
         "sparsity": sparsity,
         "non_finite": BTreeMap::from(non_finite),

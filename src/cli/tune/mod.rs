@@ -6,7 +6,7 @@ mod noise;
 mod own;
 mod shape;
 
-use super::args::{AttentionArgs, describe};
+use super::args::{AttentionArgs, TailChoice, describe, describe_tail};
 use super::bundle::{exported, exported_json};
 use super::error::CliError;
 use super::files::{self, Destination};
@@ -24,7 +24,7 @@ use tilewright::cache::KernelCache;
 use tilewright::launch::Choice;
 use tilewright::output::{Output as File, shown};
 use tilewright::tune::{Policy, synthetic_mask};
-use tilewright::{Attention, DType, Device, Gradients, Output, Tensor};
+use tilewright::{Attention, DType, Device, Gradients, Output, Tail, Tensor};
 
 #[derive(Args)]
 pub struct TuneArgs {
@@ -50,6 +50,10 @@ pub struct TuneArgs {
     /// How unevenly: the standard deviation of the number of blocks a row keeps, over its mean. Top-k alone has 0.
     #[arg(long, value_name = "RATIO", default_value_t = 0.5, value_parser = spread, allow_hyphen_values = true)]
     spread: f64,
+    /// What stands for the blocks that are dropped: `block`, `row`, or `row:KEYS` for one mean of so many keys, a multiple of the
+    /// block's. Nothing if not given.
+    #[arg(long, value_name = "TAIL", allow_hyphen_values = true)]
+    tail: Option<TailChoice>,
     /// Tune the kernels of the backward too, for training.
     #[arg(long)]
     backward: bool,
@@ -98,32 +102,43 @@ pub fn run(args: &TuneArgs) -> Result<Report, CliError> {
     let device = args.gpu()?;
     let selection = args.attention.selection();
     let density = args.density.or(selection.k()).unwrap_or(0.05);
+    let tail = args.tail.map_or(Tail::None, |tail| tail.of(args.attention.block));
     let mut text = format!(
-        "{device}, {}, blocks of {}, {}; timed on {:.1} % of the blocks\n",
+        "{device}, {}, blocks of {}, {}{}; timed on {:.1} % of the blocks\n",
         args.dtype,
         args.attention.block,
         describe(&selection),
+        describe_tail(tail).map_or(String::new(), |tail| format!(", tail {tail}")),
         100.0 * density
     );
     let files = Files::open(args)?;
     let (mut shapes, mut drawing) = (Vec::new(), None);
     for shape in &args.shapes {
-        let attention = Attention::builder(shape.head_dim, args.dtype)
-            .value_dim(shape.value_dim)
-            .blocks(args.attention.block)
-            .select(selection)
-            .policy(Policy::Tune)
-            .build(&device)?;
+        let build = |tail| {
+            Attention::builder(shape.head_dim, args.dtype)
+                .value_dim(shape.value_dim)
+                .blocks(args.attention.block)
+                .select(selection)
+                .tail(tail)
+                .policy(Policy::Tune)
+                .build(&device)
+        };
+        let attention = build(tail)?;
         let mut noise = Noise::default();
         let mut input = |dims: [usize; 4]| noise.tensor(args.dtype, &dims)?.to(&device);
         let (q, k, v) = (input(shape.q())?, input(shape.k())?, input(shape.v())?);
         let plan = attention.plan(Shapes::of(&q, &k)?)?;
         let mask_of = |density| {
-            synthetic_mask(&shape.workload(density), args.attention.block, args.spread)?.to(&device)
+            let mask = synthetic_mask(&shape.workload(density), args.attention.block, args.spread)?;
+            if tail == Tail::None { mask.to(&device) } else { mask.with_unlisted_dropped()?.to(&device) }
         };
         let mask = mask_of(density)?;
         let start = Instant::now();
         attention.mask(&q, &k)?;
+        if tail == Tail::None {
+            // A mask may be asked what it drops, whatever stands for that.
+            build(Tail::Block)?.mask(&q, &k)?;
+        }
         // Noise has no structure to select by: what a rule keeps of it is no mask of a model.
         let (out, lse) = attention.attend_with(&q, &k, &v, &mask)?;
         let timed = plan.for_mask(&mask);

@@ -104,10 +104,7 @@ impl DynamicArgs {
             let (name, given) = (declared.tensors[*at].decl.name, self.tensors[*at].as_ref());
             let [rows, columns] = sides;
             let sides = [rows.value(&values)?, columns.value(&values)?];
-            // Only a tensor that is no optional one has a map.
-            if let Some(tensor) = given {
-                binder.tensor_map(name, tensor, sides)?;
-            }
+            binder.tensor_map(name, given, sides)?;
         }
         if body.persistent {
             binder.persistent();

@@ -201,7 +201,7 @@ fn in_the_callers_memory(device: &Device) -> Result<(), Failed> {
     let [q, k, v] = [0, 1, 2].map(|i: usize| qkv[i].to(device));
     let (q, k, v, d_out_there) = (q?, k?, v?, d_out.to(device)?);
     let (out, lse) = attention.attend_with(&q, &k, &v, &on_gpu)?;
-    let lists = &MaskLists { kv: on_gpu.kv().clone(), full_kv: None, q: None, full_q: None };
+    let lists = &MaskLists::new(on_gpu.kv().clone());
     let plan = attention.plan(Shapes::of(&q, &k)?)?;
     let bytes = plan.scratch_bytes(Step::Backward(lists))?;
     let mut scratch = Tensor::uninit(device, DType::U8, &[bytes])?;

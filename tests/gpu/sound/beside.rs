@@ -80,12 +80,8 @@ fn calls(device: &Device, case: &Case) -> Result<(), Failed> {
         counts: counts.tensor.clone(),
         indices: indices.tensor.clone(),
     };
-    let mut lists = MaskLists {
-        kv: index(&counts, &indices),
-        full_kv: None,
-        q: Some(index(&q_counts, &q_indices)),
-        full_q: None,
-    };
+    let mut lists =
+        MaskLists { q: Some(index(&q_counts, &q_indices)), ..MaskLists::new(index(&counts, &indices)) };
     let mut work = scratch(plan.scratch_bytes(Step::Select { by_key: true })?)?;
     plan.run(Select { q: &q, k: &k, lists: &mut lists }, &mut work.tensor)?;
     let outputs = [

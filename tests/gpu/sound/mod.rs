@@ -133,12 +133,12 @@ fn overlapping(device: &Device) -> Result<(), Failed> {
             let pair = [names[one], names[other]];
             let any = |of: &[&str]| pair.iter().any(|name| of.contains(name));
             let both = |of: &[&str]| pair.iter().all(|name| of.contains(name));
-            let lists = MaskLists { kv, full_kv: None, q: None, full_q: None };
+            let lists = MaskLists::new(kv);
             let attend = Attend { q: &q, k, v, lists: &lists, out: &mut out, lse: &mut lse };
             let found = plan.run(attend, &mut scratch);
             expect(found, any(&["out", "lse", "scratch"]), &format!("run(Attend), {pair:?}"))?;
             if both(&["q", "scratch", "kv_counts", "kv_indices"]) {
-                let mut lists = MaskLists { kv: lists.kv.clone(), full_kv: None, q: None, full_q: None };
+                let mut lists = MaskLists::new(lists.kv.clone());
                 let found = plan.run(Select { q: &q, k, lists: &mut lists }, &mut scratch);
                 expect(found, true, &format!("run(Select), {pair:?}"))?;
             }

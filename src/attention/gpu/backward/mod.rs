@@ -1,7 +1,10 @@
 //! The kernels of the backward on a GPU: by query → by key, and before them the lists by key where a caller has none.
 
-use super::Pipeline;
+mod tail;
+
 use super::selection::transpose_bits;
+use super::tail::{Made, Whole};
+use super::{Pipeline, tail_value};
 use crate::attention::advice::advise_backward;
 use crate::attention::memory::Memory;
 use crate::attention::{Gradients, MaskLists, Rule, Sizes};
@@ -21,6 +24,8 @@ pub(super) struct Backward {
     by_key: Lazy,
     mark: Lazy,
     transpose: Lazy,
+    /// Absent without a tail.
+    tails: Option<tail::Tails>,
 }
 
 /// What a backward works in.
@@ -29,6 +34,8 @@ pub(in crate::attention) struct BackwardScratch {
     delta: Tensor,
     /// Where the caller has no lists by key.
     transposed: Option<Transposed>,
+    /// Where there is a tail.
+    tail: Option<tail::Scratch>,
 }
 
 struct Transposed {
@@ -68,12 +75,18 @@ impl Backward {
                 .value("D_V", d_v)
                 .value("BLOCK_Q", rule.blocks.q() as i64)
                 .value("BLOCK_KV", rule.blocks.kv() as i64)
-                .function("score_mod", score_mod)
-                .function("mask_mod", mask_mod)
         };
+        let with_functions = |request: Request| {
+            blocked(request).function("score_mod", score_mod).function("mask_mod", mask_mod)
+        };
+        let by_query = Request::new(&backward_q::SOURCE).value("TAIL", tail_value(rule.tail));
+        // Of either tail, what the keys of a block get is made before.
+        let of_keys = if rule.has_tail() { backward_kv::TAIL_BLOCK } else { backward_kv::TAIL_NONE };
+        let by_key = Request::new(&backward_kv::SOURCE).value("TAIL", of_keys);
         Backward {
-            by_query: lazy(blocked(Request::new(&backward_q::SOURCE))),
-            by_key: lazy(blocked(Request::new(&backward_kv::SOURCE))),
+            by_query: lazy(with_functions(by_query)),
+            by_key: lazy(with_functions(by_key)),
+            tails: tail::Tails::new(rule, mask_mod, &blocked, lazy),
             mark: lazy(Request::new(&mark::SOURCE)),
             transpose: lazy(Request::new(&transpose::SOURCE)),
         }
@@ -81,23 +94,25 @@ impl Backward {
 
     /// The stages in the order they run.
     pub(super) fn stages(&self) -> impl Iterator<Item = &Tuned> {
-        let kernels = [&self.mark, &self.transpose, &self.by_query, &self.by_key];
-        kernels.into_iter().filter_map(Lazy::known)
+        let tails = self.tails.iter().flat_map(tail::Tails::stages);
+        let before = [&self.mark, &self.transpose].into_iter().filter_map(Lazy::known);
+        before.chain(tails).chain([&self.by_query, &self.by_key].into_iter().filter_map(Lazy::known))
     }
 
     pub(super) fn on(&self, cuda: &CudaDevice) -> Self {
-        let Backward { by_query, by_key, mark, transpose } = self;
+        let Backward { by_query, by_key, mark, transpose, tails } = self;
         let [by_query, by_key, mark, transpose] =
             [by_query, by_key, mark, transpose].map(|kernel| kernel.on(cuda));
-        Backward { by_query, by_key, mark, transpose }
+        Backward { by_query, by_key, mark, transpose, tails: tails.as_ref().map(|tails| tails.on(cuda)) }
     }
 
     /// Whether every kernel is chosen for a call over these lists.
     pub(super) fn knows(&self, lists: &MaskLists, bucket: Bucket) -> bool {
-        let Backward { by_query, by_key, mark, transpose } = self;
+        let Backward { by_query, by_key, mark, transpose, tails } = self;
         let known = |kernel: &Lazy| kernel.known().is_some_and(|kernel| kernel.knows(bucket));
         let by_lists = has_lists_by_key(lists) || [mark, transpose].into_iter().all(known);
-        by_lists && [by_query, by_key].into_iter().all(known)
+        let of_tail = tails.as_ref().is_none_or(|tails| tails.knows(bucket));
+        by_lists && of_tail && [by_query, by_key].into_iter().all(known)
     }
 }
 
@@ -110,13 +125,20 @@ impl Pipeline {
     /// Room for what a backward over these lists works in.
     pub(in crate::attention) fn backward_scratch(
         &self,
+        rule: &Rule,
         sizes: &Sizes,
         lists: &MaskLists,
         memory: &mut Memory<'_>,
     ) -> Result<BackwardScratch, Error> {
         let delta = memory.argument(&backward_q::tensors::DELTA, sizes)?;
+        let mut tail = None;
+        if let (Some(tails), Some(forward)) =
+            (&self.backward.tails, self.tail_scratch(rule, sizes, lists, false, memory)?)
+        {
+            tail = Some(tails.scratch(rule, sizes, forward, memory)?);
+        }
         if has_lists_by_key(lists) {
-            return Ok(BackwardScratch { delta, transposed: None });
+            return Ok(BackwardScratch { delta, transposed: None, tail });
         }
         use transpose::tensors as by_key;
         // One mask for all heads and batches stays one.
@@ -145,7 +167,11 @@ impl Pipeline {
                 })
             })
             .transpose()?;
-        Ok(BackwardScratch { delta, transposed: Some(Transposed { keep, full_keep, q, full_q, order }) })
+        Ok(BackwardScratch {
+            delta,
+            transposed: Some(Transposed { keep, full_keep, q, full_q, order }),
+            tail,
+        })
     }
 
     /// The gradients, into `gradients`. Launches only, once the kernels are chosen: nothing is allocated and nothing waits.
@@ -187,7 +213,7 @@ impl Run<'_> {
         scratch: &mut BackwardScratch,
         gradients: &mut Gradients,
     ) -> Result<(), Error> {
-        let BackwardScratch { delta, transposed } = scratch;
+        let BackwardScratch { delta, transposed, tail } = scratch;
         let by_key = match (transposed, &lists.q) {
             (Some(transposed), _) => {
                 self.transpose(kernels, lists, transposed)?;
@@ -198,8 +224,20 @@ impl Run<'_> {
             (None, None) => unreachable!("the scratch has lists by key where the caller has none"),
         };
         let Gradients { dq, dk, dv } = gradients;
-        self.by_query(kernels, (&lists.kv, lists.full_kv.as_ref()), dq, delta)?;
-        self.by_key(kernels, by_key, delta, [dk, dv])
+        let mut tail = kernels.tails.as_ref().zip(tail.as_mut()).zip(lists.dropped.as_ref());
+        if let Some(((tails, scratch), dropped)) = &mut tail {
+            let Upstream { q, k, v, .. } = self.upstream;
+            let (qkv, made_here) = ([q, k, v], (None, Whole::Listed));
+            self.pipeline.tail(self.rule, &self.sizes, qkv, made_here, lists, Some(&mut scratch.forward))?;
+            self.of_block_tail(tails, dropped, scratch)?;
+        }
+        let of_tail = tail.as_ref().map(|((_, scratch), _)| &**scratch);
+        self.by_query(kernels, (&lists.kv, lists.full_kv.as_ref()), of_tail, dq, delta)?;
+        if let Some(((tails, scratch), _)) = &mut tail {
+            self.of_row_tail(tails, delta, scratch)?;
+        }
+        let of_tail = tail.as_ref().map(|((_, scratch), _)| scratch.of_keys());
+        self.by_key(kernels, by_key, of_tail, delta, [dk, dv])
     }
 
     /// The lists by key of the lists by query, and the order of the keys.
@@ -230,10 +268,15 @@ impl Run<'_> {
         &self,
         kernels: &Backward,
         (kv, full): Lists<'_>,
+        tail: Option<&tail::Scratch>,
         dq: &mut Tensor,
         delta: &mut Tensor,
     ) -> Result<(), Error> {
         let Upstream { q, k, v, out, lse, d_out, d_lse } = self.upstream;
+        let [tail_k, tail_v, tail_weights, tail_pieces] = match tail.map(|tail| &tail.forward.made) {
+            Some(Made::Row(means)) => [&means.keys, &means.values, &means.weights, &means.pieces].map(Some),
+            _ => [None; 4],
+        };
         let args = backward_q::Args {
             q,
             k,
@@ -246,6 +289,11 @@ impl Run<'_> {
             kv_indices: &kv.indices,
             full_kv_counts: full.map(|full| &full.counts),
             full_kv_indices: full.map(|full| &full.indices),
+            dq_mean: tail.and_then(tail::Scratch::dq_mean),
+            tail_k,
+            tail_v,
+            tail_weights,
+            tail_pieces,
             dq,
             delta,
             scale: self.rule.scale,
@@ -259,6 +307,7 @@ impl Run<'_> {
         &self,
         kernels: &Backward,
         ((by_key, full), key_order): ByKey<'_>,
+        tail: Option<[&Tensor; 2]>,
         delta: &Tensor,
         [dk, dv]: [&mut Tensor; 2],
     ) -> Result<(), Error> {
@@ -275,6 +324,10 @@ impl Run<'_> {
             full_q_counts: full.map(|full| &full.counts),
             full_q_indices: full.map(|full| &full.indices),
             key_order,
+            dk_mean: tail.map(|[dk, _]| dk),
+            dv_mean: tail.map(|[_, dv]| dv),
+            tail_weights: None,
+            tail_pieces: None,
             dk,
             dv,
             scale: self.rule.scale,
