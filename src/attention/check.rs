@@ -25,6 +25,14 @@ impl Rule {
         }
         check_lengths(seq_q, seq_kv)
     }
+
+    /// A tail stands for blocks that are known.
+    fn check_dropped(&self, dropped: Option<&Tensor>) -> Result<(), Error> {
+        match self.has_tail() && dropped.is_none() {
+            true => Err(TailError::Unknown.into()),
+            false => Ok(()),
+        }
+    }
 }
 
 fn check_lengths(seq_q: usize, seq_kv: usize) -> Result<(), Error> {
@@ -71,10 +79,7 @@ impl Attention {
     pub(super) fn check_mask(&self, mask: &BlockMask, shape: &Shape) -> Result<(), Error> {
         mask.check_fits(shape.batch, shape.heads, shape.seq_q, shape.seq_kv)?;
         mask.check_blocks(self.rule.blocks)?;
-        match self.rule.has_tail() && mask.dropped().is_none() {
-            true => Err(TailError::Unknown.into()),
-            false => Ok(()),
-        }
+        self.rule.check_dropped(mask.dropped())
     }
 
     /// Tensors are where the attention runs.
@@ -126,12 +131,12 @@ impl Plan {
         let Attention { device, rule, .. } = &self.attention;
         match work {
             Kind::Forward { .. } => {}
-            Kind::Attend(attend) => attend.lists.check_dropped(rule)?,
+            Kind::Attend(attend) => rule.check_dropped(attend.lists.dropped.as_ref())?,
             Kind::Select(Select { lists, .. }) => lists.check_kind(rule)?,
             Kind::Backward(backward) => {
                 self.attention.check_upstream(&backward.upstream(), shape)?;
                 backward.lists.check_ranks()?;
-                backward.lists.check_dropped(rule)?;
+                rule.check_dropped(backward.lists.dropped.as_ref())?;
             }
         }
         let written = work.written(rule, &self.sizes);
@@ -182,14 +187,6 @@ impl MaskLists {
             false => "the attention has no mask function, and there are lists of full blocks",
         };
         Err(Error::Lists { found })
-    }
-
-    /// A tail stands for blocks that are known.
-    fn check_dropped(&self, rule: &Rule) -> Result<(), Error> {
-        match rule.has_tail() && self.dropped.is_none() {
-            true => Err(TailError::Unknown.into()),
-            false => Ok(()),
-        }
     }
 
     /// What the scratch of a backward is made by, before the kernels' bindings look at the rest.
