@@ -23,6 +23,10 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed(include_str!("../templates/lib/add_mean.cuh")),
             ),
             (
+                Cow::Borrowed("lib/dropped_rows.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/dropped_rows.cuh")),
+            ),
+            (
                 Cow::Borrowed("lib/part_of_queries.cuh"),
                 Cow::Borrowed(include_str!("../templates/lib/part_of_queries.cuh")),
             ),
@@ -35,8 +39,8 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed(include_str!("../templates/lib/tail_pieces.cuh")),
             ),
             (
-                Cow::Borrowed("lib/tail_products.cuh"),
-                Cow::Borrowed(include_str!("../templates/lib/tail_products.cuh")),
+                Cow::Borrowed("lib/tail_tiles.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_tiles.cuh")),
             ),
         ],
     ),

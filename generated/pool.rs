@@ -27,6 +27,10 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed(include_str!("../templates/lib/block_size.rs")),
             ),
             (
+                Cow::Borrowed("lib/dropped_rows.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/dropped_rows.cuh")),
+            ),
+            (
                 Cow::Borrowed("lib/head_dim.rs"),
                 Cow::Borrowed(include_str!("../templates/lib/head_dim.rs")),
             ),
@@ -43,8 +47,8 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed(include_str!("../templates/lib/tail_pieces.cuh")),
             ),
             (
-                Cow::Borrowed("lib/tail_products.cuh"),
-                Cow::Borrowed(include_str!("../templates/lib/tail_products.cuh")),
+                Cow::Borrowed("lib/tail_tiles.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_tiles.cuh")),
             ),
         ],
     ),

@@ -566,15 +566,12 @@ pub mod select {
 }
 /// Of kernel `tail_block`.
 pub mod tail_block {
-    /// `ROWS` of the declaration.
-    #[allow(dead_code)]
-    pub const ROWS: i64 = 16;
     /// `MERGED` of the declaration.
     #[allow(dead_code)]
-    pub const MERGED: i64 = 64;
+    pub const MERGED: i64 = 32;
     /// `PITCH` of the declaration.
     #[allow(dead_code)]
-    pub const PITCH: i64 = 68;
+    pub const PITCH: i64 = 40;
     /// Integers that `tail_block` is specialised for.
     #[allow(dead_code)]
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -604,15 +601,12 @@ pub mod tail_block {
 }
 /// Of kernel `tail_block_kv`.
 pub mod tail_block_kv {
-    /// `ROWS` of the declaration.
-    #[allow(dead_code)]
-    pub const ROWS: i64 = 16;
     /// `MERGED` of the declaration.
     #[allow(dead_code)]
     pub const MERGED: i64 = 32;
     /// `PITCH` of the declaration.
     #[allow(dead_code)]
-    pub const PITCH: i64 = 36;
+    pub const PITCH: i64 = 40;
     /// `PART` of the declaration.
     #[allow(dead_code)]
     pub const PART: i64 = 128;
@@ -643,15 +637,12 @@ pub mod tail_block_kv {
 }
 /// Of kernel `tail_block_q`.
 pub mod tail_block_q {
-    /// `ROWS` of the declaration.
-    #[allow(dead_code)]
-    pub const ROWS: i64 = 16;
     /// `MERGED` of the declaration.
     #[allow(dead_code)]
     pub const MERGED: i64 = 32;
     /// `PITCH` of the declaration.
     #[allow(dead_code)]
-    pub const PITCH: i64 = 36;
+    pub const PITCH: i64 = 40;
     /// Integers that `tail_block_q` is specialised for.
     #[allow(dead_code)]
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -23,6 +23,10 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed(include_str!("../templates/lib/add_mean.cuh")),
             ),
             (
+                Cow::Borrowed("lib/dropped_rows.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/dropped_rows.cuh")),
+            ),
+            (
                 Cow::Borrowed("lib/head_dim.rs"),
                 Cow::Borrowed(include_str!("../templates/lib/head_dim.rs")),
             ),
@@ -39,8 +43,12 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed(include_str!("../templates/lib/tail_pieces.cuh")),
             ),
             (
-                Cow::Borrowed("lib/tail_products.cuh"),
-                Cow::Borrowed(include_str!("../templates/lib/tail_products.cuh")),
+                Cow::Borrowed("lib/tail_tiles.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_tiles.cuh")),
+            ),
+            (
+                Cow::Borrowed("lib/tail_tiles.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_tiles.rs")),
             ),
         ],
     ),
@@ -241,7 +249,7 @@ pub mod tensors {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "tail_block";
-    const DECLARATION: &'static str = "9c8191963ca392b092a7af61ce9df0c530f15fc1471b2aaa4e1acd0cdf050caf";
+    const DECLARATION: &'static str = "9114e12b14dc202609ea359bada1c69b597faacce08538dfe3a6ed59aae27ce5";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -381,12 +389,13 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let grid = match candidate.schedule.family {
             Family::Sm80 => {
+                let rows = binder.constant(candidate, "ROWS")?;
                 [
                     binder
                         .value(
-                            "ceil_div(q_blocks, 16)",
-                            &[("q_blocks", q_blocks)],
-                            || Binder::ceil_div(q_blocks, 16),
+                            "ceil_div(q_blocks, ROWS)",
+                            &[("q_blocks", q_blocks), ("ROWS", rows)],
+                            || Binder::ceil_div(q_blocks, rows),
                         )?,
                     heads,
                     batch,

@@ -23,6 +23,10 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed(include_str!("../templates/lib/add_mean.cuh")),
             ),
             (
+                Cow::Borrowed("lib/dropped_rows.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/dropped_rows.cuh")),
+            ),
+            (
                 Cow::Borrowed("lib/head_dim.rs"),
                 Cow::Borrowed(include_str!("../templates/lib/head_dim.rs")),
             ),
@@ -43,8 +47,12 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed(include_str!("../templates/lib/tail_pieces.cuh")),
             ),
             (
-                Cow::Borrowed("lib/tail_products.cuh"),
-                Cow::Borrowed(include_str!("../templates/lib/tail_products.cuh")),
+                Cow::Borrowed("lib/tail_tiles.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_tiles.cuh")),
+            ),
+            (
+                Cow::Borrowed("lib/tail_tiles.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_tiles.rs")),
             ),
         ],
     ),
@@ -303,7 +311,7 @@ pub mod tensors {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "tail_block_kv";
-    const DECLARATION: &'static str = "acbe8adab8064c2229da8b39b7ffc7add096dc7242f311c53924c75aa3552cc4";
+    const DECLARATION: &'static str = "87e3b948cb77b4cd770931a527d701fe40ca965a5ac8198a517607fc627aa97a";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -480,13 +488,19 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let grid = match candidate.schedule.family {
             Family::Sm80 => {
+                let rows = binder.constant(candidate, "ROWS")?;
                 [
                     binder
                         .value(
-                            "ceil_div(kv_blocks, 16) * (if D + D_V > 256 { (D + D_V) / 128 } else { 1 })",
-                            &[("kv_blocks", kv_blocks), ("D", d), ("D_V", d_v)],
+                            "ceil_div(kv_blocks, ROWS) * (if D + D_V > 256 { (D + D_V) / 128 } else { 1 })",
+                            &[
+                                ("kv_blocks", kv_blocks),
+                                ("ROWS", rows),
+                                ("D", d),
+                                ("D_V", d_v),
+                            ],
                             || i64::checked_mul(
-                                Binder::ceil_div(kv_blocks, 16)?,
+                                Binder::ceil_div(kv_blocks, rows)?,
                                 if i64::checked_add(d, d_v)? > 256 {
                                     i64::checked_div(i64::checked_add(d, d_v)?, 128)?
                                 } else {

@@ -23,6 +23,10 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed(include_str!("../templates/lib/add_mean.cuh")),
             ),
             (
+                Cow::Borrowed("lib/dropped_rows.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/dropped_rows.cuh")),
+            ),
+            (
                 Cow::Borrowed("lib/head_dim.rs"),
                 Cow::Borrowed(include_str!("../templates/lib/head_dim.rs")),
             ),
@@ -43,8 +47,12 @@ pub static SOURCE: KernelSource = KernelSource {
                 Cow::Borrowed(include_str!("../templates/lib/tail_pieces.cuh")),
             ),
             (
-                Cow::Borrowed("lib/tail_products.cuh"),
-                Cow::Borrowed(include_str!("../templates/lib/tail_products.cuh")),
+                Cow::Borrowed("lib/tail_tiles.cuh"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_tiles.cuh")),
+            ),
+            (
+                Cow::Borrowed("lib/tail_tiles.rs"),
+                Cow::Borrowed(include_str!("../templates/lib/tail_tiles.rs")),
             ),
         ],
     ),
@@ -294,7 +302,7 @@ pub mod tensors {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "tail_block_q";
-    const DECLARATION: &'static str = "a29fa98f401fee279216cc44b8cda3c7d8fe616a69fc67e84df72bfd1eaff2f0";
+    const DECLARATION: &'static str = "074b0f7df19cf6c73f63382b1f3e3d27eda25514ff911378a544a7396798a7fe";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -457,12 +465,13 @@ unsafe impl KernelArgs for Args<'_> {
             )?;
         let grid = match candidate.schedule.family {
             Family::Sm80 => {
+                let rows = binder.constant(candidate, "ROWS")?;
                 [
                     binder
                         .value(
-                            "ceil_div(q_blocks, 16)",
-                            &[("q_blocks", q_blocks)],
-                            || Binder::ceil_div(q_blocks, 16),
+                            "ceil_div(q_blocks, ROWS)",
+                            &[("q_blocks", q_blocks), ("ROWS", rows)],
+                            || Binder::ceil_div(q_blocks, rows),
                         )?,
                     heads,
                     batch,

@@ -7,10 +7,4 @@ shared! {
     require value_dim <= D_V, "build for larger values";
     require value_dim % 8 == 0, "rows are read 8 elements at a time: pad the values to a multiple of 8";
     require heads % kv_heads == 0, "each key head serves the same number of query heads";
-    // Blocks of a thread block: of queries or of keys.
-    const ROWS = 16;
-    // Columns of a gradient that the warps add up at a time, and floats from one row of theirs to the next: two rows
-    // fall into different banks.
-    const MERGED = 32;
-    const PITCH = MERGED + 4;
 }

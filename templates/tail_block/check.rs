@@ -15,7 +15,7 @@ const KEYS: usize = (GRID[3] - 1) * BLOCK + 5;
 /// each.
 const NO_NUMBERS: [(usize, usize); 2] = [(9, 40), (10, 41)];
 
-/// Weights and values are rounded to 11 bits.
+/// Products of split f32 are good to 17 bits, an exponential makes of a score's error a relative one.
 const VALUES: f64 = 1e-3;
 const LSE: f64 = 1e-4;
 

@@ -25,18 +25,15 @@ kernel! {
     require value_dim <= D_V, "build for larger values";
     require value_dim % 8 == 0, "rows are read 8 elements at a time: pad the values to a multiple of 8";
     require heads % kv_heads == 0, "each key head serves the same number of query heads";
-    // Query blocks of a thread block.
-    const ROWS = 16;
-    // Columns of the output that the warps add up at a time, and floats from one row of theirs to the next: two rows
-    // fall into different banks.
-    const MERGED = 64;
-    const PITCH = MERGED + 4;
+    include "lib/tail_tiles.rs";
     body sm80 {
-        tune { WARPS: [8, 4] }
+        // Query blocks of a thread block. Key blocks pass by 16 for each warp that has the same 16 query blocks.
+        tune { ROWS: [32, 64, 16], WARPS: [8, 4, 2] }
         where {
-            // The split query means, then the warps' results with the maximum and the sum of each row.
-            smem_bytes = max(8 * ROWS * D, 4 * ROWS * WARPS * (PITCH + 2)),
-            registers = if D_V > 128 { 240 } else { 128 },
+            256 * WARPS / ROWS == 32 || 256 * WARPS / ROWS == 64,
+            // The query means and those that pass by, split, or the warps' results with the maximum and the sum of each row.
+            smem_bytes = max(4 * ROWS * D + 1024 * WARPS / ROWS * (D + D_V), 64 * WARPS * (PITCH + 2)),
+            registers = 255,
         }
         launch { grid = [ceil_div(q_blocks, ROWS), heads, batch], threads = 32 * WARPS }
     }

@@ -22,14 +22,17 @@ kernel! {
     )
     include "lib/head_dim.rs";
     include "lib/tail_backward.rs";
+    include "lib/tail_tiles.rs";
     // Columns of a gradient that a thread block makes where registers do not hold both of them.
     const PART = 128;
     body sm80 {
-        tune { WARPS: [8, 4] }
+        // Key blocks of a thread block. Query blocks pass by 16 for each warp that has the same 16 key blocks.
+        tune { ROWS: [32, 64, 16], WARPS: [8, 4, 2] }
         where {
-            // The split means of keys and values, then the warps' results.
-            smem_bytes = max(8 * ROWS * (D + D_V), 4 * ROWS * WARPS * PITCH),
-            registers = if D + D_V <= 128 { 160 } else { if D + D_V > 256 { 200 } else { 250 } },
+            256 * WARPS / ROWS == 32 || 256 * WARPS / ROWS == 64,
+            // The split means of keys and values and those that pass by, or the warps' results.
+            smem_bytes = max(4 * (ROWS + 256 * WARPS / ROWS) * (D + D_V), 64 * WARPS * PITCH),
+            registers = 255,
         }
         launch {
             grid = [ceil_div(kv_blocks, ROWS) * (if D + D_V > 256 { (D + D_V) / PART } else { 1 }), kv_heads, batch],

@@ -25,12 +25,15 @@ kernel! {
     )
     include "lib/head_dim.rs";
     include "lib/tail_backward.rs";
+    include "lib/tail_tiles.rs";
     body sm80 {
-        tune { WARPS: [8, 4] }
+        // Query blocks of a thread block. Key blocks pass by 16 for each warp that has the same 16 query blocks.
+        tune { ROWS: [32, 64, 16], WARPS: [8, 4, 2] }
         where {
-            // The split query means and sums of gradients, then the warps' results.
-            smem_bytes = max(8 * ROWS * (D + D_V), 4 * ROWS * WARPS * PITCH),
-            registers = if D <= 64 { 128 } else { if D > 128 { 250 } else { 180 } },
+            256 * WARPS / ROWS == 32 || 256 * WARPS / ROWS == 64,
+            // The split query means and sums of gradients and those that pass by, or the warps' results.
+            smem_bytes = max(4 * (ROWS + 256 * WARPS / ROWS) * (D + D_V), 64 * WARPS * PITCH),
+            registers = 255,
         }
         launch { grid = [ceil_div(q_blocks, ROWS), heads, batch], threads = 32 * WARPS }
     }
