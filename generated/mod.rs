@@ -25,6 +25,8 @@ pub mod rank;
 pub mod regroup;
 #[doc = "The logit of every pair of blocks: the product of the two means times `scale`, nearly as exact as in f32 throughout."]
 pub mod score;
+#[doc = "The logit of every pair of blocks by the keys: of the products of the query block's mean with the means of runs of FINE keys"]
+pub mod score_keys;
 #[doc = "The logits of the pairs of blocks that a mask function keeps in part (`classes` is 1), over what `logits` holds there: the"]
 pub mod score_partial;
 #[doc = "Picks each row's key blocks: in descending order of probability (ties: lower index first) the shortest"]
@@ -62,6 +64,7 @@ pub static ALL: &[&::tilewright::codegen::KernelSource] = &[
     &rank::SOURCE,
     &regroup::SOURCE,
     &score::SOURCE,
+    &score_keys::SOURCE,
     &score_partial::SOURCE,
     &select::SOURCE,
     &tail_block::SOURCE,

@@ -79,6 +79,10 @@ pub struct Params {
     pub finished: u64,
     /// Strides in elements of all dimensions but the last.
     pub finished_stride: [i64; 1],
+    /// Device pointer of `k_fine`.
+    pub k_fine: u64,
+    /// Strides in elements of all dimensions but the last.
+    pub k_fine_stride: [i64; 3],
     /// Dimension `batch`.
     pub batch: i32,
     /// Dimension `heads`.
@@ -95,9 +99,13 @@ pub struct Params {
     pub q_blocks: i32,
     /// Dimension `kv_blocks`.
     pub kv_blocks: i32,
+    /// Dimension `runs`.
+    pub runs: i32,
+    /// 0.
+    pub padding: i32,
 }
 const _: () = {
-    assert!(size_of:: < Params > () == 176);
+    assert!(size_of:: < Params > () == 216);
     assert!(offset_of!(Params, q) == 0);
     assert!(offset_of!(Params, q_stride) == 8);
     assert!(offset_of!(Params, k) == 32);
@@ -108,19 +116,24 @@ const _: () = {
     assert!(offset_of!(Params, k_mean_stride) == 104);
     assert!(offset_of!(Params, finished) == 128);
     assert!(offset_of!(Params, finished_stride) == 136);
-    assert!(offset_of!(Params, batch) == 144);
-    assert!(offset_of!(Params, heads) == 148);
-    assert!(offset_of!(Params, seq_q) == 152);
-    assert!(offset_of!(Params, head_dim) == 156);
-    assert!(offset_of!(Params, kv_heads) == 160);
-    assert!(offset_of!(Params, seq_kv) == 164);
-    assert!(offset_of!(Params, q_blocks) == 168);
-    assert!(offset_of!(Params, kv_blocks) == 172);
+    assert!(offset_of!(Params, k_fine) == 144);
+    assert!(offset_of!(Params, k_fine_stride) == 152);
+    assert!(offset_of!(Params, batch) == 176);
+    assert!(offset_of!(Params, heads) == 180);
+    assert!(offset_of!(Params, seq_q) == 184);
+    assert!(offset_of!(Params, head_dim) == 188);
+    assert!(offset_of!(Params, kv_heads) == 192);
+    assert!(offset_of!(Params, seq_kv) == 196);
+    assert!(offset_of!(Params, q_blocks) == 200);
+    assert!(offset_of!(Params, kv_blocks) == 204);
+    assert!(offset_of!(Params, runs) == 208);
+    assert!(offset_of!(Params, padding) == 212);
 };
 /// The arguments of `pool`.
 ///
 /// Means of runs of BLOCK_Q consecutive queries and of BLOCK_KV consecutive keys, over the rows that exist: the last
-/// run of a head is often short. `finished` is set to 0 for `rank`.
+/// run of a head is often short. `finished` is set to 0 for `rank`. With a FINE that is not 0, `k_fine` becomes the
+/// means of runs of FINE keys, rounded to T, for `score_keys`.
 #[derive(Debug)]
 pub struct Args<'a> {
     /// `[batch, heads, seq_q, head_dim]` of the spec's `T`.
@@ -133,6 +146,8 @@ pub struct Args<'a> {
     pub k_mean: &'a mut Tensor,
     /// `[batch, heads]` of i32: written whole.
     pub finished: Option<&'a mut Tensor>,
+    /// `[batch, kv_heads, runs, head_dim]` of the spec's `T`: written whole.
+    pub k_fine: Option<&'a mut Tensor>,
 }
 /// The tensors of `pool`, as its declaration has them.
 pub mod tensors {
@@ -198,6 +213,19 @@ pub mod tensors {
         access: Access::Out,
         tolerance: Tolerance::Exact,
     };
+    /// `k_fine`: `[batch, kv_heads, runs, head_dim]` of the spec's `T`.
+    pub const K_FINE: TensorDecl = TensorDecl {
+        name: "k_fine",
+        dtype: None,
+        dims: &[
+            Dim::exact("batch"),
+            Dim::exact("kv_heads"),
+            Dim::exact("runs"),
+            Dim::exact("head_dim"),
+        ],
+        access: Access::Out,
+        tolerance: Tolerance::Close(0.01f64),
+    };
 }
 #[allow(
     clippy::undocumented_unsafe_blocks,
@@ -205,7 +233,7 @@ pub mod tensors {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "pool";
-    const DECLARATION: &'static str = "a03b133af653d24d8f8c2d73ca2cfd1e8c6965274efa087a661338edbcd5a060";
+    const DECLARATION: &'static str = "dbeb043ee914dff152e00806c61ee3a590d82133bfb18fb3783c4ba008b0f358";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -274,15 +302,41 @@ unsafe impl KernelArgs for Args<'_> {
                 1,
                 [Dim::exact("batch"), Dim::exact("heads")],
             )?;
+        let dtype = binder.dtype(candidate, "T")?;
+        let k_fine = binder
+            .output(
+                "k_fine",
+                self.k_fine.as_deref(),
+                dtype,
+                16,
+                [
+                    Dim::exact("batch"),
+                    Dim::exact("kv_heads"),
+                    Dim::exact("runs"),
+                    Dim::exact("head_dim"),
+                ],
+            )?;
         let d = binder.constant(candidate, "D")?;
         let block_q = binder.constant(candidate, "BLOCK_Q")?;
         let block_kv = binder.constant(candidate, "BLOCK_KV")?;
+        let fine = binder.constant(candidate, "FINE")?;
         let batch = binder.dim("batch");
         let heads = binder.dim("heads");
         let seq_q = binder.dim("seq_q");
         let head_dim = binder.dim("head_dim");
         let kv_heads = binder.dim("kv_heads");
         let seq_kv = binder.dim("seq_kv");
+        let runs = binder
+            .derive(
+                "runs",
+                binder
+                    .value(
+                        "ceil_div(seq_kv, max(FINE, 1))",
+                        &[("seq_kv", seq_kv), ("FINE", fine)],
+                        || Binder::ceil_div(seq_kv, i64::max(fine, 1)),
+                    )?,
+                "ceil_div(seq_kv, max(FINE, 1))",
+            )?;
         let q_blocks = binder
             .derive(
                 "q_blocks",
@@ -353,6 +407,8 @@ unsafe impl KernelArgs for Args<'_> {
             k_mean_stride: k_mean.strides,
             finished: finished.pointer,
             finished_stride: finished.strides,
+            k_fine: k_fine.pointer,
+            k_fine_stride: k_fine.strides,
             batch: binder.int(batch)?,
             heads: binder.int(heads)?,
             seq_q: binder.int(seq_q)?,
@@ -361,6 +417,8 @@ unsafe impl KernelArgs for Args<'_> {
             seq_kv: binder.int(seq_kv)?,
             q_blocks: binder.int(q_blocks)?,
             kv_blocks: binder.int(kv_blocks)?,
+            runs: binder.int(runs)?,
+            padding: 0,
         };
         binder.finish(params, grid)
     }
@@ -371,6 +429,7 @@ unsafe impl KernelArgs for Args<'_> {
             (&tensors::Q_MEAN, Some(&*self.q_mean)),
             (&tensors::K_MEAN, Some(&*self.k_mean)),
             (&tensors::FINISHED, self.finished.as_deref()),
+            (&tensors::K_FINE, self.k_fine.as_deref()),
         ]
             .into_iter()
             .filter_map(TensorArg::given)

@@ -128,7 +128,8 @@ const _: () = {
 /// The logits of the pairs of blocks that a mask function keeps in part (`classes` is 1), over what `logits` holds there: the
 /// product of the queries' mean with the mean of those keys that the function keeps for at least one query of the block, times
 /// `scale`; NaN and the rest as `score` has them. Keys that the function drops take no part, whatever they hold: padding
-/// decides nothing. Other logits stay as they are.
+/// decides nothing. Other logits stay as they are. With a FINE that is not 0, the largest of such products of the runs of FINE
+/// keys, as in `score_keys`.
 #[derive(Debug)]
 pub struct Args<'a> {
     /// `[batch, heads, q_blocks, head_dim]` of f32.
@@ -222,7 +223,7 @@ pub mod tensors {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "score_partial";
-    const DECLARATION: &'static str = "2771a41305e0fef3410f1544dcc6f2a077f2ef9854a060614cdb50cd57013555";
+    const DECLARATION: &'static str = "ef2a6b55912922293ba10f162bf3456da03f88fe27bfb793601af84ea14cb1cd";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;

@@ -382,36 +382,58 @@ pub mod pool {
         pub block_q: i64,
         /// `BLOCK_KV`.
         pub block_kv: i64,
+        /// `FINE`.
+        pub fine: i64,
     }
     impl Spec {
         #[allow(dead_code)]
-        const fn of([d, block_q, block_kv]: [i64; 3]) -> Self {
-            Spec { d, block_q, block_kv }
+        const fn of([d, block_q, block_kv, fine]: [i64; 4]) -> Self {
+            Spec { d, block_q, block_kv, fine }
         }
     }
     /// Every combination that the declaration admits, in its order: the last parameter changes fastest.
     #[allow(dead_code)]
     pub const SPECS: &[Spec] = &[
-        Spec::of([64, 128, 64]),
-        Spec::of([64, 128, 128]),
-        Spec::of([64, 64, 64]),
-        Spec::of([64, 64, 128]),
-        Spec::of([96, 128, 64]),
-        Spec::of([96, 128, 128]),
-        Spec::of([96, 64, 64]),
-        Spec::of([96, 64, 128]),
-        Spec::of([128, 128, 64]),
-        Spec::of([128, 128, 128]),
-        Spec::of([128, 64, 64]),
-        Spec::of([128, 64, 128]),
-        Spec::of([192, 128, 64]),
-        Spec::of([192, 128, 128]),
-        Spec::of([192, 64, 64]),
-        Spec::of([192, 64, 128]),
-        Spec::of([256, 128, 64]),
-        Spec::of([256, 128, 128]),
-        Spec::of([256, 64, 64]),
-        Spec::of([256, 64, 128]),
+        Spec::of([64, 128, 64, 0]),
+        Spec::of([64, 128, 64, 4]),
+        Spec::of([64, 128, 128, 0]),
+        Spec::of([64, 128, 128, 4]),
+        Spec::of([64, 64, 64, 0]),
+        Spec::of([64, 64, 64, 4]),
+        Spec::of([64, 64, 128, 0]),
+        Spec::of([64, 64, 128, 4]),
+        Spec::of([96, 128, 64, 0]),
+        Spec::of([96, 128, 64, 4]),
+        Spec::of([96, 128, 128, 0]),
+        Spec::of([96, 128, 128, 4]),
+        Spec::of([96, 64, 64, 0]),
+        Spec::of([96, 64, 64, 4]),
+        Spec::of([96, 64, 128, 0]),
+        Spec::of([96, 64, 128, 4]),
+        Spec::of([128, 128, 64, 0]),
+        Spec::of([128, 128, 64, 4]),
+        Spec::of([128, 128, 128, 0]),
+        Spec::of([128, 128, 128, 4]),
+        Spec::of([128, 64, 64, 0]),
+        Spec::of([128, 64, 64, 4]),
+        Spec::of([128, 64, 128, 0]),
+        Spec::of([128, 64, 128, 4]),
+        Spec::of([192, 128, 64, 0]),
+        Spec::of([192, 128, 64, 4]),
+        Spec::of([192, 128, 128, 0]),
+        Spec::of([192, 128, 128, 4]),
+        Spec::of([192, 64, 64, 0]),
+        Spec::of([192, 64, 64, 4]),
+        Spec::of([192, 64, 128, 0]),
+        Spec::of([192, 64, 128, 4]),
+        Spec::of([256, 128, 64, 0]),
+        Spec::of([256, 128, 64, 4]),
+        Spec::of([256, 128, 128, 0]),
+        Spec::of([256, 128, 128, 4]),
+        Spec::of([256, 64, 64, 0]),
+        Spec::of([256, 64, 64, 4]),
+        Spec::of([256, 64, 128, 0]),
+        Spec::of([256, 64, 128, 4]),
     ];
 }
 /// Of kernel `pool_values`.
@@ -511,9 +533,12 @@ pub mod rank {
         Spec::of([256, 4096]),
     ];
 }
-/// Of kernel `score_partial`.
-pub mod score_partial {
-    /// Integers that `score_partial` is specialised for.
+/// Of kernel `score_keys`.
+pub mod score_keys {
+    /// `FINE` of the declaration.
+    #[allow(dead_code)]
+    pub const FINE: i64 = 4;
+    /// Integers that `score_keys` is specialised for.
     #[allow(dead_code)]
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Spec {
@@ -553,6 +578,72 @@ pub mod score_partial {
         Spec::of([256, 128, 128]),
         Spec::of([256, 64, 64]),
         Spec::of([256, 64, 128]),
+    ];
+}
+/// Of kernel `score_partial`.
+pub mod score_partial {
+    /// Integers that `score_partial` is specialised for.
+    #[allow(dead_code)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Spec {
+        /// `D`.
+        pub d: i64,
+        /// `BLOCK_Q`.
+        pub block_q: i64,
+        /// `BLOCK_KV`.
+        pub block_kv: i64,
+        /// `FINE`.
+        pub fine: i64,
+    }
+    impl Spec {
+        #[allow(dead_code)]
+        const fn of([d, block_q, block_kv, fine]: [i64; 4]) -> Self {
+            Spec { d, block_q, block_kv, fine }
+        }
+    }
+    /// Every combination that the declaration admits, in its order: the last parameter changes fastest.
+    #[allow(dead_code)]
+    pub const SPECS: &[Spec] = &[
+        Spec::of([64, 128, 64, 0]),
+        Spec::of([64, 128, 64, 4]),
+        Spec::of([64, 128, 128, 0]),
+        Spec::of([64, 128, 128, 4]),
+        Spec::of([64, 64, 64, 0]),
+        Spec::of([64, 64, 64, 4]),
+        Spec::of([64, 64, 128, 0]),
+        Spec::of([64, 64, 128, 4]),
+        Spec::of([96, 128, 64, 0]),
+        Spec::of([96, 128, 64, 4]),
+        Spec::of([96, 128, 128, 0]),
+        Spec::of([96, 128, 128, 4]),
+        Spec::of([96, 64, 64, 0]),
+        Spec::of([96, 64, 64, 4]),
+        Spec::of([96, 64, 128, 0]),
+        Spec::of([96, 64, 128, 4]),
+        Spec::of([128, 128, 64, 0]),
+        Spec::of([128, 128, 64, 4]),
+        Spec::of([128, 128, 128, 0]),
+        Spec::of([128, 128, 128, 4]),
+        Spec::of([128, 64, 64, 0]),
+        Spec::of([128, 64, 64, 4]),
+        Spec::of([128, 64, 128, 0]),
+        Spec::of([128, 64, 128, 4]),
+        Spec::of([192, 128, 64, 0]),
+        Spec::of([192, 128, 64, 4]),
+        Spec::of([192, 128, 128, 0]),
+        Spec::of([192, 128, 128, 4]),
+        Spec::of([192, 64, 64, 0]),
+        Spec::of([192, 64, 64, 4]),
+        Spec::of([192, 64, 128, 0]),
+        Spec::of([192, 64, 128, 4]),
+        Spec::of([256, 128, 64, 0]),
+        Spec::of([256, 128, 64, 4]),
+        Spec::of([256, 128, 128, 0]),
+        Spec::of([256, 128, 128, 4]),
+        Spec::of([256, 64, 64, 0]),
+        Spec::of([256, 64, 64, 4]),
+        Spec::of([256, 64, 128, 0]),
+        Spec::of([256, 64, 128, 4]),
     ];
 }
 /// Of kernel `select`.

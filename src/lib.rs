@@ -77,7 +77,7 @@ pub use head_dim::{HeadDim, HeadDimError};
 pub use interrupt::Interrupt;
 pub use mask::{BlockIndex, BlockMask, BlockSize, DenseMap, MaskError, SeqLens};
 pub use operands::Gradients;
-pub use select::{SelectError, Selection, top_k, top_p};
+pub use select::{Scores, SelectError, Selection, top_k, top_p};
 pub use tail::{Tail, TailError};
 pub use tensor::{Element, Tensor, TensorError};
 /// The generator, for kernels of one's own.

@@ -12,6 +12,7 @@ using T = __half;
 [[maybe_unused]] constexpr int D = 128;
 [[maybe_unused]] constexpr int BLOCK_Q = 128;
 [[maybe_unused]] constexpr int BLOCK_KV = 64;
+[[maybe_unused]] constexpr int FINE = 0;
 [[maybe_unused]] constexpr int WARPS = 4;
 [[maybe_unused]] constexpr int THREADS = 128;
 [[maybe_unused]] constexpr int SMEM_BYTES = 4096;
@@ -27,6 +28,8 @@ struct Params {
   long long k_mean_stride[3];
   int* finished;
   long long finished_stride[1];
+  T* k_fine;
+  long long k_fine_stride[3];
   int batch;
   int heads;
   int seq_q;
@@ -35,8 +38,10 @@ struct Params {
   int seq_kv;
   int q_blocks;
   int kv_blocks;
+  int runs;
+  int padding;
 };
-static_assert(sizeof(Params) == 176, "Params differs from the Rust side");
+static_assert(sizeof(Params) == 216, "Params differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q) == 0, "q differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, q_stride) == 8, "q_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, k) == 32, "k differs from the Rust side");
@@ -47,14 +52,18 @@ static_assert(TILEWRIGHT_OFFSETOF(Params, k_mean) == 96, "k_mean differs from th
 static_assert(TILEWRIGHT_OFFSETOF(Params, k_mean_stride) == 104, "k_mean_stride differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, finished) == 128, "finished differs from the Rust side");
 static_assert(TILEWRIGHT_OFFSETOF(Params, finished_stride) == 136, "finished_stride differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 144, "batch differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 148, "heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 152, "seq_q differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 156, "head_dim differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 160, "kv_heads differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 164, "seq_kv differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 168, "q_blocks differs from the Rust side");
-static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 172, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, k_fine) == 144, "k_fine differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, k_fine_stride) == 152, "k_fine_stride differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, batch) == 176, "batch differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, heads) == 180, "heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_q) == 184, "seq_q differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, head_dim) == 188, "head_dim differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_heads) == 192, "kv_heads differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, seq_kv) == 196, "seq_kv differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, q_blocks) == 200, "q_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, kv_blocks) == 204, "kv_blocks differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, runs) == 208, "runs differs from the Rust side");
+static_assert(TILEWRIGHT_OFFSETOF(Params, padding) == 212, "padding differs from the Rust side");
 
 #define TILEWRIGHT_KERNEL pool_sm80_f16_d128_q128_kv64_warps4
 
@@ -113,6 +122,9 @@ __device__ __forceinline__ void pool_run(const T* x, long long stride, int rows,
 
 #line 3 "pool/sm80.cu"
 
+
+#line 66 "pool/sm80.cu"
+
 // 80 registers hold the loads in flight, and 768 threads of them hide the latency.
 extern "C" __global__ void __launch_bounds__(THREADS, 768 / THREADS)
     TILEWRIGHT_KERNEL(const __grid_constant__ Params p) {
@@ -132,6 +144,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 768 / THREADS)
     } else {
         const int run = blockIdx.x - runs_of_q;
         const int head = run / p.kv_blocks, block = run - head * p.kv_blocks;
+
+#line 98 "pool/sm80.cu"
         pool_run<BLOCK_KV>(p.k + batch * p.k_stride[0] + head * p.k_stride[1] +
                                static_cast<long long>(block) * BLOCK_KV * p.k_stride[2],
                            p.k_stride[2], min(BLOCK_KV, p.seq_kv - block * BLOCK_KV), p.head_dim,

@@ -12,6 +12,7 @@ using T = __nv_bfloat16;
 [[maybe_unused]] constexpr int D = 128;
 [[maybe_unused]] constexpr int BLOCK_Q = 128;
 [[maybe_unused]] constexpr int BLOCK_KV = 64;
+[[maybe_unused]] constexpr int FINE = 0;
 [[maybe_unused]] constexpr int WARPS = 4;
 [[maybe_unused]] constexpr int THREADS = 128;
 [[maybe_unused]] constexpr int SMEM_BYTES = 0;
@@ -235,9 +236,24 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const T* k = p.k + batch * p.k_stride[0] + kv_head * p.k_stride[1];
     float* logits = p.logits + batch * p.logits_stride[0] + head * p.logits_stride[1] + q_block * p.logits_stride[2];
 
+    // The product with a mean of which every lane has its columns.
+    const auto score_of = [&](const float (&mean)[PIECES][4]) {
+        float product = 0.0f;
+#pragma unroll
+        for (int piece = 0; piece < PIECES; ++piece) {
+            const int column = 128 * piece + 4 * lane;
+            if (column >= p.head_dim) continue;
+            const float4 q = __ldg(reinterpret_cast<const float4*>(q_mean + column));
+            product = fmaf(q.x, mean[piece][0], fmaf(q.y, mean[piece][1], fmaf(q.z, mean[piece][2], fmaf(q.w, mean[piece][3], product))));
+        }
+        return sanitised(p.scale * warp_sum(product));
+    };
     for (; partial != 0; partial &= partial - 1) {
         const int kv_block = first_block + __ffs(partial) - 1;
         const KeptKeys keys = kept_keys(p, f, batch, head, q_block, kv_block);
+        const T* rows = k + static_cast<long long>(kv_block) * BLOCK_KV * p.k_stride[2];
+
+#line 134 "score_partial/sm80.cu"
         float mean[PIECES][4] = {};
         if (keys.all) {
 #pragma unroll
@@ -248,18 +264,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 mean[piece][0] = columns.x, mean[piece][1] = columns.y, mean[piece][2] = columns.z, mean[piece][3] = columns.w;
             }
         } else {
-            const T* rows = k + static_cast<long long>(kv_block) * BLOCK_KV * p.k_stride[2];
             mean_of_kept_rows(rows, p.k_stride[2], p.head_dim, keys, mean);
         }
-        float product = 0.0f;
-#pragma unroll
-        for (int piece = 0; piece < PIECES; ++piece) {
-            const int column = 128 * piece + 4 * lane;
-            if (column >= p.head_dim) continue;
-            const float4 q = __ldg(reinterpret_cast<const float4*>(q_mean + column));
-            product = fmaf(q.x, mean[piece][0], fmaf(q.y, mean[piece][1], fmaf(q.z, mean[piece][2], fmaf(q.w, mean[piece][3], product))));
-        }
-        product = warp_sum(product);
-        if (lane == 0) logits[kv_block] = sanitised(p.scale * product);
+        const float score = score_of(mean);
+        if (lane == 0) logits[kv_block] = score;
+
+#line 149 "score_partial/sm80.cu"
     }
 }

@@ -3,7 +3,7 @@
 use super::work::Ranked;
 use super::{Attention, Shapes};
 use crate::operands::Shape;
-use crate::{BlockMask, DType, Error, SeqLens, Tensor};
+use crate::{BlockMask, DType, Error, SelectError, SeqLens, Tensor};
 
 impl Attention {
     /// The mask that [`mask`](Self::mask) would make of tensors with these block means: for a kernel of the caller's
@@ -17,8 +17,11 @@ impl Attention {
     ///
     /// # Errors
     /// [`Error::Tensor`] for means of other dtypes or shapes, [`MaskError::Grid`](crate::MaskError::Grid) for another
-    /// number of blocks than the sequences have; otherwise as [`mask`](Self::mask).
+    /// number of blocks than the sequences have, [`SelectError::Keys`] for a rule that scores by keys; otherwise as [`mask`](Self::mask).
     pub fn mask_of_means(&self, q_mean: &Tensor, k_mean: &Tensor, seqs: SeqLens) -> Result<BlockMask, Error> {
+        if self.rule.by_keys() {
+            return Err(SelectError::Keys.into());
+        }
         let (seq_q, seq_kv) = seqs.pair();
         // The "sequences" of block means are blocks.
         let shape = Shape::of_means(q_mean, k_mean)?;

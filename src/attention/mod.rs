@@ -44,7 +44,7 @@ pub use workspace::Workspace;
 use crate::device::Device;
 use crate::operands::Upstream;
 use crate::tail::{Tail, TailError};
-use crate::{BlockMask, BlockSize, DType, Error, MaskMod, ScoreMod, Selection, Tensor};
+use crate::{BlockMask, BlockSize, DType, Error, MaskMod, ScoreMod, Scores, Selection, Tensor};
 use executor::Executor;
 use sizes::Sizes;
 use std::sync::Arc;
@@ -80,6 +80,11 @@ impl Rule {
     /// What the selection kernel takes for k and p: without a rule every admissible block is kept, a mass of 1.
     fn thresholds(&self) -> (f32, f32) {
         self.selection.map_or((0.0, 1.0), |selection| (selection.k_f32(), selection.p_f32()))
+    }
+
+    /// Whether blocks are ranked by the means of a few keys each.
+    fn by_keys(&self) -> bool {
+        self.selection.is_some_and(|selection| selection.scores() == Scores::Keys)
     }
 
     /// Whether blocks that the mask function keeps as a whole are listed apart.
@@ -121,6 +126,11 @@ impl Attention {
     /// Starts describing an attention over half-precision tensors (`F16` or `Bf16`).
     pub fn builder(head_dim: HeadDim, dtype: DType) -> AttentionBuilder {
         AttentionBuilder::new(head_dim, dtype)
+    }
+
+    /// The rule that selects blocks, where there is one.
+    pub fn selection(&self) -> Option<Selection> {
+        self.rule.selection
     }
 
     /// What stands for dropped blocks.

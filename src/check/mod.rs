@@ -40,7 +40,13 @@ pub(crate) fn whole_numbers(dtype: DType, shape: &[usize]) -> Result<Tensor, Err
 }
 
 fn filled(dtype: DType, shape: &[usize], value: impl Fn(usize) -> f32) -> Result<Tensor, Error> {
-    let values = (0..shape.iter().product::<usize>()).map(value);
+    let values: Vec<f32> = (0..shape.iter().product::<usize>()).map(value).collect();
+    of_dtype(dtype, &values, shape)
+}
+
+/// Values, rounded to a floating type.
+pub(crate) fn of_dtype(dtype: DType, values: &[f32], shape: &[usize]) -> Result<Tensor, Error> {
+    let values = values.iter().copied();
     match dtype {
         DType::F16 => Tensor::from_slice(&values.map(half::f16::from_f32).collect::<Vec<_>>(), shape),
         DType::F32 => Tensor::from_slice(&values.collect::<Vec<_>>(), shape),

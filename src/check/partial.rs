@@ -20,7 +20,7 @@ pub(crate) struct PartialCase {
 impl PartialCase {
     /// Most blocks are said to be partial, whatever the function makes of them: on so few positions it may keep all of each, or
     /// nothing, and there would be nothing to see.
-    pub(crate) fn new(subject: &Subject<'_>, mask_mod: &dyn MaskMod) -> Result<Self, Error> {
+    pub(crate) fn new(subject: &Subject<'_>, mask_mod: &dyn MaskMod, by_keys: bool) -> Result<Self, Error> {
         let (d, blocks, scale) = (subject.head_dim, subject.blocks, subject.scale);
         let [heads, queries, keys] = subject.extents();
         let (rows, columns) = (queries.div_ceil(blocks.q()), keys.div_ceil(blocks.kv()));
@@ -35,7 +35,8 @@ impl PartialCase {
         // What is not written must not look right, as it would where the function keeps every key.
         let poisoned = |(logit, class): (&f32, &u8)| if *class == PARTIAL { f32::NAN } else { *logit };
         let before: Vec<f32> = expected.iter().zip(&classes).map(poisoned).collect();
-        let partial = cpu::PartialScores { function: mask_mod, k: &k, blocks, seqs: (queries, keys), scale };
+        let partial =
+            cpu::PartialScores { function: mask_mod, k: &k, blocks, seqs: (queries, keys), scale, by_keys };
         let code = UserCode::new([mask_mod.name(), ""]);
         code.run(|| {
             (0..heads).try_for_each(|head| {

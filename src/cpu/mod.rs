@@ -19,15 +19,16 @@ pub use crate::operands::Upstream;
 pub use attend::{attend, attend_with_tail};
 pub use backward::{backward, backward_with_tail};
 pub(crate) use partial::{Head, PartialScores};
-pub(crate) use score::logits;
+pub(crate) use score::{logits, logits_of_keys};
 pub use select::select_row;
 
 use crate::mask::{
     BlockMask, BlockSize, EMPTY, FULL, MaskError, PARTIAL, blocks_of, bytes_of_lists, classify, grid,
 };
 use crate::operands::{Shape, half_dtype_error};
+use crate::select::FINE;
 use crate::user_code::UserCode;
-use crate::{DType, Error, MaskMod, Selection, Tensor};
+use crate::{DType, Error, MaskMod, Scores, Selection, Tensor};
 use rayon::prelude::*;
 
 /// The block mask `selection` makes of q `[batch, heads, seq_q, d]` and k `[batch, kv_heads, seq_kv, d]`.
@@ -54,15 +55,17 @@ pub fn mask(
     let shape = Shape::of(q, k, None)?;
     // Before anything is summed up.
     blocks_of(grid_of(&shape, blocks)?, bytes_of_lists(mask_mod.is_some()))?;
-    let means = match selection {
-        Some(_) => (block_means(q, blocks.q())?, block_means(k, blocks.kv())?),
+    let means = match selection.map(Selection::scores) {
+        Some(Scores::Means) => (block_means(q, blocks.q())?, block_means(k, blocks.kv())?),
+        Some(Scores::Keys) => (block_means(q, blocks.q())?, fine_means(k)?),
         None => Default::default(),
     };
     let partial = mask_mod.map(|function| {
         let seqs = (shape.seq_q, shape.seq_kv);
-        PartialScores { function, k, blocks, seqs, scale }
+        let by_keys = selection.is_some_and(|selection| selection.scores() == Scores::Keys);
+        PartialScores { function, k, blocks, seqs, scale, by_keys }
     });
-    select(&means, &shape, selection, scale, blocks, (mask_mod, partial.as_ref()))
+    select((&means, k.dtype()), &shape, selection, scale, blocks, (mask_mod, partial.as_ref()))
 }
 
 /// The same of block means, contiguous `[batch, heads, q_blocks, d]` and `[batch, kv_heads, kv_blocks, d]`, of tensors of
@@ -75,11 +78,12 @@ pub(crate) fn mask_of_means(
     blocks: BlockSize,
     mask_mod: Option<&dyn MaskMod>,
 ) -> Result<BlockMask, Error> {
-    select(means, shape, selection, scale, blocks, (mask_mod, None))
+    // Rounding is asked for by keys alone.
+    select((means, DType::F32), shape, selection, scale, blocks, (mask_mod, None))
 }
 
 fn select(
-    means: &(Vec<f32>, Vec<f32>),
+    means: (&(Vec<f32>, Vec<f32>), DType),
     shape: &Shape,
     selection: Option<&Selection>,
     scale: f32,
@@ -94,7 +98,15 @@ fn select(
         None => vec![PARTIAL; blocks_of(grid, bytes_of_lists(false))?],
     };
     if let Some(selection) = selection.filter(|_| !classes.is_empty()) {
-        drop_unselected(&mut classes, means, shape, selection, scale, [q_blocks, kv_blocks], partial)?;
+        drop_unselected(
+            &mut classes,
+            means,
+            shape,
+            selection,
+            (scale, blocks.kv()),
+            [q_blocks, kv_blocks],
+            partial,
+        )?;
     }
     debug_assert!(classes.iter().all(|&class| class <= FULL));
     BlockMask::from_checked(&classes, grid, blocks, seqs, mask_mod.is_some())
@@ -108,18 +120,23 @@ fn grid_of(shape: &Shape, blocks: BlockSize) -> Result<[usize; 4], MaskError> {
 /// Empties the admissible blocks that the rule does not select, row by row.
 fn drop_unselected(
     classes: &mut [u8],
-    (pooled_q, pooled_k): &(Vec<f32>, Vec<f32>),
+    ((pooled_q, pooled_k), dtype): (&(Vec<f32>, Vec<f32>), DType),
     shape: &Shape,
     selection: &Selection,
-    scale: f32,
+    (scale, block_kv): (f32, usize),
     [q_blocks, kv_blocks]: [usize; 2],
     partial: Option<&PartialScores<'_>>,
 ) -> Result<(), Error> {
     let code = UserCode::new([partial.map_or("", |partial| partial.function.name()), ""]);
     let of_head = |(head, classes): (usize, &mut [u8])| {
         let q = &pooled_q[head * q_blocks * shape.d..][..q_blocks * shape.d];
-        let k = &pooled_k[shape.kv_unit(head) * kv_blocks * shape.d..][..kv_blocks * shape.d];
-        let mut logits = score::logits(q, k, shape.d, scale);
+        // Of blocks, or of runs of a few keys.
+        let of_head = pooled_k.len() / (shape.batch * shape.kv_heads);
+        let k = &pooled_k[shape.kv_unit(head) * of_head..][..of_head];
+        let mut logits = match selection.scores() {
+            Scores::Means => score::logits(q, k, shape.d, scale),
+            Scores::Keys => score::logits_of_keys(q, k, shape.d, block_kv, scale, dtype),
+        };
         if let Some(partial) = partial {
             let place =
                 Head { batch: head / shape.heads, head: head % shape.heads, kv_unit: shape.kv_unit(head) };
@@ -135,6 +152,13 @@ fn drop_unselected(
         Ok(())
     };
     code.run(|| classes.par_chunks_mut(q_blocks * kv_blocks).enumerate().try_for_each(of_head))?
+}
+
+/// The means of runs of [`FINE`] keys, rounded to the dtype of `k`, contiguous `[batch, kv_heads, runs, d]`.
+pub(crate) fn fine_means(k: &Tensor) -> Result<Vec<f32>, Error> {
+    let mut means = block_means(k, FINE)?;
+    means.iter_mut().for_each(|mean| *mean = score::rounded(*mean, k.dtype()));
+    Ok(means)
 }
 
 /// The f32 means of runs of `block` rows of a `[batch, heads, seq, d]` tensor: contiguous `[batch, heads, blocks, d]`.

@@ -3,6 +3,7 @@
 use super::score::sanitised;
 use crate::mask::{BlockSize, PARTIAL, span};
 use crate::operands::Rows;
+use crate::select::FINE;
 use crate::tensor::Half;
 use crate::user_code::UserCode;
 use crate::{DType, Error, MaskMod, Tensor};
@@ -17,6 +18,8 @@ pub(crate) struct PartialScores<'a> {
     /// Of queries and of keys.
     pub(crate) seqs: (usize, usize),
     pub(crate) scale: f32,
+    /// Whether the means are those of [`FINE`] keys each, the best of which counts.
+    pub(crate) by_keys: bool,
 }
 
 /// One head of a call.
@@ -30,7 +33,7 @@ pub(crate) struct Head {
 
 impl PartialScores<'_> {
     /// Overwrites the logits of the partial blocks of one head: `scale · q̄_i · k̄_ij`, where k̄_ij is the mean of the keys of block j
-    /// that the function keeps for at least one query of block i. `classes` and `logits` are `[q_blocks, kv_blocks]`, `q_means`
+    /// that the function keeps for at least one query of block i, or the largest of those of the runs of a block. `classes` and `logits` are `[q_blocks, kv_blocks]`, `q_means`
     /// `[q_blocks, d]`.
     pub(crate) fn overwrite(
         &self,
@@ -68,13 +71,19 @@ impl PartialScores<'_> {
                 let kept = self.kept_keys(code, head, i, j);
                 let tile = &mut tile[..kept.len() * d];
                 rows.widen(head.kv_unit, j * size, tile);
-                mean.fill(0.0);
-                for (row, _) in tile.chunks_exact(d).zip(&kept).filter(|&(_, kept)| *kept) {
-                    mean.iter_mut().zip(row).for_each(|(mean, x)| *mean += x);
-                }
-                let count = kept.iter().filter(|kept| **kept).count() as f32;
-                let products = q_mean.iter().zip(&*mean).map(|(q, sum)| q * (sum / count));
-                *logit = sanitised(self.scale * products.sum::<f32>());
+                let run = if self.by_keys { FINE } else { kept.len() };
+                let mut score_of = |(rows, kept): (&[f32], &[bool])| {
+                    mean.fill(0.0);
+                    for (row, _) in rows.chunks_exact(d).zip(kept).filter(|&(_, kept)| *kept) {
+                        mean.iter_mut().zip(row).for_each(|(mean, x)| *mean += x);
+                    }
+                    let count = kept.iter().filter(|kept| **kept).count() as f32;
+                    let products = q_mean.iter().zip(&*mean).map(|(q, sum)| q * (sum / count));
+                    // Nothing kept is no number.
+                    sanitised(self.scale * products.sum::<f32>())
+                };
+                let scores = tile.chunks(run * d).zip(kept.chunks(run)).map(&mut score_of);
+                *logit = scores.fold(f32::NEG_INFINITY, f32::max);
             }
         };
         let tiles = || (vec![0.0; size * d], vec![0.0; d]);

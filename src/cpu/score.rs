@@ -1,6 +1,8 @@
 //! Step 2: logits of block means.
 
 use super::gemm::{Matrix, product};
+use crate::DType;
+use crate::select::FINE;
 
 /// The largest magnitude a logit keeps: the difference of two stays finite.
 const LIMIT: f32 = 3e38;
@@ -15,6 +17,42 @@ pub(crate) fn logits(q: &[f32], k: &[f32], d: usize, scale: f32) -> Vec<f32> {
         *logit = sanitised(*logit);
     }
     logits
+}
+
+/// The same by keys, `[q_blocks, kv_blocks]`: of the products with the means of runs of `FINE` keys the largest of each block of `block`
+/// keys. `fine` holds these means, of `dtype`; query means are rounded to it.
+pub(crate) fn logits_of_keys(
+    q: &[f32],
+    fine: &[f32],
+    d: usize,
+    block: usize,
+    scale: f32,
+    dtype: DType,
+) -> Vec<f32> {
+    /// Query blocks whose products are in memory at once.
+    const ROWS: usize = 16;
+    let runs = fine.len().checked_div(d).unwrap_or(0);
+    let blocks = runs.div_ceil(block / FINE);
+    let mut logits = Vec::with_capacity(q.len().checked_div(d).unwrap_or(0) * blocks);
+    let mut products = vec![0.0; ROWS * runs];
+    for q in q.chunks(ROWS * d) {
+        let rounded: Vec<f32> = q.iter().map(|&x| rounded(x, dtype)).collect();
+        let products = &mut products[..q.len() / d * runs];
+        product(scale, Matrix::rows(&rounded, d), Matrix::rows(fine, d).transposed(), 0.0, products);
+        for row in products.chunks(runs) {
+            let top = |block: &[f32]| block.iter().map(|&x| sanitised(x)).fold(f32::NEG_INFINITY, f32::max);
+            logits.extend(row.chunks(block / FINE).map(top));
+        }
+    }
+    logits
+}
+
+/// To the nearest of a half type.
+pub(super) fn rounded(x: f32, dtype: DType) -> f32 {
+    match dtype {
+        DType::F16 => half::f16::from_f32(x).to_f32(),
+        _ => half::bf16::from_f32(x).to_f32(),
+    }
 }
 
 /// A NaN becomes -inf, and the rest is clamped to a finite range.

@@ -9,7 +9,7 @@ pub(super) fn check(args: &Args<'_>, probe: &Probe<'_>) -> Verdict {
     let mut subject = Subject::of(probe, [args.k; 3], args.scale)?;
     subject.call[0] = args.q_mean.shape()[1];
     subject.call[1] = args.seq_q as usize;
-    let case = PartialCase::new(&subject, mask_mod)?;
+    let case = PartialCase::new(&subject, mask_mod, probe.int("FINE")? > 0)?;
     let mut logits = case.before.to(probe.device())?;
     let small = Args {
         q_mean: &case.q_mean.to(probe.device())?,

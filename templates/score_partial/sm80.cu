@@ -95,9 +95,42 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const T* k = p.k + batch * p.k_stride[0] + kv_head * p.k_stride[1];
     float* logits = p.logits + batch * p.logits_stride[0] + head * p.logits_stride[1] + q_block * p.logits_stride[2];
 
+    // The product with a mean of which every lane has its columns.
+    const auto score_of = [&](const float (&mean)[PIECES][4]) {
+        float product = 0.0f;
+#pragma unroll
+        for (int piece = 0; piece < PIECES; ++piece) {
+            const int column = 128 * piece + 4 * lane;
+            if (column >= p.head_dim) continue;
+            const float4 q = __ldg(reinterpret_cast<const float4*>(q_mean + column));
+            product = fmaf(q.x, mean[piece][0], fmaf(q.y, mean[piece][1], fmaf(q.z, mean[piece][2], fmaf(q.w, mean[piece][3], product))));
+        }
+        return sanitised(p.scale * warp_sum(product));
+    };
     for (; partial != 0; partial &= partial - 1) {
         const int kv_block = first_block + __ffs(partial) - 1;
         const KeptKeys keys = kept_keys(p, f, batch, head, q_block, kv_block);
+        const T* rows = k + static_cast<long long>(kv_block) * BLOCK_KV * p.k_stride[2];
+<% if constant.FINE > 0 %>
+        float top = minus_infinity();
+#pragma unroll 1
+        for (int run = 0; run < BLOCK_KV / FINE; ++run) {
+            KeptKeys of_run = keys;
+#pragma unroll
+            for (int w = 0; w < WORDS; ++w) {
+                const unsigned own = run * FINE / 32 == w ? ((1u << FINE) - 1) << run * FINE % 32 : 0u;
+                of_run.bits[w] &= own;
+            }
+            unsigned any = 0;
+#pragma unroll
+            for (int w = 0; w < WORDS; ++w) any |= of_run.bits[w];
+            if (any == 0) continue;
+            float mean[PIECES][4] = {};
+            mean_of_kept_rows(rows, p.k_stride[2], p.head_dim, of_run, mean);
+            top = fmaxf(top, score_of(mean));
+        }
+        if (lane == 0) logits[kv_block] = top;
+<% else %>
         float mean[PIECES][4] = {};
         if (keys.all) {
 #pragma unroll
@@ -108,18 +141,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 mean[piece][0] = columns.x, mean[piece][1] = columns.y, mean[piece][2] = columns.z, mean[piece][3] = columns.w;
             }
         } else {
-            const T* rows = k + static_cast<long long>(kv_block) * BLOCK_KV * p.k_stride[2];
             mean_of_kept_rows(rows, p.k_stride[2], p.head_dim, keys, mean);
         }
-        float product = 0.0f;
-#pragma unroll
-        for (int piece = 0; piece < PIECES; ++piece) {
-            const int column = 128 * piece + 4 * lane;
-            if (column >= p.head_dim) continue;
-            const float4 q = __ldg(reinterpret_cast<const float4*>(q_mean + column));
-            product = fmaf(q.x, mean[piece][0], fmaf(q.y, mean[piece][1], fmaf(q.z, mean[piece][2], fmaf(q.w, mean[piece][3], product))));
-        }
-        product = warp_sum(product);
-        if (lane == 0) logits[kv_block] = sanitised(p.scale * product);
+        const float score = score_of(mean);
+        if (lane == 0) logits[kv_block] = score;
+<% endif %>
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Random, tensor};
 use tilewright::{
-    Attention, BlockSize, DType, Device, Error, HeadDim, MaskMod, Tensor, mask_mod, top_k, top_p,
+    Attention, BlockSize, DType, Device, Error, HeadDim, MaskMod, Scores, Tensor, mask_mod, top_k, top_p,
 };
 
 #[mask_mod]
@@ -97,7 +97,7 @@ fn selected(
     case: &Case,
     device: &Device,
     blocks: BlockSize,
-    garbage: f32,
+    (garbage, scores): (f32, Scores),
 ) -> Result<(Vec<u8>, [usize; 4]), Error> {
     let (seq_q, seq_kv) = case.seqs;
     let mut random = Random(5);
@@ -109,8 +109,8 @@ fn selected(
         }
     }
     let k = tensor(DType::Bf16, &k, &[2, 2, seq_kv, 64]);
-    let builder =
-        Attention::builder(HeadDim::D64, DType::Bf16).blocks(blocks).select(top_k(0.2) | top_p(0.3));
+    let rule = (top_k(0.2) | top_p(0.3)).by(scores);
+    let builder = Attention::builder(HeadDim::D64, DType::Bf16).blocks(blocks).select(rule);
     let attention = (case.mask_mod)().into_builder(builder).build(device)?;
     let dense = attention.mask(&q.to(device)?, &k.to(device)?)?.to_dense()?;
     Ok((dense.classes, dense.shape))
@@ -123,8 +123,11 @@ pub fn garbage_decides_nothing(device: &Device) -> Result<(), String> {
             continue; // rows of any length are scored alike there
         }
         let all = if case.seqs.1 > 10_000 { vec![BlockSize::default()] } else { BlockSize::ALL.to_vec() };
-        for blocks in all {
-            let find = |garbage| selected(&case, device, blocks, garbage).map_err(|error| error.to_string());
+        let all = all.into_iter().flat_map(|blocks| [(blocks, Scores::Means), (blocks, Scores::Keys)]);
+        for (blocks, scores) in all {
+            let find = |garbage| {
+                selected(&case, device, blocks, (garbage, scores)).map_err(|error| error.to_string())
+            };
             let (expected, [_, _, q_blocks, kv_blocks]) = find(0.0)?;
             if !expected.contains(&1) {
                 return Err(format!(
@@ -140,7 +143,7 @@ pub fn garbage_decides_nothing(device: &Device) -> Result<(), String> {
                     let clean = (case.clean)(row % q_blocks * blocks.q());
                     if clean && found != expected {
                         return Err(format!(
-                            "{} {blocks}: with {garbage} in hidden keys row {row} keeps {found:?}, expected {expected:?}",
+                            "{} {blocks} {scores:?}: with {garbage} in hidden keys row {row} keeps {found:?}, expected {expected:?}",
                             case.name
                         ));
                     }

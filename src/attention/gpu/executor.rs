@@ -20,7 +20,7 @@ impl Executor for Pipeline {
         let &Call { device, rule, sizes, .. } = call;
         let mut memory = Memory::Device { device, fill: Fill::Anything };
         let of_tensors = matches!(ranked, Ranked::Tensors { .. });
-        let mut scratch = self.scratch(sizes, of_tensors, &mut memory)?;
+        let mut scratch = self.scratch(rule, sizes, of_tensors, &mut memory)?;
         let mut lists = MaskLists::make(rule, sizes, true, &mut memory)?;
         self.select(rule, sizes, ranked, &mut scratch, &mut lists)?;
         Ok(lists.into_mask(rule, sizes).with_row_order(scratch.row_order().cloned()))
@@ -89,7 +89,7 @@ impl Executor for Pipeline {
         let memory = &mut Memory::Arena(&mut arena);
         match work {
             Kind::Forward { forward: Forward { q, k, v, out, lse }, lists } => {
-                let mut work = self.scratch(sizes, true, memory)?;
+                let mut work = self.scratch(rule, sizes, true, memory)?;
                 let mut made = None;
                 let lists = match lists {
                     Some(lists) => lists,
@@ -104,7 +104,7 @@ impl Executor for Pipeline {
                 Pipeline::attend(self, rule, [q, k, v], lists, tail, density, [out, lse])
             }
             Kind::Select(Select { q, k, lists }) => {
-                let mut work = self.scratch(sizes, true, memory)?;
+                let mut work = self.scratch(rule, sizes, true, memory)?;
                 self.select(rule, sizes, Ranked::Tensors { q, k }, &mut work, lists)
             }
             Kind::Attend(Attend { q, k, v, lists, out, lse }) => {
@@ -131,11 +131,11 @@ impl Executor for Pipeline {
         let memory = &mut Memory::Arena(&mut arena);
         match step {
             Step::Forward => {
-                let work = self.scratch(sizes, true, memory)?;
+                let work = self.scratch(rule, sizes, true, memory)?;
                 let lists = MaskLists::make(rule, sizes, false, memory)?;
                 self.tail_scratch(rule, sizes, &lists, work.means().is_some(), memory)?;
             }
-            Step::Select { .. } => drop(self.scratch(sizes, true, memory)?),
+            Step::Select { .. } => drop(self.scratch(rule, sizes, true, memory)?),
             // Often there is nothing to make.
             Step::Attend(lists) => {
                 let order = self.row_order(sizes, &lists.kv, memory)?;
@@ -159,11 +159,11 @@ impl Executor for Pipeline {
         match step {
             Step::Forward => {
                 let ranked = rule.selection.is_some();
-                self.selector.knows(sizes, selected, false)
+                self.selector.knows((rule, sizes), selected, false)
                     && self.forward.knows(attended)
                     && tail((ranked, true))
             }
-            Step::Select { by_key } => self.selector.knows(sizes, selected, by_key),
+            Step::Select { by_key } => self.selector.knows((rule, sizes), selected, by_key),
             Step::Attend(lists) => {
                 let of_lists = tail((false, marks(lists)));
                 self.forward.knows(attended) && self.knows_order(sizes, selected) && of_lists
@@ -177,7 +177,8 @@ impl Executor for Pipeline {
         let (selected, attended) = (sizes.bucket(rule, None), sizes.bucket(rule, density));
         let order = self.order.known().filter(|_| self.orders_rows(sizes));
         let tail = self.tails.iter().flat_map(|tails| tails.stages());
-        let before = self.selector.stages(sizes).chain(order).chain(tail).map(|stage| (stage, selected));
+        let before =
+            self.selector.stages(rule, sizes).chain(order).chain(tail).map(|stage| (stage, selected));
         let after = [&self.forward].into_iter().chain(self.backward.stages());
         before.chain(after.map(|stage| (stage, attended))).collect()
     }

@@ -102,11 +102,12 @@ impl Pipeline {
     /// Room for what the selection works in; `means`: for the block means too.
     pub(super) fn scratch(
         &self,
+        rule: &Rule,
         sizes: &Sizes,
         means: bool,
         memory: &mut Memory<'_>,
     ) -> Result<Scratch, Error> {
-        self.selector.scratch(sizes, means, memory)
+        self.selector.scratch(rule, sizes, means, memory)
     }
 
     /// Whether the kernel that puts the rows of lists in order is chosen, where such an order pays.

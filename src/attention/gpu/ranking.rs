@@ -4,8 +4,9 @@ use super::parts::{Call, Parts, parts_of};
 use crate::attention::Rule;
 use crate::codegen::lower::DeviceFunction;
 use crate::device::CudaDevice;
-use crate::kernels::{pool, rank, score, score_partial};
+use crate::kernels::{pool, rank, score, score_keys, score_partial};
 use crate::launch::{FunctionArgs, Lazy, Request, Tuned};
+use crate::select::FINE;
 use crate::{Error, Tensor};
 use std::sync::Arc;
 
@@ -13,13 +14,21 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub(super) struct Ranking {
     pool: Lazy,
+    /// The same with the means of a few keys each.
+    pool_fine: Lazy,
+    /// Scores by these.
+    score_keys: Lazy,
     /// From means to lists in one launch, by the most key blocks of a row that it takes.
     rank: Vec<(usize, Lazy)>,
     /// For longer rows.
     score: Lazy,
     /// For the blocks that a mask function keeps in part. Absent without one.
     score_partial: Option<Lazy>,
+    /// The same by the means of a few keys each.
+    score_partial_keys: Option<Lazy>,
 }
+
+const _: () = assert!(score_keys::FINE as usize == FINE);
 
 impl Ranking {
     pub(super) fn new(
@@ -38,32 +47,45 @@ impl Ranking {
             let request = Request::new(source).value("T", rule.dtype).value("D", tile);
             request.value("BLOCK_Q", block_q).value("BLOCK_KV", block_kv)
         };
-        let partial = |function| of_tokens(&score_partial::SOURCE).function("mask_mod", Some(function));
+        let fine = |request: Request, fine: i64| request.value("FINE", fine);
+        let partial = |function, of| {
+            lazy(fine(of_tokens(&score_partial::SOURCE), of).function("mask_mod", Some(function)))
+        };
         Ranking {
-            pool: lazy(of_tokens(&pool::SOURCE)),
+            pool: lazy(fine(of_tokens(&pool::SOURCE), 0)),
+            pool_fine: lazy(fine(of_tokens(&pool::SOURCE), FINE as i64)),
+            score_keys: lazy(of_tokens(&score_keys::SOURCE)),
             rank: capacities.map(rank).collect(),
             score: lazy(Request::new(&score::SOURCE)),
-            score_partial: mask_mod.map(|function| lazy(partial(function))),
+            score_partial: mask_mod.map(|function| partial(function, 0)),
+            score_partial_keys: mask_mod.map(|function| partial(function, FINE as i64)),
         }
     }
 
     /// Scores to memory.
-    pub(super) fn score_kernel(&self) -> &Lazy {
-        &self.score
+    pub(super) fn score_kernel(&self, by_keys: bool) -> &Lazy {
+        if by_keys { &self.score_keys } else { &self.score }
     }
 
     /// What tensors want and block means do not.
-    pub(super) fn of_tensors(&self) -> impl Iterator<Item = &Lazy> {
-        [&self.pool].into_iter().chain(&self.score_partial)
+    pub(super) fn of_tensors(&self, by_keys: bool) -> impl Iterator<Item = &Lazy> {
+        let (pool, partial) = match by_keys {
+            true => (&self.pool_fine, &self.score_partial_keys),
+            false => (&self.pool, &self.score_partial),
+        };
+        [pool].into_iter().chain(partial)
     }
 
     pub(super) fn on(&self, cuda: &CudaDevice) -> Self {
         let rank = self.rank.iter().map(|(capacity, kernel)| (*capacity, kernel.on(cuda)));
         Ranking {
             pool: self.pool.on(cuda),
+            pool_fine: self.pool_fine.on(cuda),
+            score_keys: self.score_keys.on(cuda),
             rank: rank.collect(),
             score: self.score.on(cuda),
             score_partial: self.score_partial.as_ref().map(|kernel| kernel.on(cuda)),
+            score_partial_keys: self.score_partial_keys.as_ref().map(|kernel| kernel.on(cuda)),
         }
     }
 
@@ -73,26 +95,32 @@ impl Ranking {
         fitting.min_by_key(|(capacity, _)| *capacity).map(|(_, kernel)| kernel)
     }
 
-    /// The means of the blocks of q and k, and zeros for `rank` to count from.
+    /// The means of the blocks of q and k, those of a few keys each where they are wanted, and zeros for `rank` to count from.
     pub(super) fn pool(
         &self,
         call: &Call<'_>,
         [q, k]: [&Tensor; 2],
         [q_mean, k_mean]: &mut [Tensor; 2],
-        finished: Option<&mut Tensor>,
+        (finished, k_fine): (Option<&mut Tensor>, Option<&mut Tensor>),
     ) -> Result<(), Error> {
-        let args = pool::Args { q, k, q_mean, k_mean, finished };
+        let kernel = if k_fine.is_some() { &self.pool_fine } else { &self.pool };
+        let args = pool::Args { q, k, q_mean, k_mean, finished, k_fine };
         // SAFETY: it asks for nothing that the checks do not see; all work is on one stream.
-        unsafe { self.pool.get()?.launch_in(call.bucket(), &args, None) }
+        unsafe { kernel.get()?.launch_in(call.bucket(), &args, None) }
     }
 
-    /// The scores of means, to memory.
+    /// The scores of means, to memory, or of those of a few keys each.
     pub(super) fn score(
         &self,
         call: &Call<'_>,
-        [q_mean, k_mean]: [&Tensor; 2],
+        ([q_mean, k_mean], k_fine): ([&Tensor; 2], Option<&Tensor>),
         logits: &mut Tensor,
     ) -> Result<(), Error> {
+        if let Some(k_fine) = k_fine {
+            let args = score_keys::Args { q_mean, k_fine, logits, scale: call.rule.scale };
+            // SAFETY: as below.
+            return unsafe { self.score_keys.get()?.launch_in(call.bucket(), &args, None) };
+        }
         let args = score::Args { q_mean, k_mean, logits, scale: call.rule.scale };
         // SAFETY: it asks for nothing that the checks do not see; all work is on one stream.
         unsafe { self.score.get()?.launch_in(call.bucket(), &args, None) }
@@ -107,7 +135,9 @@ impl Ranking {
         logits: &mut Tensor,
     ) -> Result<(), Error> {
         let &Partial { k, classes, functions } = partial;
-        let Some(kernel) = &self.score_partial else { return Ok(()) };
+        let by_keys = call.rule.by_keys();
+        let of = if by_keys { &self.score_partial_keys } else { &self.score_partial };
+        let Some(kernel) = of else { return Ok(()) };
         let (seq_q, scale) = (call.sizes.seq_q as i32, call.rule.scale);
         let args = score_partial::Args { q_mean, k, k_mean, classes, logits, seq_q, scale };
         // SAFETY: classes, means and logits are of this call's blocks, and the functions' captures are those of its rule.

@@ -11,6 +11,7 @@ use crate::codegen::lower::DeviceFunction;
 use crate::device::CudaDevice;
 use crate::kernels::{classify, dropped, pool, score_partial, select, transpose};
 use crate::launch::{FunctionArgs, Lazy, Request, TensorDecl, Tuned};
+use crate::select::FINE;
 use crate::tune::Bucket;
 use crate::{BlockIndex, Device, Error, Tensor};
 use std::sync::Arc;
@@ -34,6 +35,8 @@ pub(super) struct Selector {
 pub(in crate::attention) struct Scratch {
     /// Of q and of k.
     means: Option<[Tensor; 2]>,
+    /// Of a few keys each, where blocks are ranked by these.
+    k_fine: Option<Tensor>,
     /// Absent where one kernel keeps them to itself.
     logits: Option<Tensor>,
     classes: Option<Tensor>,
@@ -90,11 +93,17 @@ impl Selector {
     }
 
     /// The stages for such rows in the order they run, those that were ever wanted.
-    pub(super) fn stages(&self, sizes: &Sizes) -> impl Iterator<Item = &Tuned> {
+    pub(super) fn stages(&self, rule: &Rule, sizes: &Sizes) -> impl Iterator<Item = &Tuned> {
+        let by_keys = rule.by_keys();
         let classify = self.classify.iter().map(|(kernel, _)| kernel);
-        let of_tensors = self.ranking.iter().flat_map(Ranking::of_tensors);
-        let rank = self.rank(sizes);
-        let to_memory = self.ranking.as_ref().map(Ranking::score_kernel).into_iter().chain([&self.select]);
+        let of_tensors = self.ranking.iter().flat_map(move |ranking| ranking.of_tensors(by_keys));
+        let rank = self.rank(rule, sizes);
+        let to_memory = self
+            .ranking
+            .as_ref()
+            .map(|ranking| ranking.score_kernel(by_keys))
+            .into_iter()
+            .chain([&self.select]);
         let select = rank.into_iter().chain(to_memory.filter(move |_| rank.is_none()));
         classify.chain(
             of_tensors.chain(select).chain(&self.dropped).chain([&self.transpose]).filter_map(Lazy::known),
@@ -112,38 +121,54 @@ impl Selector {
         }
     }
 
-    /// `rank` for such rows, where they fit.
-    fn rank(&self, sizes: &Sizes) -> Option<&Lazy> {
-        self.ranking.as_ref()?.rank(sizes.kv_blocks)
+    /// `rank` for such rows, where they fit and means of blocks decide.
+    fn rank(&self, rule: &Rule, sizes: &Sizes) -> Option<&Lazy> {
+        self.ranking.as_ref().filter(|_| !rule.by_keys())?.rank(sizes.kv_blocks)
     }
 
     /// Whether the kernel that picks the blocks is chosen, and those before it, which block means of a caller's do without; `by_key`:
     /// the one for the lists by key block too.
-    pub(super) fn knows(&self, sizes: &Sizes, bucket: Bucket, by_key: bool) -> bool {
+    pub(super) fn knows(&self, (rule, sizes): (&Rule, &Sizes), bucket: Bucket, by_key: bool) -> bool {
         let known = |kernel: &Lazy| kernel.known().is_some_and(|kernel| kernel.knows(bucket));
-        let mut before = self.ranking.iter().flat_map(Ranking::of_tensors);
-        let picks = known(self.rank(sizes).unwrap_or(&self.select));
-        picks && before.all(known) && self.dropped.iter().all(known) && (!by_key || known(&self.transpose))
+        let by_keys = rule.by_keys();
+        let mut before = self.ranking.iter().flat_map(|ranking| ranking.of_tensors(by_keys));
+        let picks = known(self.rank(rule, sizes).unwrap_or(&self.select));
+        let scores = !by_keys || self.ranking.iter().all(|ranking| known(ranking.score_kernel(true)));
+        picks
+            && scores
+            && before.all(known)
+            && self.dropped.iter().all(known)
+            && (!by_key || known(&self.transpose))
     }
 
     /// Room for what the selection works in. Means that the caller has made need none.
     pub(super) fn scratch(
         &self,
+        rule: &Rule,
         sizes: &Sizes,
         of_tensors: bool,
         memory: &mut Memory<'_>,
     ) -> Result<Scratch, Error> {
         use select::tensors as of_select;
         let (ranked, split, fits) =
-            (self.ranking.is_some(), self.classify.is_some(), self.rank(sizes).is_some());
+            (self.ranking.is_some(), self.classify.is_some(), self.rank(rule, sizes).is_some());
         let means = of_tensors && ranked;
         let mut room = |wanted: bool, argument: &TensorDecl| {
             wanted.then(|| memory.argument(argument, sizes)).transpose()
         };
         let q_mean = room(means, &pool::tensors::Q_MEAN)?;
         let k_mean = room(means, &pool::tensors::K_MEAN)?;
+        let mut k_fine = None;
+        if means && rule.by_keys() {
+            let &Sizes { batch, kv_heads, seq_kv, head_dim, .. } = sizes;
+            k_fine = Some(memory.tensor(rule.dtype, &[batch, kv_heads, seq_kv.div_ceil(FINE), head_dim])?);
+        }
+        let mut room = |wanted: bool, argument: &TensorDecl| {
+            wanted.then(|| memory.argument(argument, sizes)).transpose()
+        };
         Ok(Scratch {
             means: q_mean.zip(k_mean).map(|(q, k)| [q, k]),
+            k_fine,
             logits: room(!fits, &of_select::LOGITS)?,
             partial_logits: room(split && means && fits, &score_partial::tensors::LOGITS)?,
             classes: room(split, &classify::tensors::CLASSES)?,
@@ -163,7 +188,7 @@ impl Selector {
         scratch: &mut Scratch,
         lists: &mut MaskLists,
     ) -> Result<(), Error> {
-        let Scratch { means, logits, classes, partial_logits, keep, full_keep, row_order, finished } =
+        let Scratch { means, k_fine, logits, classes, partial_logits, keep, full_keep, row_order, finished } =
             scratch;
         if let (Some((kernel, functions)), Some(classes)) = (&self.classify, &mut *classes) {
             let (seq_q, seq_kv) = (sizes.seq_q as i32, sizes.seq_kv as i32);
@@ -174,7 +199,7 @@ impl Selector {
         let call = Call { rule, sizes };
         let means = match (&self.ranking, ranked, &mut *means) {
             (Some(ranking), Ranked::Tensors { q, k }, Some(means)) => {
-                ranking.pool(&call, [q, k], means, finished.as_mut())?;
+                ranking.pool(&call, [q, k], means, (finished.as_mut(), k_fine.as_mut()))?;
                 let [q, k] = means;
                 Some([&*q, &*k])
             }
@@ -200,11 +225,14 @@ impl Selector {
         }
         let order = row_order.as_mut().zip(finished.as_mut());
         let mut parts = Parts { classes: classes.as_ref(), keep, full_keep, order, lists };
-        match (self.rank(sizes), means, logits) {
+        match (self.rank(rule, sizes), means, logits) {
             (Some(rank), Some(means), _) => {
                 rank_blocks(rank.get()?, &call, means, partial_logits.as_ref(), &mut parts)?;
             }
-            (_, means, Some(logits)) => self.score_and_select(&call, means, partial, logits, &mut parts)?,
+            (_, means, Some(logits)) => {
+                let means = means.map(|means| (means, k_fine.as_ref()));
+                self.score_and_select(&call, means, partial, logits, &mut parts)?;
+            }
             _ => unreachable!("without `rank` there is room for logits"),
         }
         self.dropped(&call, &mut parts)?;
@@ -225,14 +253,14 @@ impl Selector {
     fn score_and_select(
         &self,
         call: &Call<'_>,
-        means: Option<[&Tensor; 2]>,
+        means: Option<([&Tensor; 2], Option<&Tensor>)>,
         partial: Option<Partial<'_>>,
         logits: &mut Tensor,
         parts: &mut Parts<'_>,
     ) -> Result<(), Error> {
-        let score = |ranking: &Ranking, means, logits: &mut Tensor| {
+        let score = |ranking: &Ranking, means: ([&Tensor; 2], _), logits: &mut Tensor| {
             ranking.score(call, means, logits)?;
-            partial.map_or(Ok(()), |partial| ranking.score_partial(call, &partial, means, logits))
+            partial.map_or(Ok(()), |partial| ranking.score_partial(call, &partial, means.0, logits))
         };
         match (&self.ranking, means) {
             (Some(ranking), Some(means)) => score(ranking, means, logits)?,

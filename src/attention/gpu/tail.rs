@@ -227,7 +227,7 @@ impl Tails {
         if let (None, Some(k_mean)) = (means, &mut *k_mean) {
             match q_mean {
                 Some(q_mean) => {
-                    let args = pool::Args { q, k, q_mean, k_mean, finished: None };
+                    let args = pool::Args { q, k, q_mean, k_mean, finished: None, k_fine: None };
                     // SAFETY: it asks for nothing that the checks do not see; all work is on one stream, here and below.
                     unsafe { self.pool.get()?.launch_in(bucket, &args, None)? };
                 }
