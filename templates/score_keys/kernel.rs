@@ -1,0 +1,29 @@
+kernel! {
+    /// The logit of every pair of blocks by the keys: of the products of the query block's mean with the means of runs of FINE keys
+    /// (`k_fine`, of `pool`) that of the largest, times `scale`. The query means are rounded to T. A product that is no number counts
+    /// as -inf, and the rest is clamped to ±3e38.
+    fn score_keys(
+        #[align(16)] q_mean: Tensor<f32, [batch, heads, q_blocks, head_dim]>,
+        #[align(16)] k_fine: Tensor<T, [batch, kv_heads, runs, head_dim]>,
+        #[tolerance(1e-3)] logits: out Tensor<f32, [batch, heads, q_blocks, kv_blocks]>,
+        scale: f32,
+    )
+    specialize { T: [f16, bf16] }
+    ship { T: [bf16, f16] }
+    include "lib/head_dim.rs";
+    include "lib/block_size.rs";
+    const FINE = 4;
+    let kv_blocks = ceil_div(runs, BLOCK_KV / FINE);
+    require heads % kv_heads == 0, "each key head serves the same number of query heads";
+    body sm80 {
+        // Rows of k_fine are taken TILE_KV at a time, SPAN times.
+        tune { TILE_Q: [128, 64], TILE_KV: [64, 128], SPAN: [8, 4, 2] }
+        where {
+            // A warp has 32 query blocks and whole key blocks.
+            TILE_KV * TILE_Q / 256 >= BLOCK_KV / FINE,
+            smem_bytes = 2 * D * (TILE_Q + 2 * TILE_KV),
+            registers = if TILE_KV * TILE_Q > 8192 { 168 } else { if TILE_KV * TILE_Q < 8192 || D <= 64 { 128 } else { 144 } },
+        }
+        launch { grid = [ceil_div(q_blocks, TILE_Q) * ceil_div(runs, TILE_KV * SPAN), heads, batch], threads = 256 }
+    }
+}
