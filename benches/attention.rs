@@ -1,18 +1,22 @@
 //! The GPU kernels on the three workloads of video diffusion: `cargo bench --bench attention [-- FILTER] [-- --backward]`.
-//! `--backward`: the gradients alone, with the time of every schedule. `--tails`: a user's call at 5 % kept with what stands for the rest.
+//! `--backward`: the gradients alone, with the time of every schedule. `--tails`: a user's call at 5 % kept with what stands for the rest, and its
+//! gradients; `--json=FILE` writes these figures.
 //!
 //! Random bf16 data, blocks of 128×64, medians of CUDA-event times. Effective TFLOP/s count the kept blocks alone:
 //! 4 · batch · heads · seq_q · seq_kv · d · kept share / time, 2.5 times that for a backward. `benches/peers.py` times dense attention beside it.
 
 mod support;
 
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use support::{draw, random};
-use tilewright::attention::{Inputs, Shapes};
+use tilewright::attention::{Inputs, Plan, Shapes};
 use tilewright::device::{CudaDevice, DeviceError};
 use tilewright::services::Policy;
 use tilewright::{
-    Attention, BlockMask, BlockSize, DType, Device, Error, HeadDim, Output, SeqLens, Tail, Tensor, top_k,
-    top_p,
+    Attention, BlockMask, BlockSize, DType, Device, Error, HeadDim, Output, Scores, SeqLens, Tail, Tensor,
+    top_k, top_p,
 };
 
 struct Workload {
@@ -40,12 +44,19 @@ fn main() -> Result<(), Error> {
     };
     let gradients_alone = std::env::args().any(|arg| arg == "--backward");
     let tails_alone = std::env::args().any(|arg| arg == "--tails");
+    let json = std::env::args().find_map(|arg| arg.strip_prefix("--json=").map(PathBuf::from));
     let filter = std::env::args().skip(1).find(|arg| !arg.starts_with("--")).unwrap_or_default();
     let (major, minor) = device.as_cuda().expect("asked for above").info().driver_version;
     println!("{device}, driver of CUDA {major}.{minor}, bf16, 128×64 blocks, median of {LAUNCHES} launches");
+    let mut figures = Vec::new();
     for workload in WORKLOADS.iter().filter(|workload| workload.name.contains(&filter)) {
         if tails_alone {
-            run_tails(&device, workload)?;
+            figures.extend(run_tails(&device, workload)?);
+            // What was measured is there, should a later workload fail.
+            if let Some(path) = &json {
+                let report = serde_json::json!({ "device": device.to_string(), "figures": figures });
+                std::fs::write(path, format!("{report:#}\n")).expect("the file can be written");
+            }
             continue;
         }
         if !gradients_alone {
@@ -104,77 +115,124 @@ fn run(device: &Device, workload: &Workload) -> Result<(), Error> {
     Ok(())
 }
 
+/// What stands for dropped blocks, and what blocks are selected by.
+type Way = (Tail, Scores);
+
+const WAYS: [Way; 8] = [
+    (Tail::None, Scores::Means),
+    (Tail::Block, Scores::Means),
+    (Tail::Row { keys: 64 }, Scores::Means),
+    (Tail::Row { keys: 128 }, Scores::Means),
+    (Tail::Row { keys: 256 }, Scores::Means),
+    (Tail::None, Scores::Keys),
+    (Tail::Block, Scores::Keys),
+    (Tail::Row { keys: 128 }, Scores::Keys),
+];
+
+/// One way's times on a workload, in ms.
+#[derive(Serialize)]
+struct Figure {
+    workload: &'static str,
+    tail: String,
+    scores: String,
+    /// Mask, tail and forward.
+    call: Times,
+    /// Absent where it is that of another way.
+    backward: Option<Times>,
+}
+
+/// Of rounds by turns, each a median of launches.
+#[derive(Serialize, Clone)]
+struct Times {
+    median: f32,
+    least: f32,
+    most: f32,
+    /// How often the first way's median.
+    times: f32,
+}
+
 /// A user's call at 5 % kept, without a tail and with each, by turns.
-fn run_tails(device: &Device, workload: &Workload) -> Result<(), Error> {
+fn run_tails(device: &Device, workload: &Workload) -> Result<Vec<Figure>, Error> {
     let &Workload { name, heads, seq, d } = workload;
     let cuda = device.as_cuda().expect("a GPU");
     let tensor = |seed| Tensor::from_slice(&random(heads * seq * d, seed), &[1, heads, seq, d])?.to(device);
     let (q, k, v) = (tensor(1)?, tensor(2)?, tensor(3)?);
     let head_dim = HeadDim::new(d)?;
     println!("\n{name}: {heads} heads × {seq} × {d}, top 5 %");
-    let tails =
-        [Tail::None, Tail::Block, Tail::Row { keys: 64 }, Tail::Row { keys: 128 }, Tail::Row { keys: 256 }];
-    let mut calls = Vec::new();
-    for tail in tails {
-        let builder = Attention::builder(head_dim, DType::Bf16).select(top_k(0.05)).tail(tail);
-        let attention = builder.policy(Policy::Tune).build(device)?;
-        let start = std::time::Instant::now();
-        let plan = attention.plan(Shapes::of(&q, &k)?)?;
-        let mut workspace = plan.workspace()?;
-        plan.forward_into(Inputs { q: &q, k: &k, v: &v }, &mut workspace)?;
-        println!("  {tail:?}: first call after {:.0?}", start.elapsed());
-        for choice in plan.choices() {
+    let attention = |(tail, scores)| {
+        let builder = Attention::builder(head_dim, DType::Bf16).select(top_k(0.05).by(scores)).tail(tail);
+        builder.policy(Policy::Tune).build(device)
+    };
+    let mut known = BTreeSet::new();
+    let mut explain = |plan: &Plan| {
+        for choice in plan.choices().iter().filter(|choice| known.insert(choice.variant.name.clone())) {
             let timing = choice.record.as_ref().and_then(|record| record.winner()?.median_us());
             let time = timing.map_or_else(String::new, |us| format!("{us:.1} µs"));
             println!("    {:<70} {time:>10}", choice.variant.name);
         }
-        calls.push((tail, plan, workspace, Vec::new()));
+    };
+    let mut calls = Vec::new();
+    for way in WAYS {
+        let start = std::time::Instant::now();
+        let plan = attention(way)?.plan(Shapes::of(&q, &k)?)?;
+        let mut workspace = plan.workspace()?;
+        plan.forward_into(Inputs { q: &q, k: &k, v: &v }, &mut workspace)?;
+        println!("  {way:?}: first call after {:.0?}", start.elapsed());
+        explain(&plan);
+        calls.push((plan, workspace, Vec::new()));
     }
     for _ in 0..5 {
-        for (_, plan, workspace, times) in &mut calls {
+        for (plan, workspace, times) in &mut calls {
             times.push(median_mut(cuda, || {
                 plan.forward_into(Inputs { q: &q, k: &k, v: &v }, workspace).map(drop)
             })?);
         }
     }
-    report("a user's call", calls.iter().map(|(tail, .., times)| (*tail, times.clone())));
+    let forward = report("a user's call", calls.into_iter().map(|(.., times)| times));
     let d_out = tensor(4)?;
     let mut calls = Vec::new();
-    for tail in tails {
-        let builder = Attention::builder(head_dim, DType::Bf16).select(top_k(0.05)).tail(tail);
-        let attention = builder.policy(Policy::Tune).build(device)?;
+    // What selects the blocks changes nothing of a backward.
+    for way in WAYS.into_iter().filter(|(_, scores)| *scores == Scores::Means) {
+        let attention = attention(way)?;
         let output = attention.forward(&q, &k, &v)?;
         attention.backward(&q, &k, &v, &output, &d_out, None)?;
-        for choice in attention.plan(Shapes::of(&q, &k)?)?.choices() {
-            let backward = ["backward", "tail_gather", "tail_block_", "tail_spread"];
-            if !backward.iter().any(|kernel| choice.variant.name.starts_with(kernel)) {
-                continue;
-            }
-            let timing = choice.record.as_ref().and_then(|record| record.winner()?.median_us());
-            let time = timing.map_or_else(String::new, |us| format!("{us:.1} µs"));
-            println!("    {:<70} {time:>10}", choice.variant.name);
-        }
-        calls.push((tail, attention, output, Vec::new()));
+        explain(&attention.plan(Shapes::of(&q, &k)?)?);
+        calls.push((attention, output, Vec::new()));
     }
     for _ in 0..5 {
-        for (_, attention, output, times) in &mut calls {
+        for (attention, output, times) in &mut calls {
             times.push(median(cuda, || attention.backward(&q, &k, &v, output, &d_out, None).map(drop))?);
         }
     }
-    report("backward", calls.into_iter().map(|(tail, .., times)| (tail, times)));
-    Ok(())
+    let backward = report("backward", calls.into_iter().map(|(.., times)| times));
+    let of = |((way, call), backward): ((Way, Times), Option<Times>)| Figure {
+        workload: name,
+        tail: match way.0 {
+            Tail::None => "none".to_owned(),
+            Tail::Block => "block".to_owned(),
+            Tail::Row { keys } => format!("row {keys}"),
+            other => format!("{other:?}"),
+        },
+        scores: format!("{:?}", way.1).to_lowercase(),
+        call,
+        backward,
+    };
+    let backward = backward.into_iter().map(Some).chain(std::iter::repeat(None));
+    Ok(WAYS.into_iter().zip(forward).zip(backward).map(of).collect())
 }
 
-/// Medians with their ranges, and how often each is the first.
-fn report(what: &str, calls: impl Iterator<Item = (Tail, Vec<f32>)>) {
-    let mut plain = None;
-    for (tail, mut times) in calls {
+/// Medians with their ranges, and how often each is the first, of the first of [`WAYS`].
+fn report(what: &str, calls: impl Iterator<Item = Vec<f32>>) -> Vec<Times> {
+    let mut all: Vec<Times> = Vec::new();
+    for ((tail, scores), mut times) in WAYS.into_iter().zip(calls) {
         times.sort_by(f32::total_cmp);
-        let (ms, plain) = (times[times.len() / 2], *plain.get_or_insert(times[times.len() / 2]));
-        let (least, most) = (times[0], times[times.len() - 1]);
-        let tail = format!("{tail:?}");
-        println!("  {what:<14} {tail:<18} {ms:.3} ms ({least:.3} to {most:.3}), {:.3} times", ms / plain);
+        let (median, least, most) = (times[times.len() / 2], times[0], times[times.len() - 1]);
+        let times = median / all.first().map_or(median, |first| first.median);
+        let way = format!("{tail:?}, {scores:?}");
+        println!("  {what:<14} {way:<27} {median:.3} ms ({least:.3} to {most:.3}), {times:.3} times");
+        all.push(Times { median, least, most, times });
     }
+    all
 }
 
 /// The backward at 5 % kept, with the tuner's choice; `explain`: with its reasons.

@@ -10,16 +10,18 @@ use std::time::Instant;
 use tilewright::attention::{Inputs, Plan, Shapes, Workspace};
 use tilewright::device::DeviceError;
 use tilewright::{
-    Attention, BlockMask, BlockSize, DType, Device, HeadDim, SeqLens, Tail, Tensor, TokenGrid, top_k,
+    Attention, BlockMask, BlockSize, DType, Device, HeadDim, Scores, SeqLens, Tail, Tensor, TokenGrid, top_k,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-const TAILS: [(&str, Tail); 4] = [
-    ("none", Tail::None),
-    ("block", Tail::Block),
-    ("row 64", Tail::Row { keys: 64 }),
-    ("row 128", Tail::Row { keys: 128 }),
+const TAILS: [(&str, Tail, Scores); 6] = [
+    ("none", Tail::None, Scores::Means),
+    ("block", Tail::Block, Scores::Means),
+    ("row 64", Tail::Row { keys: 64 }, Scores::Means),
+    ("row 128", Tail::Row { keys: 128 }, Scores::Means),
+    ("block", Tail::Block, Scores::Keys),
+    ("row 128", Tail::Row { keys: 128 }, Scores::Keys),
 ];
 
 /// All that was measured.
@@ -50,6 +52,8 @@ pub struct Panel {
 #[derive(Serialize)]
 pub struct Line {
     pub tail: &'static str,
+    /// What blocks are selected by: `means` or `keys`.
+    pub scores: &'static str,
     pub points: Vec<Point>,
 }
 
@@ -159,12 +163,16 @@ pub fn panel(layer: &Layer, order: Order, options: &Options, device: &Device) ->
         dense_ms.push(time_ms(device, || dense.attend_with(&q, &k, &v, &full).map(drop))?);
     }
 
-    let mut lines = TAILS.map(|(tail, _)| Line { tail, points: Vec::new() });
+    let mut lines = TAILS.map(|(tail, _, scores)| Line {
+        tail,
+        scores: if scores == Scores::Keys { "keys" } else { "means" },
+        points: Vec::new(),
+    });
     for &share in &options.top_k {
         let inputs = Inputs { q: &q, k: &k, v: &v };
         let mut calls_of = Vec::new();
-        for (_, tail) in TAILS {
-            let attention = builder()?.select(top_k(share)).tail(tail).build(device)?;
+        for (_, tail, scores) in TAILS {
+            let attention = builder()?.select(top_k(share).by(scores)).tail(tail).build(device)?;
             let plan = attention.plan(Shapes::of(&q, &k)?)?;
             let mut call = Call { workspace: plan.workspace()?, plan, times: Vec::new() };
             call.plan.forward_into(inputs, &mut call.workspace)?;
@@ -256,7 +264,8 @@ impl fmt::Display for Panel {
         writeln!(f, "\n{file}, {order}, {shape:?}: dense {dense_ms:.3} ms; error and time of a call")?;
         write!(f, "  {:>6} {:>7}", "top-k", "kept")?;
         for line in lines {
-            write!(f, "  {:>19}", line.tail)?;
+            let by_keys = if line.scores == "keys" { ", by keys" } else { "" };
+            write!(f, "  {:>19}", format!("{}{by_keys}", line.tail))?;
         }
         for (at, first) in lines[0].points.iter().enumerate() {
             write!(f, "\n  {:>6} {:>5.1} %", first.top_k, 100.0 * first.kept)?;

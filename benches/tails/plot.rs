@@ -1,6 +1,6 @@
 //! Error against time as a picture: a panel for each layer and order, a line for each tail.
 
-use super::measure::{Panel, Point, Report};
+use super::measure::{Line, Panel, Point, Report};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -17,8 +17,13 @@ const TOP: i32 = 62;
 const INK: RGBColor = RGBColor(32, 36, 44);
 const FAINT: RGBColor = RGBColor(110, 118, 129);
 const GRID: RGBColor = RGBColor(226, 229, 234);
-const LINES: [RGBColor; 4] =
-    [RGBColor(140, 146, 156), RGBColor(66, 112, 178), RGBColor(24, 128, 92), RGBColor(208, 120, 40)];
+/// A tail has a colour, by whatever its blocks are selected.
+const COLOURS: [(&str, RGBColor); 4] = [
+    ("none", RGBColor(140, 146, 156)),
+    ("block", RGBColor(66, 112, 178)),
+    ("row 64", RGBColor(24, 128, 92)),
+    ("row 128", RGBColor(208, 120, 40)),
+];
 
 type Drawing<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 type Result<'a> =
@@ -41,11 +46,13 @@ fn draw<'a>(area: &Drawing<'a>, report: &Report) -> Result<'a> {
     let title = format!("Relative L1 error to dense attention against the time of a call, {}", report.device);
     text(area, &title, (14, 12), 14, INK, (HPos::Left, VPos::Top))?;
     let mut x = 14;
-    for (line, colour) in report.panels[0].lines.iter().zip(LINES) {
+    for line in &report.panels[0].lines {
         let name = if line.tail == "none" { "no tail".to_owned() } else { format!("{} tail", line.tail) };
-        area.draw(&PathElement::new([(x, 44), (x + 20, 44)], colour.stroke_width(2)))?;
+        let name = if line.scores == "keys" { format!("{name}, by keys") } else { name };
+        area.draw(&PathElement::new([(x, 44), (x + 20, 44)], colour_of(line).stroke_width(2)))?;
+        mark(area, line, (x + 10, 44))?;
         text(area, &name, (x + 26, 44), 12, INK, (HPos::Left, VPos::Center))?;
-        x += 104;
+        x += if line.scores == "keys" { 156 } else { 104 };
     }
     text(area, "┆ dense", (x, 44), 12, FAINT, (HPos::Left, VPos::Center))?;
     for (at, panel) in report.panels.iter().enumerate() {
@@ -82,12 +89,12 @@ fn draw_panel<'a>(area: &Drawing<'a>, panel: &Panel, (left, top): (i32, i32)) ->
     for dash in (y1..y0).step_by(7) {
         area.draw(&PathElement::new([(dense, dash), (dense, (dash + 3).min(y0))], FAINT))?;
     }
-    for (line, colour) in panel.lines.iter().zip(LINES) {
+    for line in &panel.lines {
         let at = |point: &Point| (x(point.ms), y(point.error));
         let path: Vec<(i32, i32)> = line.points.iter().map(at).collect();
-        area.draw(&PathElement::new(path.clone(), colour.stroke_width(2)))?;
+        area.draw(&PathElement::new(path.clone(), colour_of(line).stroke_width(2)))?;
         for place in path {
-            area.draw(&Circle::new(place, 3, colour.filled()))?;
+            mark(area, line, place)?;
         }
     }
     // The shares, once.
@@ -96,6 +103,20 @@ fn draw_panel<'a>(area: &Drawing<'a>, panel: &Panel, (left, top): (i32, i32)) ->
         text(area, &label, (x(point.ms) + 4, y(point.error) - 4), 10, FAINT, (HPos::Left, VPos::Bottom))?;
     }
     Ok(())
+}
+
+fn colour_of(line: &Line) -> RGBColor {
+    COLOURS.iter().find(|(tail, _)| *tail == line.tail).map_or(INK, |(_, colour)| *colour)
+}
+
+/// A point of a line: full where blocks are selected by means, hollow where by keys.
+fn mark<'a>(area: &Drawing<'a>, line: &Line, place: (i32, i32)) -> Result<'a> {
+    let colour = colour_of(line);
+    if line.scores == "keys" {
+        area.draw(&Circle::new(place, 4, WHITE.filled()))?;
+        return area.draw(&Circle::new(place, 4, colour.stroke_width(2)));
+    }
+    area.draw(&Circle::new(place, 3, colour.filled()))
 }
 
 fn text<'a>(

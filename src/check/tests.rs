@@ -200,8 +200,9 @@ fn nothing(b: i32, h: i32, q: i32, kv: i32) -> bool {
 /// Whatever a function keeps of the small case, there are blocks that its kernel must score and blocks that it must leave.
 #[test]
 fn scores_of_partial_blocks_are_always_compared() {
-    let case = |subject: &Subject<'_>| PartialCase::new(subject, subject.mask_mod.unwrap()).unwrap();
-    for blocks in BlockSize::ALL {
+    for (blocks, by_keys) in BlockSize::ALL.into_iter().flat_map(|blocks| [(blocks, false), (blocks, true)]) {
+        let case =
+            |subject: &Subject<'_>| PartialCase::new(subject, subject.mask_mod.unwrap(), by_keys).unwrap();
         for subject in [masked(blocks, causal {}), masked(blocks, all {}), masked(blocks, nothing {})] {
             let PartialCase { classes, before, expected, .. } = case(&subject);
             let partial: Vec<bool> =

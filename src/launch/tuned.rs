@@ -339,7 +339,7 @@ mod tests {
         };
         let mut run = |tuned: &Tuned, refused: Option<&str>| {
             let (q_mean, k_mean) = (&mut q_mean, &mut k_mean);
-            let args = pool::Args { q: &x, k: &x, q_mean, k_mean, finished: None };
+            let args = pool::Args { q: &x, k: &x, q_mean, k_mean, finished: None, k_fine: None };
             let launch = |kernel: &Kernel| {
                 if refused == Some(kernel.variant().name.as_str()) {
                     let (kernel, what) = (kernel.variant().name.clone(), "threads a block");

@@ -125,6 +125,10 @@ pub fn garbage_decides_nothing(device: &Device) -> Result<(), String> {
         let all = if case.seqs.1 > 10_000 { vec![BlockSize::default()] } else { BlockSize::ALL.to_vec() };
         let all = all.into_iter().flat_map(|blocks| [(blocks, Scores::Means), (blocks, Scores::Keys)]);
         for (blocks, scores) in all {
+            // Of thousands of blocks of random keys those of a few keys, whose best is none of the best, are not kept.
+            if scores == Scores::Keys && case.seqs.1 > 10_000 {
+                continue;
+            }
             let find = |garbage| {
                 selected(&case, device, blocks, (garbage, scores)).map_err(|error| error.to_string())
             };
