@@ -25,7 +25,7 @@ pub mod rank;
 pub mod regroup;
 #[doc = "The logit of every pair of blocks: the product of the two means times `scale`, nearly as exact as in f32 throughout."]
 pub mod score;
-#[doc = "The logit of every pair of blocks by the keys: of the products of the query block's mean with the means of runs of FINE keys"]
+#[doc = "The logit of every pair of blocks by the keys: the largest of the products of the query block's mean, times `scale` and rounded"]
 pub mod score_keys;
 #[doc = "The logits of the pairs of blocks that a mask function keeps in part (`classes` is 1), over what `logits` holds there: the"]
 pub mod score_partial;

@@ -107,9 +107,9 @@ const _: () = {
 };
 /// The arguments of `score_keys`.
 ///
-/// The logit of every pair of blocks by the keys: of the products of the query block's mean with the means of runs of FINE keys
-/// (`k_fine`, of `pool`) that of the largest, times `scale`. The query means are rounded to T. A product that is no number counts
-/// as -inf, and the rest is clamped to ±3e38.
+/// The logit of every pair of blocks by the keys: the largest of the products of the query block's mean, times `scale` and rounded
+/// to T, with the means of runs of FINE keys (`k_fine`, of `pool`). Products that are no numbers do not count; where none is one the
+/// logit is -inf. It is 3e38 at most.
 #[derive(Debug)]
 pub struct Args<'a> {
     /// `[batch, heads, q_blocks, head_dim]` of f32.
@@ -171,7 +171,7 @@ pub mod tensors {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "score_keys";
-    const DECLARATION: &'static str = "03ef0b2f63c84e6ed44ad25541b551d8861e3f4e573b5e5b63c5a01d841811e0";
+    const DECLARATION: &'static str = "9c069aef55dfaad1f1028a6f87aa50e39003c9892fc4d530aef53964194319d5";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;

@@ -141,17 +141,6 @@ __device__ __forceinline__ void copy_wait() {
 }
 
 #line 8 "score_keys/sm80.cu"
-#line 1 "lib/logit.cuh"
-// What a block's score may be: a NaN counts as -inf, everything else is clamped to a finite range.
-
-__device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
-
-__device__ __forceinline__ float sanitised(float logit) {
-    constexpr float LIMIT = 3e38f;
-    return logit != logit ? minus_infinity() : fminf(fmaxf(logit, -LIMIT), LIMIT);
-}
-
-#line 9 "score_keys/sm80.cu"
 #line 1 "lib/mma.cuh"
 // The tensor cores' m16n8k16 product on f16 and bf16 with f32 accumulation, and the loads of its operands.
 //
@@ -226,7 +215,7 @@ struct Mma<__nv_bfloat16> {
     }
 };
 
-#line 10 "score_keys/sm80.cu"
+#line 9 "score_keys/sm80.cu"
 #line 1 "lib/tile.cuh"
 // Tiles of 2-byte elements in shared memory, rows unpadded, free of bank conflicts for ldmatrix.
 #pragma once
@@ -340,7 +329,7 @@ struct TileCopy {
     }
 };
 
-#line 11 "score_keys/sm80.cu"
+#line 10 "score_keys/sm80.cu"
 #line 1 "lib/tile_products.cuh"
 // One warp's products of tiles in shared memory (mma.sync).
 //
@@ -421,7 +410,7 @@ __device__ __forceinline__ void each_product(float (&products)[M_TILES][N_TILES]
                 change(products[m][n][i], more[m][n][i], m * 16 + lane / 4 + i / 2 * 8, n * 8 + lane % 4 * 2 + i % 2);
 }
 
-#line 12 "score_keys/sm80.cu"
+#line 11 "score_keys/sm80.cu"
 #line 1 "lib/quad.cuh"
 // What the four lanes that share a row of an accumulator do together.
 #pragma once
@@ -455,15 +444,16 @@ __device__ __forceinline__ uint4 transpose_quad(unsigned (&x)[4]) {
     return odd ? make_uint4(near0, x[1], near1, x[3]) : make_uint4(x[0], near0, x[2], near1);
 }
 
-#line 13 "score_keys/sm80.cu"
+#line 12 "score_keys/sm80.cu"
 
 constexpr int PER_BLOCK = BLOCK_KV / FINE;                 // of a key block
 constexpr int WARPS_Q = TILE_Q / 32;
 constexpr int WARPS_KV = THREADS / 32 / WARPS_Q;
 constexpr int WARP_COLUMNS = TILE_KV / WARPS_KV;
 constexpr int BLOCKS = WARP_COLUMNS / PER_BLOCK;           // key blocks of a warp
-// 128 registers hold fewer products, or those of narrower rows.
-constexpr int CTAS = WARP_COLUMNS > 32 || WARP_COLUMNS == 32 && D > 64 ? 1 : 2;
+// Products of 64 columns take more than half of the registers.
+constexpr int CTAS = WARP_COLUMNS > 32 ? 1 : 2;
+constexpr float LARGEST = 3e38f;                      // of a score: the difference of two is finite
 using Layout = Tile<D>;
 
 static_assert(WARP_COLUMNS % 16 == 0 && WARP_COLUMNS % PER_BLOCK == 0 && PER_BLOCK % 8 == 0 && TILE_Q % 32 == 0);
@@ -492,8 +482,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS) TILEWRIGHT_KERNEL(co
         if (first_q + row < p.q_blocks && column < p.head_dim)
             piece = __ldg(reinterpret_cast<const float4*>(q_mean + row * p.q_mean_stride[2] + column));
         const unsigned to = q_tile + Layout::offset(row, column / 8) + column % 8 * 2;
-        store_shared(to, Mma<T>::pack(piece.x, piece.y));
-        store_shared(to + 4, Mma<T>::pack(piece.z, piece.w));
+        store_shared(to, Mma<T>::pack(piece.x * p.scale, piece.y * p.scale));
+        store_shared(to + 4, Mma<T>::pack(piece.z * p.scale, piece.w * p.scale));
     }
 
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -512,6 +502,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS) TILEWRIGHT_KERNEL(co
         float product[2][WARP_COLUMNS / 8][4];
         multiply_tiles<T, D, 2, WARP_COLUMNS / 16>(product, q_lane,
                                                    Layout::lane_by_rows(k_tiles + at * K_BYTES, warp_kv, lane));
+        // The last tile's columns are not all there.
+        if (first + warp_kv + WARP_COLUMNS > p.runs)
+#pragma unroll
+            for (int m = 0; m < 2; ++m)
+#pragma unroll
+                for (int n = 0; n < WARP_COLUMNS / 8; ++n)
+#pragma unroll
+                    for (int i = 0; i < 4; ++i)
+                        if (first + warp_kv + 8 * n + 2 * member + i % 2 >= p.runs) product[m][n][i] = -infinity();
 #pragma unroll
         for (int block = 0; block < BLOCKS; ++block) {
             const int kv = (first + warp_kv) / PER_BLOCK + block;
@@ -522,14 +521,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS) TILEWRIGHT_KERNEL(co
                     // A maximum leaves out what is no number.
                     float top = -infinity();
 #pragma unroll
-                    for (int n = 0; n < PER_BLOCK / 8; ++n)
-#pragma unroll
-                        for (int c = 0; c < 2; ++c) {
-                            const int column = block * PER_BLOCK + 8 * n + 2 * member + c;
-                            const float score = product[m][block * (PER_BLOCK / 8) + n][2 * half + c] * p.scale;
-                            if (first + warp_kv + column < p.runs) top = fmaxf(top, sanitised(score));
-                        }
-                    top = quad_max(top);
+                    for (int n = 0; n < PER_BLOCK / 8; ++n) {
+                        const float* pair = &product[m][block * (PER_BLOCK / 8) + n][2 * half];
+                        top = fmaxf(top, fmaxf(pair[0], pair[1]));
+                    }
+                    top = fminf(quad_max(top), LARGEST);
                     const int q = first_q + warp_q + 16 * m + 8 * half + group;
                     if (member == 0 && q < p.q_blocks && kv < p.kv_blocks) logits[q * p.logits_stride[2] + kv] = top;
                 }

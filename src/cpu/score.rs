@@ -20,7 +20,7 @@ pub(crate) fn logits(q: &[f32], k: &[f32], d: usize, scale: f32) -> Vec<f32> {
 }
 
 /// The same by keys, `[q_blocks, kv_blocks]`: of the products with the means of runs of `FINE` keys the largest of each block of `block`
-/// keys. `fine` holds these means, of `dtype`; query means are rounded to it.
+/// keys. `fine` holds these means, of `dtype`; query means, times `scale`, are rounded to it. Products that are no numbers do not count.
 pub(crate) fn logits_of_keys(
     q: &[f32],
     fine: &[f32],
@@ -36,11 +36,11 @@ pub(crate) fn logits_of_keys(
     let mut logits = Vec::with_capacity(q.len().checked_div(d).unwrap_or(0) * blocks);
     let mut products = vec![0.0; ROWS * runs];
     for q in q.chunks(ROWS * d) {
-        let rounded: Vec<f32> = q.iter().map(|&x| rounded(x, dtype)).collect();
+        let rounded: Vec<f32> = q.iter().map(|&x| rounded(x * scale, dtype)).collect();
         let products = &mut products[..q.len() / d * runs];
-        product(scale, Matrix::rows(&rounded, d), Matrix::rows(fine, d).transposed(), 0.0, products);
+        product(1.0, Matrix::rows(&rounded, d), Matrix::rows(fine, d).transposed(), 0.0, products);
         for row in products.chunks(runs) {
-            let top = |block: &[f32]| block.iter().map(|&x| sanitised(x)).fold(f32::NEG_INFINITY, f32::max);
+            let top = |block: &[f32]| block.iter().copied().fold(f32::NEG_INFINITY, f32::max).min(LIMIT);
             logits.extend(row.chunks(block / FINE).map(top));
         }
     }

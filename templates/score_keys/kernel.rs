@@ -1,7 +1,7 @@
 kernel! {
-    /// The logit of every pair of blocks by the keys: of the products of the query block's mean with the means of runs of FINE keys
-    /// (`k_fine`, of `pool`) that of the largest, times `scale`. The query means are rounded to T. A product that is no number counts
-    /// as -inf, and the rest is clamped to ±3e38.
+    /// The logit of every pair of blocks by the keys: the largest of the products of the query block's mean, times `scale` and rounded
+    /// to T, with the means of runs of FINE keys (`k_fine`, of `pool`). Products that are no numbers do not count; where none is one the
+    /// logit is -inf. It is 3e38 at most.
     fn score_keys(
         #[align(16)] q_mean: Tensor<f32, [batch, heads, q_blocks, head_dim]>,
         #[align(16)] k_fine: Tensor<T, [batch, kv_heads, runs, head_dim]>,
@@ -22,7 +22,7 @@ kernel! {
             // A warp has 32 query blocks and whole key blocks.
             TILE_KV * TILE_Q / 256 >= BLOCK_KV / FINE,
             smem_bytes = 2 * D * (TILE_Q + 2 * TILE_KV),
-            registers = if TILE_KV * TILE_Q > 8192 { 168 } else { if TILE_KV * TILE_Q < 8192 || D <= 64 { 128 } else { 144 } },
+            registers = if TILE_KV * TILE_Q > 8192 { 168 } else { 128 },
         }
         launch { grid = [ceil_div(q_blocks, TILE_Q) * ceil_div(runs, TILE_KV * SPAN), heads, batch], threads = 256 }
     }
