@@ -119,9 +119,9 @@ const _: () = {
 /// `pieces` says whether any of the entries from SECTION p on, as many as that, stands for keys.
 #[derive(Debug)]
 pub struct Args<'a> {
-    /// `[batch, heads, q_blocks, words]` of i32.
+    /// `[batch or 1, heads or 1, q_blocks, words]` of i32.
     pub dropped: &'a Tensor,
-    /// `[batch, heads, q_blocks, words]` of i32.
+    /// `[batch or 1, heads or 1, q_blocks, words]` of i32.
     pub whole: Option<&'a Tensor>,
     /// `[batch, heads, q_blocks, tail_keys]` of f32: written whole.
     pub weights: &'a mut Tensor,
@@ -140,26 +140,26 @@ pub struct Args<'a> {
 pub mod tensors {
     use ::tilewright::DType;
     use ::tilewright::launch::{Access, Dim, TensorDecl, Tolerance};
-    /// `dropped`: `[batch, heads, q_blocks, words]` of i32.
+    /// `dropped`: `[batch or 1, heads or 1, q_blocks, words]` of i32.
     pub const DROPPED: TensorDecl = TensorDecl {
         name: "dropped",
         dtype: Some(DType::I32),
         dims: &[
-            Dim::exact("batch"),
-            Dim::exact("heads"),
+            Dim::broadcast("batch"),
+            Dim::broadcast("heads"),
             Dim::exact("q_blocks"),
             Dim::exact("words"),
         ],
         access: Access::Read,
         tolerance: Tolerance::Exact,
     };
-    /// `whole`: `[batch, heads, q_blocks, words]` of i32.
+    /// `whole`: `[batch or 1, heads or 1, q_blocks, words]` of i32.
     pub const WHOLE: TensorDecl = TensorDecl {
         name: "whole",
         dtype: Some(DType::I32),
         dims: &[
-            Dim::exact("batch"),
-            Dim::exact("heads"),
+            Dim::broadcast("batch"),
+            Dim::broadcast("heads"),
             Dim::exact("q_blocks"),
             Dim::exact("words"),
         ],
@@ -199,7 +199,7 @@ pub mod tensors {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "tail_weights";
-    const DECLARATION: &'static str = "dfe73480109312e755db0bd36ed56eb7e18ce8f5b8f0abf05d399b95d5ebf99c";
+    const DECLARATION: &'static str = "5966262aa89b40da933d4b86e71addf5c5f4abcc5f71530e27d2d0f6c33bb42e";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;
@@ -211,8 +211,8 @@ unsafe impl KernelArgs for Args<'_> {
                 dtype,
                 1,
                 [
-                    Dim::exact("batch"),
-                    Dim::exact("heads"),
+                    Dim::broadcast("batch"),
+                    Dim::broadcast("heads"),
                     Dim::exact("q_blocks"),
                     Dim::exact("words"),
                 ],
@@ -225,8 +225,8 @@ unsafe impl KernelArgs for Args<'_> {
                 dtype,
                 1,
                 [
-                    Dim::exact("batch"),
-                    Dim::exact("heads"),
+                    Dim::broadcast("batch"),
+                    Dim::broadcast("heads"),
                     Dim::exact("q_blocks"),
                     Dim::exact("words"),
                 ],

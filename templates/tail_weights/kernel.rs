@@ -6,8 +6,8 @@ kernel! {
     /// to; without it every block that is not dropped is one. Bits past `blocks` say nothing. Bit p of a row of
     /// `pieces` says whether any of the entries from SECTION p on, as many as that, stands for keys.
     fn tail_weights(
-        dropped: Tensor<i32, [batch, heads, q_blocks, words]>,
-        whole: Option<Tensor<i32, [batch, heads, q_blocks, words]>>,
+        dropped: Tensor<i32, [batch | 1, heads | 1, q_blocks, words]>,
+        whole: Option<Tensor<i32, [batch | 1, heads | 1, q_blocks, words]>>,
         weights: out Tensor<f32, [batch, heads, q_blocks, tail_keys]>,
         pieces: out Tensor<i32, [batch, heads, q_blocks, piece_words]>,
         blocks: i32,

@@ -12,14 +12,24 @@ struct Row {
     const int* whole;  // null, where all blocks are that are not dropped
     int blocks, block_kv, seq_kv;
 
+    /// Whether runs lie within a word each, so that nothing of an entry is in a second one.
+    bool fits;
+
     /// A word of `bits`, of which the blocks from `first` up to `end` count.
     __device__ __forceinline__ static unsigned word_of(unsigned bits, int word, int first, int end) {
         const long long start = 32LL * word;
         return bits & bits_below(end - start) & ~bits_below(first - start);
     }
 
+    __device__ __forceinline__ static unsigned ones(int count) { return 0xffffffffu >> (32 - count); }
+
     /// Keys of the dropped blocks from `first` up to `end`.
     __device__ __forceinline__ int keys(int first, int end) const {
+        const int missing = block_kv - keys_of(end - 1, block_kv, seq_kv);
+        if (fits) {
+            const unsigned bits = static_cast<unsigned>(__ldg(dropped + first / 32)) >> first % 32 & ones(end - first);
+            return __popc(bits) * block_kv - (bits >> (end - 1 - first) & 1 ? missing : 0);
+        }
         int found = 0;
         bool is_last_dropped = false;
         for (int word = first / 32; word <= (end - 1) / 32; ++word) {
@@ -27,13 +37,13 @@ struct Row {
             found += __popc(bits);
             is_last_dropped = bits >> (end - 1) % 32 & 1;
         }
-        const int missing = block_kv - keys_of(end - 1, block_kv, seq_kv);
         return found * block_kv - (is_last_dropped ? missing : 0);
     }
 
     /// Whether the queries may attend to all keys of the blocks from `first` up to `end`.
     __device__ __forceinline__ bool is_whole(int first, int end) const {
         if (whole == nullptr) return true;
+        if (fits) return (~(__ldg(dropped + first / 32) | __ldg(whole + first / 32)) >> first % 32 & ones(end - first)) == 0;
         for (int word = first / 32; word <= (end - 1) / 32; ++word)
             if (word_of(~(__ldg(dropped + word) | __ldg(whole + word)), word, first, end) != 0) return false;
         return true;
@@ -48,7 +58,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) TILEWRIGHT_KERNEL(const __
     const int blocks = static_cast<int>(min(static_cast<long long>(max(p.blocks, 0)), 32LL * p.words));
     const int run = max(p.run, 1);
     const Row row{p.dropped + at(p.dropped_stride), p.whole == nullptr ? nullptr : p.whole + at(p.whole_stride), blocks,
-                  p.block_kv, p.seq_kv};
+                  p.block_kv, p.seq_kv, 32 % run == 0};
     float* weights = p.weights + at(p.weights_stride);
     int* pieces = p.pieces + at(p.pieces_stride);
 

@@ -3,13 +3,13 @@
 use super::Test;
 use super::support::{Random, blocks};
 use libtest_mimic::Failed;
-use tilewright::attention::{Inputs, Shapes};
+use tilewright::attention::{Attend, Inputs, MaskLists, Shapes, Step};
 use tilewright::reference::{
     attention_with_tail_backward_f64, attention_with_tail_f64, largest_difference, relative_error,
 };
 use tilewright::{
-    Attention, BlockMask, DType, Device, Error, HeadDim, Output, SeqLens, Tail, TailError, Tensor, mask_mod,
-    top_k,
+    Attention, BlockMask, DType, DenseMap, Device, Error, HeadDim, Output, SeqLens, Tail, TailError, Tensor,
+    mask_mod, top_k,
 };
 
 pub const TESTS: &[Test] = &[
@@ -230,8 +230,39 @@ fn lists_of_a_caller(device: &Device) -> Result<(), Failed> {
                 case.compare(tail, [&out, &lse], &expected)?;
             }
         }
+        if (batch, heads) == (1, 1) {
+            bits_for_all(device, case, [&q, &k, &v], &kept.with_admissible(&admissible)?)?;
+        }
         let unknown = case.builder(Tail::Block).build(device)?.attend_with(&q, &k, &v, &kept.to(device)?);
         assert!(matches!(unknown, Err(Error::Tail(TailError::Unknown))), "{unknown:?}");
+    }
+    Ok(())
+}
+
+/// Lists of each head with one row of bits for all of them: as with one list for all.
+fn bits_for_all(device: &Device, case: Case, [q, k, v]: [&Tensor; 3], one: &BlockMask) -> Result<(), Failed> {
+    let heads = [case.batch, case.heads, 4, 15];
+    let dense = one.to_dense()?;
+    let map = dense.classes.iter().map(|&class| class != DenseMap::EMPTY).collect::<Vec<_>>();
+    let each =
+        BlockMask::from_dense(&map.repeat(case.batch * case.heads), heads, case.block_size(), case.seqs)?;
+    let (one, each) = (one.to(device)?, each.to(device)?);
+    let lists = &MaskLists { dropped: one.dropped().cloned(), ..MaskLists::new(each.kv().clone()) };
+    for tail in case.tails() {
+        let attention = case.builder(tail).build(device)?;
+        let (expected, expected_lse) = attention.attend_with(q, k, v, &one)?;
+        let plan = attention.plan(Shapes::of(q, k)?)?;
+        let mut out = Tensor::uninit(device, expected.dtype(), expected.shape())?;
+        let mut lse = Tensor::uninit(device, DType::F32, expected_lse.shape())?;
+        let mut scratch = Tensor::uninit(device, DType::U8, &[plan.scratch_bytes(Step::Attend(lists))?])?;
+        plan.run(Attend { q, k, v, lists, out: &mut out, lse: &mut lse }, &mut scratch)?;
+        for (found, expected) in [(&out, &expected), (&lse, &expected_lse)] {
+            if found.to_f32_vec()? != expected.to_f32_vec()? {
+                return Err(
+                    format!("{tail:?}: bits for all heads beside lists of each give something else").into()
+                );
+            }
+        }
     }
     Ok(())
 }

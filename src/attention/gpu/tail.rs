@@ -191,14 +191,16 @@ impl Tails {
             })),
             Of::Row { run, .. } => {
                 // One mask for all heads and batches stays one.
-                let [mask_batch, mask_heads] = mask_of(lists);
-                let row = [mask_batch, mask_heads, q_blocks];
+                let (dropped, listed) =
+                    (mask_of(lists.dropped.as_ref()), mask_of(self.of_whole(rule, lists)));
+                let row = [dropped[0].max(listed[0]), dropped[1].max(listed[1]), q_blocks];
                 let keys =
                     means((*run).min(kv_blocks), kv_blocks, !selected || rule.is_split(), rule.blocks.kv());
                 let pieces = (keys / PIECE).div_ceil(32);
                 if !selected {
-                    whole =
-                        Some(memory.tensor(DType::I32, &[row[0], row[1], row[2], kv_blocks.div_ceil(32)])?);
+                    whole = Some(
+                        memory.tensor(DType::I32, &[listed[0], listed[1], row[2], kv_blocks.div_ceil(32)])?,
+                    );
                 }
                 Made::Row(Box::new(Means {
                     keys: memory.tensor(rule.dtype, &[batch, kv_heads, keys, head_dim])?,
@@ -289,6 +291,12 @@ impl Tails {
         }
     }
 
+    /// The counts of the lists of blocks within which no mask function applies.
+    fn of_whole<'a>(&self, rule: &Rule, lists: &'a MaskLists) -> Option<&'a Tensor> {
+        let whole = if rule.is_split() { lists.full_kv.as_ref() } else { Some(&lists.kv) };
+        whole.map(|lists| &lists.counts)
+    }
+
     /// The bits of the listed blocks within which no mask function applies.
     fn listed<'a>(
         &self,
@@ -311,9 +319,9 @@ impl Tails {
     }
 }
 
-/// Batches and heads of the lists, each the call's or 1. What other shapes there are the kernels' bindings find.
-fn mask_of(lists: &MaskLists) -> [usize; 2] {
-    let shape = lists.dropped.as_ref().map_or(&[][..], |dropped| dropped.shape());
+/// Batches and heads of bits or counts, each the call's or 1. What other shapes there are the kernels' bindings find.
+fn mask_of(mask: Option<&Tensor>) -> [usize; 2] {
+    let shape = mask.map_or(&[][..], |mask| mask.shape());
     [0, 1].map(|axis| shape.get(axis).copied().unwrap_or(1))
 }
 
