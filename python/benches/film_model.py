@@ -19,12 +19,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tilewright
-from tilewright._typing import Tail
+from tilewright._typing import Scores, Tail
 
 PATCH = (2, 8, 8)
 CHANNELS = 3
-# What stands for dropped blocks, as `tilewright.sparse_attention` takes it, by the name that the results have.
-TAILS: dict[str, Tail] = {"none": None, "block": "block", "row64": ("row", 64), "row128": ("row", 128)}
+# What stands for dropped blocks and what blocks are scored by, as `tilewright.sparse_attention` takes both, by the name
+# that the results have.
+TAILS: dict[str, tuple[Tail, Scores]] = {
+    "none": (None, "means"),
+    "block": ("block", "means"),
+    "row64": (("row", 64), "means"),
+    "row128": (("row", 128), "means"),
+    "block-keys": ("block", "keys"),
+    "row128-keys": (("row", 128), "keys"),
+}
 BLOCK_KV = 64
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -131,7 +139,7 @@ def random_examples(film: Film, count: int, random: Random, generator: torch.Gen
 
 @dataclass(frozen=True)
 class Rule:
-    """What is kept, in which order of the tokens, and what stands for the rest (a key of `TAILS`)."""
+    """What is kept, in which order of the tokens, and what stands for the rest, with the scores (a key of `TAILS`)."""
 
     order: str
     top_k: float
@@ -140,7 +148,7 @@ class Rule:
 
     def __str__(self) -> str:
         both = f"{self.top_k:g}" if self.top_p is None else f"{self.top_k:g} ∪ top-p {self.top_p:g}"
-        return f"{self.order:6} top-k {both:16} tail {self.tail:6}"
+        return f"{self.order:6} top-k {both:16} tail {self.tail:11}"
 
 
 class Sparse:
@@ -153,10 +161,11 @@ class Sparse:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         top_k, top_p = self.rule.top_k, self.rule.top_p
+        tail, scores = TAILS[self.rule.tail]
         if self.counting:
-            mask = tilewright.block_mask(q, k, top_k=top_k, top_p=top_p, dropped=False)
+            mask = tilewright.block_mask(q, k, top_k=top_k, top_p=top_p, scores=scores, dropped=False)
             self.shares.append(mask.row_counts().float().mean() / math.ceil(k.shape[2] / BLOCK_KV))
-        return tilewright.sparse_attention(q, k, v, top_k=top_k, top_p=top_p, tail=TAILS[self.rule.tail])
+        return tilewright.sparse_attention(q, k, v, top_k=top_k, top_p=top_p, tail=tail, scores=scores)
 
     def kept(self) -> float:
         """The mean of the noted shares."""

@@ -69,7 +69,14 @@ class Results:
 
 # ---- the tables ----------------------------------------------------------------------------------------------------
 
-COLUMNS = {"none": "no tail", "block": "block", "row64": "row, 64 keys", "row128": "row, 128 keys"}
+COLUMNS = {
+    "none": "no tail",
+    "block": "block",
+    "row64": "row, 64 keys",
+    "row128": "row, 128 keys",
+    "block-keys": "block, by keys",
+    "row128-keys": "row, 128 keys, by keys",
+}
 assert COLUMNS.keys() == TAILS.keys()
 # The key of a row, its title, which is the best, and the digits that are shown.
 Figure = tuple[str, str, Callable[[Iterable[float]], float], int]

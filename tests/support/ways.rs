@@ -10,7 +10,7 @@ use tilewright::attention::{
 use tilewright::reference::{attention_backward_f64, attention_f64, largest_difference, relative_error};
 use tilewright::{
     Attention, BlockIndex, BlockMask, BlockSize, DType, Device, Gradients, HeadDim, MaskMod, Output,
-    ScoreMod, Selection, SeqLens, Tensor, mask_mod, score_mod, top_k, top_p,
+    ScoreMod, Scores, Selection, SeqLens, Tensor, mask_mod, score_mod, top_k, top_p,
 };
 
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -41,7 +41,8 @@ pub struct Rule {
 
 impl Rule {
     fn selection(&self) -> Option<Selection> {
-        self.selects.then(|| top_k(0.4) | top_p(0.3))
+        let scores = if self.d == 24 { Scores::Keys } else { Scores::Means };
+        self.selects.then(|| (top_k(0.4) | top_p(0.3)).by(scores))
     }
 
     pub fn build(&self, device: &Device) -> Result<Attention, Failure> {
@@ -156,6 +157,10 @@ pub const WAYS: &[Way] = &[
     }),
     way("mask_of_means, then attend_with", |call| {
         let [q, k, v] = &call.qkv;
+        if call.rule.selection().is_some_and(|selection| selection.scores() == Scores::Keys) {
+            // Means have no keys to score by: the call says so, which is tried elsewhere.
+            return of_output(&call.forward);
+        }
         let means = |x: &Tensor, block| block_means(&x.to(&Device::cpu())?, block).to(call.device);
         let (q_mean, k_mean) = (means(q, call.case.blocks.0)?, means(k, call.case.blocks.1)?);
         let mask = call.attention.mask_of_means(
