@@ -1,19 +1,42 @@
 //! The GPU kernels on the three workloads of video diffusion: `cargo bench --bench attention [-- FILTER] [-- --backward]`.
-//! `--backward`: the gradients alone, with the time of every schedule. `--tails`: a user's call at 5 % kept with what stands for the rest.
+//! `--backward`: the gradients alone, with the time of every schedule. `--tails`: a user's call and its backward at 5 % kept, with what stands for
+//! the rest; `--json FILE` writes these figures.
 //!
 //! Random bf16 data, blocks of 128×64, medians of CUDA-event times. Effective TFLOP/s count the kept blocks alone:
 //! 4 · batch · heads · seq_q · seq_kv · d · kept share / time, 2.5 times that for a backward. `benches/peers.py` times dense attention beside it.
 
+#[path = "../support/mod.rs"]
 mod support;
+mod tails;
 
+use clap::Parser;
+use std::path::PathBuf;
 use support::{draw, random};
-use tilewright::attention::{Inputs, Shapes};
+use tilewright::attention::Shapes;
 use tilewright::device::{CudaDevice, DeviceError};
 use tilewright::services::Policy;
 use tilewright::{
-    Attention, BlockMask, BlockSize, DType, Device, Error, HeadDim, Output, SeqLens, Tail, Tensor, top_k,
-    top_p,
+    Attention, BlockMask, BlockSize, DType, Device, Error, HeadDim, Output, SeqLens, Tensor, top_k, top_p,
 };
+
+#[derive(Parser)]
+struct Options {
+    /// Only workloads whose name has this in it.
+    #[arg(default_value = "")]
+    filter: String,
+    /// The gradients alone.
+    #[arg(long)]
+    backward: bool,
+    /// What stands for dropped blocks.
+    #[arg(long, conflicts_with = "backward")]
+    tails: bool,
+    /// Where to write the figures of `--tails`.
+    #[arg(long, requires = "tails")]
+    json: Option<PathBuf>,
+    /// Given by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
 
 struct Workload {
     name: &'static str,
@@ -30,7 +53,8 @@ const WORKLOADS: [Workload; 3] = [
 
 const LAUNCHES: usize = 30;
 
-fn main() -> Result<(), Error> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let options = Options::parse();
     let device = match Device::cuda(0) {
         Ok(device) => device,
         Err(reason) => {
@@ -38,20 +62,22 @@ fn main() -> Result<(), Error> {
             return Ok(());
         }
     };
-    let gradients_alone = std::env::args().any(|arg| arg == "--backward");
-    let tails_alone = std::env::args().any(|arg| arg == "--tails");
-    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with("--")).unwrap_or_default();
     let (major, minor) = device.as_cuda().expect("asked for above").info().driver_version;
     println!("{device}, driver of CUDA {major}.{minor}, bf16, 128×64 blocks, median of {LAUNCHES} launches");
-    for workload in WORKLOADS.iter().filter(|workload| workload.name.contains(&filter)) {
-        if tails_alone {
-            run_tails(&device, workload)?;
+    let mut figures = tails::Figures::new(&device, LAUNCHES, format!("{major}.{minor}"));
+    for workload in WORKLOADS.iter().filter(|workload| workload.name.contains(&options.filter)) {
+        if options.tails {
+            figures.workloads.push(tails::measure(&device, workload)?);
+            // What was measured is there, should a later workload fail.
+            if let Some(path) = &options.json {
+                std::fs::write(path, serde_json::to_vec_pretty(&figures)?)?;
+            }
             continue;
         }
-        if !gradients_alone {
+        if !options.backward {
             run(&device, workload)?;
         }
-        run_backward(&device, workload, gradients_alone)?;
+        run_backward(&device, workload, options.backward)?;
     }
     Ok(())
 }
@@ -102,79 +128,6 @@ fn run(device: &Device, workload: &Workload) -> Result<(), Error> {
         );
     }
     Ok(())
-}
-
-/// A user's call at 5 % kept, without a tail and with each, by turns.
-fn run_tails(device: &Device, workload: &Workload) -> Result<(), Error> {
-    let &Workload { name, heads, seq, d } = workload;
-    let cuda = device.as_cuda().expect("a GPU");
-    let tensor = |seed| Tensor::from_slice(&random(heads * seq * d, seed), &[1, heads, seq, d])?.to(device);
-    let (q, k, v) = (tensor(1)?, tensor(2)?, tensor(3)?);
-    let head_dim = HeadDim::new(d)?;
-    println!("\n{name}: {heads} heads × {seq} × {d}, top 5 %");
-    let tails =
-        [Tail::None, Tail::Block, Tail::Row { keys: 64 }, Tail::Row { keys: 128 }, Tail::Row { keys: 256 }];
-    let mut calls = Vec::new();
-    for tail in tails {
-        let builder = Attention::builder(head_dim, DType::Bf16).select(top_k(0.05)).tail(tail);
-        let attention = builder.policy(Policy::Tune).build(device)?;
-        let start = std::time::Instant::now();
-        let plan = attention.plan(Shapes::of(&q, &k)?)?;
-        let mut workspace = plan.workspace()?;
-        plan.forward_into(Inputs { q: &q, k: &k, v: &v }, &mut workspace)?;
-        println!("  {tail:?}: first call after {:.0?}", start.elapsed());
-        for choice in plan.choices() {
-            let timing = choice.record.as_ref().and_then(|record| record.winner()?.median_us());
-            let time = timing.map_or_else(String::new, |us| format!("{us:.1} µs"));
-            println!("    {:<70} {time:>10}", choice.variant.name);
-        }
-        calls.push((tail, plan, workspace, Vec::new()));
-    }
-    for _ in 0..5 {
-        for (_, plan, workspace, times) in &mut calls {
-            times.push(median_mut(cuda, || {
-                plan.forward_into(Inputs { q: &q, k: &k, v: &v }, workspace).map(drop)
-            })?);
-        }
-    }
-    report("a user's call", calls.iter().map(|(tail, .., times)| (*tail, times.clone())));
-    let d_out = tensor(4)?;
-    let mut calls = Vec::new();
-    for tail in tails {
-        let builder = Attention::builder(head_dim, DType::Bf16).select(top_k(0.05)).tail(tail);
-        let attention = builder.policy(Policy::Tune).build(device)?;
-        let output = attention.forward(&q, &k, &v)?;
-        attention.backward(&q, &k, &v, &output, &d_out, None)?;
-        for choice in attention.plan(Shapes::of(&q, &k)?)?.choices() {
-            let backward = ["backward", "tail_gather", "tail_block_", "tail_spread"];
-            if !backward.iter().any(|kernel| choice.variant.name.starts_with(kernel)) {
-                continue;
-            }
-            let timing = choice.record.as_ref().and_then(|record| record.winner()?.median_us());
-            let time = timing.map_or_else(String::new, |us| format!("{us:.1} µs"));
-            println!("    {:<70} {time:>10}", choice.variant.name);
-        }
-        calls.push((tail, attention, output, Vec::new()));
-    }
-    for _ in 0..5 {
-        for (_, attention, output, times) in &mut calls {
-            times.push(median(cuda, || attention.backward(&q, &k, &v, output, &d_out, None).map(drop))?);
-        }
-    }
-    report("backward", calls.into_iter().map(|(tail, .., times)| (tail, times)));
-    Ok(())
-}
-
-/// Medians with their ranges, and how often each is the first.
-fn report(what: &str, calls: impl Iterator<Item = (Tail, Vec<f32>)>) {
-    let mut plain = None;
-    for (tail, mut times) in calls {
-        times.sort_by(f32::total_cmp);
-        let (ms, plain) = (times[times.len() / 2], *plain.get_or_insert(times[times.len() / 2]));
-        let (least, most) = (times[0], times[times.len() - 1]);
-        let tail = format!("{tail:?}");
-        println!("  {what:<14} {tail:<18} {ms:.3} ms ({least:.3} to {most:.3}), {:.3} times", ms / plain);
-    }
 }
 
 /// The backward at 5 % kept, with the tuner's choice; `explain`: with its reasons.
