@@ -42,6 +42,10 @@ mod _native {
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+    /// Keys of a run of the tail "row", unless blocks ask for more.
+    #[pymodule_export]
+    const ROW_KEYS: usize = tilewright::Tail::ROW_KEYS;
+
     /// The sparse blocks there are, (queries, keys); the default first.
     #[pyfunction]
     fn block_sizes() -> Vec<(usize, usize)> {

@@ -4,6 +4,7 @@ from typing import Any, Optional, Union
 
 VERSION: str
 CAUSAL: int
+ROW_KEYS: int
 
 class Error(RuntimeError):
     """What a call could not do for a reason other than its arguments: a GPU, NVRTC, the cache, or something not there yet."""

@@ -119,7 +119,7 @@ def sparse_attention(
 
             - None: nothing, their keys take no part;
             - "block": the mean key of each, scored by the mean query of a block of queries;
-            - "row": means of 128 keys (of `block_size[1]` if that is more), scored by every query;
+            - "row": means of 128 keys (or the next multiple of `block_size[1]`), scored by every query;
             - ("row", keys): the same of so many keys, a multiple of `block_size[1]`.
 
             A mean weighs as many keys as are dropped of it. Blocks in which the mask function forbids a key have no part in any. Nothing

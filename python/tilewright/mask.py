@@ -14,8 +14,8 @@ from .functions import TranslationError, mask_mod_of
 #: The sparse blocks there are, (queries, keys); the default first.
 BLOCK_SIZES = tuple(_native.block_sizes())
 
-#: Keys that a mean of the tail "row" is of, where blocks are no larger: as good as 64, at half the cost.
-_ROW_KEYS = 128
+#: Keys that a mean of the tail "row" is of, or the next multiple of those of a block.
+_ROW_KEYS = _native.ROW_KEYS
 
 #: What PyTorch and numpy call it.
 _BOOLS = ("torch.bool", "bool")
@@ -434,7 +434,7 @@ def tail_number(tail: Any, block_kv: int, score_mod: Any = None) -> int:
             "pairs makes of it is not defined; leave one of them out"
         )
     if isinstance(tail, str) and tail in ("block", "row"):
-        return -1 if tail == "block" else max(_ROW_KEYS, block_kv)
+        return -1 if tail == "block" else -(-_ROW_KEYS // block_kv) * block_kv
     if not isinstance(tail, (tuple, list)) or len(tail) != 2 or tail[0] != "row":
         raise ValueError(f'tail is {tail!r}, needed None, "block", "row" or ("row", keys), as ("row", 256)')
     keys = tail[1]

@@ -53,7 +53,7 @@ pub fn describe(selection: &Selection) -> String {
     k.into_iter().chain(p).collect::<Vec<_>>().join(" ∪ ")
 }
 
-/// A tail as it is written: its keys may be those of a block, which another argument says.
+/// A tail as it is written: the keys of `row` depend on the block, which another argument says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TailChoice {
     Block,

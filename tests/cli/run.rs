@@ -94,8 +94,8 @@ fn a_tail_is_the_librarys() {
     let mut outs: Vec<Vec<bf16>> = Vec::new();
     for (written, said, tail) in [
         ("block", "block", Tail::Block),
-        ("row", "row:64", Tail::Row { keys: 64 }),
-        ("row:128", "row:128", Tail::Row { keys: 128 }),
+        ("row", "row:128", Tail::Row { keys: 128 }),
+        ("row:64", "row:64", Tail::Row { keys: 64 }),
     ] {
         let report = json(&run(written));
         assert_eq!(report["tail"], said);

@@ -6,8 +6,8 @@ use super::measure::LayerReport;
 use crate::cli::args;
 use crate::cli::table::{self, milliseconds, number, table};
 use std::fmt::Write;
-use tilewright::Selection;
 use tilewright::output::printable;
+use tilewright::{Selection, Tail};
 
 pub fn describe(report: &DemoReport, selection: &Selection) -> String {
     let mut text = format!("Tilewright {} on {}\n", report.version, report.device);
@@ -29,8 +29,8 @@ pub fn describe(report: &DemoReport, selection: &Selection) -> String {
     text += "  order            raster: a block is a line of tokens in a frame; cubes: tokens regrouped, a block is a cube of\n";
     text += "                   the video (docs/token-order.md).\n";
     text += "  error to dense   relative L1 distance to exact attention, mean over the heads: what the dropped blocks held. 0 is exact,\n";
-    text +=
-        "                   1 as far off as an output of zeros. The model was not fine-tuned for the mask.\n";
+    text += "                   1 as far off as an output of zeros. The model was not fine-tuned for the mask, and this is one layer of it:\n";
+    text += "                   what a whole model is off by is in docs/tails.md.\n";
     text +=
         "  arithmetic       relative Frobenius distance to f64 over the same blocks: what rounding costs.\n";
     text += "  speed-up         attention over all blocks, by the same executor, over mask and attention together.\n";
@@ -41,8 +41,13 @@ pub fn describe(report: &DemoReport, selection: &Selection) -> String {
         100.0 * report.sparsity_cubes
     );
 
-    text += "The same blocks with a tail: a mean key and value for each dropped block, scored once by the mean query of a block (block\n";
-    text += "tail) or by every query (row tail), docs/tails.md. Times are of mask, tail and attention together.\n\n";
+    text += "The same blocks with a tail: means of keys and values stand for what is dropped, one for each block, scored by a block's mean\n";
+    let _ = writeln!(
+        text,
+        "query (block tail), or one for {} keys, scored by every query (row tail): docs/tails.md. Errors are those to dense attention,",
+        Tail::ROW_KEYS
+    );
+    text += "as above; times are of mask, tail and attention together.\n\n";
     let _ = writeln!(text, "{}\n", tails(report));
 
     if !report.kernels.is_empty() {

@@ -38,7 +38,7 @@ pub struct RunArgs {
     #[arg(long, allow_hyphen_values = true, value_parser = scale)]
     scale: Option<f32>,
     /// What stands for the blocks that are dropped: `block`, `row`, or `row:KEYS` for one mean of so many keys, a multiple of the
-    /// block's. Nothing if not given.
+    /// block's. `row` alone is 128 keys, or the next multiple. Nothing if not given.
     #[arg(long, value_name = "TAIL", allow_hyphen_values = true)]
     tail: Option<TailChoice>,
     #[command(flatten)]

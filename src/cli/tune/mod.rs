@@ -51,7 +51,7 @@ pub struct TuneArgs {
     #[arg(long, value_name = "RATIO", default_value_t = 0.5, value_parser = spread, allow_hyphen_values = true)]
     spread: f64,
     /// What stands for the blocks that are dropped: `block`, `row`, or `row:KEYS` for one mean of so many keys, a multiple of the
-    /// block's. Nothing if not given.
+    /// block's. `row` alone is 128 keys, or the next multiple. Nothing if not given.
     #[arg(long, value_name = "TAIL", allow_hyphen_values = true)]
     tail: Option<TailChoice>,
     /// Tune the kernels of the backward too, for training.

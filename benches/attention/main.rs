@@ -1,23 +1,42 @@
 //! The GPU kernels on the three workloads of video diffusion: `cargo bench --bench attention [-- FILTER] [-- --backward]`.
-//! `--backward`: the gradients alone, with the time of every schedule. `--tails`: a user's call at 5 % kept with what stands for the rest, and its
-//! gradients; `--json=FILE` writes these figures.
+//! `--backward`: the gradients alone, with the time of every schedule. `--tails`: a user's call and its backward at 5 % kept, with what stands for
+//! the rest; `--json FILE` writes these figures.
 //!
 //! Random bf16 data, blocks of 128×64, medians of CUDA-event times. Effective TFLOP/s count the kept blocks alone:
 //! 4 · batch · heads · seq_q · seq_kv · d · kept share / time, 2.5 times that for a backward. `benches/peers.py` times dense attention beside it.
 
+#[path = "../support/mod.rs"]
 mod support;
+mod tails;
 
-use serde::Serialize;
-use std::collections::BTreeSet;
+use clap::Parser;
 use std::path::PathBuf;
 use support::{draw, random};
-use tilewright::attention::{Inputs, Plan, Shapes};
+use tilewright::attention::Shapes;
 use tilewright::device::{CudaDevice, DeviceError};
 use tilewright::services::Policy;
 use tilewright::{
-    Attention, BlockMask, BlockSize, DType, Device, Error, HeadDim, Output, Scores, SeqLens, Tail, Tensor,
-    top_k, top_p,
+    Attention, BlockMask, BlockSize, DType, Device, Error, HeadDim, Output, SeqLens, Tensor, top_k, top_p,
 };
+
+#[derive(Parser)]
+struct Options {
+    /// Only workloads whose name has this in it.
+    #[arg(default_value = "")]
+    filter: String,
+    /// The gradients alone.
+    #[arg(long)]
+    backward: bool,
+    /// What stands for dropped blocks.
+    #[arg(long, conflicts_with = "backward")]
+    tails: bool,
+    /// Where to write the figures of `--tails`.
+    #[arg(long, requires = "tails")]
+    json: Option<PathBuf>,
+    /// Given by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
 
 struct Workload {
     name: &'static str,
@@ -34,7 +53,8 @@ const WORKLOADS: [Workload; 3] = [
 
 const LAUNCHES: usize = 30;
 
-fn main() -> Result<(), Error> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let options = Options::parse();
     let device = match Device::cuda(0) {
         Ok(device) => device,
         Err(reason) => {
@@ -42,27 +62,22 @@ fn main() -> Result<(), Error> {
             return Ok(());
         }
     };
-    let gradients_alone = std::env::args().any(|arg| arg == "--backward");
-    let tails_alone = std::env::args().any(|arg| arg == "--tails");
-    let json = std::env::args().find_map(|arg| arg.strip_prefix("--json=").map(PathBuf::from));
-    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with("--")).unwrap_or_default();
     let (major, minor) = device.as_cuda().expect("asked for above").info().driver_version;
     println!("{device}, driver of CUDA {major}.{minor}, bf16, 128×64 blocks, median of {LAUNCHES} launches");
-    let mut figures = Vec::new();
-    for workload in WORKLOADS.iter().filter(|workload| workload.name.contains(&filter)) {
-        if tails_alone {
-            figures.extend(run_tails(&device, workload)?);
+    let mut figures = tails::Figures::new(&device, LAUNCHES, format!("{major}.{minor}"));
+    for workload in WORKLOADS.iter().filter(|workload| workload.name.contains(&options.filter)) {
+        if options.tails {
+            figures.workloads.push(tails::measure(&device, workload)?);
             // What was measured is there, should a later workload fail.
-            if let Some(path) = &json {
-                let report = serde_json::json!({ "device": device.to_string(), "figures": figures });
-                std::fs::write(path, format!("{report:#}\n")).expect("the file can be written");
+            if let Some(path) = &options.json {
+                std::fs::write(path, serde_json::to_vec_pretty(&figures)?)?;
             }
             continue;
         }
-        if !gradients_alone {
+        if !options.backward {
             run(&device, workload)?;
         }
-        run_backward(&device, workload, gradients_alone)?;
+        run_backward(&device, workload, options.backward)?;
     }
     Ok(())
 }
@@ -113,126 +128,6 @@ fn run(device: &Device, workload: &Workload) -> Result<(), Error> {
         );
     }
     Ok(())
-}
-
-/// What stands for dropped blocks, and what blocks are selected by.
-type Way = (Tail, Scores);
-
-const WAYS: [Way; 8] = [
-    (Tail::None, Scores::Means),
-    (Tail::Block, Scores::Means),
-    (Tail::Row { keys: 64 }, Scores::Means),
-    (Tail::Row { keys: 128 }, Scores::Means),
-    (Tail::Row { keys: 256 }, Scores::Means),
-    (Tail::None, Scores::Keys),
-    (Tail::Block, Scores::Keys),
-    (Tail::Row { keys: 128 }, Scores::Keys),
-];
-
-/// One way's times on a workload, in ms.
-#[derive(Serialize)]
-struct Figure {
-    workload: &'static str,
-    tail: String,
-    scores: String,
-    /// Mask, tail and forward.
-    call: Times,
-    /// Absent where it is that of another way.
-    backward: Option<Times>,
-}
-
-/// Of rounds by turns, each a median of launches.
-#[derive(Serialize, Clone)]
-struct Times {
-    median: f32,
-    least: f32,
-    most: f32,
-    /// How often the first way's median.
-    times: f32,
-}
-
-/// A user's call at 5 % kept, without a tail and with each, by turns.
-fn run_tails(device: &Device, workload: &Workload) -> Result<Vec<Figure>, Error> {
-    let &Workload { name, heads, seq, d } = workload;
-    let cuda = device.as_cuda().expect("a GPU");
-    let tensor = |seed| Tensor::from_slice(&random(heads * seq * d, seed), &[1, heads, seq, d])?.to(device);
-    let (q, k, v) = (tensor(1)?, tensor(2)?, tensor(3)?);
-    let head_dim = HeadDim::new(d)?;
-    println!("\n{name}: {heads} heads × {seq} × {d}, top 5 %");
-    let attention = |(tail, scores)| {
-        let builder = Attention::builder(head_dim, DType::Bf16).select(top_k(0.05).by(scores)).tail(tail);
-        builder.policy(Policy::Tune).build(device)
-    };
-    let mut known = BTreeSet::new();
-    let mut explain = |plan: &Plan| {
-        for choice in plan.choices().iter().filter(|choice| known.insert(choice.variant.name.clone())) {
-            let timing = choice.record.as_ref().and_then(|record| record.winner()?.median_us());
-            let time = timing.map_or_else(String::new, |us| format!("{us:.1} µs"));
-            println!("    {:<70} {time:>10}", choice.variant.name);
-        }
-    };
-    let mut calls = Vec::new();
-    for way in WAYS {
-        let start = std::time::Instant::now();
-        let plan = attention(way)?.plan(Shapes::of(&q, &k)?)?;
-        let mut workspace = plan.workspace()?;
-        plan.forward_into(Inputs { q: &q, k: &k, v: &v }, &mut workspace)?;
-        println!("  {way:?}: first call after {:.0?}", start.elapsed());
-        explain(&plan);
-        calls.push((plan, workspace, Vec::new()));
-    }
-    for _ in 0..5 {
-        for (plan, workspace, times) in &mut calls {
-            times.push(median_mut(cuda, || {
-                plan.forward_into(Inputs { q: &q, k: &k, v: &v }, workspace).map(drop)
-            })?);
-        }
-    }
-    let forward = report("a user's call", calls.into_iter().map(|(.., times)| times));
-    let d_out = tensor(4)?;
-    let mut calls = Vec::new();
-    // What selects the blocks changes nothing of a backward.
-    for way in WAYS.into_iter().filter(|(_, scores)| *scores == Scores::Means) {
-        let attention = attention(way)?;
-        let output = attention.forward(&q, &k, &v)?;
-        attention.backward(&q, &k, &v, &output, &d_out, None)?;
-        explain(&attention.plan(Shapes::of(&q, &k)?)?);
-        calls.push((attention, output, Vec::new()));
-    }
-    for _ in 0..5 {
-        for (attention, output, times) in &mut calls {
-            times.push(median(cuda, || attention.backward(&q, &k, &v, output, &d_out, None).map(drop))?);
-        }
-    }
-    let backward = report("backward", calls.into_iter().map(|(.., times)| times));
-    let of = |((way, call), backward): ((Way, Times), Option<Times>)| Figure {
-        workload: name,
-        tail: match way.0 {
-            Tail::None => "none".to_owned(),
-            Tail::Block => "block".to_owned(),
-            Tail::Row { keys } => format!("row {keys}"),
-            other => format!("{other:?}"),
-        },
-        scores: format!("{:?}", way.1).to_lowercase(),
-        call,
-        backward,
-    };
-    let backward = backward.into_iter().map(Some).chain(std::iter::repeat(None));
-    Ok(WAYS.into_iter().zip(forward).zip(backward).map(of).collect())
-}
-
-/// Medians with their ranges, and how often each is the first, of the first of [`WAYS`].
-fn report(what: &str, calls: impl Iterator<Item = Vec<f32>>) -> Vec<Times> {
-    let mut all: Vec<Times> = Vec::new();
-    for ((tail, scores), mut times) in WAYS.into_iter().zip(calls) {
-        times.sort_by(f32::total_cmp);
-        let (median, least, most) = (times[times.len() / 2], times[0], times[times.len() - 1]);
-        let times = median / all.first().map_or(median, |first| first.median);
-        let way = format!("{tail:?}, {scores:?}");
-        println!("  {what:<14} {way:<27} {median:.3} ms ({least:.3} to {most:.3}), {times:.3} times");
-        all.push(Times { median, least, most, times });
-    }
-    all
 }
 
 /// The backward at 5 % kept, with the tuner's choice; `explain`: with its reasons.
