@@ -7,7 +7,7 @@ use crate::work::apart;
 use pyo3::prelude::*;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
-use tilewright::{Attention, BlockSize, DType, Device, HeadDim, Selection, Tail, top_k, top_p};
+use tilewright::{Attention, BlockSize, DType, Device, HeadDim, Scores, Selection, Tail, top_k, top_p};
 
 /// What kernels depend on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,8 +31,8 @@ pub(crate) struct Kind {
 /// What else a call depends on.
 #[derive(Clone, Copy)]
 pub(crate) struct Parameters {
-    /// Top-k, top-p.
-    pub(crate) select: (Option<f64>, Option<f64>),
+    /// Top-k, top-p, and whether blocks are scored by keys.
+    pub(crate) select: (Option<f64>, Option<f64>, bool),
     /// `1 / sqrt(head_dim)` when not given.
     pub(crate) scale: Option<f64>,
     /// PyTorch's current stream.
@@ -40,7 +40,7 @@ pub(crate) struct Parameters {
 }
 
 /// A call's kind and the bits of its parameters.
-type Call = (Kind, [Option<u64>; 3], usize);
+type Call = (Kind, ([Option<u64>; 3], bool), usize);
 
 #[derive(Default)]
 struct Attentions {
@@ -61,9 +61,9 @@ fn lock() -> MutexGuard<'static, Attentions> {
 
 /// The attention for a call, built the first time.
 pub(crate) fn find(py: Python<'_>, kind: Kind, parameters: Parameters) -> PyResult<Arc<Attention>> {
-    let (k, p) = parameters.select;
+    let (k, p, by_keys) = parameters.select;
     let bits = [k, p, parameters.scale].map(|number| number.map(f64::to_bits));
-    let call = (kind, bits, parameters.stream);
+    let call = (kind, (bits, by_keys), parameters.stream);
     if let Some(attention) = lock().recent.get(&call) {
         return Ok(attention.clone());
     }
@@ -71,6 +71,8 @@ pub(crate) fn find(py: Python<'_>, kind: Kind, parameters: Parameters) -> PyResu
         (Some(k), Some(p)) => Some(top_k(k) | top_p(p)),
         (k, p) => k.map(top_k).or(p.map(top_p)),
     };
+    let scores = if by_keys { Scores::Keys } else { Scores::Means };
+    let selection = selection.map(|selection| selection.by(scores));
     let scale = parameters.scale.map(|scale| scale as f32);
     let base = built(py, kind, selection)?;
     let mut attention = base.with_parameters(selection, scale).map_err(to_python)?;

@@ -39,8 +39,18 @@ pub(crate) fn attention_backward<'py>(
     dropped: Option<&Bound<'py, PyAny>>,
     tail: i64,
 ) -> PyResult<Gradients<'py>> {
-    let options =
-        Options { top_k: None, top_p: None, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, tail };
+    let options = Options {
+        top_k: None,
+        top_p: None,
+        block_q,
+        block_kv,
+        scale,
+        score_mod,
+        mask_mod,
+        enable_gqa,
+        tail,
+        by_keys: false,
+    };
     let inputs = Inputs::of(q, k, Some(v), false, &options)?;
     let lists = Lists::of(&inputs, (kv_counts, kv_indices), (full_counts, full_indices), dropped)?;
     let rows = Rows {

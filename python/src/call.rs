@@ -22,6 +22,8 @@ pub(crate) struct Options {
     pub(crate) enable_gqa: bool,
     /// What stands for dropped blocks: see [`tail`].
     pub(crate) tail: i64,
+    /// Whether blocks are scored by keys, and not by their means.
+    pub(crate) by_keys: bool,
 }
 
 /// The tail of a number: 0 for none, -1 for that of a block, and the keys of a run for that of a row.
@@ -130,7 +132,7 @@ impl Inputs {
             functions: (options.score_mod, options.mask_mod),
             tail: tail(options.tail)?,
         };
-        let select = (options.top_k, options.top_p);
+        let select = (options.top_k, options.top_p, options.by_keys);
         attentions::find(py, kind, Parameters { select, scale: options.scale, stream: self.stream })
     }
 

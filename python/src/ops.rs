@@ -16,7 +16,7 @@ type Pair<'py> = (Bound<'py, PyAny>, Option<Bound<'py, PyAny>>);
 /// v, lse is `[batch, heads, seq_q]`.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "what an operator of PyTorch takes")]
-#[pyo3(signature = (q, k, v, top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, heads_last, want_lse, tail = 0))]
+#[pyo3(signature = (q, k, v, top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, heads_last, want_lse, tail = 0, by_keys = false))]
 pub(crate) fn sparse_attention<'py>(
     py: Python<'py>,
     q: &Bound<'py, PyAny>,
@@ -33,8 +33,10 @@ pub(crate) fn sparse_attention<'py>(
     heads_last: bool,
     want_lse: bool,
     tail: i64,
+    by_keys: bool,
 ) -> PyResult<Pair<'py>> {
-    let options = Options { top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, tail };
+    let options =
+        Options { top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, tail, by_keys };
     let inputs = Inputs::of(q, k, Some(v), heads_last, &options)?;
     let attention = inputs.attention(py, &options)?;
     if inputs.q.ordinal.is_none() {
@@ -80,7 +82,7 @@ pub(crate) fn sparse_attention<'py>(
 /// the bits of the blocks that are dropped, `[batch, heads, q_blocks, ceil(kv_blocks / 32)]`.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "what an operator of PyTorch takes")]
-#[pyo3(signature = (q, k, top_k, top_p, block_q, block_kv, scale, mask_mod, enable_gqa, dropped = false))]
+#[pyo3(signature = (q, k, top_k, top_p, block_q, block_kv, scale, mask_mod, enable_gqa, dropped = false, by_keys = false))]
 pub(crate) fn block_mask<'py>(
     py: Python<'py>,
     q: &Bound<'py, PyAny>,
@@ -93,11 +95,12 @@ pub(crate) fn block_mask<'py>(
     mask_mod: u64,
     enable_gqa: bool,
     dropped: bool,
+    by_keys: bool,
 ) -> PyResult<Bound<'py, PyList>> {
     // Every tail drops the same blocks.
     let tail = if dropped { -1 } else { 0 };
     let options =
-        Options { top_k, top_p, block_q, block_kv, scale, score_mod: 0, mask_mod, enable_gqa, tail };
+        Options { top_k, top_p, block_q, block_kv, scale, score_mod: 0, mask_mod, enable_gqa, tail, by_keys };
     let inputs = Inputs::of(q, k, None, false, &options)?;
     let attention = inputs.attention(py, &options)?;
     let [batch, heads, seq_q, _] = inputs.q.shape;
@@ -187,8 +190,18 @@ pub(crate) fn attention<'py>(
     dropped: Option<&Bound<'py, PyAny>>,
     tail: i64,
 ) -> PyResult<Pair<'py>> {
-    let options =
-        Options { top_k: None, top_p: None, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, tail };
+    let options = Options {
+        top_k: None,
+        top_p: None,
+        block_q,
+        block_kv,
+        scale,
+        score_mod,
+        mask_mod,
+        enable_gqa,
+        tail,
+        by_keys: false,
+    };
     let inputs = Inputs::of(q, k, Some(v), heads_last, &options)?;
     let lists = Lists::of(&inputs, (kv_counts, kv_indices), (full_counts, full_indices), dropped)?;
     let attention = inputs.attention(py, &options)?;

@@ -48,6 +48,7 @@ def sparse_attention(
     heads_last: bool,
     want_lse: bool,
     tail: int = 0,
+    by_keys: bool = False,
 ) -> tuple[Any, Optional[Any]]: ...
 def block_mask(
     q: Any,
@@ -60,6 +61,7 @@ def block_mask(
     mask_mod: int,
     enable_gqa: bool,
     dropped: bool = False,
+    by_keys: bool = False,
 ) -> list[Any]: ...
 def attention(
     q: Any,

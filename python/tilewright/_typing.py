@@ -23,6 +23,10 @@ Layout = Literal["BHSD", "BSHD"]
 Tail = Union[None, Literal["block", "row"], tuple[Literal["row"], int]]
 
 
+#: What a block is scored by: the mean of its keys, or the best of the means of four neighbouring ones.
+Scores = Literal["means", "keys"]
+
+
 class FlexBlockMask(Protocol):
     """What is read of a `BlockMask` of `torch.nn.attention.flex_attention`."""
 
@@ -54,3 +58,4 @@ class SelectionOptions(CallOptions, total=False):
     top_k: Optional[float]
     top_p: Optional[float]
     mask: Any
+    scores: Optional[Scores]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, Optional, Union, overload
 
 from . import _native
 from ._torch import torch_of
-from ._typing import Array, CallOptions, FlexBlockMask, Layout, SelectionOptions, Tail
-from .mask import BLOCK_SIZES, BlockMask, as_block_mask, checked_flag, checked_pair, function_numbers, tail_number
+from ._typing import Array, CallOptions, FlexBlockMask, Layout, Scores, SelectionOptions, Tail
+from .mask import BLOCK_SIZES, BlockMask, as_block_mask, checked_flag, checked_pair, function_numbers, scored_by_keys, tail_number
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -87,6 +87,7 @@ def sparse_attention(
     score_mod: Any = None,
     mask_mod: Any = None,
     tail: Tail = None,
+    scores: Optional[Scores] = None,
 ) -> Any:
     """Attention over the key blocks that top-k or top-p selects for each block of queries.
 
@@ -124,6 +125,9 @@ def sparse_attention(
 
             A mean weighs as many keys as are dropped of it. Blocks in which the mask function forbids a key have no part in any. Nothing
             changes for a query none of whose blocks is dropped. A tail together with score_mod is refused.
+        scores: what a block is scored by, beside the mean query of a block of queries: "means", the mean of its keys; or "keys", the
+            best of the means of four neighbouring keys each, which finds a few keys that a mean hides. None is "keys" with a tail, where
+            these are the blocks that their means do not stand for, and "means" without.
 
     Returns:
         `out`, with the shape of q but the last dimension of v, the dtype and layout of q; with `return_lse` and `return_mask` a
@@ -146,6 +150,7 @@ def sparse_attention(
     if mask is None and not return_mask:
         block_q, block_kv = _block_size(block_size)
         tailed = 0 if tail is None else tail_number(tail, block_kv, score_mod)
+        by_keys = scored_by_keys(scores, tail)
         if torch is None or _is_plain(torch, q, k, v):
             if layout not in _LAYOUTS:
                 raise _wrong_layout(layout)
@@ -164,12 +169,13 @@ def sparse_attention(
                 layout == "BSHD",
                 return_lse,
                 tailed,
+                by_keys,
             )
             return (out, lse) if return_lse else out
         _check_operands(torch, q, k, v)
         q, k, v = (_heads_first(tensor, layout) for tensor in (q, k, v))
         out, lse = torch.ops.tilewright.sparse_attention(
-            q, k, v, top_k, top_p, block_q, block_kv, scale, score, masked, enable_gqa, tailed
+            q, k, v, top_k, top_p, block_q, block_kv, scale, score, masked, enable_gqa, tailed, by_keys
         )
         out = _heads_first(out, layout)
         return (out, lse) if return_lse else out
@@ -185,6 +191,7 @@ def sparse_attention(
             enable_gqa=enable_gqa,
             layout=layout,
             mask_mod=mask_mod,
+            scores="keys" if scored_by_keys(scores, tail) else "means",
         )
         is_causal, mask_mod = False, None
     else:
@@ -221,11 +228,13 @@ def block_mask(
     layout: Layout = "BHSD",
     mask_mod: Optional[DeviceFunction] = None,
     dropped: bool = True,
+    scores: Scores = "means",
 ) -> BlockMask[Array]:
     """The blocks that `sparse_attention` would keep; arguments and errors as there.
 
     Args:
         dropped: whether the mask says which blocks it drops (`BlockMask.dropped`), so that a `tail` can stand for them. It takes a launch.
+        scores: as in `sparse_attention`, where "keys" is what a call with a tail has.
 
     Returns:
         A `BlockMask`, on the device of q. No gradient flows into a selection.
@@ -237,7 +246,7 @@ def block_mask(
     block_q, block_kv = block_size = _block_size(block_size)
     _seqs(q, k, layout)
     q, k = _heads_first(q, layout), _heads_first(k, layout)
-    arguments = (q, k, top_k, top_p, block_q, block_kv, scale, masked, enable_gqa, dropped)
+    arguments = (q, k, top_k, top_p, block_q, block_kv, scale, masked, enable_gqa, dropped, scored_by_keys(scores))
     torch = torch_of(q)
     if torch is None or _is_plain(torch, q, k, k):
         lists = _native.block_mask(*arguments)

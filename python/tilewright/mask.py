@@ -419,6 +419,19 @@ def checked_pair(block_size: Any) -> tuple[int, int]:
     return BLOCK_SIZES[BLOCK_SIZES.index(pair)]
 
 
+def scored_by_keys(scores: Any, tail: Any = None) -> bool:
+    """Whether blocks are scored by keys: what `scores` says, and for None whether there is a tail.
+
+    Raises:
+        ValueError: something else.
+    """
+    if scores is None:
+        return tail is not None
+    if not isinstance(scores, str) or scores not in ("means", "keys"):
+        raise ValueError(f'scores is {scores!r}, needed "means", "keys" or None')
+    return scores == "keys"
+
+
 def tail_number(tail: Any, block_kv: int, score_mod: Any = None) -> int:
     """A tail as kernels know it: 0 for none, -1 for that of a block, and for that of a row the keys of a mean.
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ._torch import bind
-from ._typing import Layout, Tail
+from ._typing import Layout, Scores, Tail
 from .functional import check_options, sparse_attention
 from .functions import DeviceFunction
-from .mask import checked_flag, checked_pair, function_numbers, tail_number
+from .mask import checked_flag, checked_pair, function_numbers, scored_by_keys, tail_number
 
 bind()
 
@@ -40,6 +40,7 @@ class SparseAttention(nn.Module):
         score_mod: Optional[DeviceFunction] = None,
         mask_mod: Optional[DeviceFunction] = None,
         tail: Tail = None,
+        scores: Optional[Scores] = None,
     ) -> None:
         super().__init__()
         check_options(top_k, top_p, scale, layout)
@@ -52,6 +53,8 @@ class SparseAttention(nn.Module):
         self.score_mod, self.mask_mod = score_mod, mask_mod
         tail_number(tail, self.block_size[1], score_mod)
         self.tail: Tail = tail
+        scored_by_keys(scores)
+        self.scores: Optional[Scores] = scores
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Any = None) -> torch.Tensor:
         """Shapes as in `sparse_attention`; with `mask` these blocks are attended to instead of selected ones."""
@@ -70,6 +73,7 @@ class SparseAttention(nn.Module):
             score_mod=self.score_mod,
             mask_mod=self.mask_mod,
             tail=self.tail,
+            scores=self.scores,
         )
 
     def extra_repr(self) -> str:
@@ -84,5 +88,6 @@ class SparseAttention(nn.Module):
             "score_mod": self.score_mod,
             "mask_mod": self.mask_mod,
             "tail": self.tail,
+            "scores": self.scores,
         }
         return ", ".join(f"{name}={value!r}" for name, value in options.items())

@@ -24,9 +24,9 @@ _TAIL = "Tensor? dropped=None, int tail=0"
 
 _SCHEMAS = {
     "sparse_attention": "(Tensor q, Tensor k, Tensor v, float? top_k, float? top_p, int block_q, int block_kv, "
-    f"{_OPTIONS}, int tail=0) -> (Tensor, Tensor)",
+    f"{_OPTIONS}, int tail=0, bool by_keys=False) -> (Tensor, Tensor)",
     "block_mask": "(Tensor q, Tensor k, float? top_k, float? top_p, int block_q, int block_kv, float? scale, "
-    "int mask_mod, bool enable_gqa, bool dropped=False) -> Tensor[]",
+    "int mask_mod, bool enable_gqa, bool dropped=False, bool by_keys=False) -> Tensor[]",
     "attention": "(Tensor q, Tensor k, Tensor v, Tensor kv_num_blocks, Tensor kv_indices, Tensor? full_kv_num_blocks, "
     f"Tensor? full_kv_indices, int block_q, int block_kv, {_OPTIONS}, {_TAIL}) -> (Tensor, Tensor)",
     "attention_backward": "(Tensor d_out, Tensor? d_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
@@ -45,14 +45,16 @@ _library = torch.library.Library("tilewright", "DEF")
 
 
 # PyTorch leaves out trailing arguments that have their defaults.
-def _sparse_attention(q, k, v, top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, tail=0):
+def _sparse_attention(
+    q, k, v, top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, tail=0, by_keys=False
+):
     return _native.sparse_attention(
-        q, k, v, top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, False, True, tail
+        q, k, v, top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, False, True, tail, by_keys
     )
 
 
-def _block_mask(q, k, top_k, top_p, block_q, block_kv, scale, mask_mod, enable_gqa, dropped=False):
-    lists = _native.block_mask(q, k, top_k, top_p, block_q, block_kv, scale, mask_mod, enable_gqa, dropped)
+def _block_mask(q, k, top_k, top_p, block_q, block_kv, scale, mask_mod, enable_gqa, dropped=False, by_keys=False):
+    lists = _native.block_mask(q, k, top_k, top_p, block_q, block_kv, scale, mask_mod, enable_gqa, dropped, by_keys)
     return [*lists[:-1], lists[-1].flatten(2)] if dropped else lists
 
 
@@ -156,6 +158,7 @@ def _fake_block_mask(
     mask_mod: int,
     enable_gqa: bool,
     dropped: bool = False,
+    by_keys: bool = False,
 ) -> list[Tensor]:
     _check_devices(q, k)
     batch, heads = q.shape[0], q.shape[1]
@@ -245,15 +248,14 @@ def _below(name: str, *args: Any) -> Any:
 
 
 def _sparse_attention_autograd(
-    q, k, v, top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, tail=0
+    q, k, v, top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, tail=0, by_keys=False
 ):
     """Where a gradient is wanted, the selection and the attention apart: the backward needs the blocks that were kept."""
     refuse_derivatives(q, k, v)
     if not _wants_gradient(q, k, v):
-        return _below(
-            "sparse_attention", q, k, v, top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, tail
-        )
-    lists = _block_mask_autograd(q, k, top_k, top_p, block_q, block_kv, scale, mask_mod, enable_gqa, tail != 0)
+        options = (top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, tail, by_keys)
+        return _below("sparse_attention", q, k, v, *options)
+    lists = _block_mask_autograd(q, k, top_k, top_p, block_q, block_kv, scale, mask_mod, enable_gqa, tail != 0, by_keys)
     dropped = lists[-1] if tail != 0 else None
     full = lists[4:6] if mask_mod != 0 else (None, None)
     return torch.ops.tilewright.attention.default(

@@ -23,7 +23,7 @@ except ImportError as error:
         f"tilewright.diffusers needs torch and diffusers, and {error.name} is missing: pip install torch diffusers"
     ) from error
 
-from .._typing import Tail
+from .._typing import Scores, Tail
 from .counts import Counts, Report
 from .models import attentions, transformers
 from .options import Options, checked_layers
@@ -46,6 +46,7 @@ def enable(
     tile: Sequence[int] | None = None,
     min_tokens: int = 4096,
     tail: Tail = None,
+    scores: Scores | None = None,
 ) -> Enabled:
     """Makes the self-attention of a video transformer, or of all transformers of a pipeline, sparse.
 
@@ -65,6 +66,7 @@ def enable(
         tile: the cube; its product is `block_size[1]`. See `tilewright.TokenGrid`.
         min_tokens: video tokens below which attention stays dense.
         tail: what stands for the video's dropped blocks: see `tilewright.sparse_attention`.
+        scores: what a block is scored by: see there too.
 
     Returns:
         A handle: `with enable(pipe): …` disables at the end of the block. It can be ignored.
@@ -84,6 +86,7 @@ def enable(
         grid=grid,
         tile=tile,
         tail=tail,
+        scores=scores,
     )
     layers = checked_layers(layers)
     steps = Steps(options.skip_first_steps)

@@ -7,7 +7,7 @@ import operator
 import torch
 
 import tilewright
-from tilewright.mask import checked_pair, tail_number
+from tilewright.mask import checked_pair, scored_by_keys, tail_number
 
 
 class Options:
@@ -18,10 +18,11 @@ class Options:
             number of tokens or steps that is none.
     """
 
-    def __init__(self, *, top_k, top_p, block_size, min_tokens, skip_first_steps, grid, tile, tail):
+    def __init__(self, *, top_k, top_p, block_size, min_tokens, skip_first_steps, grid, tile, tail, scores):
         self.block_size = checked_pair(block_size)
         tail_number(tail, self.block_size[1])
         self.tail = tail
+        self.scores = "keys" if scored_by_keys(scores, tail) else "means"
         self.top_k, self.top_p = top_k, top_p
         self.check_head_dim(64)
         self.min_tokens = _count("min_tokens", min_tokens)

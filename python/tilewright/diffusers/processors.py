@@ -70,6 +70,7 @@ class SparseProcessor:
             layout="BSHD",
             return_mask=True,
             tail=options.tail,
+            scores=options.scores,
         )
         self.session.counts.sparse(self.name, [mask])
         return out
@@ -95,6 +96,7 @@ class SparseProcessor:
             block_size=options.block_size,
             layout="BSHD",
             dropped=options.tail is not None,
+            scores=options.scores,
         )
         mask = text.keep_text(mask, query.shape[1], key.shape[1], video, says_dropped=options.tail is not None)
         return tilewright.attention(query, key, value, mask, layout="BSHD", tail=options.tail), mask
