@@ -2,7 +2,7 @@
 
 use super::Options;
 use safetensors::SafeTensors;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::error::Error;
 use std::fmt;
 use std::path::Path;
@@ -23,9 +23,9 @@ const TAILS: [(&str, Tail); 4] = [
 ];
 
 /// All that was measured.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Report {
-    pub version: &'static str,
+    pub version: String,
     pub device: String,
     /// Queries and keys of a block.
     pub block: [usize; 2],
@@ -36,9 +36,9 @@ pub struct Report {
 }
 
 /// One layer in one order of its tokens.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Panel {
-    pub file: String,
+    pub name: String,
     pub order: String,
     /// Batch, heads, tokens, head dimension: of what is timed.
     pub shape: Vec<usize>,
@@ -47,13 +47,13 @@ pub struct Panel {
     pub lines: Vec<Line>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Line {
-    pub tail: &'static str,
+    pub tail: String,
     pub points: Vec<Point>,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Point {
     pub top_k: f64,
     /// The share of blocks that are kept.
@@ -69,7 +69,7 @@ pub struct Point {
 impl Report {
     pub fn new(device: &Device, copies: usize) -> Self {
         Report {
-            version: env!("CARGO_PKG_VERSION"),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             device: device.to_string(),
             block: [128, 64],
             calls: calls(device),
@@ -94,8 +94,9 @@ pub struct Layer {
 pub type Order = Option<TokenGrid>;
 
 impl Layer {
-    /// `files`: paths with commas between.
+    /// `files`: paths with commas between, and a name before them or the files' own.
     pub fn read(files: &str) -> Result<Self> {
+        let (name, files) = files.split_once('=').map_or((None, files), |(name, files)| (Some(name), files));
         let mut found: [Option<Tensor>; 3] = [None, None, None];
         let (mut names, mut grid) = (Vec::new(), None);
         for path in files.split(',') {
@@ -118,7 +119,7 @@ impl Layer {
         let [Some(q), Some(k), Some(v)] = found else {
             return Err(format!("{files} has not all of q, k and v").into());
         };
-        Ok(Layer { name: names.join("+"), qkv: [q, k, v], grid })
+        Ok(Layer { name: name.map_or_else(|| names.join("+"), str::to_owned), qkv: [q, k, v], grid })
     }
 
     /// Raster order, and cubes where the grid is known.
@@ -159,7 +160,7 @@ pub fn panel(layer: &Layer, order: Order, options: &Options, device: &Device) ->
         dense_ms.push(time_ms(device, || dense.attend_with(&q, &k, &v, &full).map(drop))?);
     }
 
-    let mut lines = TAILS.map(|(tail, _)| Line { tail, points: Vec::new() });
+    let mut lines = TAILS.map(|(tail, _)| Line { tail: tail.to_owned(), points: Vec::new() });
     for &share in &options.top_k {
         let inputs = Inputs { q: &q, k: &k, v: &v };
         let mut calls_of = Vec::new();
@@ -197,7 +198,7 @@ pub fn panel(layer: &Layer, order: Order, options: &Options, device: &Device) ->
         format!("cubes {t}×{h}×{w}")
     });
     let dense_ms = median(dense_ms);
-    Ok(Panel { file: layer.name.clone(), order, shape, dense_ms, lines: lines.into() })
+    Ok(Panel { name: layer.name.clone(), order, shape, dense_ms, lines: lines.into() })
 }
 
 fn median(mut times: Vec<f64>) -> f64 {
@@ -252,8 +253,8 @@ fn time_ms(
 
 impl fmt::Display for Panel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Panel { file, order, shape, dense_ms, lines } = self;
-        writeln!(f, "\n{file}, {order}, {shape:?}: dense {dense_ms:.3} ms; error and time of a call")?;
+        let Panel { name, order, shape, dense_ms, lines } = self;
+        writeln!(f, "\n{name}, {order}, {shape:?}: dense {dense_ms:.3} ms; error and time of a call")?;
         write!(f, "  {:>6} {:>7}", "top-k", "kept")?;
         for line in lines {
             write!(f, "  {:>19}", line.tail)?;
