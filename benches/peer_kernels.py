@@ -1,5 +1,6 @@
 """The kernels that `peers.py` times, and what they are called with."""
 
+import functools
 import importlib
 import inspect
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import torch.nn.functional as F
 WORKLOADS = {"480p": (12, 32_760, 128), "720p": (10, 75_600, 128), "cogvideox": (30, 17_776, 64)}
 FORWARD, BACKWARD, MASK, CALL = "forward", "backward", "mask", "a user's call"
 CUDNN = "cuDNN dense"
+# What may stand for the blocks left out.
+TAILS = {"block": "block", "row 128": ("row", 128)}
 
 
 class Missing(Exception):
@@ -66,7 +69,8 @@ class Peer:
     blocks = None
 
     def calls(self, work, map, kept):
-        """(what, call) pairs for a map of blocks, of which a share of `kept` is true; None for a dense peer."""
+        """(what, call) pairs for a map of blocks, of which a share of `kept` is true; None for a dense peer. In the place of a call there may be
+        several by tail, None for that without one."""
         raise NotImplementedError
 
     def output(self, result):
@@ -160,19 +164,21 @@ class Tilewright(Peer):
         self.package = imported("tilewright")
 
     def calls(self, work, map, kept):
-        mask = self.package.BlockMask(*lists(map), BLOCK_SIZE=self.blocks, seq_lengths=(work.seq, work.seq))
+        mask = self.package.BlockMask(*lists(map), BLOCK_SIZE=self.blocks, seq_lengths=(work.seq, work.seq)).with_unlisted_dropped()
+        # Where all is kept there is nothing to stand for.
+        tails = {None: None} if kept == 1 else {None: None, **TAILS}
         q, k, v = work.q, work.k, work.v
         rule = {"top_k": kept, "top_p": None, "block_size": self.blocks}
         yield FORWARD, lambda: self.package.attention(q, k, v, mask)
         yield MASK, lambda: self.package.block_mask(q, k, **rule)
-        yield CALL, lambda: self.package.sparse_attention(q, k, v, **rule)
+        yield CALL, {name: functools.partial(self.package.sparse_attention, q, k, v, **rule, tail=tail) for name, tail in tails.items()}
         leaves = [tensor.detach().requires_grad_() for tensor in (q, k, v)]
         try:
-            out = self.package.attention(*leaves, mask)
+            outs = {name: self.package.attention(*leaves, mask, tail=tail) for name, tail in tails.items()}
         except self.package.Error as error:
             raise Missing(f"{BACKWARD}: {error}") from error
         d_out = torch.randn_like(q)
-        yield BACKWARD, lambda: torch.autograd.grad(out, leaves, d_out, retain_graph=True)
+        yield BACKWARD, {name: functools.partial(torch.autograd.grad, out, leaves, d_out, retain_graph=True) for name, out in outs.items()}
 
 
 def imported(module):

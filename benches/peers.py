@@ -1,13 +1,14 @@
 """Tilewright beside the other kernels, dense and block-sparse: one process, one run, the same masks for all.
 
-    python3 benches/peers.py --json peers.json --plot peers.svg      # about four minutes on an H100
+    python3 benches/peers.py --json peers.json --plot peers.svg      # about five minutes on an H100
     python3 benches/peers.py --quick --workloads 480p --kept 5
     python3 benches/peers.py --from-json peers.json --plot peers.svg # draws again, without a GPU
 
 Random bf16 data; times are medians of CUDA events over calls one after another, warmed up. Every row of a mask keeps the same number of
 blocks at random places (`--uneven`: a tenth of the rows keep ten times as many as the others). Effective TFLOP/s are
 4 · batch · heads · seq_q · seq_kv · d · kept share / time, 2.5 times that for a backward; ratios are to cuDNN's dense pass.
-The error is that of 64 rows against float32, relative.
+The error is that of 64 rows against float32, relative. A user's call and its backward are timed with each tail of `TAILS` too, by turns with those
+without one; their effective rates count the kept blocks alone.
 """
 
 import argparse
@@ -19,9 +20,12 @@ import time
 from dataclasses import asdict, dataclass, field
 
 import torch
-from peer_kernels import BACKWARD, CALL, CUDNN, FORWARD, MASK, WORKLOADS, Flex, Missing, Work, first_line, peers, random_map
+import render
+from peer_kernels import BACKWARD, CALL, CUDNN, FORWARD, MASK, TAILS, WORKLOADS, Flex, Missing, Work, first_line, peers, random_map
 
 KEPT = [2.0, 5.0, 10.0, 25.0, 100.0]
+# How often calls that are compared take turns.
+TURNS = 5
 
 
 @dataclass
@@ -37,6 +41,8 @@ class Row:
     tflops: float | None
     ratio: float | None = None
     error: float | None = None
+    # What stands for the blocks left out, None for nothing.
+    tail: str | None = None
 
 
 @dataclass
@@ -50,24 +56,30 @@ class Results:
     missing: dict = field(default_factory=dict)
 
 
-def median_ms(call, quick):
-    """The median over as many calls as fit in about 0.4 s, and their number."""
-    for _ in range(2):
+def medians_ms(calls, quick):
+    """For each call the median over as many as fit in about 0.4 s, and their number; several calls take turns."""
+    counts = []
+    for call in calls:
+        for _ in range(2):
+            call()
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
         call()
+        torch.cuda.synchronize()
+        once = time.perf_counter() - begin
+        counts.append(min(30, max(5, round((0.1 if quick else 0.4) / once))))
+    turns = 1 if len(calls) == 1 else TURNS
+    events = [[] for _ in calls]
+    for _ in range(turns):
+        for call, count, timed in zip(calls, counts, events):
+            for _ in range(math.ceil(count / turns)):
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                call()
+                end.record()
+                timed.append((start, end))
     torch.cuda.synchronize()
-    begin = time.perf_counter()
-    call()
-    torch.cuda.synchronize()
-    once = time.perf_counter() - begin
-    times = []
-    for _ in range(min(30, max(5, round((0.1 if quick else 0.4) / once)))):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        times.append((start, end))
-    torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in times), len(times)
+    return [(statistics.median(start.elapsed_time(end) for start, end in timed), len(timed)) for timed in events]
 
 
 def error_of(out, work, map, blocks):
@@ -87,20 +99,22 @@ def measure(results, work, peer, kept, options):
     """Times a peer's calls at one kept share (None: dense) and prints a line for each."""
     map = None if peer.blocks is None else random_map(work, kept, options.uneven, peer.blocks)
     share = 1.0 if map is None else float(map.float().mean())
-    calls = peer.calls(work, map, kept)
-    for what, call in calls:
+    for what, calls in peer.calls(work, map, kept):
+        calls = calls if isinstance(calls, dict) else {None: calls}
         error = None
         if what == FORWARD:
             with torch.no_grad():
-                error = error_of(peer.output(call()), work, map, peer.blocks)
+                error = error_of(peer.output(calls[None]()), work, map, peer.blocks)
         with torch.set_grad_enabled(what == BACKWARD):
-            ms, count = median_ms(call, options.quick)
-        tflops = None if what == MASK else work.flops(share, what) / ms / 1e9
+            measured = medians_ms(list(calls.values()), options.quick)
         dense_what = BACKWARD if what == BACKWARD else FORWARD
         dense = [row.ms for row in results.rows if (row.workload, row.peer, row.what) == (work.name, CUDNN, dense_what)]
-        row = Row(work.name, peer.name, what, share, ms, count, tflops, dense[0] / ms if dense and what != MASK else None, error)
-        results.rows.append(row)
-        print(line(row), flush=True)
+        for tail, (ms, count) in zip(calls, measured):
+            tflops = None if what == MASK else work.flops(share, what) / ms / 1e9
+            ratio = dense[0] / ms if dense and what != MASK else None
+            row = Row(work.name, peer.name, what, share, ms, count, tflops, ratio, error, tail)
+            results.rows.append(row)
+            print(line(row), flush=True)
 
 
 def attempt(results, work, peer, kept, options):
@@ -118,7 +132,8 @@ def line(row):
     rate = "" if row.tflops is None else f"{row.tflops:6.0f} TF/s"
     ratio = "" if row.ratio is None else f"{row.ratio:6.2f}× cuDNN dense"
     error = "" if row.error is None else f"  error {row.error:.1e}"
-    return f"  {row.workload:<10} {row.peer:<24} {row.what:<13} {100 * row.kept:6.2f} %  {row.ms:9.3f} ms  {rate:>11}  {ratio}{error}"
+    what = row.what if row.tail is None else f"{row.what}, {row.tail} tail"
+    return f"  {row.workload:<10} {row.peer:<24} {what:<28} {100 * row.kept:6.2f} %  {row.ms:9.3f} ms  {rate:>11}  {ratio}{error}"
 
 
 def run(options):
@@ -158,25 +173,8 @@ def run(options):
 # ---- showing -------------------------------------------------------------------------------------------------------
 
 
-def table(results):
-    """A Markdown table for each workload: peers down, kept shares across."""
-    for name in dict.fromkeys(row.workload for row in results.rows):
-        rows = [row for row in results.rows if row.workload == name]
-        shares = sorted({f"{100 * row.kept:.0f}" for row in rows}, key=float)
-        print(f"\n| {name} | " + " | ".join(f"{share} %" for share in shares) + " |\n|---|" + "---|" * len(shares))
-        for peer, what in dict.fromkeys((row.peer, row.what) for row in rows):
-            cells = {f"{100 * row.kept:.0f}": row for row in rows if (row.peer, row.what) == (peer, what)}
-            print(f"| {peer}, {what} | " + " | ".join(cell(cells.get(share)) for share in shares) + " |")
-    for reason in dict.fromkeys(results.missing.values()):
-        print(f"missing: {'; '.join(who for who, why in results.missing.items() if why == reason)}: {reason}")
-
-
-def cell(row):
-    if row is None:
-        return ""
-    details = [f"{row.tflops:.0f} TF/s"] if row.tflops else []
-    details += [f"{row.ratio:.1f}×"] if row.ratio else []
-    return f"{row.ms:.3f} ms" + (f" ({', '.join(details)})" if details else "")
+# How a call with a tail is drawn.
+TAIL_LINES = dict(zip(TAILS, ["--", "-."]))
 
 
 def plot(results, path):
@@ -191,13 +189,15 @@ def plot(results, path):
     figure, axes = pyplot.subplots(1, len(names), figsize=(5.2 * len(names), 4.4), squeeze=False)
     for axis, name in zip(axes[0], names):
         rows = [row for row in results.rows if row.workload == name and row.what in (FORWARD, CALL)]
-        for peer, what in dict.fromkeys((row.peer, row.what) for row in rows):
-            points = sorted((row.kept, row.ms) for row in rows if (row.peer, row.what) == (peer, what))
-            label = peer if what == FORWARD else f"{peer}, {what}"
-            if len(points) == 1 and points[0][0] == 1.0:
+        for peer, what, tail in dict.fromkeys((row.peer, row.what, row.tail) for row in rows):
+            points = sorted((row.kept, row.ms) for row in rows if (row.peer, row.what, row.tail) == (peer, what, tail))
+            label = ", ".join(part for part in (peer, what if what == CALL else None, tail and f"{tail} tail") if part)
+            if tail:  # beside the call without one, which the line before is
+                axis.plot(*zip(*points), marker=".", markersize=4, linewidth=1, linestyle=TAIL_LINES[tail], color=color, label=label)
+            elif len(points) == 1 and points[0][0] == 1.0:
                 axis.axhline(points[0][1], label=label, linewidth=1, linestyle=":", color=axis._get_lines.get_next_color())
             else:
-                axis.plot(*zip(*points), marker="o", markersize=4, label=label)
+                color = axis.plot(*zip(*points), marker="o", markersize=4, label=label)[0].get_color()
         dense = [row.ms for row in rows if row.peer == CUDNN]
         if dense:
             shares = sorted({row.kept for row in rows})
@@ -222,7 +222,7 @@ def main():
     uneven = "a tenth of the rows keep ten times as many blocks as the others; above 19 %% those are full, and less is kept in all"
     parser.add_argument("--uneven", action="store_true", help=uneven)
     parser.add_argument("--quick", action="store_true", help="fewer calls of each")
-    parser.add_argument("--seconds", type=int, default=240, help="begin no measurement after that long (default %(default)s)")
+    parser.add_argument("--seconds", type=int, default=300, help="begin no measurement after that long (default %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the measurements")
     parser.add_argument("--plot", metavar="FILE", help="write an SVG (needs matplotlib)")
     parser.add_argument("--from-json", metavar="FILE", help="measure nothing: show the measurements of another run")
@@ -241,7 +241,9 @@ def main():
     if options.json:
         with open(options.json, "w") as file:
             json.dump(asdict(results), file, indent=1)
-    table(results)
+    print(f"\n{render.peers(asdict(results))}\n")
+    for reason in dict.fromkeys(results.missing.values()):
+        print(f"missing: {'; '.join(who for who, why in results.missing.items() if why == reason)}: {reason}")
     if options.plot:
         try:
             plot(results, options.plot)

@@ -2,7 +2,7 @@
 
 use super::Options;
 use safetensors::SafeTensors;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::error::Error;
 use std::fmt;
 use std::path::Path;
@@ -15,19 +15,20 @@ use tilewright::{
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
+/// What stands for dropped blocks, and what blocks are scored by.
 const TAILS: [(&str, Tail, Scores); 6] = [
     ("none", Tail::None, Scores::Means),
     ("block", Tail::Block, Scores::Means),
     ("row 64", Tail::Row { keys: 64 }, Scores::Means),
     ("row 128", Tail::Row { keys: 128 }, Scores::Means),
-    ("block", Tail::Block, Scores::Keys),
-    ("row 128", Tail::Row { keys: 128 }, Scores::Keys),
+    ("block, by keys", Tail::Block, Scores::Keys),
+    ("row 128, by keys", Tail::Row { keys: 128 }, Scores::Keys),
 ];
 
 /// All that was measured.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Report {
-    pub version: &'static str,
+    pub version: String,
     pub device: String,
     /// Queries and keys of a block.
     pub block: [usize; 2],
@@ -38,9 +39,9 @@ pub struct Report {
 }
 
 /// One layer in one order of its tokens.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Panel {
-    pub file: String,
+    pub name: String,
     pub order: String,
     /// Batch, heads, tokens, head dimension: of what is timed.
     pub shape: Vec<usize>,
@@ -49,15 +50,13 @@ pub struct Panel {
     pub lines: Vec<Line>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Line {
-    pub tail: &'static str,
-    /// What blocks are selected by: `means` or `keys`.
-    pub scores: &'static str,
+    pub tail: String,
     pub points: Vec<Point>,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Point {
     pub top_k: f64,
     /// The share of blocks that are kept.
@@ -73,7 +72,7 @@ pub struct Point {
 impl Report {
     pub fn new(device: &Device, copies: usize) -> Self {
         Report {
-            version: env!("CARGO_PKG_VERSION"),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             device: device.to_string(),
             block: [128, 64],
             calls: calls(device),
@@ -98,8 +97,9 @@ pub struct Layer {
 pub type Order = Option<TokenGrid>;
 
 impl Layer {
-    /// `files`: paths with commas between.
+    /// `files`: paths with commas between, and a name before them or the files' own.
     pub fn read(files: &str) -> Result<Self> {
+        let (name, files) = files.split_once('=').map_or((None, files), |(name, files)| (Some(name), files));
         let mut found: [Option<Tensor>; 3] = [None, None, None];
         let (mut names, mut grid) = (Vec::new(), None);
         for path in files.split(',') {
@@ -122,7 +122,7 @@ impl Layer {
         let [Some(q), Some(k), Some(v)] = found else {
             return Err(format!("{files} has not all of q, k and v").into());
         };
-        Ok(Layer { name: names.join("+"), qkv: [q, k, v], grid })
+        Ok(Layer { name: name.map_or_else(|| names.join("+"), str::to_owned), qkv: [q, k, v], grid })
     }
 
     /// Raster order, and cubes where the grid is known.
@@ -163,11 +163,7 @@ pub fn panel(layer: &Layer, order: Order, options: &Options, device: &Device) ->
         dense_ms.push(time_ms(device, || dense.attend_with(&q, &k, &v, &full).map(drop))?);
     }
 
-    let mut lines = TAILS.map(|(tail, _, scores)| Line {
-        tail,
-        scores: if scores == Scores::Keys { "keys" } else { "means" },
-        points: Vec::new(),
-    });
+    let mut lines = TAILS.map(|(tail, ..)| Line { tail: tail.to_owned(), points: Vec::new() });
     for &share in &options.top_k {
         let inputs = Inputs { q: &q, k: &k, v: &v };
         let mut calls_of = Vec::new();
@@ -205,7 +201,7 @@ pub fn panel(layer: &Layer, order: Order, options: &Options, device: &Device) ->
         format!("cubes {t}×{h}×{w}")
     });
     let dense_ms = median(dense_ms);
-    Ok(Panel { file: layer.name.clone(), order, shape, dense_ms, lines: lines.into() })
+    Ok(Panel { name: layer.name.clone(), order, shape, dense_ms, lines: lines.into() })
 }
 
 fn median(mut times: Vec<f64>) -> f64 {
@@ -260,12 +256,11 @@ fn time_ms(
 
 impl fmt::Display for Panel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Panel { file, order, shape, dense_ms, lines } = self;
-        writeln!(f, "\n{file}, {order}, {shape:?}: dense {dense_ms:.3} ms; error and time of a call")?;
+        let Panel { name, order, shape, dense_ms, lines } = self;
+        writeln!(f, "\n{name}, {order}, {shape:?}: dense {dense_ms:.3} ms; error and time of a call")?;
         write!(f, "  {:>6} {:>7}", "top-k", "kept")?;
         for line in lines {
-            let by_keys = if line.scores == "keys" { ", by keys" } else { "" };
-            write!(f, "  {:>19}", format!("{}{by_keys}", line.tail))?;
+            write!(f, "  {:>19}", line.tail)?;
         }
         for (at, first) in lines[0].points.iter().enumerate() {
             write!(f, "\n  {:>6} {:>5.1} %", first.top_k, 100.0 * first.kept)?;
