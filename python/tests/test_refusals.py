@@ -592,5 +592,5 @@ def test_a_module_shows_its_options():
     module = tilewright.SparseAttention(top_k=0.1, scale=0.5, enable_gqa=True, layout="BSHD", mask_mod=window)
     assert repr(module) == (
         "SparseAttention(top_k=0.1, top_p=0.2, block_size=(128, 64), scale=0.5, is_causal=False, enable_gqa=True, layout='BSHD', "
-        f"score_mod=None, mask_mod={window!r}, tail=None)"
+        f"score_mod=None, mask_mod={window!r}, tail=None, scores=None)"
     )

@@ -113,7 +113,7 @@ class Call:
         return [x.clone().requires_grad_(grad) for x in (self.q, self.k, self.v)]
 
     def mask(self):
-        return tilewright.block_mask(self.q, self.k, **self.options)
+        return tilewright.block_mask(self.q, self.k, **self.options, scores="keys")
 
 
 # ---- values and gradients --------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def of_operator(call, *inputs):
     block_kv = call.selection["block_size"][1]
     tail = {"block": -1, "row": max(128, block_kv)}.get(call.tail) or call.tail[1]
     arguments = (0.25, None, *call.selection["block_size"], None, 0, 1 if call.is_causal else 0, True)
-    return torch.ops.tilewright.sparse_attention(*inputs, *arguments, tail=tail)
+    return torch.ops.tilewright.sparse_attention(*inputs, *arguments, tail=tail, by_keys=True)
 
 
 WAYS = {
@@ -290,9 +290,9 @@ def test_compile_checkpoint_vmap_and_autocast(device, tail):
         return tilewright.sparse_attention(q, k, v, top_k=0.3, top_p=None, tail=tail)
 
     def of_mask(q, k, v):
-        return tilewright.attention(q, k, v, tilewright.block_mask(q, k, top_k=0.3, top_p=None), tail=tail)
+        return tilewright.attention(q, k, v, tilewright.block_mask(q, k, top_k=0.3, top_p=None, scores="keys"), tail=tail)
 
-    mask = tilewright.block_mask(*inputs[:2], top_k=0.3, top_p=None)
+    mask = tilewright.block_mask(*inputs[:2], top_k=0.3, top_p=None, scores="keys")
     lists = tilewright.BlockMask(**mask.lists(), seq_lengths=mask.seq_lengths)
 
     def of_lists(q, k, v):

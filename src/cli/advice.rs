@@ -3,12 +3,12 @@
 use super::args::describe_tail;
 use super::error::CliError;
 use std::fmt::Write;
-use tilewright::Error;
 use tilewright::bundle::{BundleError, Refusal};
 use tilewright::compile::CompileError;
 use tilewright::launch::BindError;
 use tilewright::toolchain::ToolchainError;
 use tilewright::tune::Call;
+use tilewright::{Error, Scores};
 
 impl CliError {
     /// What people are told: the error, and what to type about it.
@@ -103,6 +103,9 @@ pub fn tune_command(call: &Call) -> Option<String> {
             let _ = write!(text, " {option} {share}");
         }
     }
+    if call.selection.is_some_and(|selection| selection.scores() == Scores::Keys) {
+        text += " --scores keys";
+    }
     if let Some(tail) = describe_tail(call.tail) {
         let _ = write!(text, " --tail {tail}");
     }
@@ -116,7 +119,7 @@ pub fn tune_command(call: &Call) -> Option<String> {
 mod tests {
     use super::*;
     use std::path::PathBuf;
-    use tilewright::{BlockSize, DType, HeadDim, Tail, top_k, top_p};
+    use tilewright::{BlockSize, DType, HeadDim, Scores, Tail, top_k, top_p};
 
     fn square() -> Call {
         Call {
@@ -154,6 +157,10 @@ mod tests {
             (Call { density: Some(0.125), ..square() }, Some(format!("{selected} --density 0.125"))),
             (Call { backward: true, ..square() }, Some(format!("{selected} --backward"))),
             (Call { tail: Tail::Row { keys: 128 }, ..square() }, Some(format!("{selected} --tail row:128"))),
+            (
+                Call { selection: square().selection.map(|rule| rule.by(Scores::Keys)), ..square() },
+                Some(format!("{selected} --scores keys")),
+            ),
             // Less than a block of each row.
             (Call { density: Some(0.001), ..square() }, None),
             (Call { has_functions: true, ..square() }, None),

@@ -1,14 +1,14 @@
 //! Arguments that several subcommands share, and how they are read.
 
 use crate::select::number;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::num::ParseFloatError;
 use std::str::FromStr;
 use tilewright::codegen::{Arch, Value};
 use tilewright::device::DeviceError;
 use tilewright::services::{Services, line_on_stderr};
 use tilewright::toolchain::ToolchainError;
-use tilewright::{BlockSize, DType, Device, Selection, Tail, top_k, top_p};
+use tilewright::{BlockSize, DType, Device, Scores, Selection, Tail, top_k, top_p};
 
 /// The sparse attention to run.
 #[derive(Args, Clone, Copy)]
@@ -19,6 +19,10 @@ pub struct AttentionArgs {
     /// Keep the best key blocks until they hold this probability mass; the union with top-k. Without either rule: 0.2.
     #[arg(long, value_name = "MASS", value_parser = |text: &str| share(text, top_p), allow_hyphen_values = true)]
     top_p: Option<f64>,
+    /// What blocks are scored by: `means` of their keys, or `keys`, the best of the means of four neighbouring ones each. With a tail keys
+    /// keep the blocks that a mean does not stand for.
+    #[arg(long, value_enum, default_value = "means")]
+    scores: ScoresChoice,
     // The help names the sizes there are.
     #[arg(
         long,
@@ -37,20 +41,32 @@ pub struct AttentionArgs {
 impl AttentionArgs {
     /// The rule: the paper's setting for 95 % sparsity unless one is given.
     pub fn selection(&self) -> Selection {
-        match (self.top_k, self.top_p) {
+        let rule = match (self.top_k, self.top_p) {
             (None, None) => top_k(0.03) | top_p(0.2),
             (Some(k), None) => top_k(k),
             (None, Some(p)) => top_p(p),
             (Some(k), Some(p)) => top_k(k) | top_p(p),
-        }
+        };
+        rule.by(match self.scores {
+            ScoresChoice::Means => Scores::Means,
+            ScoresChoice::Keys => Scores::Keys,
+        })
     }
+}
+
+/// [`Scores`] by their names.
+#[derive(ValueEnum, Clone, Copy, Debug)]
+enum ScoresChoice {
+    Means,
+    Keys,
 }
 
 /// A rule in words.
 pub fn describe(selection: &Selection) -> String {
     let k = selection.k().map(|k| format!("top-k {}", number(k)));
     let p = selection.p().map(|p| format!("top-p {}", number(p)));
-    k.into_iter().chain(p).collect::<Vec<_>>().join(" ∪ ")
+    let by_keys = if selection.scores() == Scores::Keys { " by keys" } else { "" };
+    k.into_iter().chain(p).collect::<Vec<_>>().join(" ∪ ") + by_keys
 }
 
 /// A tail as it is written: the keys of `row` depend on the block, which another argument says.

@@ -29,7 +29,7 @@ pub struct OwnArgs {
         long,
         value_name = "DIR",
         requires = "kernel",
-        conflicts_with_all = ["shapes", "dtype", "top_k", "top_p", "block", "density", "spread", "tail", "backward"]
+        conflicts_with_all = ["shapes", "dtype", "top_k", "top_p", "scores", "block", "density", "spread", "tail", "backward"]
     )]
     pub templates: Option<PathBuf>,
     /// The kernel of the folder.
