@@ -224,7 +224,7 @@ fn what_the_declaration_requires_is_checked() {
     let [mut q_mean, mut k_mean] =
         [0x2000_0000, 0x3000_0000].map(|address| dense(address, DType::F32, &[1, 1, 1, 20]));
     let (q_mean, k_mean) = (&mut q_mean, &mut k_mean);
-    let args = pool::Args { q: &x, k: &x, q_mean, k_mean, finished: None };
+    let args = pool::Args { q: &x, k: &x, q_mean, k_mean, finished: None, k_fine: None };
     let error = dynamic::bind(&args, &[], &pool_64()).expect_err("20");
     assert!(matches!(error, BindError::Require { condition: "head_dim % 8 == 0", .. }), "{error}");
 }

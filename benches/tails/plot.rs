@@ -60,8 +60,8 @@ fn draw<'a>(area: &Drawing<'a>, report: &Report, rows: &[&[Panel]]) -> Result<'a
         let (tail, by_keys) = tail_of(line);
         let name = match tail.split_once(' ') {
             None if tail == "none" => "no tail".to_owned(),
-            None => format!("{tail} tail"),
-            Some((tail, keys)) => format!("{tail} tail, {keys} keys"),
+            None => tail.to_owned(),
+            Some((tail, keys)) => format!("{tail}, {keys} keys"),
         };
         let name = if by_keys { format!("{name}{BY_KEYS}") } else { name };
         area.draw(&PathElement::new([(x, 68), (x + 22, 68)], colour_of(line).stroke_width(2)))?;
