@@ -137,6 +137,7 @@ fn types() -> Vec<&'static str> {
         GridError,
         Interrupt,
         MaskError,
+        Scores,
         SelectError,
         Selection,
         SeqLens,

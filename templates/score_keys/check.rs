@@ -12,10 +12,8 @@ pub(super) fn check(args: &Args<'_>, probe: &Probe<'_>) -> Verdict {
     let q_mean = noise(DType::F32, &[1, heads, rows, d], 5)?;
     let fine = cpu::fine_means(&noise(dtype, &[1, 1, TOKENS, d], 6)?)?;
     let q = q_mean.to_f32_vec()?;
-    let expected: Vec<f32> = q
-        .chunks(rows * d)
-        .flat_map(|q| cpu::logits_of_keys(q, &fine, d, block, scale, dtype))
-        .collect();
+    let expected: Vec<f32> =
+        q.chunks(rows * d).flat_map(|q| cpu::logits_of_keys(q, &fine, d, block, scale, dtype)).collect();
     let k_fine = of_dtype(dtype, &fine, &[1, 1, fine.len() / d, d])?;
     let mut logits = probe.poisoned(DType::F32, &[1, heads, rows, TOKENS.div_ceil(block)])?;
     let (q_mean, k_fine) = (&q_mean.to(probe.device())?, &k_fine.to(probe.device())?);
