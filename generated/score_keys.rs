@@ -171,7 +171,7 @@ pub mod tensors {
 )]
 unsafe impl KernelArgs for Args<'_> {
     const KERNEL: &'static str = "score_keys";
-    const DECLARATION: &'static str = "9c069aef55dfaad1f1028a6f87aa50e39003c9892fc4d530aef53964194319d5";
+    const DECLARATION: &'static str = "b7c3885a24475dbeaf97e6409d0a36d800c5fadedb0bb4be8b6b927f232c6387";
     type Params = Params;
     fn bind(&self, candidate: &Candidate) -> Result<Bound<Params>, BindError> {
         let mut binder = Binder::new(Self::KERNEL, Self::DECLARATION, candidate)?;

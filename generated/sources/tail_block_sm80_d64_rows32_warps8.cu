@@ -425,7 +425,8 @@ struct SplitTile {
 template <int COLS, int COUNT>
 struct Arriving {
     static constexpr int PIECES = COUNT * (COLS / 4) / THREADS;  // of a thread
-    static constexpr int BATCH = PIECES < 8 ? PIECES : 8;        // on their way at once where they do not wait
+    // On their way at once where they do not wait.
+    static constexpr int BATCH = PIECES < 8 ? PIECES : PIECES % 8 == 0 ? 8 : 6;
     static_assert(COUNT * (COLS / 4) % THREADS == 0 && PIECES % BATCH == 0);
     const float* rows;
     long long stride;

@@ -17,13 +17,15 @@ kernel! {
     require heads % kv_heads == 0, "each key head serves the same number of query heads";
     body sm80 {
         // Rows of k_fine are taken TILE_KV at a time, SPAN times.
-        tune { TILE_Q: [128, 64], TILE_KV: [64, 128], SPAN: [8, 4, 2] }
+        tune { TILE_Q: [128, 64], TILE_KV: [64, 128], SPAN: [8, 4, 2], WARPS: [8, 4] }
         where {
             // A warp has 32 query blocks and whole key blocks.
-            TILE_KV * TILE_Q / 256 >= BLOCK_KV / FINE,
+            TILE_KV * TILE_Q / (32 * WARPS) >= BLOCK_KV / FINE,
+            // Fewer warps only where the rows are so wide that small tiles alone fit.
+            WARPS == 8 || D == 256 && TILE_KV * TILE_Q <= 4096,
             smem_bytes = 2 * D * (TILE_Q + 2 * TILE_KV),
             registers = if TILE_KV * TILE_Q > 8192 { 168 } else { 128 },
         }
-        launch { grid = [ceil_div(q_blocks, TILE_Q) * ceil_div(runs, TILE_KV * SPAN), heads, batch], threads = 256 }
+        launch { grid = [ceil_div(q_blocks, TILE_Q) * ceil_div(runs, TILE_KV * SPAN), heads, batch], threads = 32 * WARPS }
     }
 }

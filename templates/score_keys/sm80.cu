@@ -16,7 +16,7 @@ constexpr int WARPS_KV = THREADS / 32 / WARPS_Q;
 constexpr int WARP_COLUMNS = TILE_KV / WARPS_KV;
 constexpr int BLOCKS = WARP_COLUMNS / PER_BLOCK;           // key blocks of a warp
 // Products of 64 columns take more than half of the registers.
-constexpr int CTAS = WARP_COLUMNS > 32 ? 1 : 2;
+constexpr int CTAS = (WARP_COLUMNS > 32 ? 256 : 512) / THREADS;
 constexpr float LARGEST = 3e38f;                      // of a score: the difference of two is finite
 using Layout = Tile<D>;
 
