@@ -239,7 +239,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const int kv_head = head / (p.heads / p.kv_heads);
     const float* q_mean = p.q_mean + batch * p.q_mean_stride[0] + head * p.q_mean_stride[1] + q_block * p.q_mean_stride[2];
     const float* k_mean = p.k_mean + batch * p.k_mean_stride[0] + kv_head * p.k_mean_stride[1];
+#line 99 "score_partial/sm80.cu"
     const T* k = p.k + batch * p.k_stride[0] + kv_head * p.k_stride[1];
+#line 100 "score_partial/sm80.cu"
     float* logits = p.logits + batch * p.logits_stride[0] + head * p.logits_stride[1] + q_block * p.logits_stride[2];
 
     // The product with a mean of which every lane has its columns.
