@@ -61,6 +61,14 @@ enum ScoresChoice {
     Keys,
 }
 
+/// What blocks are scored by, as `--scores` takes it.
+pub fn describe_scores(scores: Scores) -> &'static str {
+    match scores {
+        Scores::Means => "means",
+        Scores::Keys => "keys",
+    }
+}
+
 /// A rule in words.
 pub fn describe(selection: &Selection) -> String {
     let k = selection.k().map(|k| format!("top-k {}", number(k)));

@@ -40,6 +40,8 @@ fn the_demo_on_the_cpu_compares_both_orders_and_draws_them() {
                 let error = of["error_dense"].as_f64().unwrap();
                 assert!(error < number("error_dense"), "the means are worth nothing: {layer}");
                 assert!(of["call_ms"].as_f64().unwrap() > 0.0, "{layer}");
+                let by_keys = of["error_dense_by_keys"].as_f64().unwrap();
+                assert!(by_keys < number("error_dense"), "the means are worth nothing: {layer}");
             }
         }
     }
@@ -83,6 +85,26 @@ fn the_demo_takes_other_rules() {
     assert_eq!(report["block"], serde_json::json!([64, 128]));
     // Every row keeps ceil(0.1 · 28) = 3 of its 28 blocks.
     assert!((report["sparsity"].as_f64().unwrap() - 25.0 / 28.0).abs() < 1e-9);
+}
+
+#[test]
+fn the_demo_scores_by_keys() {
+    let demo =
+        |scores| json(&["demo", "--device", "cpu", "--top-k", "0.1", "--block", "64x64", "--scores", scores]);
+    let (means, keys) = (demo("means"), demo("keys"));
+    assert_eq!((&means["scores"], &keys["scores"]), (&"means".into(), &"keys".into()));
+    assert_eq!(means["sparsity"], keys["sparsity"], "top-k keeps as many of either");
+    for (means, keys) in means["layers"].as_array().unwrap().iter().zip(keys["layers"].as_array().unwrap()) {
+        for order in ["raster", "cubes"] {
+            assert_ne!(means[order]["error_dense"], keys[order]["error_dense"], "other blocks");
+            assert_eq!(means[order]["sparsity_by_keys"], keys[order]["sparsity"]);
+            for tail in ["block_tail", "row_tail"] {
+                let (means, keys) = (&means[order][tail], &keys[order][tail]);
+                assert_eq!(means["error_dense_by_keys"], keys["error_dense"], "{order}, {tail}");
+                assert_eq!(keys["error_dense_by_keys"], keys["error_dense"], "{order}, {tail}");
+            }
+        }
+    }
 }
 
 #[test]

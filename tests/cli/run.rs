@@ -4,7 +4,7 @@ use crate::support::{data, fails, json, makes_no_sense, small_input, write_tenso
 use half::bf16;
 use safetensors::{Dtype, SafeTensors};
 use std::path::Path;
-use tilewright::{Attention, DType, Device, HeadDim, Output, Tail, Tensor, top_k, top_p};
+use tilewright::{Attention, DType, Device, HeadDim, Output, Scores, Tail, Tensor, top_k, top_p};
 
 fn tensor(file: &SafeTensors<'_>, name: &str) -> Tensor {
     let view = file.tensor(name).unwrap();
@@ -114,5 +114,40 @@ fn a_tail_is_the_librarys() {
     fails(&run("row:100"), &["over 100 keys", "multiple of the 64 keys", "take 64 or 128"]);
     for wrong in ["rows", "row:", "row:-64", "none"] {
         makes_no_sense(&run(wrong), &["--tail", "row:KEYS"]);
+    }
+}
+
+#[test]
+fn scores_are_the_librarys() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = data("layer2-head5.safetensors");
+    let (from, to) = (input.to_str().unwrap(), folder.path().join("out.safetensors"));
+    let rule = ["run", "--device", "cpu", "--mask", "--top-k", "0.1", "--tail", "block", "--input", from];
+    let run = |more: &[&'static str]| [&rule[..], &["--output", to.to_str().unwrap()], more].concat();
+    let bytes = std::fs::read(&input).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let [q, k, v] = ["q", "k", "v"].map(|name| tensor(&file, name));
+    let mut outs: Vec<Vec<bf16>> = Vec::new();
+    for (more, scores, name, said) in [
+        (&["--scores", "keys"][..], Scores::Keys, "keys", "top-k 0.1 by keys"),
+        (&["--scores", "means"], Scores::Means, "means", "top-k 0.1"),
+        // As in Rust, a tail does not change what is selected.
+        (&[], Scores::Means, "means", "top-k 0.1"),
+    ] {
+        assert_eq!(json(&run(more))["scores"], name);
+        let builder = Attention::builder(HeadDim::D128, DType::Bf16).select(top_k(0.1).by(scores));
+        let attention = builder.tail(Tail::Block).build(&Device::cpu()).unwrap();
+        let expected = attention.forward(&q, &k, &v).unwrap();
+        let bytes = std::fs::read(&to).unwrap();
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+        assert_eq!(metadata.metadata().as_ref().unwrap()["selection"], said);
+        let found = SafeTensors::deserialize(&bytes).unwrap();
+        let out = tensor(&found, "out").to_vec::<bf16>().unwrap();
+        assert!(out == expected.out.to_vec::<bf16>().unwrap(), "{more:?}: out differs");
+        outs.push(out);
+    }
+    assert!(outs[0] != outs[1] && outs[1] == outs[2]);
+    for wrong in ["key", "Keys", "", "best"] {
+        makes_no_sense(&run(&["--scores", wrong]), &["--scores <SCORES>", "means, keys"]);
     }
 }

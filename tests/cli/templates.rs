@@ -232,6 +232,7 @@ fn arguments_that_are_none_are_refused_with_those_that_there_are() {
         (&["--kernel", "blend", "--scalars", "gain=1e999"], "`gain=1e999`: write NAME=NUMBER"),
         (&["--kernel", "blend", "--shapes", "1x100x64"], "cannot be used with '--shapes"),
         (&["--kernel", "blend", "--top-k", "0.5"], "cannot be used with '--top-k"),
+        (&["--kernel", "blend", "--scores", "keys"], "cannot be used with '--scores"),
         (&["--kernel", "blend", "--backward"], "cannot be used with '--backward'"),
         (&[], "--kernel <NAME>"),
     ] {

@@ -6,7 +6,7 @@ use crate::cli::error::CliError;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 use tilewright::reference::{attention_f64, relative_error};
-use tilewright::{Attention, BlockMask, Device, SeqLens, Tensor, TokenGrid};
+use tilewright::{Attention, BlockMask, Device, Selection, SeqLens, Tensor, TokenGrid};
 
 /// The most times a thing is timed, and for how long at most.
 const RUNS: usize = 15;
@@ -43,6 +43,8 @@ pub struct OrderReport {
     pub error_arithmetic: f64,
     pub mask_ms: f64,
     pub attention_ms: f64,
+    /// What the same rule drops where it scores blocks by keys. Top-p may keep another number of these.
+    pub sparsity_by_keys: f64,
     /// The same blocks, and a mean for each of the others, which the mean query of a block scores.
     pub block_tail: TailReport,
     /// The means scored by every query.
@@ -54,6 +56,8 @@ pub struct OrderReport {
 pub struct TailReport {
     /// As [`OrderReport::error_dense`].
     pub error_dense: f64,
+    /// The same where the rule scores blocks by keys: see [`OrderReport::sparsity_by_keys`].
+    pub error_dense_by_keys: f64,
     /// Mask, tail and attention.
     pub call_ms: f64,
 }
@@ -63,6 +67,8 @@ pub struct Attentions {
     pub no_tail: Attention,
     pub block_tail: Attention,
     pub row_tail: Attention,
+    /// Their rule, over scores by keys.
+    pub by_keys: Selection,
 }
 
 /// Measures these on a layer, in both orders; `dense` is attention over all blocks on the CPU, the exact result.
@@ -124,9 +130,15 @@ fn order(
         let count = heads.len() as f64;
         heads.map(|(found, exact)| relative_l1(found, exact)).sum::<f64>() / count
     };
+    let by_keys =
+        |attention: &Attention| attention.with_parameters(Some(attentions.by_keys), Some(attention.scale()));
     let with_tail = |attention: &Attention| -> Result<TailReport, CliError> {
+        let error_of = |attention: &Attention| -> Result<f64, CliError> {
+            Ok(error_dense(&in_raster(attention.forward(q, k, v)?.out)?))
+        };
         Ok(TailReport {
-            error_dense: error_dense(&in_raster(attention.forward(q, k, v)?.out)?),
+            error_dense: error_of(attention)?,
+            error_dense_by_keys: error_of(&by_keys(attention)?)?,
             call_ms: median_of(TAIL_RUNS, device, || attention.forward(q, k, v).map(drop))?,
         })
     };
@@ -139,6 +151,7 @@ fn order(
         error_arithmetic,
         mask_ms: median_ms(device, || attention.mask(q, k).map(drop))?,
         attention_ms: median_ms(device, || attention.attend_with(q, k, v, &mask).map(drop))?,
+        sparsity_by_keys: by_keys(attention)?.mask(q, k)?.sparsity()?,
         block_tail: with_tail(&attentions.block_tail)?,
         row_tail: with_tail(&attentions.row_tail)?,
     };

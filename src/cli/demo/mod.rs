@@ -5,7 +5,7 @@ mod kernels;
 mod measure;
 mod text;
 
-use super::args::AttentionArgs;
+use super::args::{AttentionArgs, describe_scores};
 use super::error::CliError;
 use super::files::{self, Destination};
 use super::mask_image::{self, ImageError};
@@ -19,7 +19,7 @@ use measure::{Attentions, LayerReport, OrderReport};
 use serde::Serialize;
 use tilewright::attention::Shapes;
 use tilewright::toolchain::ToolchainError;
-use tilewright::{Attention, Device, Tail};
+use tilewright::{Attention, Device, Scores, Tail};
 
 #[derive(Args)]
 pub struct DemoArgs {
@@ -41,6 +41,8 @@ struct DemoReport {
     device: String,
     top_k: Option<f64>,
     top_p: Option<f64>,
+    /// What blocks are scored by: means or keys.
+    scores: &'static str,
     block: [usize; 2],
     /// The share of blocks dropped, over all layers, tokens in raster order.
     sparsity: f64,
@@ -94,6 +96,7 @@ pub fn run(args: &DemoArgs, offline: bool) -> Result<Report, CliError> {
         no_tail: sparse(Tail::None)?,
         block_tail: sparse(Tail::Block)?,
         row_tail: sparse(Tail::row(args.attention.block))?,
+        by_keys: selection.by(Scores::Keys),
     };
     let exact = builder().build(&Device::cpu())?;
     let mut reports = Vec::new();
@@ -134,6 +137,7 @@ pub fn run(args: &DemoArgs, offline: bool) -> Result<Report, CliError> {
         device: device.to_string(),
         top_k: selection.k(),
         top_p: selection.p(),
+        scores: describe_scores(selection.scores()),
         block: [args.attention.block.q(), args.attention.block.kv()],
         sparsity: dropped(|layer| &layer.raster),
         sparsity_cubes: dropped(|layer| &layer.cubes),

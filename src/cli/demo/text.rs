@@ -47,8 +47,10 @@ pub fn describe(report: &DemoReport, selection: &Selection) -> String {
         "query (block tail), or one for {} keys, scored by every query (row tail): docs/tails.md. Errors are those to dense attention,",
         Tail::ROW_KEYS
     );
-    text += "as above; times are of mask, tail and attention together.\n\n";
-    let _ = writeln!(text, "{}\n", tails(report));
+    text += "as above; times are of mask, tail and attention together. \"By keys\": the rule scores a block by the best of its keys and\n";
+    text += "not by their mean (`--scores keys`), and top-p may keep another number of blocks then.\n\n";
+    let _ = writeln!(text, "{}\n", errors_of_tails(report));
+    let _ = writeln!(text, "{}\n", times_of_tails(report));
 
     if !report.kernels.is_empty() {
         match &report.nvrtc {
@@ -127,7 +129,7 @@ fn layers(report: &DemoReport) -> comfy_table::Table {
     table
 }
 
-fn tails(report: &DemoReport) -> comfy_table::Table {
+fn errors_of_tails(report: &DemoReport) -> comfy_table::Table {
     let headings = [
         "layer",
         "head",
@@ -136,16 +138,14 @@ fn tails(report: &DemoReport) -> comfy_table::Table {
         "error: no tail",
         "block tail",
         "row tail",
-        "time: no tail",
-        "block tail",
+        "kept by keys",
+        "error: block tail",
         "row tail",
     ];
     let mut table = table(&headings);
     for layer in &report.layers {
         for (name, order) in [("raster", &layer.raster), ("cubes", &layer.cubes)] {
             let errors = [order.error_dense, order.block_tail.error_dense, order.row_tail.error_dense];
-            let times =
-                [order.mask_ms + order.attention_ms, order.block_tail.call_ms, order.row_tail.call_ms];
             let mut row = vec![
                 number(&layer.layer),
                 number(&layer.heads),
@@ -153,6 +153,22 @@ fn tails(report: &DemoReport) -> comfy_table::Table {
                 number(format!("{:.1} %", 100.0 * (1.0 - order.sparsity))),
             ];
             row.extend(errors.map(|error| number(format!("{error:.3}"))));
+            row.push(number(format!("{:.1} %", 100.0 * (1.0 - order.sparsity_by_keys))));
+            let by_keys = [&order.block_tail, &order.row_tail].map(|tail| tail.error_dense_by_keys);
+            row.extend(by_keys.map(|error| number(format!("{error:.3}"))));
+            table.add_row(row);
+        }
+    }
+    table
+}
+
+fn times_of_tails(report: &DemoReport) -> comfy_table::Table {
+    let mut table = table(&["layer", "head", "order", "time: no tail", "block tail", "row tail"]);
+    for layer in &report.layers {
+        for (name, order) in [("raster", &layer.raster), ("cubes", &layer.cubes)] {
+            let times =
+                [order.mask_ms + order.attention_ms, order.block_tail.call_ms, order.row_tail.call_ms];
+            let mut row = vec![number(&layer.layer), number(&layer.heads), name.into()];
             row.extend(times.map(|ms| number(milliseconds(ms))));
             table.add_row(row);
         }

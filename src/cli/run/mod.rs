@@ -2,7 +2,7 @@
 
 mod layout;
 
-use super::args::{AttentionArgs, TailChoice, describe, describe_tail};
+use super::args::{AttentionArgs, TailChoice, describe, describe_scores, describe_tail};
 use super::error::CliError;
 use super::files::{self, Destination, write_error};
 use super::nvrtc;
@@ -159,6 +159,7 @@ pub fn run(args: &RunArgs, offline: bool) -> Result<Report, CliError> {
         "dtype": q.dtype,
         "top_k": selection.k(),
         "top_p": selection.p(),
+        "scores": describe_scores(selection.scores()),
         "tail": tail,
         "block": [blocks.q(), blocks.kv()],
         "sparsity": sparsity,
