@@ -25,15 +25,20 @@ def attend(q, k, v, keep, scale=None):
         return out, (np.log(total) + top)[..., 0]
 
 
-def select(q, k, block_size, top_k, top_p, scale=None):
-    """The blocks that top-k or top-p keeps: bool `[b, h, q_blocks, kv_blocks]`."""
+def select(q, k, block_size, top_k, top_p, scale=None, keys=None):
+    """The blocks that top-k or top-p keeps: bool `[b, h, q_blocks, kv_blocks]`.
+
+    A block's score is that of its mean key, or with `keys` the best of those of the means of so many neighbours each.
+    """
     q, k = (np.asarray(x, dtype=np.float64) for x in (q, k))
     means = []
-    for x, block in ((q, block_size[0]), (k, block_size[1])):
+    for x, block in ((q, block_size[0]), (k, keys or block_size[1])):
         starts = range(0, x.shape[2], block)
         means.append(np.stack([x[:, :, s : s + block].mean(axis=2) for s in starts], axis=2))
     mean_q, mean_k = means[0], np.repeat(means[1], q.shape[1] // k.shape[1], axis=1)
     scores = mean_q @ mean_k.swapaxes(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if keys is not None:
+        scores = np.maximum.reduceat(scores, range(0, scores.shape[-1], block_size[1] // keys), axis=-1)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     order = np.argsort(-weights, axis=-1, kind="stable")

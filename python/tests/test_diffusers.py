@@ -88,6 +88,19 @@ def test_a_tail_stands_for_the_blocks_left_out(family, tail, device):
         assert torch.equal(run(model, inputs), everything)
 
 
+@pytest.mark.parametrize("tail", [None, "block", "row"])
+@pytest.mark.parametrize("family", [wan, hunyuan])
+def test_scores_go_by_the_tail_unless_they_are_given(family, tail, device):
+    """In the attention of video alone, and in the one with text, which selects by itself."""
+    model, inputs = make(family, device)
+    outs = {}
+    for scores in (None, "means", "keys"):
+        with tilewright.diffusers.enable(model, **FEW, tail=tail, scores=scores):
+            outs[scores] = run(model, inputs)
+    assert torch.equal(outs[None], outs["means" if tail is None else "keys"])
+    assert not torch.equal(outs["means"], outs["keys"])
+
+
 @pytest.mark.parametrize("family", [cogvideox, hunyuan])
 def test_text_is_always_seen(family, device):
     """With as good as no video block kept, another text still changes every token."""

@@ -44,6 +44,7 @@ def refused(model, **options):
         *({"block_size": value} for value in (64, 64.0, "auto", None)),
         *({"tail": value} for value in ("rows", True, 64, ("row", 32), ("row", 0), ("row", 64.0), ("block", 64))),
         {"tail": ("row", 64), "block_size": (128, 128)},
+        *({"scores": value} for value in ("mean", "Keys", "", True, 4, ["keys"])),
     ],
     ids=str,
 )

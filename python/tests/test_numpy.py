@@ -45,6 +45,20 @@ def test_selection_and_attention(shape, kv_shape, block_size, top_k, top_p):
     assert np.abs(lse - expected_lse).max() < 1e-3
 
 
+@pytest.mark.parametrize(("top_k", "top_p"), [(0.3, None), (None, 0.5)])
+@pytest.mark.parametrize("tail", [None, "block", "row"])
+def test_blocks_scored_by_keys(tail, top_k, top_p):
+    q, k, v = noise(1, 2, 4, 257, 72), noise(2, 2, 2, 430, 72), noise(3, 2, 2, 430, 72)
+    options = {"top_k": top_k, "top_p": top_p, "block_size": (64, 64), "enable_gqa": True}
+    mask = tilewright.block_mask(q, k, **options, scores="keys")
+    assert (mask.to_dense() == select(q, k, (64, 64), top_k, top_p, keys=4)).all()
+    assert (mask.to_dense() != tilewright.block_mask(q, k, **options).to_dense()).any()
+    expected, expected_lse = tilewright.attention(q, k, v, mask, enable_gqa=True, tail=tail, return_lse=True)
+    for scores in ("keys",) if tail is None else ("keys", None):
+        out, lse = tilewright.sparse_attention(q, k, v, **options, tail=tail, scores=scores, return_lse=True)
+        assert (out == expected).all() and (lse == expected_lse).all()
+
+
 def test_values_of_another_width():
     q, k, v = noise(1, 1, 2, 300, 64), noise(2, 1, 2, 200, 64), noise(3, 1, 2, 200, 24)
     out, lse, mask = tilewright.sparse_attention(q, k, v, top_k=0.4, return_lse=True, return_mask=True)

@@ -97,6 +97,8 @@ def test_other_scores_are_refused(device):
         lambda: tilewright.sparse_attention(q, k, v, scores="mean"),
         lambda: tilewright.block_mask(q, k, scores="mean"),
         lambda: tilewright.SparseAttention(scores="mean"),
+        lambda: tilewright.sparse_attention(q, k, v, tail="row", scores="mean"),
+        lambda: tilewright.sparse_attention(q, k, v, scores="mean", return_mask=True),
     ]:
         with pytest.raises(ValueError, match=needed):
             call()

@@ -71,6 +71,8 @@ FINE = {
     "tw.TokenGrid((4, 8, 8)).restore(t, dim=1)": TENSOR,
     "tw.sparse_attention(t, t, t, tail='block')": TENSOR,
     "tw.attention(t, t, t, tw.block_mask(t, t), tail=('row', 128))": TENSOR,
+    "tw.sparse_attention(t, t, t, tail='row', scores='means')": TENSOR,
+    "tw.block_mask(a, a, scores='keys').kv_indices": ARRAY,
     "tw.block_mask(a, a).with_admissible(a).dropped": f"{ARRAY} | None",
     "tw.block_mask(t, t).with_unlisted_dropped().dropped_map()": f"{TENSOR} | None",
     "tw.SparseAttention(layout='BSHD').layout": "Literal['BHSD'] | Literal['BSHD']",
@@ -91,6 +93,9 @@ WRONG = {
     "tw.sparse_attention(t, t, t, tail='rows')": '"str"',
     "tw.attention(t, t, t, t, tail=128)": '"int"',
     "tw.SparseAttention(tail=('block', 64))": '"tail"',
+    "tw.sparse_attention(t, t, t, scores='mean')": '"str"',
+    "tw.block_mask(t, t, scores='mean')": '"scores"',
+    "tw.SparseAttention(scores=True)": '"scores"',
 }
 
 

@@ -106,8 +106,8 @@ def sparse_attention(
         top_p: the share of the softmax kept at least, in (0, 1]; None for none. With both None nothing is selected and every
             block that the mask function admits is kept.
         block_size: queries and keys of a block: a pair of `BLOCK_SIZES`.
-        mask: attend to these blocks instead of selecting some: what `attention` takes. `top_k` and `top_p` are not
-            looked at then.
+        mask: attend to these blocks instead of selecting some: what `attention` takes. `top_k`, `top_p` and
+            `scores` are not looked at then.
         scale: the factor of the products of q and k; `1 / sqrt(d)` when None.
         is_causal: query i sees the keys up to position i (top-left aligned, as `scaled_dot_product_attention`).
         enable_gqa: q may have a multiple of the heads of k and v.
