@@ -1,12 +1,14 @@
 //! Tokens regrouped on a GPU: `cargo bench --bench regroup`. Medians of CUDA-event times; the rate counts every byte read and
 //! every byte written, beside a plain copy of the same tensor on the same GPU.
 
+#[path = "support/timing.rs"]
+mod timing;
+
 use cudarc::driver::CudaContext;
 use std::error::Error;
-use tilewright::device::{CudaDevice, DeviceError};
+use tilewright::device::CudaDevice;
 use tilewright::{DType, Device, Tensor, TokenGrid};
-
-const LAUNCHES: usize = 30;
+use timing::{LAUNCHES, median};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let device = match Device::cuda(0) {
@@ -43,13 +45,13 @@ fn run(
     let x = laid_out(Tensor::zeros_on(device, dtype, shape)?)?;
     let mut out = laid_out(Tensor::zeros_on(device, dtype, shape)?)?;
     let bytes = x.elements() * dtype.size();
-    let regroup = median(cuda, || Ok(grid.regroup_into(&x, &mut out)?))?;
-    let restore = median(cuda, || Ok(grid.restore_into(&x, &mut out)?))?;
+    let regroup = median(cuda, || grid.regroup_into(&x, &mut out))?;
+    let restore = median(cuda, || grid.restore_into(&x, &mut out))?;
     let context = CudaContext::new(cuda.info().ordinal)?;
     // SAFETY: the stream is of this GPU's primary context, and lives as long as the process.
     let stream = unsafe { context.wrap_borrowed_stream(cuda.cu_stream().cast()) };
     let (from, mut to) = (stream.alloc_zeros::<u8>(bytes)?, stream.alloc_zeros::<u8>(bytes)?);
-    let copy = median(cuda, || Ok(stream.memcpy_dtod(&from, &mut to)?))?;
+    let copy = median::<Box<dyn Error>>(cuda, || Ok(stream.memcpy_dtod(&from, &mut to)?))?;
     let rate = |ms: f32| 2.0 * bytes as f64 / f64::from(ms) / 1e6;
     println!(
         "  {name:<26} {:>6.1} MB  regroup {regroup:.4} ms ({:.0} GB/s)  restore {restore:.4} ms ({:.0} GB/s)  copy {copy:.4} ms ({:.0} GB/s)",
@@ -59,28 +61,4 @@ fn run(
         rate(copy)
     );
     Ok(())
-}
-
-fn median(
-    cuda: &CudaDevice,
-    mut work: impl FnMut() -> Result<(), Box<dyn Error>>,
-) -> Result<f32, Box<dyn Error>> {
-    let mut failure = None;
-    let mut once = || {
-        cuda.time_ms(|_| {
-            if let Err(error) = work() {
-                failure = Some(error);
-            }
-            Ok::<(), DeviceError>(())
-        })
-    };
-    for _ in 0..5 {
-        once()?;
-    }
-    let mut times = (0..LAUNCHES).map(|_| once()).collect::<Result<Vec<f32>, _>>()?;
-    if let Some(error) = failure {
-        return Err(error);
-    }
-    times.sort_by(f32::total_cmp);
-    Ok(times[LAUNCHES / 2])
 }

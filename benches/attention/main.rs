@@ -8,16 +8,18 @@
 #[path = "../support/mod.rs"]
 mod support;
 mod tails;
+#[path = "../support/timing.rs"]
+mod timing;
 
 use clap::Parser;
 use std::path::PathBuf;
 use support::{draw, random};
 use tilewright::attention::Shapes;
-use tilewright::device::{CudaDevice, DeviceError};
 use tilewright::services::Policy;
 use tilewright::{
     Attention, BlockMask, BlockSize, DType, Device, Error, HeadDim, Output, SeqLens, Tensor, top_k, top_p,
 };
+use timing::{LAUNCHES, median};
 
 #[derive(Parser)]
 struct Options {
@@ -50,8 +52,6 @@ const WORKLOADS: [Workload; 3] = [
     Workload { name: "Wan 720p", heads: 10, seq: 75_600, d: 128 },
     Workload { name: "CogVideoX", heads: 30, seq: 17_776, d: 64 },
 ];
-
-const LAUNCHES: usize = 30;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let options = Options::parse();
@@ -163,31 +163,6 @@ fn run_backward(device: &Device, workload: &Workload, explain: bool) -> Result<(
         flops / f64::from(ms) / 1e9
     );
     Ok(())
-}
-
-fn median(cuda: &CudaDevice, work: impl Fn() -> Result<(), Error>) -> Result<f32, Error> {
-    median_mut(cuda, work)
-}
-
-fn median_mut(cuda: &CudaDevice, mut work: impl FnMut() -> Result<(), Error>) -> Result<f32, Error> {
-    let mut failure = None;
-    let mut once = || {
-        cuda.time_ms(|_| {
-            if let Err(error) = work() {
-                failure = Some(error);
-            }
-            Ok::<(), DeviceError>(())
-        })
-    };
-    for _ in 0..5 {
-        once()?;
-    }
-    let mut times = (0..LAUNCHES).map(|_| once()).collect::<Result<Vec<f32>, _>>()?;
-    if let Some(error) = failure {
-        return Err(error);
-    }
-    times.sort_by(f32::total_cmp);
-    Ok(times[LAUNCHES / 2])
 }
 
 /// Every row keeps the same number of blocks, at random places.

@@ -81,6 +81,23 @@ constexpr int GROUPS = THREADS / COLUMNS;   // rows read at once; threads left o
 
 static_assert(D % 8 == 0 && GROUPS >= 1 && 4 * GROUPS * D <= SMEM_BYTES);
 
+/// A thread's sums of its column, [GROUPS][D].
+__device__ __forceinline__ void store_sums(const float (&sum)[8], float* partial, int group, int column) {
+    float4* slot = reinterpret_cast<float4*>(partial + group * D + column * 8);
+    slot[0] = make_float4(sum[0], sum[1], sum[2], sum[3]);
+    slot[1] = make_float4(sum[4], sum[5], sum[6], sum[7]);
+}
+
+/// The mean, once every thread has stored its sums.
+__device__ __forceinline__ void write_mean(const float* partial, int rows, int width, float* mean) {
+    __syncthreads();
+    for (int d = threadIdx.x; d < width; d += THREADS) {
+        float total = partial[d];
+        for (int i = 1; i < GROUPS; ++i) total += partial[i * D + d];
+        mean[d] = total / static_cast<float>(rows);
+    }
+}
+
 /// The mean of `rows` rows, of which there are at most BLOCK.
 template <int BLOCK>
 __device__ __forceinline__ void pool_run(const T* x, long long stride, int rows, int width, float* mean, float* partial) {
@@ -107,23 +124,15 @@ __device__ __forceinline__ void pool_run(const T* x, long long stride, int rows,
                 for (int c = 0; c < 8; ++c) sum[c] += static_cast<float>(elements[c]);
             }
         }
-        float4* slot = reinterpret_cast<float4*>(partial + group * D + column * 8);
-        slot[0] = make_float4(sum[0], sum[1], sum[2], sum[3]);
-        slot[1] = make_float4(sum[4], sum[5], sum[6], sum[7]);
+        store_sums(sum, partial, group, column);
     }
-    __syncthreads();
-
-    for (int d = threadIdx.x; d < width; d += THREADS) {
-        float total = partial[d];
-        for (int i = 1; i < GROUPS; ++i) total += partial[i * D + d];
-        mean[d] = total / static_cast<float>(rows);
-    }
+    write_mean(partial, rows, width, mean);
 }
 
 #line 3 "pool/sm80.cu"
 
 
-#line 66 "pool/sm80.cu"
+#line 58 "pool/sm80.cu"
 
 // 80 registers hold the loads in flight, and 768 threads of them hide the latency.
 extern "C" __global__ void __launch_bounds__(THREADS, 768 / THREADS)
@@ -145,7 +154,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 768 / THREADS)
         const int run = blockIdx.x - runs_of_q;
         const int head = run / p.kv_blocks, block = run - head * p.kv_blocks;
 
-#line 98 "pool/sm80.cu"
+#line 90 "pool/sm80.cu"
         pool_run<BLOCK_KV>(p.k + batch * p.k_stride[0] + head * p.k_stride[1] +
                                static_cast<long long>(block) * BLOCK_KV * p.k_stride[2],
                            p.k_stride[2], min(BLOCK_KV, p.seq_kv - block * BLOCK_KV), p.head_dim,

@@ -56,6 +56,23 @@ constexpr int GROUPS = THREADS / COLUMNS;   // rows read at once; threads left o
 
 static_assert(D % 8 == 0 && GROUPS >= 1 && 4 * GROUPS * D <= SMEM_BYTES);
 
+/// A thread's sums of its column, [GROUPS][D].
+__device__ __forceinline__ void store_sums(const float (&sum)[8], float* partial, int group, int column) {
+    float4* slot = reinterpret_cast<float4*>(partial + group * D + column * 8);
+    slot[0] = make_float4(sum[0], sum[1], sum[2], sum[3]);
+    slot[1] = make_float4(sum[4], sum[5], sum[6], sum[7]);
+}
+
+/// The mean, once every thread has stored its sums.
+__device__ __forceinline__ void write_mean(const float* partial, int rows, int width, float* mean) {
+    __syncthreads();
+    for (int d = threadIdx.x; d < width; d += THREADS) {
+        float total = partial[d];
+        for (int i = 1; i < GROUPS; ++i) total += partial[i * D + d];
+        mean[d] = total / static_cast<float>(rows);
+    }
+}
+
 /// The mean of `rows` rows, of which there are at most BLOCK.
 template <int BLOCK>
 __device__ __forceinline__ void pool_run(const T* x, long long stride, int rows, int width, float* mean, float* partial) {
@@ -82,17 +99,9 @@ __device__ __forceinline__ void pool_run(const T* x, long long stride, int rows,
                 for (int c = 0; c < 8; ++c) sum[c] += static_cast<float>(elements[c]);
             }
         }
-        float4* slot = reinterpret_cast<float4*>(partial + group * D + column * 8);
-        slot[0] = make_float4(sum[0], sum[1], sum[2], sum[3]);
-        slot[1] = make_float4(sum[4], sum[5], sum[6], sum[7]);
+        store_sums(sum, partial, group, column);
     }
-    __syncthreads();
-
-    for (int d = threadIdx.x; d < width; d += THREADS) {
-        float total = partial[d];
-        for (int i = 1; i < GROUPS; ++i) total += partial[i * D + d];
-        mean[d] = total / static_cast<float>(rows);
-    }
+    write_mean(partial, rows, width, mean);
 }
 
 #line 3 "pool_values/sm80.cu"

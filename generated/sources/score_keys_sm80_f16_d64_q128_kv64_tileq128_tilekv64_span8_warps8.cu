@@ -142,6 +142,19 @@ __device__ __forceinline__ void copy_wait() {
 }
 
 #line 8 "score_keys/sm80.cu"
+#line 1 "lib/logit.cuh"
+// What a block's score may be: a NaN counts as -inf, everything else is clamped to a finite range.
+
+__device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
+
+/// The largest magnitude of a logit: the difference of two stays finite.
+constexpr float LARGEST_LOGIT = 3e38f;
+
+__device__ __forceinline__ float sanitised(float logit) {
+    return logit != logit ? minus_infinity() : fminf(fmaxf(logit, -LARGEST_LOGIT), LARGEST_LOGIT);
+}
+
+#line 9 "score_keys/sm80.cu"
 #line 1 "lib/mma.cuh"
 // The tensor cores' m16n8k16 product on f16 and bf16 with f32 accumulation, and the loads of its operands.
 //
@@ -216,7 +229,7 @@ struct Mma<__nv_bfloat16> {
     }
 };
 
-#line 9 "score_keys/sm80.cu"
+#line 10 "score_keys/sm80.cu"
 #line 1 "lib/tile.cuh"
 // Tiles of 2-byte elements in shared memory, rows unpadded, free of bank conflicts for ldmatrix.
 #pragma once
@@ -330,7 +343,7 @@ struct TileCopy {
     }
 };
 
-#line 10 "score_keys/sm80.cu"
+#line 11 "score_keys/sm80.cu"
 #line 1 "lib/tile_products.cuh"
 // One warp's products of tiles in shared memory (mma.sync).
 //
@@ -411,7 +424,7 @@ __device__ __forceinline__ void each_product(float (&products)[M_TILES][N_TILES]
                 change(products[m][n][i], more[m][n][i], m * 16 + lane / 4 + i / 2 * 8, n * 8 + lane % 4 * 2 + i % 2);
 }
 
-#line 11 "score_keys/sm80.cu"
+#line 12 "score_keys/sm80.cu"
 #line 1 "lib/quad.cuh"
 // What the four lanes that share a row of an accumulator do together.
 #pragma once
@@ -445,7 +458,7 @@ __device__ __forceinline__ uint4 transpose_quad(unsigned (&x)[4]) {
     return odd ? make_uint4(near0, x[1], near1, x[3]) : make_uint4(x[0], near0, x[2], near1);
 }
 
-#line 12 "score_keys/sm80.cu"
+#line 13 "score_keys/sm80.cu"
 
 constexpr int PER_BLOCK = BLOCK_KV / FINE;                 // of a key block
 constexpr int WARPS_Q = TILE_Q / 32;
@@ -454,7 +467,6 @@ constexpr int WARP_COLUMNS = TILE_KV / WARPS_KV;
 constexpr int BLOCKS = WARP_COLUMNS / PER_BLOCK;           // key blocks of a warp
 // Products of 64 columns take more than half of the registers.
 constexpr int CTAS = (WARP_COLUMNS > 32 ? 256 : 512) / THREADS;
-constexpr float LARGEST = 3e38f;                      // of a score: the difference of two is finite
 using Layout = Tile<D>;
 
 static_assert(WARP_COLUMNS % 16 == 0 && WARP_COLUMNS % PER_BLOCK == 0 && PER_BLOCK % 8 == 0 && TILE_Q % 32 == 0);
@@ -526,7 +538,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS) TILEWRIGHT_KERNEL(co
                         const float* pair = &product[m][block * (PER_BLOCK / 8) + n][2 * half];
                         top = fmaxf(top, fmaxf(pair[0], pair[1]));
                     }
-                    top = fminf(quad_max(top), LARGEST);
+                    top = fminf(quad_max(top), LARGEST_LOGIT);
                     const int q = first_q + warp_q + 16 * m + 8 * half + group;
                     if (member == 0 && q < p.q_blocks && kv < p.kv_blocks) logits[q * p.logits_stride[2] + kv] = top;
                 }

@@ -133,9 +133,11 @@ __device__ __forceinline__ unsigned turned(unsigned word, int lane) {
 
 __device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
 
+/// The largest magnitude of a logit: the difference of two stays finite.
+constexpr float LARGEST_LOGIT = 3e38f;
+
 __device__ __forceinline__ float sanitised(float logit) {
-    constexpr float LIMIT = 3e38f;
-    return logit != logit ? minus_infinity() : fminf(fmaxf(logit, -LIMIT), LIMIT);
+    return logit != logit ? minus_infinity() : fminf(fmaxf(logit, -LARGEST_LOGIT), LARGEST_LOGIT);
 }
 
 #line 8 "score_partial/sm80.cu"

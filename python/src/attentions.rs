@@ -28,11 +28,19 @@ pub(crate) struct Kind {
     pub(crate) tail: Tail,
 }
 
+/// Which blocks are selected; without a rule none are.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Selects {
+    pub(crate) top_k: Option<f64>,
+    pub(crate) top_p: Option<f64>,
+    /// Whether blocks are scored by keys, and not by their means.
+    pub(crate) by_keys: bool,
+}
+
 /// What else a call depends on.
 #[derive(Clone, Copy)]
 pub(crate) struct Parameters {
-    /// Top-k, top-p, and whether blocks are scored by keys.
-    pub(crate) select: (Option<f64>, Option<f64>, bool),
+    pub(crate) select: Selects,
     /// `1 / sqrt(head_dim)` when not given.
     pub(crate) scale: Option<f64>,
     /// PyTorch's current stream.
@@ -61,7 +69,7 @@ fn lock() -> MutexGuard<'static, Attentions> {
 
 /// The attention for a call, built the first time.
 pub(crate) fn find(py: Python<'_>, kind: Kind, parameters: Parameters) -> PyResult<Arc<Attention>> {
-    let (k, p, by_keys) = parameters.select;
+    let Selects { top_k: k, top_p: p, by_keys } = parameters.select;
     let bits = [k, p, parameters.scale].map(|number| number.map(f64::to_bits));
     let call = (kind, (bits, by_keys), parameters.stream);
     if let Some(attention) = lock().recent.get(&call) {

@@ -1,5 +1,6 @@
 //! The gradients of a call, over tensors of PyTorch or numpy.
 
+use crate::attentions::Selects;
 use crate::call::{Inputs, Options};
 use crate::make;
 use crate::ops::{self, Lists};
@@ -40,8 +41,7 @@ pub(crate) fn attention_backward<'py>(
     tail: i64,
 ) -> PyResult<Gradients<'py>> {
     let options = Options {
-        top_k: None,
-        top_p: None,
+        select: Selects::default(),
         block_q,
         block_kv,
         scale,
@@ -49,7 +49,6 @@ pub(crate) fn attention_backward<'py>(
         mask_mod,
         enable_gqa,
         tail,
-        by_keys: false,
     };
     let inputs = Inputs::of(q, k, Some(v), false, &options)?;
     let lists = Lists::of(&inputs, (kv_counts, kv_indices), (full_counts, full_indices), dropped)?;

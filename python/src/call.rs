@@ -1,6 +1,6 @@
 //! What every call has in common: its tensors looked at together, its attention, where it runs.
 
-use crate::attentions::{self, Parameters};
+use crate::attentions::{self, Parameters, Selects};
 use crate::make;
 use crate::torch::{Scratch, Torch};
 use crate::view::{Kind, View};
@@ -10,10 +10,8 @@ use std::sync::Arc;
 use tilewright::{Attention, Tail, Tensor};
 
 /// The options of a call, as the package passes them.
-#[derive(FromPyObject)]
 pub(crate) struct Options {
-    pub(crate) top_k: Option<f64>,
-    pub(crate) top_p: Option<f64>,
+    pub(crate) select: Selects,
     pub(crate) block_q: usize,
     pub(crate) block_kv: usize,
     pub(crate) scale: Option<f64>,
@@ -22,8 +20,6 @@ pub(crate) struct Options {
     pub(crate) enable_gqa: bool,
     /// What stands for dropped blocks: see [`tail`].
     pub(crate) tail: i64,
-    /// Whether blocks are scored by keys, and not by their means.
-    pub(crate) by_keys: bool,
 }
 
 /// The tail of a number: 0 for none, -1 for that of a block, and the keys of a run for that of a row.
@@ -132,8 +128,11 @@ impl Inputs {
             functions: (options.score_mod, options.mask_mod),
             tail: tail(options.tail)?,
         };
-        let select = (options.top_k, options.top_p, options.by_keys);
-        attentions::find(py, kind, Parameters { select, scale: options.scale, stream: self.stream })
+        attentions::find(
+            py,
+            kind,
+            Parameters { select: options.select, scale: options.scale, stream: self.stream },
+        )
     }
 
     /// GPU memory for the call to work in. `q` is the tensor that [`Inputs::of`] looked at.

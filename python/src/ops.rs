@@ -1,5 +1,6 @@
 //! The three calls, over tensors of PyTorch or numpy.
 
+use crate::attentions::Selects;
 use crate::call::{Inputs, Options};
 use crate::make;
 use crate::view::{Kind, View};
@@ -35,8 +36,16 @@ pub(crate) fn sparse_attention<'py>(
     tail: i64,
     by_keys: bool,
 ) -> PyResult<Pair<'py>> {
-    let options =
-        Options { top_k, top_p, block_q, block_kv, scale, score_mod, mask_mod, enable_gqa, tail, by_keys };
+    let options = Options {
+        select: Selects { top_k, top_p, by_keys },
+        block_q,
+        block_kv,
+        scale,
+        score_mod,
+        mask_mod,
+        enable_gqa,
+        tail,
+    };
     let inputs = Inputs::of(q, k, Some(v), heads_last, &options)?;
     let attention = inputs.attention(py, &options)?;
     if inputs.q.ordinal.is_none() {
@@ -99,8 +108,16 @@ pub(crate) fn block_mask<'py>(
 ) -> PyResult<Bound<'py, PyList>> {
     // Every tail drops the same blocks.
     let tail = if dropped { -1 } else { 0 };
-    let options =
-        Options { top_k, top_p, block_q, block_kv, scale, score_mod: 0, mask_mod, enable_gqa, tail, by_keys };
+    let options = Options {
+        select: Selects { top_k, top_p, by_keys },
+        block_q,
+        block_kv,
+        scale,
+        score_mod: 0,
+        mask_mod,
+        enable_gqa,
+        tail,
+    };
     let inputs = Inputs::of(q, k, None, false, &options)?;
     let attention = inputs.attention(py, &options)?;
     let [batch, heads, seq_q, _] = inputs.q.shape;
@@ -191,8 +208,7 @@ pub(crate) fn attention<'py>(
     tail: i64,
 ) -> PyResult<Pair<'py>> {
     let options = Options {
-        top_k: None,
-        top_p: None,
+        select: Selects::default(),
         block_q,
         block_kv,
         scale,
@@ -200,7 +216,6 @@ pub(crate) fn attention<'py>(
         mask_mod,
         enable_gqa,
         tail,
-        by_keys: false,
     };
     let inputs = Inputs::of(q, k, Some(v), heads_last, &options)?;
     let lists = Lists::of(&inputs, (kv_counts, kv_indices), (full_counts, full_indices), dropped)?;

@@ -34,8 +34,8 @@ use rayon::prelude::*;
 /// The block mask `selection` makes of q `[batch, heads, seq_q, d]` and k `[batch, kv_heads, seq_kv, d]`.
 ///
 /// With a mask function only the blocks in which it keeps an element take part, and those it keeps as a whole are
-/// listed as full. A block that it keeps in part scores by the mean of the keys that it keeps for at least one query of the
-/// block: what the others hold decides nothing.
+/// listed as full. A block that it keeps in part scores by the keys that it keeps for at least one query of the block: what the
+/// others hold decides nothing.
 ///
 /// # Errors
 /// A [`SelectError`](crate::select::SelectError) for a rule out of range, a [`TensorError`](crate::tensor::TensorError)
@@ -55,35 +55,79 @@ pub fn mask(
     let shape = Shape::of(q, k, None)?;
     // Before anything is summed up.
     blocks_of(grid_of(&shape, blocks)?, bytes_of_lists(mask_mod.is_some()))?;
-    let means = match selection.map(Selection::scores) {
-        Some(Scores::Means) => (block_means(q, blocks.q())?, block_means(k, blocks.kv())?),
-        Some(Scores::Keys) => (block_means(q, blocks.q())?, fine_means(k)?),
-        None => Default::default(),
+    let by_keys = selection.is_some_and(|selection| selection.scores() == Scores::Keys);
+    let pooled = match selection {
+        Some(_) if by_keys => {
+            let keys = PooledKeys::Runs { means: fine_means(k)?, dtype: k.dtype(), block: blocks.kv() };
+            Pooled { q: block_means(q, blocks.q())?, keys }
+        }
+        Some(_) => Pooled::of_blocks(block_means(q, blocks.q())?, block_means(k, blocks.kv())?),
+        None => Pooled::of_blocks(Vec::new(), Vec::new()),
     };
     let partial = mask_mod.map(|function| {
         let seqs = (shape.seq_q, shape.seq_kv);
-        let by_keys = selection.is_some_and(|selection| selection.scores() == Scores::Keys);
         PartialScores { function, k, blocks, seqs, scale, by_keys }
     });
-    select((&means, k.dtype()), &shape, selection, scale, blocks, (mask_mod, partial.as_ref()))
+    select(&pooled, &shape, selection, scale, blocks, (mask_mod, partial.as_ref()))
+}
+
+/// What blocks are scored from.
+struct Pooled {
+    /// `[batch, heads, q_blocks, d]`.
+    q: Vec<f32>,
+    keys: PooledKeys,
+}
+
+enum PooledKeys {
+    /// Means of blocks, `[batch, kv_heads, kv_blocks, d]`.
+    Blocks(Vec<f32>),
+    /// [`fine_means`] of keys of a dtype, and the keys of a block.
+    Runs { means: Vec<f32>, dtype: DType, block: usize },
+}
+
+impl Pooled {
+    fn of_blocks(q: Vec<f32>, k: Vec<f32>) -> Self {
+        Pooled { q, keys: PooledKeys::Blocks(k) }
+    }
+
+    /// The mean queries of one of `count` heads.
+    fn queries(&self, head: usize, count: usize) -> &[f32] {
+        part(&self.q, head, count)
+    }
+
+    /// The scores of these queries by one of `count` key heads: `[q_blocks, kv_blocks]`.
+    fn logits(&self, q: &[f32], (kv_head, count): (usize, usize), d: usize, scale: f32) -> Vec<f32> {
+        match &self.keys {
+            PooledKeys::Blocks(means) => score::logits(q, part(means, kv_head, count), d, scale),
+            PooledKeys::Runs { means, dtype, block } => {
+                score::logits_of_keys(q, part(means, kv_head, count), d, *block, scale, *dtype)
+            }
+        }
+    }
+}
+
+/// One of `count` equal parts.
+fn part(all: &[f32], number: usize, count: usize) -> &[f32] {
+    let each = all.len() / count;
+    &all[number * each..][..each]
 }
 
 /// The same of block means, contiguous `[batch, heads, q_blocks, d]` and `[batch, kv_heads, kv_blocks, d]`, of tensors of
 /// `shape`. All blocks score by these.
 pub(crate) fn mask_of_means(
-    means: &(Vec<f32>, Vec<f32>),
+    [q_means, k_means]: [Vec<f32>; 2],
     shape: &Shape,
     selection: Option<&Selection>,
     scale: f32,
     blocks: BlockSize,
     mask_mod: Option<&dyn MaskMod>,
 ) -> Result<BlockMask, Error> {
-    // Rounding is asked for by keys alone.
-    select((means, DType::F32), shape, selection, scale, blocks, (mask_mod, None))
+    let pooled = Pooled::of_blocks(q_means, k_means);
+    select(&pooled, shape, selection, scale, blocks, (mask_mod, None))
 }
 
 fn select(
-    means: (&(Vec<f32>, Vec<f32>), DType),
+    pooled: &Pooled,
     shape: &Shape,
     selection: Option<&Selection>,
     scale: f32,
@@ -98,15 +142,7 @@ fn select(
         None => vec![PARTIAL; blocks_of(grid, bytes_of_lists(false))?],
     };
     if let Some(selection) = selection.filter(|_| !classes.is_empty()) {
-        drop_unselected(
-            &mut classes,
-            means,
-            shape,
-            selection,
-            (scale, blocks.kv()),
-            [q_blocks, kv_blocks],
-            partial,
-        )?;
+        drop_unselected(&mut classes, pooled, shape, selection, scale, [q_blocks, kv_blocks], partial)?;
     }
     debug_assert!(classes.iter().all(|&class| class <= FULL));
     BlockMask::from_checked(&classes, grid, blocks, seqs, mask_mod.is_some())
@@ -120,23 +156,18 @@ fn grid_of(shape: &Shape, blocks: BlockSize) -> Result<[usize; 4], MaskError> {
 /// Empties the admissible blocks that the rule does not select, row by row.
 fn drop_unselected(
     classes: &mut [u8],
-    ((pooled_q, pooled_k), dtype): (&(Vec<f32>, Vec<f32>), DType),
+    pooled: &Pooled,
     shape: &Shape,
     selection: &Selection,
-    (scale, block_kv): (f32, usize),
+    scale: f32,
     [q_blocks, kv_blocks]: [usize; 2],
     partial: Option<&PartialScores<'_>>,
 ) -> Result<(), Error> {
     let code = UserCode::new([partial.map_or("", |partial| partial.function.name()), ""]);
     let of_head = |(head, classes): (usize, &mut [u8])| {
-        let q = &pooled_q[head * q_blocks * shape.d..][..q_blocks * shape.d];
-        // Of blocks, or of runs of a few keys.
-        let of_head = pooled_k.len() / (shape.batch * shape.kv_heads);
-        let k = &pooled_k[shape.kv_unit(head) * of_head..][..of_head];
-        let mut logits = match selection.scores() {
-            Scores::Means => score::logits(q, k, shape.d, scale),
-            Scores::Keys => score::logits_of_keys(q, k, shape.d, block_kv, scale, dtype),
-        };
+        let q = pooled.queries(head, shape.batch * shape.heads);
+        let kv_head = (shape.kv_unit(head), shape.batch * shape.kv_heads);
+        let mut logits = pooled.logits(q, kv_head, shape.d, scale);
         if let Some(partial) = partial {
             let place =
                 Head { batch: head / shape.heads, head: head % shape.heads, kv_unit: shape.kv_unit(head) };

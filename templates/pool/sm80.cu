@@ -50,17 +50,9 @@ __device__ __forceinline__ void pool_fine(const T* x, long long stride, int rows
             }
             to += GROUPS * BATCH * fine_stride;
         }
-        float4* slot = reinterpret_cast<float4*>(partial + group * D + column * 8);
-        slot[0] = make_float4(sum[0], sum[1], sum[2], sum[3]);
-        slot[1] = make_float4(sum[4], sum[5], sum[6], sum[7]);
+        store_sums(sum, partial, group, column);
     }
-    __syncthreads();
-
-    for (int d = threadIdx.x; d < width; d += THREADS) {
-        float total = partial[d];
-        for (int i = 1; i < GROUPS; ++i) total += partial[i * D + d];
-        mean[d] = total / static_cast<float>(rows);
-    }
+    write_mean(partial, rows, width, mean);
 }
 <% endif %>
 

@@ -5,6 +5,7 @@
 <% include "lib/thread.cuh" %>
 <% include "lib/math.cuh" %>
 <% include "lib/async_copy.cuh" %>
+<% include "lib/logit.cuh" %>
 <% include "lib/mma.cuh" %>
 <% include "lib/tile.cuh" %>
 <% include "lib/tile_products.cuh" %>
@@ -17,7 +18,6 @@ constexpr int WARP_COLUMNS = TILE_KV / WARPS_KV;
 constexpr int BLOCKS = WARP_COLUMNS / PER_BLOCK;           // key blocks of a warp
 // Products of 64 columns take more than half of the registers.
 constexpr int CTAS = (WARP_COLUMNS > 32 ? 256 : 512) / THREADS;
-constexpr float LARGEST = 3e38f;                      // of a score: the difference of two is finite
 using Layout = Tile<D>;
 
 static_assert(WARP_COLUMNS % 16 == 0 && WARP_COLUMNS % PER_BLOCK == 0 && PER_BLOCK % 8 == 0 && TILE_Q % 32 == 0);
@@ -89,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS) TILEWRIGHT_KERNEL(co
                         const float* pair = &product[m][block * (PER_BLOCK / 8) + n][2 * half];
                         top = fmaxf(top, fmaxf(pair[0], pair[1]));
                     }
-                    top = fminf(quad_max(top), LARGEST);
+                    top = fminf(quad_max(top), LARGEST_LOGIT);
                     const int q = first_q + warp_q + 16 * m + 8 * half + group;
                     if (member == 0 && q < p.q_blocks && kv < p.kv_blocks) logits[q * p.logits_stride[2] + kv] = top;
                 }

@@ -73,12 +73,12 @@ fn selected(
     match ranked {
         Ranked::Tensors { q, k } => cpu::mask(q, k, selection, rule.scale, rule.blocks, mask_mod),
         Ranked::Means { q_mean, k_mean } => {
-            let means = (q_mean.to_f32_vec()?, k_mean.to_f32_vec()?);
+            let means = [q_mean.to_f32_vec()?, k_mean.to_f32_vec()?];
             let (d, value_d) = (rule.head_dim.get(), rule.value_dim.get());
             let (batch, heads, kv_heads) = (sizes.batch, sizes.heads, sizes.kv_heads);
             let (seq_q, seq_kv) = (sizes.seq_q, sizes.seq_kv);
             let shape = Shape { batch, heads, kv_heads, seq_q, seq_kv, d, value_d };
-            cpu::mask_of_means(&means, &shape, selection, rule.scale, rule.blocks, mask_mod)
+            cpu::mask_of_means(means, &shape, selection, rule.scale, rule.blocks, mask_mod)
         }
     }
 }

@@ -13,19 +13,31 @@ use std::sync::Arc;
 /// Block means and what is made of them.
 #[derive(Clone)]
 pub(super) struct Ranking {
-    pool: Lazy,
-    /// The same with the means of a few keys each.
-    pool_fine: Lazy,
-    /// Scores by these.
-    score_keys: Lazy,
+    by_means: Scorer,
+    by_keys: Scorer,
     /// From means to lists in one launch, by the most key blocks of a row that it takes.
     rank: Vec<(usize, Lazy)>,
-    /// For longer rows.
+}
+
+/// What scores blocks in one of the ways that [`Scores`](crate::Scores) says.
+#[derive(Clone)]
+struct Scorer {
+    /// Means of blocks, and by keys those of a few keys each too.
+    pool: Lazy,
+    /// Scores to memory: by means for rows that `rank` does not take.
     score: Lazy,
     /// For the blocks that a mask function keeps in part. Absent without one.
-    score_partial: Option<Lazy>,
-    /// The same by the means of a few keys each.
-    score_partial_keys: Option<Lazy>,
+    partial: Option<Lazy>,
+}
+
+impl Scorer {
+    fn on(&self, cuda: &CudaDevice) -> Self {
+        Scorer {
+            pool: self.pool.on(cuda),
+            score: self.score.on(cuda),
+            partial: self.partial.as_ref().map(|kernel| kernel.on(cuda)),
+        }
+    }
 }
 
 const _: () = assert!(score_keys::FINE as usize == FINE);
@@ -47,46 +59,41 @@ impl Ranking {
             let request = Request::new(source).value("T", rule.dtype).value("D", tile);
             request.value("BLOCK_Q", block_q).value("BLOCK_KV", block_kv)
         };
-        let fine = |request: Request, fine: i64| request.value("FINE", fine);
-        let partial = |function, of| {
-            lazy(fine(of_tokens(&score_partial::SOURCE), of).function("mask_mod", Some(function)))
+        // The keys of a run that has a mean of its own, 0 where there are none.
+        let scorer = |fine: i64, score| {
+            let of_tokens = |source| of_tokens(source).value("FINE", fine);
+            let partial = |function| of_tokens(&score_partial::SOURCE).function("mask_mod", Some(function));
+            Scorer {
+                pool: lazy(of_tokens(&pool::SOURCE)),
+                score: lazy(score),
+                partial: mask_mod.map(|function| lazy(partial(function))),
+            }
         };
         Ranking {
-            pool: lazy(fine(of_tokens(&pool::SOURCE), 0)),
-            pool_fine: lazy(fine(of_tokens(&pool::SOURCE), FINE as i64)),
-            score_keys: lazy(of_tokens(&score_keys::SOURCE)),
+            by_means: scorer(0, Request::new(&score::SOURCE)),
+            by_keys: scorer(FINE as i64, of_tokens(&score_keys::SOURCE)),
             rank: capacities.map(rank).collect(),
-            score: lazy(Request::new(&score::SOURCE)),
-            score_partial: mask_mod.map(|function| partial(function, 0)),
-            score_partial_keys: mask_mod.map(|function| partial(function, FINE as i64)),
         }
+    }
+
+    fn scorer(&self, by_keys: bool) -> &Scorer {
+        if by_keys { &self.by_keys } else { &self.by_means }
     }
 
     /// Scores to memory.
     pub(super) fn score_kernel(&self, by_keys: bool) -> &Lazy {
-        if by_keys { &self.score_keys } else { &self.score }
+        &self.scorer(by_keys).score
     }
 
     /// What tensors want and block means do not.
     pub(super) fn of_tensors(&self, by_keys: bool) -> impl Iterator<Item = &Lazy> {
-        let (pool, partial) = match by_keys {
-            true => (&self.pool_fine, &self.score_partial_keys),
-            false => (&self.pool, &self.score_partial),
-        };
+        let Scorer { pool, partial, .. } = self.scorer(by_keys);
         [pool].into_iter().chain(partial)
     }
 
     pub(super) fn on(&self, cuda: &CudaDevice) -> Self {
         let rank = self.rank.iter().map(|(capacity, kernel)| (*capacity, kernel.on(cuda)));
-        Ranking {
-            pool: self.pool.on(cuda),
-            pool_fine: self.pool_fine.on(cuda),
-            score_keys: self.score_keys.on(cuda),
-            rank: rank.collect(),
-            score: self.score.on(cuda),
-            score_partial: self.score_partial.as_ref().map(|kernel| kernel.on(cuda)),
-            score_partial_keys: self.score_partial_keys.as_ref().map(|kernel| kernel.on(cuda)),
-        }
+        Ranking { by_means: self.by_means.on(cuda), by_keys: self.by_keys.on(cuda), rank: rank.collect() }
     }
 
     /// `rank` for rows of `kv_blocks`, where they fit.
@@ -103,7 +110,7 @@ impl Ranking {
         [q_mean, k_mean]: &mut [Tensor; 2],
         (finished, k_fine): (Option<&mut Tensor>, Option<&mut Tensor>),
     ) -> Result<(), Error> {
-        let kernel = if k_fine.is_some() { &self.pool_fine } else { &self.pool };
+        let kernel = &self.scorer(k_fine.is_some()).pool;
         let args = pool::Args { q, k, q_mean, k_mean, finished, k_fine };
         // SAFETY: it asks for nothing that the checks do not see; all work is on one stream.
         unsafe { kernel.get()?.launch_in(call.bucket(), &args, None) }
@@ -119,11 +126,11 @@ impl Ranking {
         if let Some(k_fine) = k_fine {
             let args = score_keys::Args { q_mean, k_fine, logits, scale: call.rule.scale };
             // SAFETY: as below.
-            return unsafe { self.score_keys.get()?.launch_in(call.bucket(), &args, None) };
+            return unsafe { self.by_keys.score.get()?.launch_in(call.bucket(), &args, None) };
         }
         let args = score::Args { q_mean, k_mean, logits, scale: call.rule.scale };
         // SAFETY: it asks for nothing that the checks do not see; all work is on one stream.
-        unsafe { self.score.get()?.launch_in(call.bucket(), &args, None) }
+        unsafe { self.by_means.score.get()?.launch_in(call.bucket(), &args, None) }
     }
 
     /// The scores of the blocks that the mask function keeps in part, to their places in `logits`.
@@ -135,9 +142,7 @@ impl Ranking {
         logits: &mut Tensor,
     ) -> Result<(), Error> {
         let &Partial { k, classes, functions } = partial;
-        let by_keys = call.rule.by_keys();
-        let of = if by_keys { &self.score_partial_keys } else { &self.score_partial };
-        let Some(kernel) = of else { return Ok(()) };
+        let Some(kernel) = &self.scorer(call.rule.by_keys()).partial else { return Ok(()) };
         let (seq_q, scale) = (call.sizes.seq_q as i32, call.rule.scale);
         let args = score_partial::Args { q_mean, k, k_mean, classes, logits, seq_q, scale };
         // SAFETY: classes, means and logits are of this call's blocks, and the functions' captures are those of its rule.

@@ -153,11 +153,6 @@ impl Selector {
         let (ranked, split, fits) =
             (self.ranking.is_some(), self.classify.is_some(), self.rank(rule, sizes).is_some());
         let means = of_tensors && ranked;
-        let mut room = |wanted: bool, argument: &TensorDecl| {
-            wanted.then(|| memory.argument(argument, sizes)).transpose()
-        };
-        let q_mean = room(means, &pool::tensors::Q_MEAN)?;
-        let k_mean = room(means, &pool::tensors::K_MEAN)?;
         let mut k_fine = None;
         if means && rule.by_keys() {
             let &Sizes { batch, kv_heads, seq_kv, head_dim, .. } = sizes;
@@ -166,6 +161,8 @@ impl Selector {
         let mut room = |wanted: bool, argument: &TensorDecl| {
             wanted.then(|| memory.argument(argument, sizes)).transpose()
         };
+        let q_mean = room(means, &pool::tensors::Q_MEAN)?;
+        let k_mean = room(means, &pool::tensors::K_MEAN)?;
         Ok(Scratch {
             means: q_mean.zip(k_mean).map(|(q, k)| [q, k]),
             k_fine,

@@ -191,8 +191,10 @@ impl Tails {
             })),
             Of::Row { run, .. } => {
                 // One mask for all heads and batches stays one.
-                let (dropped, listed) =
-                    (mask_of(lists.dropped.as_ref()), mask_of(self.of_whole(rule, lists)));
+                let (dropped, listed) = (
+                    mask_of(lists.dropped.as_ref()),
+                    mask_of(whole_lists(rule, lists).map(|whole| &whole.counts)),
+                );
                 let row = [dropped[0].max(listed[0]), dropped[1].max(listed[1]), q_blocks];
                 let keys =
                     means((*run).min(kv_blocks), kv_blocks, !selected || rule.is_split(), rule.blocks.kv());
@@ -291,12 +293,6 @@ impl Tails {
         }
     }
 
-    /// The counts of the lists of blocks within which no mask function applies.
-    fn of_whole<'a>(&self, rule: &Rule, lists: &'a MaskLists) -> Option<&'a Tensor> {
-        let whole = if rule.is_split() { lists.full_kv.as_ref() } else { Some(&lists.kv) };
-        whole.map(|lists| &lists.counts)
-    }
-
     /// The bits of the listed blocks within which no mask function applies.
     fn listed<'a>(
         &self,
@@ -305,8 +301,7 @@ impl Tails {
         lists: &MaskLists,
         bits: &'a mut Tensor,
     ) -> Result<&'a Tensor, Error> {
-        let whole = if call.rule.is_split() { lists.full_kv.as_ref() } else { Some(&lists.kv) };
-        let Some(BlockIndex { counts, indices }) = whole else {
+        let Some(BlockIndex { counts, indices }) = whole_lists(call.rule, lists) else {
             bits.fill_words(&self.device, 0)?;
             return Ok(bits);
         };
@@ -317,6 +312,11 @@ impl Tails {
         unsafe { mark.get()?.launch_in(call.bucket(), &args, None)? };
         Ok(bits)
     }
+}
+
+/// The lists of blocks within which no mask function applies.
+fn whole_lists<'a>(rule: &Rule, lists: &'a MaskLists) -> Option<&'a BlockIndex> {
+    if rule.is_split() { lists.full_kv.as_ref() } else { Some(&lists.kv) }
 }
 
 /// Batches and heads of bits or counts, each the call's or 1. What other shapes there are the kernels' bindings find.
