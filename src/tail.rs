@@ -8,11 +8,12 @@
 //! - [`Tail::Row`]: `σ · q_r · k̄_j + ln c_j`.
 //!
 //! A row tail may have one mean for a run of several blocks: that of all its keys, with the number of those that are dropped as weight. Blocks of the
-//! run that are kept lend it their keys, and count for nothing; where a query may not attend to all keys of the run, its dropped blocks have means of
-//! their own, so that no forbidden key shows.
+//! run that are kept lend it their keys, and count for nothing; where a query may not attend to all keys of the run, or a block of it is listed among
+//! those that a mask function cuts, its dropped blocks have means of their own, so that no forbidden key shows.
 //!
 //! A row none of whose blocks is dropped is what it is without a tail. Where keys are alike within every dropped block (and queries within
-//! every block, for [`Tail::Block`]), the result is dense attention's.
+//! every block, for [`Tail::Block`]; within every run that drops a block, for [`Tail::Row`] over several, and values there too where a block of it
+//! is kept), the result is dense attention's.
 
 use crate::BlockSize;
 use std::ops::Range;

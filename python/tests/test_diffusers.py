@@ -13,11 +13,13 @@ from diffusers import (  # noqa: E402
     WanPipeline,
 )
 from diffusers.models.attention_dispatch import attention_backend  # noqa: E402
+from diffusers.models.transformers import transformer_wan  # noqa: E402
 from video_models import (  # noqa: E402
     GRID,
     TEXT,
     cogvideox,
     error,
+    framepack,
     hunyuan,
     hunyuan_from_image,
     hunyuan_one_length,
@@ -31,7 +33,7 @@ from video_models import (  # noqa: E402
 )
 
 import tilewright.diffusers  # noqa: E402
-from tilewright.diffusers import processors  # noqa: E402
+from tilewright.diffusers.layers import Layer  # noqa: E402
 
 # Everything kept: what is left is the difference of two kernels in half precision.
 ALL = {"top_k": 1.0, "top_p": None, "min_tokens": 64}
@@ -39,7 +41,7 @@ FEW = {"top_k": 0.1, "top_p": None, "min_tokens": 64}
 TOKENS = 5 * 11 * 14
 
 FAMILIES = [wan, cogvideox, hunyuan, ltx]
-VARIANTS = [*FAMILIES, wan_per_token, hunyuan_one_length, hunyuan_from_image, ltx_per_token]
+VARIANTS = [*FAMILIES, wan_per_token, hunyuan_one_length, hunyuan_from_image, ltx_per_token, wan_vace]
 
 
 @pytest.mark.parametrize("family", VARIANTS)
@@ -76,13 +78,13 @@ def test_a_tail_stands_for_the_blocks_left_out(family, tail, device):
             if ".to_q." in name or ".add_q_proj." in name or name.endswith("norm_q.bias"):
                 parameter.zero_()
     dense = run(model, inputs)
-    with tilewright.diffusers.enable(model, **FEW) as enabled:
+    with tilewright.diffusers.enable(model, **FEW, grid=None, tail=None) as enabled:
         assert error(run(model, inputs), dense) > 4e-3
         without = enabled.report()
-    with tilewright.diffusers.enable(model, **FEW, tail=tail) as enabled:
+    with tilewright.diffusers.enable(model, **FEW, grid=None, tail=tail) as enabled:
         assert error(run(model, inputs), dense) < 8e-4
         assert enabled.report() == without
-    with tilewright.diffusers.enable(model, **ALL):
+    with tilewright.diffusers.enable(model, **ALL, tail=None):
         everything = run(model, inputs)
     with tilewright.diffusers.enable(model, **ALL, tail=tail):
         assert torch.equal(run(model, inputs), everything)
@@ -136,7 +138,7 @@ def test_disable_restores_exactly(family, device):
 def test_a_processor_set_meanwhile_stays(device):
     model, _ = make(wan, device)
     tilewright.diffusers.enable(model, **FEW)
-    own = processors.transformer_wan.WanAttnProcessor()
+    own = transformer_wan.WanAttnProcessor()
     model.blocks[0].attn1.set_processor(own)
     tilewright.diffusers.disable(model)
     assert model.blocks[0].attn1.processor is own
@@ -180,7 +182,7 @@ def test_layers(family, device):
     with tilewright.diffusers.enable(model, **FEW, layers=[0, -1]) as enabled:
         run(model, inputs)
         names = list(enabled.report().layers)
-        ours = [p for p in model.attn_processors.values() if isinstance(p, processors.SparseProcessor)]
+        ours = [p for p in model.attn_processors.values() if isinstance(p, Layer)]
     assert len(names) == len(ours) == 2 < count + 1
     first, last = {
         wan: ("blocks.0.attn1", "blocks.2.attn1"),
@@ -214,7 +216,7 @@ def test_short_sequences_and_cross_attention_stay_dense(device):
     assert report.sparsity is None and report.dense_calls == {"short": 3} and "no sparse call" in str(report)
     with tilewright.diffusers.enable(model, **FEW):
         crossing = [block.attn2.processor for block in model.blocks]
-        assert not any(isinstance(processor, processors.SparseProcessor) for processor in crossing)
+        assert not any(isinstance(processor, Layer) for processor in crossing)
 
 
 @pytest.mark.parametrize("family", VARIANTS)
@@ -239,7 +241,7 @@ def test_regrouped_and_everything_kept_is_dense(family, device):
 @pytest.mark.parametrize("family", VARIANTS)
 def test_regrouping_selects_other_blocks(family, device):
     model, inputs = make(family, device)
-    with tilewright.diffusers.enable(model, **FEW):
+    with tilewright.diffusers.enable(model, **FEW, grid=None):
         raster = run(model, inputs)
     with tilewright.diffusers.enable(model, **FEW, grid="auto"):
         cubes = run(model, inputs)
@@ -357,27 +359,41 @@ def test_another_grid_than_the_input_has():
             run(model, inputs)
 
 
-def test_a_model_built_of_wans_attention(device):
-    """VACE: sparse, but its tokens are looked at in places of its own, so that they stay in raster order."""
-    model, inputs = make(wan_vace, device)
-    dense = run(model, inputs)
+def test_a_grid_is_insisted_on_where_none_is_known():
+    model, _ = make(framepack, "cpu")
+    with pytest.raises(ValueError, match="where HunyuanVideoFramepackTransformer3DModel has its tokens in order is not known: leave grid out"):
+        tilewright.diffusers.enable(model, **ALL, grid=GRID)
     with tilewright.diffusers.enable(model, **ALL) as enabled:
-        assert error(run(model, inputs), dense) < 4e-3
-        assert list(enabled.report().layers) == ["vace_blocks.0.attn1", "blocks.0.attn1", "blocks.1.attn1"]
-    with pytest.raises(ValueError, match="WanVACETransformer3DModel is not one of .*: leave grid out"):
-        tilewright.diffusers.enable(model, **ALL, grid="auto")
+        assert "tokens in raster order (where HunyuanVideoFramepackTransformer3DModel has" in str(enabled.report())
 
 
-def test_ltx_called_with_coordinates_needs_a_grid():
+def test_cubes_and_the_block_tail_go_together(device):
+    """Unless told otherwise."""
+    model, inputs = make(wan, device)
+    outs = {}
+    for grid in ("auto", None):
+        for tail in ("auto", "block", None):
+            with tilewright.diffusers.enable(model, **FEW, grid=grid, tail=tail) as enabled:
+                outs[grid, tail] = run(model, inputs)
+                assert enabled.report().order == ("tokens in cubes" if grid else "tokens in raster order")
+    assert torch.equal(outs["auto", "auto"], outs["auto", "block"])
+    assert torch.equal(outs[None, "auto"], outs[None, None])
+    assert not torch.equal(outs["auto", "auto"], outs["auto", None])
+    assert not torch.equal(outs[None, "block"], outs[None, None])
+
+
+def test_ltx_called_with_coordinates_keeps_raster_order_without_a_grid():
     model, inputs = make(ltx, "cpu")
     coordinates = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in GRID), indexing="ij")).flatten(1).expand(2, 3, -1)
     inputs = {**inputs, "num_frames": None, "height": None, "width": None, "video_coords": coordinates}
     dense = run(model, inputs)
     with tilewright.diffusers.enable(model, **ALL, grid=GRID):
         assert error(run(model, inputs), dense) < 4e-3
-    with tilewright.diffusers.enable(model, **ALL, grid="auto"):
-        with pytest.raises(ValueError, match=r"pass grid=\(t, h, w\) to enable"):
-            run(model, inputs)
+    outs = []
+    for grid in ("auto", None):
+        with tilewright.diffusers.enable(model, **FEW, grid=grid, tail=None):
+            outs.append(run(model, inputs))
+    assert torch.equal(*outs)
 
 
 def test_models_without_such_attention():

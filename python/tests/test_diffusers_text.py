@@ -39,7 +39,7 @@ def _with_text_that_matters(model, inputs):
 
 def _agree(model, inputs, dense_calls=None):
     dense = run(model, inputs)
-    with tilewright.diffusers.enable(model, **ALL) as enabled:
+    with tilewright.diffusers.enable(model, **ALL, grid=None) as enabled:
         sparse = run(model, inputs)
         report = enabled.report()
     assert report.dense_calls == (dense_calls or {})

@@ -578,3 +578,30 @@ def test_admissible_masks_that_do_not_fit(device):
 def test_the_module_shows_its_tail():
     assert "tail=('row', 256)" in repr(tilewright.SparseAttention(tail=("row", 256)))
     assert "tail=None" in repr(tilewright.SparseAttention())
+
+
+@pytest.mark.parametrize(
+    "keys, error, message",
+    [
+        (2**63, ValueError, "a row tail over 9223372036854775808 keys, needed fewer than 2³¹"),
+        (torch.tensor([64, 64]), TypeError, "whose keys are of type Tensor, needed a whole number"),
+        (torch.tensor(64.0), TypeError, "whose keys are of type Tensor, needed a whole number"),
+        (torch.tensor(True), TypeError, "whose keys are of type Tensor, needed a whole number"),
+    ],
+    ids=str,
+)
+def test_keys_of_a_mean_that_are_no_number(keys, error, message):
+    q, k, v = tensors("cpu", (1, 2, 2, 100, 100))
+    with pytest.raises(error, match=re.escape(message)):
+        tilewright.sparse_attention(q, k, v, tail=("row", keys))
+
+
+def test_an_admissible_mask_of_more_heads_than_the_mask():
+    q, k, v = tensors("cpu", (1, 2, 2, 300, 460))
+    map = torch.rand(1, 1, 3, 8, generator=torch.Generator().manual_seed(1)) < 0.3
+    every = tilewright.block_mask(q, k, top_k=None, top_p=None, mask_mod=tilewright.mask_mod(lambda b, h, i, j: i >= j - 200))
+    sizes = {"seq_lengths": (300, 460)}
+    with pytest.raises(ValueError, match="the mask is one for all heads, the admissible mask has heads 2: .* `map.expand\\(1, 2, -1, -1\\)`"):
+        tilewright.BlockMask.from_dense(map, **sizes).with_admissible(every)
+    each = tilewright.BlockMask.from_dense(map.expand(1, 2, -1, -1), **sizes).with_admissible(every)
+    assert torch.isfinite(tilewright.attention(q, k, v, each, tail="block")).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from numbers import Integral
 from typing import Any, Generic, Optional, Union
 
@@ -260,6 +261,11 @@ class BlockMask(Generic[Array]):
             )
         for name, found, needed in zip(("batch", "heads", "seq_q", "seq_kv"), admissible.shape, self.shape):
             if found != needed and not (found == 1 and name in ("batch", "heads")):
+                if needed == 1 and name in ("batch", "heads"):
+                    raise ValueError(
+                        f"the mask is one for {'all heads' if name == 'heads' else 'the whole batch'}, the admissible mask has {name} {found}: "
+                        f"make the mask for {found} too, of a map expanded with `map.expand({', '.join(map(str, admissible.shape[:2]))}, -1, -1)`"
+                    )
                 raise ValueError(
                     f"the admissible mask has {name} {found}, the mask has {needed}: make it for the same tensors"
                 )
@@ -448,14 +454,21 @@ def tail_number(tail: Any, block_kv: int, score_mod: Any = None) -> int:
         )
     if isinstance(tail, str) and tail in ("block", "row"):
         return -1 if tail == "block" else -(-_ROW_KEYS // block_kv) * block_kv
-    if not isinstance(tail, (tuple, list)) or len(tail) != 2 or tail[0] != "row":
+    if not isinstance(tail, (tuple, list)) or len(tail) != 2 or not isinstance(tail[0], str) or tail[0] != "row":
         raise ValueError(f'tail is {tail!r}, needed None, "block", "row" or ("row", keys), as ("row", 256)')
     keys = tail[1]
     # A compiler, which may hold a size for a variable, looks at integers alone.
     if not isinstance(keys, int) or isinstance(keys, bool):
-        if isinstance(keys, bool) or not hasattr(keys, "__index__"):
-            raise TypeError(f"tail is {tail!r}, whose keys are of type {type(keys).__name__}, needed a whole number")
-        keys = keys.__index__()
+        try:
+            if isinstance(keys, bool) or "bool" in str(getattr(keys, "dtype", "")):
+                raise TypeError
+            keys = operator.index(keys)
+        except TypeError:
+            raise TypeError(
+                f"tail is {tail!r}, whose keys are of type {type(keys).__name__}, needed a whole number"
+            ) from None
+    if keys >= 2**31:
+        raise ValueError(f"a row tail over {keys} keys, needed fewer than 2³¹: no sequence is longer")
     if keys < 1 or keys % block_kv != 0:
         raise ValueError(
             f"a row tail over {keys} keys, needed a multiple of the {block_kv} keys of a sparse block: take {block_kv} or {2 * block_kv}"

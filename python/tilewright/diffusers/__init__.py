@@ -24,12 +24,14 @@ except ImportError as error:
     ) from error
 
 from .._typing import Scores, Tail
-from .counts import Counts, Report
-from .models import attentions, transformers
+from . import backend as _backend  # noqa: F401
+from .models import attentions, head_dims, transformers
 from .options import Options, checked_layers
 from .regroup import regrouping_for
 from .session import Session
 from .steps import Steps
+from .tally import Report
+from .tally import report as report_of
 
 __all__ = ["Enabled", "Report", "disable", "enable", "report"]
 
@@ -42,10 +44,10 @@ def enable(
     block_size: tuple[int, int] = (128, 64),
     skip_first_steps: int = 0,
     layers: Iterable[int] | None = None,
-    grid: Sequence[int] | str | None = None,
+    grid: Sequence[int] | str | None = "auto",
     tile: Sequence[int] | None = None,
     min_tokens: int = 4096,
-    tail: Tail = None,
+    tail: Tail | str = "auto",
     scores: Scores | None = None,
 ) -> Enabled:
     """Makes the self-attention of a video transformer, or of all transformers of a pipeline, sparse.
@@ -94,12 +96,14 @@ def enable(
     plans = []
     for model in models.values():
         chosen = attentions(model, layers)
-        for head_dim in {attention.inner_dim // attention.heads for _, attention, _ in chosen}:
+        for head_dim in head_dims(chosen):
             options.check_head_dim(head_dim)
-        plans.append((model, chosen, None if options.grid is None else regrouping_for(model)))
+        regrouping, order = regrouping_for(model, options)
+        of_model = options.of_model(in_cubes=regrouping is not None)
+        plans.append((Session(of_model, steps, order), model, chosen, regrouping))
     disable(model_or_pipe)
-    for plan in plans:
-        Session(options, steps).begin(*plan)
+    for session, *plan in plans:
+        session.begin(*plan)
     return Enabled(model_or_pipe)
 
 
@@ -122,10 +126,17 @@ def report(model_or_pipe: Any) -> Report:
     """
     models = transformers(model_or_pipe, supported=False)
     sessions = {name: Session.of(model) for name, model in models.items()}
-    found = {name: session.counts for name, session in sessions.items() if session is not None}
+    found = {name: session for name, session in sessions.items() if session is not None}
     if not found:
         raise ValueError("sparse attention is not enabled: call tilewright.diffusers.enable first")
-    return Counts.report({f"{name}." if len(models) > 1 else "": counts for name, counts in found.items()})
+    layers, orders = {}, {}
+    for name, session in found.items():
+        prefix = f"{name}." if len(models) > 1 else ""
+        layers.update({prefix + layer: of for layer, of in session.layers.items()})
+        orders.setdefault(session.order, []).append(name)
+    several = len(orders) > 1
+    order = "; ".join(f"{', '.join(names)}: {order}" if several else order for order, names in orders.items())
+    return report_of(layers, order)
 
 
 class Enabled:

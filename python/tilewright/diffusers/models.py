@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import processors
-
-#: What is known to work, for errors.
-SUPPORTED = (
-    "WanTransformer3DModel (Wan 2.1 and 2.2), WanVACETransformer3DModel, CogVideoXTransformer3DModel, "
-    "HunyuanVideoTransformer3DModel, HunyuanVideoFramepackTransformer3DModel and LTXVideoTransformer3DModel"
-)
-
+from .layers import Layer, can_be_sparse
 
 def transformers(model_or_pipe, supported=True):
     """The models by name; with `supported`, a pipeline without a transformer is an error."""
@@ -40,7 +33,7 @@ def _uncompiled(model):
 
 
 def attentions(model, layers):
-    """(name, attention, family) of each attention to make sparse.
+    """(name, attention) of each self-attention to make sparse.
 
     Raises:
         ValueError: there is none, or none of these numbers.
@@ -50,17 +43,16 @@ def attentions(model, layers):
         processor = getattr(module, "processor", None)
         if processor is None or not hasattr(module, "set_processor"):
             continue
-        if isinstance(processor, processors.SparseProcessor):
+        if isinstance(processor, Layer):
             processor = processor.dense  # enabled already: settings are replaced
-        seen[_described(processor)] = None
-        family = processors.family_of(processor)
-        # Of a transformer block's two, attn2 is the cross-attention.
-        if family is not None and name.rpartition(".")[2] != "attn2":
-            found.append((name, module, family))
+        seen[type(processor).__name__] = None
+        if can_be_sparse(processor) and not _looks_elsewhere(name):
+            found.append((name, module))
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no attention that can be made sparse: its processors are "
-            f"{', '.join(sorted(seen)) or 'none'}, needed those of {SUPPORTED}"
+            f"{', '.join(sorted(seen)) or 'none'}, needed such as go by an attention backend of diffusers (dispatch_attention_fn) or "
+            "CogVideoX's"
         )
     if layers is None:
         return found
@@ -71,12 +63,18 @@ def attentions(model, layers):
     return [attention for number, attention in enumerate(found) if number in chosen]
 
 
-def _described(processor):
-    """The processor's class in words; of one that looks like a class we know, why it is not that class."""
-    cls = type(processor)
-    for known in processors.known():
-        if cls is not known and cls.__name__ == known.__name__:
-            return f"{cls.__name__} (of {cls.__module__}, which is another class than that of {known.__module__})"
-        if cls is not known and issubclass(cls, known):
-            return f"{cls.__name__} (derived from {known.__name__}, whose place it takes: what it adds would be lost)"
-    return cls.__name__
+def _looks_elsewhere(name):
+    """Whether an attention of this name has keys of something else than the video: of a transformer block's two, `attn2` is the
+    cross-attention, and sound has attentions of its own."""
+    *_, last = name.split(".")
+    return last == "attn2" or "cross" in last or "audio" in last
+
+
+def head_dims(attentions):
+    """The head dimensions of attentions, as far as they say."""
+    found = set()
+    for _, attention in attentions:
+        width, heads = getattr(attention, "inner_dim", None), getattr(attention, "heads", None)
+        if isinstance(width, int) and isinstance(heads, int) and heads > 0:
+            found.add(width // heads)
+    return found

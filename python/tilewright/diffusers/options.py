@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 
 import torch
 
 import tilewright
 from tilewright.mask import checked_pair, scored_by_keys, tail_number
+
+#: What is decided by the model.
+AUTO = "auto"
 
 
 class Options:
@@ -20,14 +24,28 @@ class Options:
 
     def __init__(self, *, top_k, top_p, block_size, min_tokens, skip_first_steps, grid, tile, tail, scores):
         self.block_size = checked_pair(block_size)
-        tail_number(tail, self.block_size[1])
-        self.tail = tail
-        self.scores = "keys" if scored_by_keys(scores, tail) else "means"
+        is_auto = isinstance(tail, str) and tail == AUTO
+        if not is_auto:
+            tail_number(tail, self.block_size[1])
+        scored_by_keys(scores, None)
+        self._by_model, self._scores = is_auto, scores
+        self._stand_in(None if is_auto else tail)
         self.top_k, self.top_p = top_k, top_p
         self.check_head_dim(64)
         self.min_tokens = _count("min_tokens", min_tokens)
         self.skip_first_steps = _count("skip_first_steps", skip_first_steps)
         self.grid, self.tile = _checked_grid(grid, tile, self.block_size)
+
+    def _stand_in(self, tail):
+        self.tail = tail
+        self.scores = "keys" if scored_by_keys(self._scores, tail) else "means"
+
+    def of_model(self, in_cubes):
+        """The options of one model, whose tokens lie in cubes or not: in raster order a tail is worth little."""
+        options = copy.copy(self)
+        if self._by_model:
+            options._stand_in("block" if in_cubes else None)
+        return options
 
     def check_head_dim(self, head_dim):
         """Raises what the attention of a model with this head dimension would raise at its first call."""
@@ -61,13 +79,13 @@ def _checked_grid(grid, tile, block_size):
             )
         return None, None
     if isinstance(grid, str):
-        if grid != "auto":
+        if grid != AUTO:
             raise ValueError(f'grid is {grid!r}, needed "auto", three sizes (t, h, w) or None')
     else:
         grid = _sizes("grid", grid, '"auto", three sizes (t, h, w) or None')
     tile = None if tile is None else _sizes("tile", tile, "three sizes (t, h, w) or None")
     # A grid of one token stands for those that the calls will have.
-    tilewright.TokenGrid((1, 1, 1) if grid == "auto" else grid, tile, block_size=block_size)
+    tilewright.TokenGrid((1, 1, 1) if grid == AUTO else grid, tile, block_size=block_size)
     return grid, tile
 
 

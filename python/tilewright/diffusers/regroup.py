@@ -10,25 +10,28 @@ from functools import partial
 
 import torch
 from diffusers import (
+    ChronoEditTransformer3DModel,
     CogVideoXTransformer3DModel,
     HunyuanVideoTransformer3DModel,
     LTXVideoTransformer3DModel,
+    SkyReelsV2Transformer3DModel,
     WanTransformer3DModel,
+    WanVACETransformer3DModel,
 )
 
 import tilewright
 
 from .arguments import Arguments, names_of
+from .options import AUTO
 
 
 class Regrouping:
     """The grid of the forward pass under way, and the hooks. `remove` takes them away, as it does a hook."""
 
-    def __init__(self, model, options):
-        self.options = options
-        self.fixed = None if options.grid == "auto" else options.grid
+    def __init__(self, model, options, steps):
+        self.options, self.steps = options, steps
+        self.fixed = None if options.grid == AUTO else options.grid
         self.current = None
-        self._grids = {}
         self._names = names_of(model)
         self._hooks = [
             model.register_forward_pre_hook(self._enter, with_kwargs=True),
@@ -37,8 +40,8 @@ class Regrouping:
         ]
 
     def __getstate__(self):
-        # Between calls no grid is current, and those of the next calls are made again.
-        return {**self.__dict__, "current": None, "_grids": {}}
+        # Between calls no grid is current.
+        return {**self.__dict__, "current": None}
 
     def remove(self):
         """Removes the hooks."""
@@ -75,24 +78,23 @@ class Regrouping:
         sizes = self.sizes(model, arguments)
         if sizes is None:
             if self.fixed is None:
-                raise ValueError(
-                    'grid is "auto", and the model was called without num_frames, height and width: pass grid=(t, h, w) to enable'
-                )
+                return None  # raster order
             sizes = self.fixed
         elif self.fixed is not None and sizes != self.fixed:
             raise ValueError(f'grid is {self.fixed}, the model was called with {sizes} tokens: pass that, or grid="auto"')
         frames, height, width = sizes
         leading = self.leading(sizes)
+        if self.steps.skipping:  # dense attention needs no order
+            return None
         if frames * height * width < self.options.min_tokens or frames == leading:
             return None
-        if sizes not in self._grids:
-            self._grids[sizes] = tilewright.TokenGrid(
-                (frames - leading, height, width),
-                self.options.tile,
-                before=leading * height * width,
-                block_size=self.options.block_size,
-            )
-        return self._grids[sizes]
+        # Equal grids share what is made of them.
+        return tilewright.TokenGrid(
+            (frames - leading, height, width),
+            self.options.tile,
+            before=leading * height * width,
+            block_size=self.options.block_size,
+        )
 
     # What the families' hooks are made of. Methods, not closures: a copy of the model must reach its own regrouping.
 
@@ -153,6 +155,23 @@ class _Wan(Regrouping):
         return embedding, self.current.regroup(projection, 1), *rest
 
 
+class _WanVACE(_Wan):
+    """The blocks of the control run over its tokens and the video's, one by one."""
+
+    def sizes(self, model, arguments):
+        latents, control = arguments["hidden_states"], arguments["control_hidden_states"]
+        return super().sizes(model, arguments) if control.shape[2:] == latents.shape[2:] else None
+
+    def hooks(self, model):
+        return [*super().hooks(model), model.vace_patch_embedding.register_forward_hook(self._patches)]
+
+
+class _SkyReelsV2(_Wan):
+    def sizes(self, model, arguments):
+        # A timestep for each frame (diffusion forcing) is spread over the frames' tokens where no hook is.
+        return super().sizes(model, arguments) if arguments["timestep"].dim() == 1 else None
+
+
 class _CogVideoX(Regrouping):
     def sizes(self, model, arguments):
         _, frames, _, height, width = arguments["hidden_states"].shape
@@ -177,9 +196,9 @@ class _CogVideoX(Regrouping):
 
 
 class _HunyuanVideo(Regrouping):
-    def __init__(self, model, options):
+    def __init__(self, model, options, steps):
         self.token_replace = model.config.image_condition_type == "token_replace"
-        super().__init__(model, options)
+        super().__init__(model, options, steps)
 
     def sizes(self, model, arguments):
         patch, patch_t = model.config.patch_size, model.config.patch_size_t
@@ -214,23 +233,34 @@ class _Ltx(Regrouping):
 
 _FAMILIES = {
     WanTransformer3DModel: _Wan,
+    WanVACETransformer3DModel: _WanVACE,
+    ChronoEditTransformer3DModel: _Wan,
+    SkyReelsV2Transformer3DModel: _SkyReelsV2,
     CogVideoXTransformer3DModel: _CogVideoX,
     HunyuanVideoTransformer3DModel: _HunyuanVideo,
     LTXVideoTransformer3DModel: _Ltx,
 }
 
 
-def regrouping_for(model):
-    """The class that regroups the tokens of this model.
+def regrouping_for(model, options):
+    """The class that regroups the tokens of this model, or `None` where they stay in raster order, and which of the two in words.
 
     Raises:
-        ValueError: none does, or not as the model runs.
+        ValueError: none does, or not as the model runs, and a grid is insisted on.
     """
-    if getattr(model, "_parallel_config", None) is not None:
-        raise ValueError("a token grid was asked for, and the model runs context-parallel, on a part of its tokens: leave grid out")
+    if options.grid is None:
+        return None, "tokens in raster order"
     # By exact type: a subclass may look at its tokens' order in places of its own.
     family = _FAMILIES.get(type(model))
-    if family is None:
-        known = ", ".join(sorted(known.__name__ for known in _FAMILIES))
-        raise ValueError(f"a token grid was asked for, and {type(model).__name__} is not one of {known}: leave grid out")
-    return family
+    name = type(model).__name__
+    why = None
+    if getattr(model, "_parallel_config", None) is not None:
+        why = f"{name} runs context-parallel, on a part of its tokens"
+    elif family is None:
+        why = f"where {name} has its tokens in order is not known"
+    if why is None:
+        return family, "tokens in cubes"
+    if options.grid == AUTO:
+        return None, f"tokens in raster order ({why})"
+    known = ", ".join(sorted(known.__name__ for known in _FAMILIES))
+    raise ValueError(f"a token grid was asked for, and {why}: leave grid out, or take one of {known}, not context-parallel")

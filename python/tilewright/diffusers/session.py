@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 
 import torch
 
-from . import processors
 from .arguments import Arguments, names_of
-from .counts import Counts
+from .layers import NOT_CALLED, Layer, layer_of
 from .text import TextLengths
+
+_logger = logging.getLogger(__name__)
 
 
 class Session:
-    """What `enable` leaves in a model. The processors look here at every call.
+    """What `enable` leaves in a model. The layers look here at every call.
 
     It belongs to the model through the model's own hooks, and refers to no model itself: a copy of the model, or one that
     was pickled, has a session of its own, which goes on with the same settings.
     """
 
-    def __init__(self, options, steps):
+    def __init__(self, options, steps, order):
         self.options, self.steps = options, steps
-        self.counts = Counts()
+        #: How the tokens lie, for reports.
+        self.order = order
+        #: By the names of the attentions.
+        self.layers = {}
         self.text = TextLengths()
         self._reads_text = False
         self._names = []
         self._hooks = []
         self._callers = set()
+        self._said = False
 
     def __getstate__(self):
-        return {**self.__dict__, "_callers": set()}
+        return {**self.__dict__, "_callers": set(), "_said": False}
 
     @staticmethod
     def of(model):
@@ -42,35 +48,27 @@ class Session:
         return None
 
     def begin(self, model, attentions, regrouping):
-        """Puts processors and hooks in place."""
+        """Puts layers and hooks in place."""
         self._names = names_of(model)
         self._hooks = [model.register_forward_pre_hook(self._enter, with_kwargs=True)]
         if regrouping is not None:
-            self._hooks.append(regrouping(model, self.options))
-        for name, attention, family in attentions:
-            self._reads_text |= family.reads_text
-            attention.set_processor(family(attention.processor, self, name))
+            self._hooks.append(regrouping(model, self.options, self.steps))
+        for name, attention in attentions:
+            device = next((parameter.device for parameter in attention.parameters()), torch.device("cpu"))
+            layer = layer_of(attention.processor, self, device)
+            self._reads_text |= layer.reads_text
+            self.layers[name] = layer
+            attention.set_processor(layer)
+        self._hooks.append(model.register_forward_hook(self._leave))
 
     def end(self, model):
         """Takes them away again."""
         for module in model.modules():
             processor = getattr(module, "processor", None)
-            if isinstance(processor, processors.SparseProcessor) and processor.session is self:
+            if isinstance(processor, Layer) and processor.session is self:
                 module.set_processor(processor.dense)
         for hook in self._hooks:
             hook.remove()
-
-    def reason_for_dense(self, tokens, masked, sharded):
-        """Why a call of `tokens` video tokens has to stay dense; `None` if it does not."""
-        if tokens < self.options.min_tokens:
-            return "short"
-        if self.steps.skipping:
-            return "in skipped steps"
-        if masked:
-            return "with an attention mask"
-        if sharded:
-            return "context-parallel"
-        return None
 
     def _enter(self, model, args, kwargs):
         if not torch.compiler.is_compiling():
@@ -79,6 +77,23 @@ class Session:
         self.steps.observe(arguments["timestep"])
         if self._reads_text:
             self.text.observe(arguments["encoder_attention_mask"])
+
+    def _leave(self, model, args, output):
+        """Says aloud, once, that all calls stay dense: otherwise the time of a run would be all that tells."""
+        if self._said or self.steps.skipping or torch.compiler.is_compiling():
+            return
+        reasons = {layer.reason for layer in self.layers.values()} - {NOT_CALLED}
+        if not reasons:
+            return
+        self._said = True
+        if None in reasons:
+            return
+        _logger.warning(
+            "sparse attention is enabled in %s, and all of its %d attentions stayed dense: %s",
+            type(model).__name__,
+            len(self.layers),
+            ", ".join(sorted(reasons)),
+        )
 
     def _enter_alone(self, model):
         """Refuses a call while another thread is in one: step, prompts and grid are kept here until it ends."""

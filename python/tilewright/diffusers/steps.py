@@ -19,6 +19,8 @@ class Steps:
 
     def __init__(self, skip):
         self.skip = skip
+        #: Whether this step is one of the first `skip`. Compiled blocks look at it, and not at the number of the step.
+        self.skipping = skip > 0
         self._step = 0
         self._timestep = None
         self._rises = None  # not known before the run's second step
@@ -52,8 +54,4 @@ class Steps:
         else:
             self._step, self._rises = 0, None
         self._timestep = value
-
-    @property
-    def skipping(self):
-        """Whether this step is one of the first `skip`."""
-        return self._step < self.skip
+        self.skipping = self._step < self.skip

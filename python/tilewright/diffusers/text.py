@@ -7,6 +7,7 @@ blocks that hold text are added to its mask: every query sees all text keys, and
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 
 import torch
 
@@ -14,6 +15,44 @@ import tilewright
 
 from .identity import Seen
 from .tracing import exporting, has_values
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A sequence of `video` tokens of the video, then text, of which each of the batch has `lengths` keys that count; without
+    lengths nobody knows how many."""
+
+    video: int
+    lengths: list[int] | None
+
+
+def attend(query, key, value, joint, options, **given):
+    """Joint self-attention of `[batch, tokens, heads, d]`, and its masks: one, or one for each of the batch."""
+    video, lengths = joint.video, joint.lengths
+    if len(set(lengths)) == 1:
+        parts = [(query, key, value, lengths[0])]
+    else:  # prompts of unequal length: each video of the batch has its own number of keys
+        each = (tensor.split(1) for tensor in (query, key, value))
+        parts = list(zip(*each, lengths))
+    done = [_attend_to(q, k[:, : video + n], v[:, : video + n], video, options, **given) for q, k, v, n in parts]
+    masks = [mask for _, mask in done]
+    return (done[0][0] if len(done) == 1 else torch.cat([out for out, _ in done])), masks
+
+
+def _attend_to(query, key, value, video, options, **given):
+    mask = tilewright.block_mask(
+        query[:, :video],
+        key[:, :video],
+        top_k=options.top_k,
+        top_p=options.top_p,
+        block_size=options.block_size,
+        layout="BSHD",
+        dropped=options.tail is not None,
+        scores=options.scores,
+        **given,
+    )
+    mask = keep_text(mask, query.shape[1], key.shape[1], video, says_dropped=options.tail is not None)
+    return tilewright.attention(query, key, value, mask, layout="BSHD", tail=options.tail, **given), mask
 
 
 def keep_text(mask, seq_q, seq_kv, video, says_dropped=False):

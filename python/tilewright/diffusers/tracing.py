@@ -7,8 +7,19 @@ from torch._subclasses.fake_tensor import is_fake
 
 
 def exporting():
-    """Whether torch.export traces this call. Within torch.compile, `torch.compiler.is_exporting` says so too."""
-    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    """Whether torch.export traces this call, by itself or with TorchDynamo (`strict=True`).
+
+    Within torch.compile `torch.compiler.is_exporting` says so too: it is asked outside of what is traced.
+    """
+    return torch.compiler.is_exporting() and _exports()
+
+
+def _exports():
+    return torch.compiler._is_exporting_flag
+
+
+# TorchDynamo calls it instead of tracing it: see `tilewright._torch._is_bound`.
+_exports._dynamo_marked_constant = True
 
 
 def has_values(tensor):
