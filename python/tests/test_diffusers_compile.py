@@ -77,6 +77,16 @@ def test_blocks_compile_once(family, options):
         assert report.sparse_calls == 3 * len(report.layers) > 0 and not report.dense_calls
 
 
+def test_a_batch_of_one_compiles_once():
+    """Guidance's two passes come one by one. The second graph is the view that the first block is given."""
+    model, inputs = make(wan, "cpu", grid=SMALL, batch=1, num_layers=12)
+    counter = compile_blocks(model)
+    with tilewright.diffusers.enable(model, **FEW):
+        for _ in range(2):
+            run(model, inputs)
+    assert counter.frame_count <= 2
+
+
 def test_dense_steps_are_a_second_graph():
     model, inputs = make(wan, "cpu", grid=SMALL, num_layers=12)
     counter = compile_blocks(model)

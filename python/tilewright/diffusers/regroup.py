@@ -117,6 +117,18 @@ class Regrouping:
             return tuple(self.current.regroup(tensor, dim) for tensor in output)
         return self.current.regroup(output, dim)
 
+    def plain_input(self, module):
+        """Before `module`, whose first argument is `[batch, tokens, channels]`: with the strides that its output has, so that one
+        compiled graph serves it and the blocks that follow."""
+        return module.register_forward_pre_hook(self._plain_input)
+
+    def _plain_input(self, _, args):
+        tokens, *rest = args
+        # Of a batch of one, views leave any stride, and `contiguous` leaves it as well.
+        if self.current is None or tokens.stride(0) == tokens.shape[1] * tokens.shape[2] or not tokens.is_contiguous():
+            return args
+        return tokens.flatten(0, 1).unflatten(0, tokens.shape[:2]), *rest
+
     def _restore_input(self, dim, _, args):
         return args if self.current is None else (self.current.restore(args[0], dim), *args[1:])
 
@@ -137,6 +149,7 @@ class _Wan(Regrouping):
             self.regroup_output(model.rope, 1),
             model.patch_embedding.register_forward_hook(self._patches),
             model.condition_embedder.register_forward_hook(self._conditions),
+            self.plain_input(model.blocks[0]),
             self.restore_input(model.norm_out, 1),
         ]
 
