@@ -146,11 +146,36 @@ def peers_cell(row):
 
 # ---- documents -----------------------------------------------------------------------------------------------------
 
+# ---- python/benches/end_to_end.py ----------------------------------------------------------------------------------
+
+
+def end_to_end(figures):
+    """A denoising step, dense and sparse, eager and compiled, with what it is of the dense step compiled."""
+    models = figures["models"].values()
+    rows = []
+    for what in next(iter(models))["rows"]:
+        cells = []
+        for model in models:
+            row, dense = model["rows"][what], model["rows"]["dense, compiled by blocks"]
+            time = f"{row['ms']:.0f} ms" if row["ms"] < 1000 else f"{row['ms'] / 1000:.2f} s"
+            cells.append(f"{time} ({dense['ms'] / row['ms']:.2f}×)")
+        *attention, how = what.split(", ")
+        graphs = max(model["rows"][what]["graphs"] for model in models)
+        rows.append([", ".join(attention), how, *cells, str(graphs)])
+    said = (
+        f"{device_of(figures)}, PyTorch {figures['torch'].partition('+')[0]}, diffusers {figures['diffusers']}: one step (one pass of the model) with random "
+        f"weights, {100 * figures['top_k']:g} % of the blocks by top-k, the median; in brackets how many times as fast as dense attention (cuDNN), compiled by "
+        "blocks (`python python/benches/end_to_end.py`).\n\n"
+    )
+    return said + markdown(["attention", "model", *(model["title"] for model in models), "graphs"], rows)
+
+
 TABLES = {
     "tails-error": ("tails-error.json", tails_error),
     "tails-cost": ("tails-cost.json", tails_cost),
     "tails-results": ("tails-cost.json", tails_results),
     "peers": ("peers.json", peers),
+    "end-to-end": ("end-to-end.json", end_to_end),
 }
 
 

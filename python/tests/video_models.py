@@ -7,12 +7,15 @@ import math
 
 import torch
 from diffusers import (
+    ChronoEditTransformer3DModel,
     CogVideoXTransformer3DModel,
     CogView3PlusTransformer2DModel,
     ConsisIDTransformer3DModel,
     HunyuanVideoFramepackTransformer3DModel,
     HunyuanVideoTransformer3DModel,
     LTXVideoTransformer3DModel,
+    SkyReelsV2Transformer3DModel,
+    WanAnimateTransformer3DModel,
     WanTransformer3DModel,
     WanVACETransformer3DModel,
 )
@@ -74,6 +77,50 @@ def wan_vace(batch=2, grid=GRID, num_layers=2, **options):
     model = WanVACETransformer3DModel(**WAN, num_layers=num_layers, vace_layers=[0], vace_in_channels=6, **options)
     inputs = wan(batch, grid)[1]
     return model, {**inputs, "control_hidden_states": latents(batch, 6, grid)}
+
+
+def chronoedit(batch=2, grid=GRID, num_layers=2, **options):
+    """Wan's model, with a processor and a rotary embedding of its own under other names."""
+    return ChronoEditTransformer3DModel(**WAN, num_layers=num_layers, **options), wan(batch, grid)[1]
+
+
+def skyreels(batch=2, grid=GRID, num_layers=2, **options):
+    return SkyReelsV2Transformer3DModel(**WAN, num_layers=num_layers, **options), wan(batch, grid)[1]
+
+
+def skyreels_per_frame(batch=2, grid=GRID, **options):
+    """Diffusion forcing: a timestep for each frame, which the model spreads over the frame's tokens."""
+    model, inputs = skyreels(batch, grid, **options)
+    return model, {**inputs, "timestep": torch.randint(1, 999, (batch, grid[0])), "enable_diffusion_forcing": True}
+
+
+def wan_animate(batch=2, grid=GRID, num_layers=2, **options):
+    """Wan with the motion of a face, whose attention takes the tokens frame by frame."""
+    t, h, w = grid
+    model = WanAnimateTransformer3DModel(
+        **{**WAN, "in_channels": 12},
+        latent_channels=4,
+        num_layers=num_layers,
+        motion_encoder_channel_sizes={"4": 8, "8": 8, "16": 8},
+        motion_encoder_size=16,
+        motion_style_dim=8,
+        motion_dim=4,
+        motion_encoder_dim=8,
+        face_encoder_hidden_dim=16,
+        face_encoder_num_heads=2,
+        inject_face_latents_blocks=2,
+        image_dim=16,
+        added_kv_proj_dim=128,
+        **options,
+    )
+    return model, {
+        **wan(batch, grid)[1],
+        "hidden_states": latents(batch, 12, grid),
+        "encoder_hidden_states": texts(batch, 512),
+        "encoder_hidden_states_image": torch.randn(batch, 7, 16),
+        "pose_hidden_states": latents(batch, 4, (t - 1, h, w)),
+        "face_pixel_values": torch.randn(batch, 3, 4 * (t - 1), 16, 16),
+    }
 
 
 def cogvideox(batch=2, grid=GRID, num_layers=2, **options):

@@ -1,13 +1,14 @@
 """Sparse attention for the video transformers of diffusers.
 
     >>> import tilewright.diffusers
-    >>> tilewright.diffusers.enable(pipe, top_k=0.03, top_p=0.2, grid="auto", skip_first_steps=5)
+    >>> tilewright.diffusers.enable(pipe, skip_first_steps=5)
     >>> video = pipe(prompt).frames
     >>> print(tilewright.diffusers.report(pipe))
     >>> tilewright.diffusers.disable(pipe)
 
-Wan 2.1 and 2.2, CogVideoX, HunyuanVideo and LTX-Video: the self-attention of the video's tokens becomes sparse, everything else stays as
-it was. `docs/diffusers.md` has the details.
+The self-attention of the video's tokens becomes sparse, everything else stays as it was: in Wan and the models made of it, CogVideoX,
+HunyuanVideo, LTX-Video, and in what else goes by diffusers' attention backends. This module is such a backend too, by the name
+`tilewright`. `docs/diffusers.md` has the details.
 """
 
 from __future__ import annotations
@@ -64,17 +65,20 @@ def enable(
         layers: the numbers of the transformer blocks to make sparse, from 0 in the order of the model, -1 the last (HunyuanVideo's single
             stream blocks follow its double stream ones); all when not given.
         grid: `"auto"` regroups the tokens into cubes at the entry of the model and puts them back at its exit, with the grid each call's
-            input has; (t, h, w) insists on one. Tokens stay in raster order when not given.
+            input has, where it is known where the model has its tokens; else they stay in raster order. (t, h, w) insists on a grid,
+            `None` on raster order.
         tile: the cube; its product is `block_size[1]`. See `tilewright.TokenGrid`.
         min_tokens: video tokens below which attention stays dense.
-        tail: what stands for the video's dropped blocks: see `tilewright.sparse_attention`.
+        tail: what stands for the video's dropped blocks: `"auto"` is the tail of a block where the tokens lie in cubes, and none where they
+            do not; the rest as for `tilewright.sparse_attention`.
         scores: what a block is scored by: see there too.
 
     Returns:
         A handle: `with enable(pipe): …` disables at the end of the block. It can be ignored.
 
     Raises:
-        ValueError: a model without an attention that can be made sparse, or options that do not fit it. All options are checked here, and
+        ValueError: a model without an attention that can be made sparse, options that do not fit it, or a grid that is insisted on where
+            none is known. All options are checked here, and
             nothing is changed then.
         TypeError: neither a module nor a pipeline, or an option of another type.
     """
