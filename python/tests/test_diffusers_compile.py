@@ -127,3 +127,21 @@ def test_gradients_of_compiled_blocks():
     expected = gradient()
     model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
     assert error(gradient().double(), expected.double()) < 2e-2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("options", [{}, {"grid": None}], ids=["cubes", "raster"])
+def test_cuda_graphs(options):
+    """Replayed, blocks are computed and counted as ever."""
+    model, inputs = make(wan, "cuda", torch.bfloat16, grid=SMALL, num_layers=3)
+    enabled = tilewright.diffusers.enable(model, **FEW, **options)
+    expected = run(model, inputs)
+    calls = enabled.report().sparse_calls
+    model.compile_repeated_blocks(fullgraph=True, mode="reduce-overhead")
+    for number in range(1, 6):
+        torch.compiler.cudagraph_mark_step_begin()
+        assert error(run(model, inputs), expected) < 2e-2
+        assert enabled.report().sparse_calls == (1 + number) * calls
+    from torch._dynamo.utils import counters
+
+    assert counters["inductor"]["cudagraph_skips"] == 0
