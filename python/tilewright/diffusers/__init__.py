@@ -17,12 +17,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 try:
-    import diffusers as _diffusers  # noqa: F401
+    import diffusers as _diffusers
     import torch  # noqa: F401
 except ImportError as error:
     raise ImportError(
         f"tilewright.diffusers needs torch and diffusers, and {error.name} is missing: pip install torch diffusers"
     ) from error
+
+#: The oldest diffusers that has the backends and the models this module goes by.
+OLDEST = (0, 38)
+
+if tuple(int(part) for part in _diffusers.__version__.split(".")[:2]) < OLDEST:
+    raise ImportError(
+        f"tilewright.diffusers needs diffusers {OLDEST[0]}.{OLDEST[1]} or newer, found {_diffusers.__version__}: pip install --upgrade diffusers"
+    )
 
 from .._typing import Scores, Tail
 from . import backend as _backend  # noqa: F401
