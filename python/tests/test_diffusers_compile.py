@@ -130,6 +130,20 @@ def test_gradients_of_compiled_blocks():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_model_that_is_moved_after_it_was_enabled():
+    model, inputs = make(wan, "cpu", torch.bfloat16, grid=SMALL, num_layers=3)
+    enabled = tilewright.diffusers.enable(model, **FEW)
+    run(model, inputs)
+    model.to("cuda")
+    inputs = {name: value.to("cuda") for name, value in inputs.items()}
+    counter = compile_blocks(model)
+    for number in (2, 3):
+        run(model, inputs)
+        assert enabled.report().sparse_calls == number * 3
+    assert counter.frame_count == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("options", [{}, {"grid": None}], ids=["cubes", "raster"])
 def test_cuda_graphs(options):
     """Replayed, blocks are computed and counted as ever."""

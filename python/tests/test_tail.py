@@ -601,7 +601,7 @@ def test_an_admissible_mask_of_more_heads_than_the_mask():
     map = torch.rand(1, 1, 3, 8, generator=torch.Generator().manual_seed(1)) < 0.3
     every = tilewright.block_mask(q, k, top_k=None, top_p=None, mask_mod=tilewright.mask_mod(lambda b, h, i, j: i >= j - 200))
     sizes = {"seq_lengths": (300, 460)}
-    with pytest.raises(ValueError, match="the mask is one for all heads, the admissible mask has heads 2: .* `map.expand\\(1, 2, -1, -1\\)`"):
+    with pytest.raises(ValueError, match="the admissible mask has heads 2, the mask has 1, for all of them: .* `map.expand\\(1, 2, -1, -1\\)`"):
         tilewright.BlockMask.from_dense(map, **sizes).with_admissible(every)
     each = tilewright.BlockMask.from_dense(map.expand(1, 2, -1, -1), **sizes).with_admissible(every)
     assert torch.isfinite(tilewright.attention(q, k, v, each, tail="block")).all()

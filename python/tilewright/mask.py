@@ -262,9 +262,10 @@ class BlockMask(Generic[Array]):
         for name, found, needed in zip(("batch", "heads", "seq_q", "seq_kv"), admissible.shape, self.shape):
             if found != needed and not (found == 1 and name in ("batch", "heads")):
                 if needed == 1 and name in ("batch", "heads"):
+                    batch, heads = map(max, self.shape[:2], admissible.shape[:2])
                     raise ValueError(
-                        f"the mask is one for {'all heads' if name == 'heads' else 'the whole batch'}, the admissible mask has {name} {found}: "
-                        f"make the mask for {found} too, of a map expanded with `map.expand({', '.join(map(str, admissible.shape[:2]))}, -1, -1)`"
+                        f"the admissible mask has {name} {found}, the mask has 1, for all of them: make it for {found} too, of a map that is "
+                        f"expanded by `map.expand({batch}, {heads}, -1, -1)`"
                     )
                 raise ValueError(
                     f"the admissible mask has {name} {found}, the mask has {needed}: make it for the same tensors"

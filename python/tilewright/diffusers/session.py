@@ -11,6 +11,7 @@ import torch
 from .arguments import Arguments, names_of
 from .layers import NOT_CALLED, Layer, layer_of
 from .text import TextLengths
+from .tracing import has_values
 
 _logger = logging.getLogger(__name__)
 
@@ -74,6 +75,10 @@ class Session:
         if not torch.compiler.is_compiling():
             self._enter_alone(model)
         arguments = Arguments(self._names, args, kwargs)
+        tokens = arguments["hidden_states"]
+        if isinstance(tokens, torch.Tensor) and has_values(tokens):
+            for layer in self.layers.values():
+                layer.tally.follow(tokens.device)
         self.steps.observe(arguments["timestep"])
         if self._reads_text:
             self.text.observe(arguments["encoder_attention_mask"])

@@ -89,9 +89,15 @@ class Tally:
         if has_values(tensor):
             self._on(tensor)[_DENSE + REASONS.index(reason)].add_(1)
 
+    def follow(self, device):
+        """Goes along with a model that was moved off the CPU, before its blocks run: compiled blocks have them where they were compiled
+        for."""
+        if self.numbers.device.type == "cpu" and device.type not in ("cpu", "meta"):
+            self._start(device, self.numbers.tolist())
+
     def _on(self, tensor):
         if self.numbers.device != tensor.device:
-            # A model that was moved: its numbers go along.
+            # A model on several devices.
             with torch.inference_mode(False):
                 self.numbers = self.numbers.to(tensor.device)
         return self.numbers
