@@ -86,8 +86,7 @@ def enable(
 
     Raises:
         ValueError: a model without an attention that can be made sparse, options that do not fit it, or a grid that is insisted on where
-            none is known. All options are checked here, and
-            nothing is changed then.
+            none is known. All options are checked here, and nothing is changed then.
         TypeError: neither a module nor a pipeline, or an option of another type.
     """
     models = transformers(model_or_pipe)

@@ -106,10 +106,6 @@ def attend(
     )
 
 
-if _chosen:
-    _AttentionBackendRegistry.set_active_backend(BACKEND)
-
-
 def attend_alone(query, key, value, options, **given):
     """Self-attention of `[batch, tokens, heads, d]`, and its mask."""
     return tilewright.sparse_attention(
@@ -144,3 +140,7 @@ def reason_for_dense(layer, query, video, masked, dropout_p=0.0, parallel_config
     if dropout_p != 0.0:
         return "with dropout"
     return None
+
+
+if _chosen:
+    _AttentionBackendRegistry.set_active_backend(BACKEND)

@@ -11,7 +11,7 @@ import functools
 
 import torch
 from diffusers.models import attention_processor
-from diffusers.models.attention_dispatch import AttentionBackendName
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers import transformer_hunyuan_video
 
@@ -73,7 +73,7 @@ class Layer:
         """The backend of calls that stay dense; `None` for the active one."""
         chosen = self.dense._attention_backend
         if chosen is None:
-            chosen = backend._AttentionBackendRegistry._active_backend
+            chosen = _AttentionBackendRegistry._active_backend
         return AttentionBackendName.NATIVE if chosen is backend.BACKEND else chosen
 
     def was_sparse(self, masks):

@@ -27,7 +27,6 @@ class Options:
         is_auto = isinstance(tail, str) and tail == AUTO
         if not is_auto:
             tail_number(tail, self.block_size[1])
-        scored_by_keys(scores, None)
         self._by_model, self._scores = is_auto, scores
         self._stand_in(None if is_auto else tail)
         self.top_k, self.top_p = top_k, top_p

@@ -84,9 +84,8 @@ class Regrouping:
             raise ValueError(f'grid is {self.fixed}, the model was called with {sizes} tokens: pass that, or grid="auto"')
         frames, height, width = sizes
         leading = self.leading(sizes)
-        if self.steps.skipping:  # dense attention needs no order
-            return None
-        if frames * height * width < self.options.min_tokens or frames == leading:
+        # Dense attention needs no order.
+        if self.steps.skipping or frames * height * width < self.options.min_tokens or frames == leading:
             return None
         # Equal grids share what is made of them.
         return tilewright.TokenGrid(
